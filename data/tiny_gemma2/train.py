@@ -1,0 +1,269 @@
+"""Train the embedded model: a small Gemma-2 on the text of the Python standard library.
+
+    python data/tiny_gemma2/train.py --steps 2400      # about an hour on two cores
+
+Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json` (what was run and
+what came out, the n-gram baselines included) beside this script. Interrupted, it goes on from its last
+checkpoint. The held-out files are never read while training; see `sae_engine/stdlib_text.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.nn.functional import cross_entropy
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+
+from sae_engine.stdlib_text import stdlib_documents
+
+HERE = Path(__file__).parent
+CONTEXT = 256
+VOCAB = 4096
+PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
+# Words keep their leading space; punctuation, digits and runs of white space are tokens of their own, so that
+# `self` is the same token in `(self` and in `f(x, self)` but for the space.
+PIECES = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Gemma's special tokens at Gemma's ids (pad 0, eos 1, bos 2)."""
+    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB,
+        special_tokens=[PAD, EOS, BOS, UNK],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        max_token_length=24,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        bos_token=BOS,
+        unk_token=UNK,
+        model_max_length=CONTEXT,
+    )
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndarray:
+    """All documents' ids, each closed by one eos."""
+    encoded = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
+    return np.concatenate([np.array([*e.ids, 1], np.int64) for e in encoded])
+
+
+def model_config() -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=VOCAB,
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=48,
+        query_pre_attn_scalar=48,
+        max_position_embeddings=512,
+        sliding_window=128,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        attn_implementation="eager",
+        use_cache=False,
+    )
+
+
+def batches(stream: np.ndarray, rows: int, step: int, seed: int = 0) -> torch.Tensor:
+    """Batch number `step`: rows of BOS and CONTEXT - 1 tokens at a fresh offset in every epoch."""
+    per_row = CONTEXT - 1
+    per_epoch = (len(stream) - per_row) // per_row // rows
+    epoch, at = divmod(step, per_epoch)
+    rng = np.random.default_rng((seed, epoch))
+    offset = int(rng.integers(per_row))
+    order = rng.permutation((len(stream) - offset) // per_row)[at * rows : (at + 1) * rows]
+    body = stream[offset + order[:, None] * per_row + np.arange(per_row)]
+    return torch.from_numpy(np.concatenate([np.full((rows, 1), 2), body], axis=1))
+
+
+@torch.no_grad()
+def heldout_loss(model: Gemma2ForCausalLM, stream: np.ndarray, max_tokens: int) -> float:
+    """Mean cross-entropy in nats over packed rows, every predicted token counted once."""
+    per_row = CONTEXT - 1
+    rows = min(len(stream), max_tokens) // per_row
+    body = torch.from_numpy(stream[: rows * per_row].reshape(rows, per_row))
+    ids = torch.cat([torch.full((rows, 1), 2), body], dim=1)
+    total = 0.0
+    for part in ids.split(32):
+        logits = model(input_ids=part[:, :-1]).logits
+        total += cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum").item()
+    return total / (rows * per_row)
+
+
+def ngram_losses(train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
+    """Interpolated Kneser-Ney bigram and trigram on the same tokens, nats per token (discount 0.75)."""
+    discount = 0.75
+    pairs = Counter(zip(train[:-1].tolist(), train[1:].tolist(), strict=True))
+    triples = Counter(zip(train[:-2].tolist(), train[1:-1].tolist(), train[2:].tolist(), strict=True))
+    continuation = np.zeros(VOCAB)
+    followers = np.zeros(VOCAB)
+    count = np.bincount(train[:-1], minlength=VOCAB).astype(float)
+    for a, b in pairs:
+        continuation[b] += 1
+        followers[a] += 1
+    unigram = (continuation + 1) / (continuation.sum() + VOCAB)
+
+    def bigram(counts: Counter, totals: np.ndarray, kinds: np.ndarray, a: int, b: int) -> float:
+        if totals[a] == 0:
+            return unigram[b]
+        return (max(counts[a, b] - discount, 0) + discount * kinds[a] * unigram[b]) / totals[a]
+
+    # The trigram backs off to the continuation counts of bigrams, as Kneser and Ney prescribe.
+    middle: Counter = Counter()
+    middle_total, middle_kinds = np.zeros(VOCAB), np.zeros(VOCAB)
+    context_total: Counter = Counter()
+    context_kinds: Counter = Counter()
+    for (a, b, c), n in triples.items():
+        if (b, c) not in middle:
+            middle_kinds[b] += 1
+        middle[b, c] += 1
+        middle_total[b] += 1
+        context_total[a, b] += n
+        context_kinds[a, b] += 1
+    losses = {"bigram": 0.0, "trigram": 0.0}
+    ids = heldout.tolist()
+    for a, b, c in zip(ids[:-2], ids[1:-1], ids[2:], strict=True):
+        losses["bigram"] -= math.log(bigram(pairs, count, followers, b, c))
+        lower = bigram(middle, middle_total, middle_kinds, b, c)
+        total = context_total[a, b]
+        p = (
+            (max(triples[a, b, c] - discount, 0) + discount * context_kinds[a, b] * lower) / total
+            if total
+            else lower
+        )
+        losses["trigram"] -= math.log(p)
+    return {name: value / (len(ids) - 2) for name, value in losses.items()}
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    warm_up = 100
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--scratch", type=Path, default=Path("data/local/tiny_gemma2"))
+    parser.add_argument("--stop-after", type=int, help="end early, to time a few steps")
+    args = parser.parse_args()
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    checkpoint = args.scratch / "checkpoint.pt"
+
+    documents = stdlib_documents("train")
+    tokenizer = train_tokenizer(documents)
+    tokenizer.save_pretrained(HERE)
+    train = token_stream(tokenizer, documents)
+    heldout = token_stream(tokenizer, stdlib_documents("heldout"))
+    print(f"tokens: train {len(train):,}, held out {len(heldout):,}", flush=True)
+
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(model_config()).train()
+    # Gemma's input embeddings are scaled by sqrt(width) and tied to the head; start them small.
+    model.model.embed_tokens.weight.data.mul_(0.02 / model.model.embed_tokens.weight.std().item())
+    num_parameters = sum(p.numel() for p in model.parameters())
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=args.lr,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    start, seconds_before = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, seconds_before = state["step"], state["seconds"]
+
+    @torch.compile
+    def training_loss(ids: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=ids[:, :-1]).logits
+        return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    began = time.monotonic()
+    for step in range(start, args.steps):
+        ids = batches(train, args.rows, step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        loss = training_loss(ids)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % 20 == 0 or done == args.stop_after:
+            elapsed = time.monotonic() - began
+            rate = (done - start) * args.rows * CONTEXT / elapsed
+            print(f"step {done} loss {loss.item():.3f} {rate:.0f} tokens/s", flush=True)
+        if done == args.stop_after:
+            return
+        if done % 200 == 0 or done == args.steps:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": done,
+                "seconds": seconds_before + time.monotonic() - began,
+            }
+            temporary = checkpoint.with_suffix(".tmp")
+            torch.save(state, temporary)
+            os.replace(temporary, checkpoint)
+            print(f"step {done} held-out {heldout_loss(model.eval(), heldout, 40_000):.4f}", flush=True)
+            model.train()
+
+    seconds = seconds_before + time.monotonic() - began
+    model = model.eval().to(torch.bfloat16)
+    model.config.dtype = "bfloat16"
+    model.save_pretrained(HERE)
+    reloaded = Gemma2ForCausalLM.from_pretrained(HERE, dtype=torch.float32, attn_implementation="eager").eval()
+    report = {
+        "parameters": num_parameters,
+        "steps": args.steps,
+        "tokens_per_step": args.rows * CONTEXT,
+        "train_tokens": len(train),
+        "heldout_tokens": len(heldout),
+        "minutes": round(seconds / 60, 1),
+        "heldout_nats_per_token": round(heldout_loss(reloaded, heldout, len(heldout)), 4),
+        "baselines_nats_per_token": {k: round(v, 4) for k, v in ngram_losses(train, heldout).items()},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+    (HERE / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Train TopK sparse autoencoders on language-model activations, and index their features."""

@@ -1,0 +1,100 @@
+"""Recipes kept as files, and the one way from a recipe and overrides to a `RunConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sae_engine.errors import ConfigError
+from sae_engine.schema.api import FieldProblem, Preset
+from sae_engine.schema.config import RunConfig
+
+# Two fields of which only one may be set: an override of one takes the other out of the recipe.
+_EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """All presets by name, in the order they are offered."""
+    loaded: list[tuple[int, Preset]] = []
+    for file in resources.files(__name__).iterdir():
+        if file.name.endswith(".yaml"):
+            recipe = yaml.safe_load(file.read_text("utf-8"))
+            name = file.name.removesuffix(".yaml")
+            config = RunConfig.model_validate(recipe["config"])
+            loaded.append((recipe["order"], Preset(name=name, description=recipe["description"], config=config)))
+    return {preset.name: preset for _, preset in sorted(loaded, key=lambda pair: pair[0])}
+
+
+def get_preset(name: str) -> Preset:
+    """Return a preset; raises `ConfigError` that lists the names there are."""
+    try:
+        return presets()[name]
+    except KeyError:
+        raise ConfigError.of(
+            "preset", f"There is no preset '{name}'; choose one of {', '.join(presets())}."
+        ) from None
+
+
+def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """Lay partial `overrides`, nested like `RunConfig`, over a preset (or the defaults) and validate.
+
+    Raises `ConfigError` with one problem per wrong field.
+    """
+    base = get_preset(preset).config.model_dump(exclude_unset=True) if preset else {}
+    for section, one, other in _EITHER_OR:
+        given = overrides.get(section)
+        if isinstance(given, dict) and section in base:
+            if given.get(one) is not None:
+                base[section].pop(other, None)
+            if given.get(other) is not None:
+                base[section].pop(one, None)
+    return validate_config(_merged(base, overrides))
+
+
+def validate_config(values: dict[str, Any]) -> RunConfig:
+    """Validate a nested dict as a `RunConfig`; raises `ConfigError` in words fit for people."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError([_problem(e) for e in error.errors()]) from None
+
+
+def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overrides.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _problem(error: Any) -> FieldProblem:
+    path = ".".join(str(part) for part in error["loc"])
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path, field_names(), n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        return FieldProblem(field=path, message=f"There is no such field{hint}")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] != "value_error":
+        message = f"{message} (got {value!r})."[:500]
+    return FieldProblem(field=path, message=message)
+
+
+def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Dotted names of all fields that hold a value, such as `train.lr`."""
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += field_names(inner, f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names

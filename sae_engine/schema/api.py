@@ -1,0 +1,304 @@
+"""The shapes that travel over REST. Nothing here has a second definition elsewhere."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sae_engine.schema.config import RunConfig
+
+RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
+ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "interrupted"})
+
+FeatureState = Literal["alive", "dead", "dense"]
+FeatureSort = Literal["density", "max_activation", "index", "label"]
+SortOrder = Literal["asc", "desc"]
+TokenMatch = Literal["fold", "exact", "prefix", "substring"]
+LookupRank = Literal["f1", "lift", "recall", "precision", "max"]
+
+DENSE_FRACTION = 0.1
+"""A latent that fires on a larger share of tokens is `dense`."""
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Health(Shape):
+    status: Literal["ok"]
+    version: str
+
+
+class Preset(Shape):
+    """A named recipe."""
+
+    name: str
+    description: str
+    config: RunConfig
+
+
+class RunCreate(Shape):
+    """What starts a run: a preset, overrides on it, or both."""
+
+    preset: str | None = None
+    """Name of a preset; unset starts from the defaults of `RunConfig`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Partial overrides, nested like `RunConfig`."""
+    name: str | None = Field(None, max_length=200)
+    tags: list[str] = Field(default_factory=list, max_length=50)
+    notes: str = Field("", max_length=20_000)
+
+
+class RunPatch(Shape):
+    """What may be changed about a run after it was made; unset stays as it is."""
+
+    name: str | None = Field(None, min_length=1, max_length=200)
+    tags: list[str] | None = Field(None, max_length=50)
+    notes: str | None = Field(None, max_length=20_000)
+    archived: bool | None = None
+
+
+class Progress(Shape):
+    step: int
+    total_steps: int | None
+    tokens: int
+    total_tokens: int | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    phase: str | None
+    """What the run is doing now, in words."""
+
+
+class RunError(Shape):
+    type: str
+    message: str
+    log_tail: str
+
+
+class Run(Shape):
+    id: str
+    name: str
+    status: RunStatus
+    config: RunConfig
+    tags: list[str]
+    notes: str
+    archived: bool
+    group_id: str | None
+    device: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: Progress
+    metrics: dict[str, float | Literal["NaN", "Infinity", "-Infinity"]]
+    """The latest value of each metric."""
+    error: RunError | None
+    resumable: bool
+
+
+class RunPage(Shape):
+    items: list[Run]
+    next_cursor: str | None
+
+
+MetricValue = float | Literal["NaN", "Infinity", "-Infinity"] | None
+"""A number, a named non-finite, or null where it was not measured at that step."""
+
+
+class MetricsSeries(Shape):
+    step: list[int]
+    tokens: list[int]
+    time: list[float]
+    series: dict[str, list[MetricValue]]
+    total_points: int
+    returned_points: int
+
+
+class Notice(Shape):
+    """A message that a run left for people."""
+
+    step: int | None
+    level: Literal["info", "warning"]
+    message: str
+    created_at: datetime
+
+
+class Snapshot(Shape):
+    """One browsable feature index of a run."""
+
+    step: int
+    tokens: int
+    index_tokens: int
+    created_at: datetime
+    final: bool
+
+
+class Density(Shape):
+    fraction: float
+    fired: int
+    seen: int
+
+
+class Feature(Shape):
+    index: int
+    density: Density
+    max_activation: float
+    state: FeatureState
+    label: str | None
+
+
+class Context(Shape):
+    """A piece of one row around a peak activation."""
+
+    tokens: list[str]
+    activations: list[float]
+    activation: float
+    """The peak."""
+    peak: int
+    """Where the peak stands in `tokens`."""
+    position: int
+    """Where the peak stands in its row; 0 is the first token after BOS."""
+    row: int
+    copies: int
+    """How many contexts with the same tokens were folded into this one, itself included."""
+
+
+class FeatureRow(Feature):
+    """A feature in a list, with a glimpse of what it is about."""
+
+    example: Context | None
+    top_tokens: list[str]
+
+
+class FeaturePage(Shape):
+    items: list[FeatureRow]
+    next_cursor: str | None
+    total: int
+    snapshot: int
+    """Step of the index that answered."""
+
+
+class Histogram(Shape):
+    """Counts of positive activations between neighboring edges."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class Interval(Shape):
+    """Examples whose activation lies in one slice of the feature's range."""
+
+    low: float
+    high: float
+    share: float
+    """Share of the feature's positive activations that lie in it."""
+    contexts: list[Context]
+
+
+class TokenStatistics(Shape):
+    """How a token and a latent go together over the index corpus."""
+
+    id: int
+    text: str
+    count: int
+    """Positions that hold the token and on which the latent is active."""
+    f1: float
+    lift: float
+    recall: float
+    precision: float
+    mean_activation: float
+    max_activation: float
+
+
+class TokenLogit(Shape):
+    id: int
+    text: str
+    value: float
+
+
+class Logits(Shape):
+    positive: list[TokenLogit]
+    negative: list[TokenLogit]
+
+
+class Neighbour(Shape):
+    index: int
+    cosine: float
+    label: str | None
+
+
+class FeatureDetail(Feature):
+    snapshot: int
+    histogram: Histogram
+    contexts: list[Context]
+    intervals: list[Interval]
+    top_tokens: list[TokenStatistics]
+    logits: Logits | None
+    """Absent in a snapshot made while training."""
+    neighbours: list[Neighbour] | None
+    notes: str
+    starred: bool
+
+
+class LabelUpdate(Shape):
+    label: str = Field("", max_length=500)
+    notes: str = Field("", max_length=20_000)
+    starred: bool = False
+
+
+class MatchedToken(Shape):
+    id: int
+    text: str
+    count: int
+    """Positions in the index corpus; 0 says that the corpus does not contain it."""
+
+
+class FeatureMatch(Shape):
+    """A feature that answers a token lookup."""
+
+    index: int
+    f1: float
+    lift: float
+    recall: float
+    precision: float
+    mean_activation: float
+    max_activation: float
+    count: int
+    density: float
+    label: str | None
+    example: Context | None
+
+
+class LookupResult(Shape):
+    tokens: list[MatchedToken]
+    features: list[FeatureMatch]
+    phrase: bool
+    """The text is several tokens: statistics are over the positions of its last one."""
+    count: int
+    """Positions of the whole group, or of the phrase."""
+    message: str | None
+    """Why there are no features, in words; null when there are some."""
+    snapshot: int
+
+
+class Problem(Shape):
+    """An error body, `application/problem+json` (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldProblem] = Field(default_factory=lambda: list[FieldProblem]())
+
+
+class FieldProblem(Shape):
+    """One field of the request that is wrong."""
+
+    field: str
+    """Dotted name, such as `sae.k`."""
+    message: str
+
+
+Problem.model_rebuild()

@@ -1,0 +1,118 @@
+"""The embedded corpus `python-stdlib`: the text of the running interpreter's standard library.
+
+Source files (their docstrings in place), the language reference's topics as `help()` shows them, and the
+docstrings of the modules compiled into the interpreter. Tests and data tables are left out. A file belongs
+to the held-out split by a hash of its name, so the split is the same on every machine and no held-out file
+is ever trained on, by the embedded language model or by a sparse autoencoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+Split = Literal["train", "heldout"]
+
+HELDOUT_PERCENT = 12
+DOCUMENT_CHARS = 6_000
+"""A source file is cut into documents of about this many characters, at top-level statements."""
+
+_SKIPPED_FOLDERS = frozenset(
+    "site-packages dist-packages test tests idle_test encodings pydoc_data __pycache__ turtledemo "
+    "macholib lib-dynload _bundled msilib".split()
+)
+_SKIPPED_FILES = frozenset(
+    "stringprep.py locale.py _compat_pickle.py entities.py mimetypes.py this.py".split()
+)
+_SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
+
+
+class SourceText(NamedTuple):
+    """One file's (or topic's) text under a name that does not depend on the machine."""
+
+    name: str
+    text: str
+
+
+def _library_files(root: Path) -> Iterator[SourceText]:
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if _SKIPPED_FOLDERS.intersection(relative.parts) or relative.name in _SKIPPED_FILES:
+            continue
+        if any(part.startswith(_SKIPPED_PREFIXES) for part in relative.parts):
+            continue
+        try:
+            text = path.read_text("utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue
+        yield SourceText(relative.as_posix(), text)
+
+
+def _help_topics() -> Iterator[SourceText]:
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        return
+    for key in sorted(topics):
+        yield SourceText(f"topic/{key}", topics[key])
+
+
+def _builtin_docstrings() -> Iterator[SourceText]:
+    for module_name in sorted(sys.builtin_module_names):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            continue
+        parts: list[str] = []
+        for name, value in sorted(vars(module).items()):
+            if name.startswith("_") or not (inspect.isroutine(value) or inspect.isclass(value)):
+                continue
+            members = [(name, value)]
+            if inspect.isclass(value):
+                members += [(f"{name}.{m}", v) for m, v in sorted(vars(value).items()) if m[0] != "_"]
+            parts += [f"{n}\n    {d}" for n, v in members if len(d := inspect.getdoc(v) or "") > 40]
+        if parts:
+            yield SourceText(f"builtin/{module_name}", "\n\n".join(parts))
+
+
+def is_heldout(name: str) -> bool:
+    """Whether the file called `name` belongs to the held-out split; the same on every machine."""
+    return hashlib.sha256(name.encode()).digest()[0] * 100 < HELDOUT_PERCENT * 256
+
+
+def _documents_of(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > 2 * DOCUMENT_CHARS:
+        # Preferably before a top-level statement: an empty line, then a line that is not indented.
+        window = text[start + DOCUMENT_CHARS : start + 2 * DOCUMENT_CHARS]
+        cut = re.search(r"\n\n(?=\S)", window) or re.search(r"\n\n", window)
+        end = start + DOCUMENT_CHARS + (cut.end() if cut else len(window))
+        yield text[start:end]
+        start = end
+    if text[start:].strip():
+        yield text[start:]
+
+
+def stdlib_documents(split: Split) -> list[str]:
+    """Return the documents of one split, in an order fixed by their names' hashes.
+
+    Raises `ValueError` if the interpreter has no library sources (some frozen builds).
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts = [*_library_files(root), *_help_topics(), *_builtin_docstrings()]
+    keyed = [
+        (hashlib.sha256(f"{source.name}#{number}".encode()).digest(), document)
+        for source in texts
+        if is_heldout(source.name) == (split == "heldout")
+        for number, document in enumerate(_documents_of(source.text))
+    ]
+    if not keyed:
+        raise ValueError(f"This Python has no standard-library sources under {root}.")
+    return [document for _, document in sorted(keyed)]
