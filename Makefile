@@ -1,0 +1,45 @@
+# `make` alone lists the commands. Each of them works on a fresh machine: it makes .venv first.
+.DEFAULT_GOAL := help
+.PHONY: help run test check
+
+BIN := .venv/bin
+# Passed on: make run ARGS="--port 9000", make test ARGS="tests/engine -x".
+ARGS ?=
+# Extra options for pip, such as the index of another build of PyTorch.
+PIP_ARGS ?=
+INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
+
+help:  ## list these commands
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
+	  || sed -nE 's/^([a-z]+):.*## (.*)/make \1   \2/p' $(MAKEFILE_LIST)
+
+run: .venv/installed  ## install what is missing and start everything; ARGS="--port 9000"
+	@$(BIN)/sae-workbench up $(ARGS)
+
+test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/engine -x"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed-dev  ## lint, formatting, types, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) ".[dev]"
+	@touch .venv/installed $@
+
+# The first Python that answers and is new enough; a version manager's shim may exist and still fail.
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	  echo "Making .venv with $$($$python --version)"; \
+	  $$python -m venv .venv || { rm -rf .venv; echo "$$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; \
+	  exit 0; \
+	done; \
+	echo "SAE Workbench needs Python 3.11 or newer, and none was found; install one, or name it: make run PYTHON=/path/to/python3" >&2; \
+	exit 1
