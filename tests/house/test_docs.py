@@ -52,11 +52,11 @@ def test_a_decision_record_fits_on_a_page_and_has_its_four_parts(record: Path) -
 
 
 def _glossary_terms() -> set[str]:
-    """The words of the glossary's first columns, in lower case."""
-    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/glossary.md").read_text("utf-8"), re.MULTILINE)
-    meanings = re.findall(r"`(fold|exact|prefix|substring)`", (ROOT / "docs/glossary.md").read_text("utf-8"))
-    terms = {term.strip().strip("`").lower() for row in rows for term in row.split(",")}
-    return terms | set(meanings)
+    """The words of the glossary's first columns and the ways to match, in lower case."""
+    glossary = (ROOT / "docs/glossary.md").read_text("utf-8")
+    columns = re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE)
+    terms = {term.strip().strip("`").lower() for column in columns for term in column.split(",")}
+    return terms | set(re.findall(r"`(fold|exact|prefix|substring)`", glossary))
 
 
 @pytest.mark.parametrize("term", [*METRICS, *_CONTRACT_TERMS])

@@ -18,14 +18,17 @@ _REGISTRIES = [
     "deb.debian" + ".org",
     "registry.yarnpkg" + ".com",
 ]
-_MACHINE_PATHS = [r"/ho" + r"me/(?!workbench\b)\w+", "/ro" + "ot/(?!.cache/pip)", "/wo" + "rk/", "/Us" + r"ers/\w+"]
+_MACHINE_PATHS = [
+    "/ho" + r"me/(?!workbench\b)\w+",
+    "/ro" + r"ot/(?!\.cache/pip)",
+    "/wo" + "rk/",
+    "/Us" + r"ers/\w+",
+]
 _BINARY = {".png", ".safetensors", ".ico", ".woff2", ".npy", ".parquet"}
 _MAX_BYTES = 20_000_000
 
 
-@pytest.mark.parametrize(
-    "pattern", [re.escape(host) for host in _REGISTRIES] + _MACHINE_PATHS, ids=lambda p: p.replace("\\", "")
-)
+@pytest.mark.parametrize("pattern", [re.escape(host) for host in _REGISTRIES] + _MACHINE_PATHS)
 def test_no_file_names_a_registry_host_or_a_path_of_one_machine(pattern: str) -> None:
     expression = re.compile(pattern)
     texts = (path for path in tracked_files() if path.suffix not in _BINARY)

@@ -1,0 +1,109 @@
+"""The README's commands, presets, settings and files exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from backend.settings import PREFIX, Settings
+from sae_engine.presets import field_names, presets, validate_config
+from tests.house.repository import ROOT, tracked_files
+
+_README = (ROOT / "README.md").read_text("utf-8")
+_MANUALS = _README + "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))
+_COMMAND = Path(sys.executable).with_name("sae-workbench")
+_SHELL_LINES = re.findall(r"sae-workbench ((?:up|train|lookup)\b.*)$", _MANUALS, re.MULTILINE)
+_SETTINGS = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+
+
+@cache
+def _help(*command: str) -> str:
+    done = subprocess.run([_COMMAND, *command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text("utf-8")
+    return set(re.findall(r"^([a-z]+):", text, re.MULTILINE))
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    named = set(re.findall(r"(?:`|\$ |&& )make ([a-z]+)", _MANUALS))
+    assert {"run", "test", "check"} <= named <= _make_targets()
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = subprocess.run(["make", "--silent"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert {target for target in _make_targets() if f"make {target}" in listed} == _make_targets()
+
+
+@pytest.mark.parametrize("line", _SHELL_LINES)
+def test_the_command_understands_every_flag_that_is_shown(line: str) -> None:
+    command, *rest = line.split()
+    for flag in re.findall(r"(--[\w.-]+)", " ".join(rest)):
+        assert flag[2:] in field_names() or flag in _help(command), flag
+
+
+def test_the_flags_given_through_make_are_those_of_up() -> None:
+    for flag in re.findall(r"make run ARGS=\"(--[\w-]+)", _MANUALS):
+        assert flag in _help("up")
+
+
+def test_the_table_of_presets_is_complete() -> None:
+    table = _README.partition("The presets:")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(presets())
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", _README, re.DOTALL))
+def test_an_example_configuration_is_valid(block: str) -> None:
+    validate_config(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("name", _SETTINGS)
+def test_a_setting_is_documented(name: str) -> None:
+    assert f"| `{name}` |" in _README
+
+
+def test_every_documented_setting_exists() -> None:
+    documented = set(re.findall(rf"^\| `({PREFIX}\w+)` \|", _README, re.MULTILINE))
+    sources = [path for path in tracked_files() if path.parts[0] in ("backend", "frontend")]
+    texts = "".join((ROOT / path).read_text("utf-8") for path in sources if path.suffix == ".py")
+    assert {name for name in documented - set(_SETTINGS) if name not in texts} == set()
+
+
+def _tree() -> dict[str, str]:
+    """Paths of the README's file tree, each with its line."""
+    block = _README.partition("## What is where")[2].partition("```text\n")[2].partition("```")[0]
+    paths: dict[str, str] = {}
+    folder = ""
+    for line in block.splitlines():
+        names = re.split(r" {2,}", line.strip())
+        if not line.startswith(" "):
+            folder = ""
+        for name in names if "." in names[-1] and not line.startswith(" ") else names[:1]:
+            if re.fullmatch(r"[\w./-]+", name):
+                paths[folder + name] = line
+        if not line.startswith(" ") and names[0].endswith("/"):
+            folder = names[0]
+    return paths
+
+
+def test_every_file_of_the_readmes_tree_exists() -> None:
+    assert [path for path in _tree() if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("room", ["sae_engine", "backend", "frontend"])
+def test_every_module_has_its_line_in_the_readmes_tree(room: str) -> None:
+    parts = {path.parts[1] for path in tracked_files() if path.parts[0] == room}
+    modules = {
+        name for name in parts if not name.startswith((".", "__init__")) and name != "py.typed"
+    }
+    described = {Path(path).name for path in _tree() if path.startswith(f"{room}/")}
+    assert modules - described == set()
