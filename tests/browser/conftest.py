@@ -8,28 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from sae_engine.schema.api import ENDED, Run, RunPage
+from tests.browser.server import Server, wait_until
 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 _NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Poll `condition` until it holds; fails the test, saying `what`, when the deadline passes."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what} within {seconds:.0f} s")
-        time.sleep(0.1)
 
 
 # Both fixtures end with their module: a running Playwright holds the thread's event loop.
@@ -63,29 +52,6 @@ def page(chromium: Browser) -> Iterator[Page]:
     yield page
     context.close()
     assert trouble == []
-
-
-class Server(NamedTuple):
-    """A running `sae-workbench up`."""
-
-    url: str
-    data_dir: Path
-
-    def runs(self) -> list[Run]:
-        answer = httpx.get(f"{self.url}/api/runs", trust_env=False)
-        return RunPage.model_validate_json(answer.raise_for_status().content).items
-
-    def stop_runs(self) -> None:
-        """End what still runs, so that no job outlives its test."""
-        for run in self.runs():
-            if run.status not in ENDED:
-                stop = f"{self.url}/api/runs/{run.id}/stop"
-                httpx.post(stop, params={"force": "true"}, trust_env=False)
-        wait_until(
-            lambda: all(run.status in ENDED for run in self.runs()),
-            seconds=60,
-            what="all runs should have ended",
-        )
 
 
 @pytest.fixture(scope="module")
