@@ -22,9 +22,7 @@ _PAYLOADS = [
     "</code></div><script>window.harmed = true</script>",
     "[link](javascript:window.harmed=true) **bold** $x$ <b>bold</b>",
 ]
-_WORDS = (
-    "def return import class self value list of the in for if None True and not with as".split()
-)
+_WORDS = ["def", "return", "import", "class", "self", "value", "list", "of", "the", "in", "None"]
 
 
 def _write_corpus(path: Path) -> None:
