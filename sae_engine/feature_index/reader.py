@@ -1,0 +1,395 @@
+"""Answers questions about features from an index folder, in the shapes that travel over REST.
+
+Needs numpy and tokenizers only: no torch, no model. Read-only and safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from sae_engine.errors import UserError
+from sae_engine.feature_index.contexts import ContextReader, Window
+from sae_engine.feature_index.format import (
+    TOKENIZER,
+    IndexArrays,
+    IndexDamagedError,
+    Manifest,
+    open_index,
+    verify_files,
+)
+from sae_engine.feature_index.listing import (
+    NO_TOKEN,
+    cursor_at,
+    matching_state,
+    matching_text,
+    offset_of,
+    ordered,
+)
+from sae_engine.feature_index.lookup import (
+    Statistics,
+    phrase_positions,
+    resolve,
+    statistics_of_positions,
+    statistics_of_tokens,
+    why_nothing,
+)
+from sae_engine.feature_index.vocabulary import Vocabulary
+from sae_engine.schema.api import (
+    Context,
+    Density,
+    FeatureDetail,
+    FeatureMatch,
+    FeaturePage,
+    FeatureRow,
+    FeatureSort,
+    FeatureState,
+    Histogram,
+    Logits,
+    LookupRank,
+    LookupResult,
+    MatchedToken,
+    Neighbour,
+    SortOrder,
+    TokenLogit,
+    TokenMatch,
+    TokenStatistics,
+)
+
+__all__ = ["FeatureIndex", "IndexDamagedError", "NoSuchFeatureError"]
+
+NUM_TOP_TOKENS = 10
+"""Top tokens of a feature's page, and those that a search looks through."""
+NUM_ROW_TOKENS = 5
+NUM_BINS = 40
+NUM_INTERVALS = 5
+EXAMPLE_WINDOW = 8
+MAX_MEMBERS = 500
+"""Matched tokens that a lookup lists; its statistics cover all of them."""
+
+
+class NoSuchFeatureError(UserError):
+    """The SAE has no feature of that index."""
+
+
+class FeatureIndex:
+    """One published feature index."""
+
+    def __init__(self, folder: Path, manifest: Manifest, arrays: IndexArrays) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._arrays = arrays
+        self._vocabulary = _vocabulary(manifest, arrays)
+        self._contexts = ContextReader(arrays, self._vocabulary)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Memory-map an index folder; raises `IndexDamagedError` naming the damaged file."""
+        return cls(folder, *open_index(folder))
+
+    def verify(self) -> None:
+        """Compare all files with their checksums; raises `IndexDamagedError` naming the file."""
+        verify_files(self.folder)
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the SAE had been trained on."""
+        return self.manifest.tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions in the index corpus."""
+        return self.manifest.num_tokens
+
+    @property
+    def d_sae(self) -> int:
+        return self.manifest.d_sae
+
+    @property
+    def k(self) -> int:
+        return self.manifest.k
+
+    @property
+    def created_at(self) -> datetime:
+        return self.manifest.created_at
+
+    @property
+    def final(self) -> bool:
+        return self.manifest.final
+
+    def features(
+        self,
+        *,
+        sort: FeatureSort = "density",
+        order: SortOrder = "desc",
+        min_density: float | None = None,
+        max_density: float | None = None,
+        state: FeatureState | None = None,
+        q: str | None = None,
+        labels: Mapping[int, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> FeaturePage:
+        """A page of the features that pass all filters; density bounds are inclusive.
+
+        `q` searches labels and top tokens, or is an index such as `#123`. Raises `UserError` for a
+        foreign cursor.
+        """
+        labels = labels or {}
+        offset = offset_of(cursor) if cursor else 0
+        keep = np.ones(self.d_sae, np.bool_)
+        density = self._fired / self.num_tokens
+        if min_density is not None:
+            keep &= density >= min_density
+        if max_density is not None:
+            keep &= density <= max_density
+        if state is not None:
+            keep &= matching_state(self._fired, self.num_tokens, state)
+        if q and q.strip():
+            keep &= matching_text(q, labels, self._top_tokens, self._vocabulary)
+        chosen = ordered(
+            np.flatnonzero(keep),
+            sort,
+            order,
+            fired=self._fired,
+            max_acts=self._max_acts,
+            labels=labels,
+        )
+        page = chosen[offset : offset + limit].tolist()
+        end = offset + len(page)
+        return FeaturePage(
+            items=[self._row(i, labels) for i in page],
+            next_cursor=cursor_at(end) if page and end < len(chosen) else None,
+            total=len(chosen),
+            snapshot=self.step,
+        )
+
+    def feature(
+        self,
+        index: int,
+        *,
+        labels: Mapping[int, str] | None = None,
+        notes: str = "",
+        starred: bool = False,
+        num_contexts: int = 20,
+        window: Window = 16,
+    ) -> FeatureDetail:
+        """Everything about one feature; raises `NoSuchFeatureError`."""
+        if not 0 <= index < self.d_sae:
+            raise NoSuchFeatureError(
+                f"There is no feature {index}; this SAE has features 0 to {self.d_sae - 1}."
+            )
+        labels = labels or {}
+        return FeatureDetail(
+            **self._summary(index, labels),
+            snapshot=self.step,
+            histogram=self._histogram(index),
+            contexts=self._contexts.strongest(index, window, num_contexts),
+            intervals=self._contexts.intervals(index, window, NUM_INTERVALS),
+            top_tokens=self._token_statistics(index),
+            logits=self._logits(index),
+            neighbours=self._neighbours(index, labels),
+            notes=notes,
+            starred=starred,
+        )
+
+    def lookup(
+        self,
+        text: str,
+        *,
+        match: TokenMatch = "fold",
+        rank: LookupRank = "f1",
+        min_count: int = 5,
+        limit: int = 20,
+        labels: Mapping[int, str] | None = None,
+    ) -> LookupResult:
+        """The features that go with a token, a group of tokens or a phrase, best first.
+
+        Only features active on at least `min_count` of the positions take part. Raises `UserError`
+        for empty text.
+        """
+        labels = labels or {}
+        meaning = resolve(text, match, self._vocabulary, lambda: self._tokenizer)
+        is_phrase = bool(meaning.phrases)
+        members = meaning.ids or list(dict.fromkeys(i for p in meaning.phrases for i in p))
+        positions = np.unique(
+            np.concatenate(
+                [np.empty(0, np.int64)]
+                + [phrase_positions(self._arrays, p) for p in meaning.phrases]
+            )
+        )
+        count = len(positions) if is_phrase else int(self._token_counts[meaning.ids].sum())
+        features: list[FeatureMatch] = []
+        if count:
+            statistics = (
+                statistics_of_positions(self._arrays, positions)
+                if is_phrase
+                else statistics_of_tokens(self._arrays, meaning.ids)
+            )
+            best = statistics.best(rank, min_count, limit)
+            features = [self._match(statistics, place, labels) for place in best]
+        return LookupResult(
+            tokens=self._matched(members, keep_order=is_phrase),
+            features=features,
+            phrase=is_phrase,
+            count=count,
+            message=None
+            if features
+            else why_nothing(text, match, meaning, count, min_count, self.num_tokens),
+            snapshot=self.step,
+        )
+
+    @cached_property
+    def _fired(self) -> NDArray[np.int64]:
+        return np.diff(self._arrays.latent_starts)
+
+    @cached_property
+    def _token_counts(self) -> NDArray[np.int64]:
+        return np.diff(self._arrays.token_starts)
+
+    @cached_property
+    def _max_acts(self) -> NDArray[np.float32]:
+        """[d_sae] largest activation of each latent, 0 for dead ones."""
+        largest = np.zeros(self.d_sae, np.float32)
+        alive = np.flatnonzero(self._fired)
+        # Activations of a latent are stored in descending order.
+        largest[alive] = self._arrays.latent_acts[self._arrays.latent_starts[alive]]
+        return largest
+
+    @cached_property
+    def _top_tokens(self) -> NDArray[np.int64]:
+        """[d_sae, NUM_TOP_TOKENS] tokens with the best F1, filled with `NO_TOKEN`."""
+        starts = self._arrays.latent_token_starts
+        where = starts[:-1, None] + np.arange(NUM_TOP_TOKENS)
+        exists = where < starts[1:, None]
+        top = np.full(where.shape, NO_TOKEN, np.int64)
+        top[exists] = self._arrays.latent_tokens[where[exists]]
+        return top
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.folder / TOKENIZER))
+
+    def _summary(self, index: int, labels: Mapping[int, str]) -> dict[str, Any]:
+        """The fields of `Feature`."""
+        fired = int(self._fired[index])
+        states: Sequence[FeatureState] = ("dead", "dense", "alive")
+        return {
+            "index": index,
+            "density": Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
+            "max_activation": float(self._max_acts[index]),
+            "state": next(
+                s for s in states if matching_state(self._fired[index], self.num_tokens, s)
+            ),
+            "label": labels.get(index) or None,
+        }
+
+    def _row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
+        start, end = self._arrays.latent_token_starts[index : index + 2]
+        top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
+        return FeatureRow(
+            **self._summary(index, labels),
+            example=self._example(index),
+            top_tokens=[self._vocabulary.text(i) for i in top],
+        )
+
+    def _example(self, index: int) -> Context | None:
+        return next(iter(self._contexts.strongest(index, EXAMPLE_WINDOW, 1)), None)
+
+    def _histogram(self, index: int) -> Histogram:
+        """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""
+        _, acts = self._contexts.activations(index)
+        if not len(acts):
+            return Histogram(edges=[], counts=[])
+        edges = np.linspace(0, acts[0], NUM_BINS + 1)
+        at_most = np.searchsorted(acts[::-1], edges, side="right")
+        return Histogram(edges=edges.tolist(), counts=np.diff(at_most).tolist())
+
+    def _token_statistics(self, index: int) -> list[TokenStatistics]:
+        top = [i for i in self._top_tokens[index].tolist() if i != NO_TOKEN]
+        return [self._pair(token, index) for token in top]
+
+    def _pair(self, token: int, index: int) -> TokenStatistics:
+        """Statistics of a token and a latent that is active on it."""
+        arrays = self._arrays
+        start, end = arrays.pair_starts[token : token + 2]
+        place = start + np.searchsorted(arrays.pair_latents[start:end], index)
+        pair = slice(place, place + 1)
+        statistics = Statistics.of(
+            np.array([index]),
+            arrays.pair_counts[pair].astype(np.int64),
+            arrays.pair_sums[pair].astype(np.float64),
+            arrays.pair_maxes[pair].astype(np.float64),
+            group_count=int(self._token_counts[token]),
+            fired=self._fired,
+            num_tokens=self.num_tokens,
+        )
+        return TokenStatistics(id=token, text=self._vocabulary.text(token), **statistics.at(0))
+
+    def _match(self, statistics: Statistics, place: int, labels: Mapping[int, str]) -> FeatureMatch:
+        index = int(statistics.latents[place])
+        return FeatureMatch(
+            index=index,
+            **statistics.at(place),
+            density=float(self._fired[index]) / self.num_tokens,
+            label=labels.get(index) or None,
+            example=self._example(index),
+        )
+
+    def _logits(self, index: int) -> Logits | None:
+        arrays = self._arrays
+
+        def listed(ids: NDArray[np.uint32], values: NDArray[np.float32]) -> list[TokenLogit]:
+            pairs = zip(ids[index].tolist(), values[index].tolist(), strict=True)
+            return [TokenLogit(id=i, text=self._vocabulary.text(i), value=v) for i, v in pairs]
+
+        if arrays.positive_logit_ids is None:
+            return None
+        assert arrays.positive_logits is not None
+        assert arrays.negative_logit_ids is not None
+        assert arrays.negative_logits is not None
+        return Logits(
+            positive=listed(arrays.positive_logit_ids, arrays.positive_logits),
+            negative=listed(arrays.negative_logit_ids, arrays.negative_logits),
+        )
+
+    def _neighbours(self, index: int, labels: Mapping[int, str]) -> list[Neighbour] | None:
+        indices, cosines = self._arrays.neighbour_indices, self._arrays.neighbour_cosines
+        if indices is None or cosines is None:
+            return None
+        pairs = zip(indices[index].tolist(), cosines[index].tolist(), strict=True)
+        return [Neighbour(index=i, cosine=c, label=labels.get(i) or None) for i, c in pairs]
+
+    def _matched(self, ids: Sequence[int], *, keep_order: bool) -> list[MatchedToken]:
+        """Members of a group by count, or the tokens of a phrase as they come."""
+        counts = self._token_counts[list(ids)].tolist()
+        pairs = list(zip(ids, counts, strict=True))
+        if not keep_order:
+            pairs.sort(key=lambda pair: (-pair[1], pair[0]))
+        return [
+            MatchedToken(id=i, text=self._vocabulary.text(i), count=count)
+            for i, count in pairs[:MAX_MEMBERS]
+        ]
+
+
+_vocabularies: dict[str, Vocabulary] = {}
+
+
+def _vocabulary(manifest: Manifest, arrays: IndexArrays) -> Vocabulary:
+    """Indexes of the same tokenizer share one vocabulary and the texts it caches."""
+    files = manifest.files
+    key = files["vocabulary_bytes.npy"].sha256 + files["vocabulary_offsets.npy"].sha256
+    if key not in _vocabularies:
+        _vocabularies[key] = Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes)
+    return _vocabularies[key]
