@@ -1,0 +1,33 @@
+"""Entry point of the pages: `sae-workbench up` serves it, `streamlit run frontend/app.py` does alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from frontend.blocks import slash_focuses_search
+from frontend.client import ApiProblem
+from frontend.state import show_problem
+
+HERE = Path(__file__).parent
+
+st.set_page_config(page_title="SAE Workbench", page_icon=str(HERE / "mark.svg"), layout="wide")
+st.html(HERE / "style.css")
+st.logo(str(HERE / "logo.svg"), size="large")
+page = st.navigation(
+    [
+        st.Page("pages/runs.py", title="Runs", default=True),
+        st.Page("pages/launch.py", title="New run", url_path="launch"),
+        st.Page("pages/run.py", title="Run", url_path="run", visibility="hidden"),
+        st.Page("pages/features.py", title="Features", url_path="features", visibility="hidden"),
+        st.Page("pages/feature.py", title="Feature", url_path="feature", visibility="hidden"),
+        st.Page("pages/lookup.py", title="Look up", url_path="lookup", visibility="hidden"),
+    ],
+    position="top",
+)
+slash_focuses_search()
+try:
+    page.run()
+except ApiProblem as error:
+    show_problem(error)

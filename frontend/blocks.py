@@ -1,0 +1,150 @@
+"""Pieces of pages: HTML whose links stay in the session, headings, badges, empty states."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any, cast
+from urllib.parse import urlencode
+
+import streamlit as st
+
+from frontend.token_view import escaped
+from sae_engine.schema.api import Run
+
+# Links are real ones (middle click, copy address); a plain click is handed to Python instead of
+# loading the page anew, which would cost a new session.
+_LINKS_JS = """
+export default function ({ data, parentElement, setTriggerValue }) {
+  const root = parentElement.querySelector(".wb-block");
+  if (root.wbHtml !== data) { root.innerHTML = data; root.wbHtml = data; }
+  root.onclick = (event) => {
+    const link = event.target.closest("a[href]");
+    if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    setTriggerValue("href", link.getAttribute("href"));
+  };
+}
+"""
+
+_SLASH_JS = """
+export default function () {
+  const listen = (event) => {
+    const typing = event.target.closest("input, textarea, [contenteditable]");
+    const box = document.querySelector(".st-key-search input");
+    if (event.key !== "/" || typing || !box) return;
+    event.preventDefault();
+    box.focus();
+  };
+  document.addEventListener("keydown", listen);
+  return () => document.removeEventListener("keydown", listen);
+}
+"""
+
+STATUS_HELP = {
+    "queued": "Waits for its turn.",
+    "running": "Trains now.",
+    "stopping": "Was asked to stop; builds its features first.",
+    "finished": "Reached its last step.",
+    "stopped": "Was stopped; what it had learned is kept.",
+    "failed": "Ended with an error.",
+    "interrupted": "Its process vanished or was killed.",
+}
+
+
+def href(page: str, query: Mapping[str, object | None]) -> str:
+    """Address of a page with its state, such as `feature?id=…&index=3`; None is left out."""
+    given = {name: str(value) for name, value in query.items() if value not in (None, "")}
+    return f"{page}?{urlencode(given)}" if given else page
+
+
+def link(page: str, label_html: str, query: Mapping[str, object | None], *, css: str = "") -> str:
+    """An anchor to a page; `label_html` is HTML already."""
+    kind = f' class="{css}"' if css else ""
+    return f'<a{kind} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
+
+
+def linked_html(body: str, *, key: str) -> str | None:
+    """Show HTML (escaped already) and return the address of the link just clicked, if any."""
+    result = _links()(key=key, data=f"{body}", on_href_change=_nothing)
+    return cast("str | None", result.href)
+
+
+def slash_focuses_search() -> None:
+    """Let the key `/` jump into the page's search box."""
+    _slash()(key="slash", height=0)
+
+
+def html_block(body: str) -> None:
+    """Show HTML (escaped already) without links."""
+    st.html(body)
+
+
+def badge(status: str) -> str:
+    """A run's status as a colored pill."""
+    note = html.escape(STATUS_HELP.get(status, ""), quote=True)
+    return (
+        f'<span class="wb-badge {html.escape(status)}" title="{note}">{html.escape(status)}</span>'
+    )
+
+
+def progress_bar(fraction: float | None, *, css: str = "") -> str:
+    """A thin bar; an unknown fraction moves."""
+    if fraction is None:
+        return f'<span class="wb-progress unknown {css}"><i></i></span>'
+    share = min(max(fraction, 0.0), 1.0)
+    return f'<span class="wb-progress {css}"><i style="width:{share:.1%}"></i></span>'
+
+
+def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
+    """Breadcrumb, name, status and the run's three faces, of which one is `current`."""
+    tabs = "".join(
+        link(
+            page,
+            title,
+            {"id": run.id, "snapshot": snapshot if page != "run" else None},
+            css="on" if page == current else "",
+        )
+        for page, title in (("run", "Training"), ("features", "Features"), ("lookup", "Look up"))
+    )
+    crumb = link("./", "Runs", {})
+    return (
+        f'<div class="wb-head"><div class="wb-crumb">{crumb}<span>/</span></div>'
+        f"<h1>{escaped(run.name)}</h1>{badge(run.status)}"
+        f'<span class="wb-muted wb-what">{escaped(run.config.model.name)} · '
+        f"{escaped(run.config.hook_name)}</span>"
+        f'<nav class="wb-tabs">{tabs}</nav></div>'
+    )
+
+
+def notice(body: str, *, level: str = "info", title: str = "") -> str:
+    """A framed message; both texts are plain and get escaped."""
+    head = f"<strong>{html.escape(title)}</strong>" if title else ""
+    return f'<div class="wb-notice {level}">{head}<span>{escaped_lines(body)}</span></div>'
+
+
+def empty_state(title: str, body: str) -> str:
+    """What an empty place says: what is missing and what to do next."""
+    return f'<div class="wb-empty"><h2>{html.escape(title)}</h2><p>{escaped(body)}</p></div>'
+
+
+def escaped_lines(text: str) -> str:
+    """Plain text of several lines as HTML."""
+    return "<br>".join(escaped(line) for line in text.splitlines())
+
+
+def _nothing() -> None:
+    """A component's trigger needs a callback to exist."""
+
+
+def _links() -> Any:
+    return _component("wb_links", js=_LINKS_JS, html='<div class="wb-block"></div>')
+
+
+def _slash() -> Any:
+    return _component("wb_slash", js=_SLASH_JS)
+
+
+@st.cache_resource(show_spinner=False)
+def _component(name: str, *, js: str, html: str | None = None) -> Any:
+    return st.components.v2.component(name, html=html, js=js, isolate_styles=False)

@@ -1,0 +1,276 @@
+"""A typed client of the REST API; the pages use it, and a notebook can.
+
+>>> client = WorkbenchClient("http://127.0.0.1:8501")
+>>> run = client.create_run(RunCreate(preset="tiny"))
+>>> client.lookup(run.id, " import").features[0].index
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from sae_engine.schema.api import (
+    FeatureDetail,
+    FeaturePage,
+    FeatureSort,
+    FeatureState,
+    Health,
+    LabelUpdate,
+    LookupRank,
+    LookupResult,
+    MetricsSeries,
+    Notice,
+    Preset,
+    Problem,
+    Run,
+    RunCreate,
+    RunPage,
+    RunPatch,
+    RunStatus,
+    Snapshot,
+    SortOrder,
+    TokenMatch,
+)
+
+UNREACHABLE = "about:unreachable"
+
+_PRESETS = TypeAdapter(list[Preset])
+_SNAPSHOTS = TypeAdapter(list[Snapshot])
+_NOTICES = TypeAdapter(list[Notice])
+_Shape = TypeVar("_Shape", bound=BaseModel)
+
+
+class ApiProblem(Exception):
+    """The API refused a request, failed, or could not be reached; `problem` says which, in words."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail or problem.title)
+        self.problem = problem
+
+    @property
+    def unreachable(self) -> bool:
+        """No answer came at all; trying again may help."""
+        return self.problem.type == UNREACHABLE
+
+
+class WorkbenchClient:
+    """One HTTP connection pool to one server; safe to share between threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        token: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=base_url.rstrip("/") + "/api",
+            headers=headers,
+            timeout=httpx.Timeout(15.0, connect=2.0),
+            transport=transport,
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def health(self) -> Health:
+        """Whether the server is up; needs no token."""
+        return self._read(Health, "/health")
+
+    def presets(self) -> list[Preset]:
+        """The recipes a run can start from, in the order they are offered."""
+        return _PRESETS.validate_json(self._send("GET", "/config/presets").content)
+
+    def runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        q: str | None = None,
+        archived: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """One page of runs, newest first."""
+        query = {"status": status, "q": q, "archived": archived, "limit": limit, "cursor": cursor}
+        return self._read(RunPage, "/runs", query)
+
+    def create_run(self, body: RunCreate, *, idempotency_key: str | None = None) -> Run:
+        """Queue a run; the same key gives back the same run however often it is sent."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        answer = self._send("POST", "/runs", body=_sent(body), headers=headers)
+        return Run.model_validate_json(answer.content)
+
+    def run(self, run_id: str) -> Run:
+        """One run as it stands now."""
+        return self._read(Run, f"/runs/{_segment(run_id)}")
+
+    def update_run(self, run_id: str, patch: RunPatch) -> Run:
+        """Change a run's name, tags, notes or place in the archive."""
+        answer = self._send("PATCH", f"/runs/{_segment(run_id)}", body=_sent(patch))
+        return Run.model_validate_json(answer.content)
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete a run that has ended, its files included."""
+        self._send("DELETE", f"/runs/{_segment(run_id)}")
+
+    def stop_run(self, run_id: str, *, force: bool = False) -> Run:
+        """Ask a run to end soon and keep its features; `force` skips building them."""
+        query = {"force": force} if force else {}
+        answer = self._send("POST", f"/runs/{_segment(run_id)}/stop", query)
+        return Run.model_validate_json(answer.content)
+
+    def metrics(
+        self, run_id: str, *, since_step: int | None = None, max_points: int | None = None
+    ) -> MetricsSeries:
+        """A run's curves, from the first point after `since_step`."""
+        query = {"since_step": since_step, "max_points": max_points}
+        return self._read(MetricsSeries, f"/runs/{_segment(run_id)}/metrics", query)
+
+    def notices(self, run_id: str) -> list[Notice]:
+        """What the run left for people to read, oldest first."""
+        answer = self._send("GET", f"/runs/{_segment(run_id)}/notices")
+        return _NOTICES.validate_json(answer.content)
+
+    def log(self, run_id: str, *, tail: int = 200) -> str:
+        """The last lines of a run's log."""
+        return self._send("GET", f"/runs/{_segment(run_id)}/log", {"tail": tail}).text
+
+    def snapshots(self, run_id: str) -> list[Snapshot]:
+        """The feature indexes made so far, in the order of their steps."""
+        answer = self._send("GET", f"/runs/{_segment(run_id)}/snapshots")
+        return sorted(_SNAPSHOTS.validate_json(answer.content), key=lambda s: s.step)
+
+    def features(
+        self,
+        run_id: str,
+        *,
+        snapshot: int | None = None,
+        sort: FeatureSort | None = None,
+        order: SortOrder | None = None,
+        min_density: float | None = None,
+        max_density: float | None = None,
+        state: FeatureState | None = None,
+        q: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> FeaturePage:
+        """One page of a snapshot's features; no `snapshot` is the latest."""
+        query = {
+            "snapshot": snapshot,
+            "sort": sort,
+            "order": order,
+            "min_density": min_density,
+            "max_density": max_density,
+            "state": state,
+            "q": q,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return self._read(FeaturePage, f"/runs/{_segment(run_id)}/features", query)
+
+    def feature(self, run_id: str, index: int, *, snapshot: int | None = None) -> FeatureDetail:
+        """Everything a snapshot knows about one feature."""
+        query = {"snapshot": snapshot}
+        return self._read(FeatureDetail, f"/runs/{_segment(run_id)}/features/{index}", query)
+
+    def label(self, run_id: str, index: int, update: LabelUpdate) -> None:
+        """Set a feature's label, notes and star."""
+        path = f"/runs/{_segment(run_id)}/features/{index}/label"
+        self._send("PUT", path, body=update.model_dump(mode="json"))
+
+    def lookup(
+        self,
+        run_id: str,
+        text: str,
+        *,
+        match: TokenMatch | None = None,
+        rank: LookupRank | None = None,
+        min_count: int | None = None,
+        limit: int | None = None,
+        snapshot: int | None = None,
+    ) -> LookupResult:
+        """The features that go with a token or a phrase."""
+        query = {
+            "text": text,
+            "match": match,
+            "rank": rank,
+            "min_count": min_count,
+            "limit": limit,
+            "snapshot": snapshot,
+        }
+        return self._read(LookupResult, f"/runs/{_segment(run_id)}/lookup", query)
+
+    def _read(
+        self, shape: type[_Shape], path: str, query: Mapping[str, object] | None = None
+    ) -> _Shape:
+        answer = self._send("GET", path, query)
+        try:
+            return shape.model_validate_json(answer.content)
+        except ValidationError as error:
+            detail = (
+                f"GET {path} answered something that is no {shape.__name__}; "
+                "do server and pages have the same version?"
+            )
+            raise ApiProblem(
+                Problem(type="about:blank", title="Unexpected answer", status=502, detail=detail)
+            ) from error
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        *,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        params = {name: _text(value) for name, value in (query or {}).items() if value is not None}
+        try:
+            answer = self._http.request(method, path, params=params, json=body, headers=headers)
+        except httpx.TimeoutException as error:
+            raise _unreachable(
+                f"The server at {self._http.base_url} did not answer in time."
+            ) from error
+        except httpx.TransportError as error:
+            raise _unreachable(f"The server at {self._http.base_url} cannot be reached.") from error
+        if answer.is_error:
+            raise ApiProblem(_problem(answer))
+        return answer
+
+
+def _sent(body: BaseModel) -> dict[str, Any]:
+    return body.model_dump(mode="json", exclude_unset=True)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _unreachable(detail: str) -> ApiProblem:
+    return ApiProblem(
+        Problem(type=UNREACHABLE, title="Server unreachable", status=503, detail=detail)
+    )
+
+
+def _problem(answer: httpx.Response) -> Problem:
+    """The body as a `Problem`, or one made from the status where the body is none."""
+    try:
+        return Problem.model_validate(json.loads(answer.content))
+    except (ValueError, ValidationError):
+        title = answer.reason_phrase or "Error"
+        path = answer.request.url.path
+        detail = f"{path} answered {answer.status_code} {title}."
+        return Problem(type="about:blank", title=title, status=answer.status_code, detail=detail)

@@ -1,0 +1,1 @@
+"""One script per page; `frontend/app.py` names them."""

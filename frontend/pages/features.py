@@ -1,0 +1,178 @@
+"""A run's features: sortable, filterable, page by page, each with a glimpse of what it is about."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import streamlit as st
+
+from frontend.blocks import empty_state, html_block, link, run_header
+from frontend.snapshots import follow_latest, snapshot_picker
+from frontend.state import (
+    bound,
+    choice_param,
+    chosen_snapshot,
+    client,
+    open_page,
+    param,
+    required_run,
+    search_box,
+    show_linked,
+)
+from frontend.token_view import chips, escaped, example
+from frontend.words import count, density, number, percent
+from sae_engine.schema.api import FeaturePage, FeatureRow, FeatureSort, FeatureState, Run, SortOrder
+
+PAGE_SIZE = 50
+SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)
+STATES: tuple[FeatureState, ...] = get_args(FeatureState)
+_TITLES: dict[FeatureSort, str] = {
+    "index": "Feature",
+    "density": "Density",
+    "max_activation": "Max",
+    "label": "Label",
+}
+
+
+def show() -> None:
+    """The page."""
+    run = required_run()
+    header, search = st.columns([3.2, 1.2], vertical_alignment="bottom")
+    with header:
+        show_linked(run_header(run, "features", param("snapshot")), key="head")
+    with search:
+        search_box(run)
+    snapshot = chosen_snapshot(run)
+    if snapshot is None:
+        _none_yet(run)
+        return
+    follow_latest(run, snapshot)
+    sort = choice_param("sort", SORTS, "density")
+    order: SortOrder = choice_param("order", get_args(SortOrder), _first_order(sort))
+    state = next((s for s in STATES if s == param("state")), None)
+    page = client().features(
+        run.id,
+        snapshot=snapshot.step,
+        sort=sort,
+        order=order,
+        state=state,
+        q=param("q"),
+        limit=PAGE_SIZE,
+        cursor=param("cursor"),
+    )
+    _controls(run, state, page)
+    if not page.items:
+        html_block(empty_state("No feature matches", "Widen the filter above."))
+        return
+    show_linked(_table(run, page, sort, order), key="features-table")
+    _pager(page)
+
+
+def _first_order(sort: FeatureSort) -> SortOrder:
+    return "asc" if sort in ("index", "label") else "desc"
+
+
+def _none_yet(run: Run) -> None:
+    follow_latest(run, None)
+    html_block(
+        empty_state(
+            "No features yet",
+            "The first snapshot appears here by itself while the run trains.",
+        )
+    )
+    if st.button("Watch it train", type="primary"):
+        open_page("run", id=run.id)
+
+
+def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        snapshot_picker(run)
+        key, write = bound("state", state or "all", default="all")
+        st.segmented_control(
+            "State",
+            ("all", *STATES),
+            key=key,
+            on_change=write,
+            label_visibility="collapsed",
+            required=True,
+        )
+        key, write = bound("q", param("q") or "")
+        st.text_input(
+            "Filter",
+            key=key,
+            on_change=write,
+            placeholder="Filter by label",
+            label_visibility="collapsed",
+            width=220,
+        )
+        html_block(f'<span class="wb-muted">{count(page.total)} features</span>')
+
+
+def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> str:
+    head = "".join(
+        [
+            _heading(run, "index", sort, order),
+            _heading(run, "density", sort, order),
+            _heading(run, "max_activation", sort, order),
+            "<th>State</th>",
+            _heading(run, "label", sort, order),
+            "<th>Top tokens</th>",
+            '<th class="wide">Strongest example</th>',
+        ]
+    )
+    rows = "".join(_row(run, row) for row in page.items)
+    return f'<table class="wb-table features"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -> str:
+    now = name == sort
+    turned: SortOrder = "asc" if order == "desc" else "desc"
+    wanted = turned if now else _first_order(name)
+    arrow = (" ↓" if order == "desc" else " ↑") if now else ""
+    query = {
+        "id": run.id,
+        "snapshot": param("snapshot"),
+        "sort": name,
+        "order": wanted,
+        "state": param("state"),
+        "q": param("q"),
+    }
+    return f"<th>{link('features', _TITLES[name] + arrow, query)}</th>"
+
+
+def _row(run: Run, row: FeatureRow) -> str:
+    target = {"id": run.id, "index": row.index, "snapshot": param("snapshot")}
+    return (
+        f"<tr><td>{link('feature', str(row.index), target, css='wb-name')}</td>"
+        f'<td class="num" title="{density(row.density)}">{percent(row.density.fraction)}</td>'
+        f'<td class="num">{number(row.max_activation)}</td>'
+        f'<td><span class="wb-state {row.state}">{row.state}</span></td>'
+        f'<td class="label">{escaped(row.label or "")}</td>'
+        f'<td class="tops">{chips(row.top_tokens[:4])}</td>'
+        f"<td>{example(row.example, reach=14)}</td></tr>"
+    )
+
+
+def _pager(page: FeaturePage) -> None:
+    trail: list[str] = st.session_state.setdefault("cursors", [])
+    here = param("cursor") or ""
+    if not here:
+        trail.clear()
+    with st.container(horizontal=True, gap="small"):
+        if st.button(
+            "Previous", icon=":material/chevron_left:", disabled=not here, key="page-back"
+        ):
+            st.query_params["cursor"] = trail.pop() if trail else ""
+            st.rerun()
+        if st.button(
+            "Next",
+            icon=":material/chevron_right:",
+            disabled=page.next_cursor is None,
+            key="page-on",
+        ):
+            trail.append(here)
+            st.query_params["cursor"] = page.next_cursor or ""
+            st.rerun()
+
+
+show()

@@ -1,0 +1,152 @@
+"""Start page: every run with its state and quality, newest first."""
+
+from __future__ import annotations
+
+import html
+
+import streamlit as st
+
+from frontend.blocks import badge, empty_state, html_block, link, progress_bar
+from frontend.cards import fraction_done, metric_text
+from frontend.state import bound, choice_param, client, live, open_page, param, show_linked
+from frontend.token_view import escaped
+from frontend.words import age, duration, elapsed, percent, short_count
+from sae_engine.schema.api import Run
+
+STATUSES = ("running", "queued", "finished", "stopped", "failed", "interrupted")
+PAGE_SIZE = 50
+
+
+def show() -> None:
+    """The page."""
+    status = choice_param("status", STATUSES, "") or None
+    query = param("q")
+    page = client().runs(status=status, q=query, limit=PAGE_SIZE, cursor=param("cursor"))
+    if not page.items and status is None and query is None:
+        _welcome()
+        return
+    title, search, filters, new = st.columns([2, 3, 2, 1.3], vertical_alignment="center")
+    with title:
+        html_block('<h1 class="wb-title">Runs</h1>')
+    with search:
+        key, write = bound("q", query or "")
+        st.text_input(
+            "Filter by text",
+            key=key,
+            on_change=write,
+            placeholder="Filter by name or tag",
+            icon=":material/search:",
+            label_visibility="collapsed",
+        )
+    with filters:
+        key, write = bound("status", status or "any status", default="any status")
+        st.selectbox(
+            "Status",
+            ("any status", *STATUSES),
+            key=key,
+            on_change=write,
+            label_visibility="collapsed",
+        )
+    with new:
+        if st.button("New run", type="primary", icon=":material/add:", width="stretch"):
+            open_page("launch")
+
+    live(_table, active=True)
+
+
+def _welcome() -> None:
+    html_block(
+        empty_state(
+            "No runs yet",
+            "Train a sparse autoencoder on a small embedded language model and browse what its "
+            "features mean while they form. Everything works offline, on a laptop.",
+        )
+    )
+    _, middle, _ = st.columns([1, 1.2, 1])
+    with middle:
+        if st.button(
+            "Train your first SAE (about two minutes)",
+            type="primary",
+            icon=":material/play_arrow:",
+            width="stretch",
+        ):
+            open_page("launch", preset="tiny")
+
+
+def _table() -> None:
+    page = client().runs(
+        status=choice_param("status", STATUSES, "") or None,
+        q=param("q"),
+        limit=PAGE_SIZE,
+        cursor=param("cursor"),
+    )
+    if not page.items:
+        html_block(empty_state("No run matches", "Change the text or the status above."))
+        return
+    head = "".join(
+        f'<th{css} title="{html.escape(tip, quote=True)}">{name}</th>'
+        for name, css, tip in _COLUMNS
+    )
+    more = (
+        f'<p class="wb-more">{link("./", "Older runs", {"q": param("q"), "status": param("status"), "cursor": page.next_cursor})}</p>'
+        if page.next_cursor
+        else ""
+    )
+    body = "".join(_row(run) for run in page.items)
+    show_linked(
+        f'<table class="wb-table runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}',
+        key="runs-table",
+    )
+
+
+_NUM = ' class="num"'
+_COLUMNS = (
+    ("Run", "", "Name and what it is trained on"),
+    ("Status", "", "What the run is doing"),
+    ("Progress", "", "Steps done"),
+    ("Latents", _NUM, "Number of latents and how many are kept per token"),
+    (
+        "FVU",
+        _NUM,
+        "Fraction of variance unexplained: held out once measured, else on the training batch",
+    ),
+    ("L0", _NUM, "Mean active latents per token"),
+    (
+        "CE delta",
+        _NUM,
+        "Nats per token that the language model loses with reconstructions spliced in",
+    ),
+    ("Tokens/s", _NUM, "Training tokens per second"),
+    ("Took", _NUM, "Time since the start"),
+    ("Created", _NUM, "When the run was made"),
+)
+
+
+def _row(run: Run) -> str:
+    fraction = fraction_done(run)
+    share = percent(fraction) if fraction is not None else ""
+    speed = run.metrics.get("tokens_per_second")
+    fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
+    sae = run.config.sae
+    width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
+    cells = (
+        link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
+        + f'<span class="wb-sub">{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}</span>',
+        badge(run.status),
+        f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{share}</span>',
+        f"{width}<small> k {sae.k}</small>",
+        metric_text(run, fvu),
+        metric_text(run, "l0"),
+        metric_text(run, "ce_delta"),
+        short_count(speed) if isinstance(speed, float) else "–",
+        duration(elapsed(run.started_at, run.ended_at)),
+        age(run.created_at),
+    )
+    return (
+        "<tr>"
+        + "".join(f"<td{c[1]}>{cell}</td>" for c, cell in zip(_COLUMNS, cells, strict=True))
+        + "</tr>"
+    )
+
+
+show()

@@ -1,0 +1,91 @@
+"""Numbers, durations and ages in words, the same on every page."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from sae_engine.schema.api import Density
+
+DASH = "–"
+
+
+def number(value: float | str | None, *, digits: int = 3) -> str:
+    """A measured value with `digits` significant digits; non-finite values keep their names."""
+    if value is None:
+        return DASH
+    if isinstance(value, str) or not math.isfinite(value):
+        return "NaN" if str(value).lower() == "nan" else str(value).replace("Infinity", "∞")
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    if magnitude < 1e-3:
+        return f"{value:.{digits - 1}e}"
+    if magnitude >= 10 ** (digits + 1):
+        return f"{value:,.0f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(magnitude)))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: int) -> str:
+    """A whole number with thousands separators."""
+    return f"{value:,}"
+
+
+def short_count(value: float) -> str:
+    """A whole number in at most four characters and a unit, such as `500k` or `1.2M`."""
+    for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def percent(fraction: float | str | None) -> str:
+    """A share in percent, three significant digits."""
+    if fraction is None or isinstance(fraction, str):
+        return number(fraction)
+    return f"{number(fraction * 100)} %"
+
+
+def density(value: Density) -> str:
+    """A feature's density with the counts it was made from."""
+    return f"{percent(value.fraction)} ({count(value.fired)} of {count(value.seen)} tokens)"
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in its two largest units."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86_400)
+    hours, rest = divmod(rest, 3_600)
+    minutes, left = divmod(rest, 60)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    if minutes:
+        return f"{minutes} min {left:02d} s"
+    return f"{left} s"
+
+
+def age(moment: datetime, now: datetime | None = None) -> str:
+    """How long ago a moment was, in one unit."""
+    seconds = ((now or datetime.now(UTC)) - _aware(moment)).total_seconds()
+    for scale, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= scale:
+            return f"{int(seconds // scale)} {unit} ago"
+    return "just now"
+
+
+def elapsed(
+    start: datetime | None, end: datetime | None, now: datetime | None = None
+) -> float | None:
+    """Seconds between start and end (or now); None before the start."""
+    if start is None:
+        return None
+    return (_aware(end or now or datetime.now(UTC)) - _aware(start)).total_seconds()
+
+
+def _aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
