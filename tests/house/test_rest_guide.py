@@ -1,0 +1,52 @@
+"""The REST guide names every call there is, and none that is not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from backend.app import create_api, create_app
+from backend.settings import Settings
+from tests.house.repository import ROOT
+
+_GUIDE = (ROOT / "docs/rest.md").read_text("utf-8")
+
+
+@pytest.fixture
+def openapi(tmp_path: Path) -> dict[str, Any]:
+    return create_api(Settings(data_dir=tmp_path)).openapi()
+
+
+def test_the_table_of_calls_is_the_one_of_openapi(openapi: dict[str, Any]) -> None:
+    table = set(re.findall(r"^\| ([A-Z]+) \| `(/[^`]+)` \|", _GUIDE, re.MULTILINE))
+    calls = {
+        (method.upper(), path) for path, methods in openapi["paths"].items() for method in methods
+    }
+    assert table == calls
+
+
+def test_every_query_parameter_that_is_shown_exists(openapi: dict[str, Any]) -> None:
+    known = {
+        parameter["name"]
+        for methods in openapi["paths"].values()
+        for call in methods.values()
+        for parameter in call.get("parameters", [])
+        if parameter["in"] == "query"
+    }
+    queries = re.findall(r"\?([\w=&,]+)", _GUIDE)
+    shown = {pair.partition("=")[0] for query in queries for pair in query.split("&")}
+    assert shown - known == set()
+
+
+def test_the_error_that_is_shown_is_the_one_that_is_sent(tmp_path: Path) -> None:
+
+    request = re.findall(r"^\$ curl .*-d '(\{.*\})'$", _GUIDE, re.MULTILINE)[0]
+    shown = re.findall(r"```json\n(.*?)```", _GUIDE, re.DOTALL)[0]
+    with TestClient(create_app(Settings(data_dir=tmp_path)), "http://127.0.0.1") as client:
+        answer = client.post("/api/runs", json=json.loads(request))
+    assert answer.json() == json.loads(shown)
