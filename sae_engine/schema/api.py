@@ -282,6 +282,37 @@ class LookupResult(Shape):
     snapshot: int
 
 
+class Device(Shape):
+    """A GPU; what it does not tell is null."""
+
+    id: str
+    name: str
+    utilization: float | None
+    """Share of the time it was busy, from 0 to 1."""
+    memory_used_bytes: int
+    memory_total_bytes: int
+    temperature_celsius: float | None
+
+
+class System(Shape):
+    """The machine that serves and trains, as it is now."""
+
+    version: str
+    supervises: bool
+    """Whether this server starts the queued runs; of several on one data folder only one does."""
+    devices: list[Device]
+    num_cpus: int
+    cpu_utilization: float
+    """From 0 to 1, over all CPUs."""
+    memory_used_bytes: int
+    memory_total_bytes: int
+    disk_free_bytes: int
+    """Where the runs are kept."""
+    disk_total_bytes: int
+    queue: dict[RunStatus, int]
+    """How many runs are in each state; states without a run are absent."""
+
+
 class Problem(Shape):
     """An error body, `application/problem+json` (RFC 9457)."""
 

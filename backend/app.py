@@ -1,0 +1,85 @@
+"""The REST API as an ASGI application. `uvicorn backend.app:app` serves it alone, under `/api`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Mount
+
+from backend import problems
+from backend.routes import features, lookup, metrics, runs, system
+from backend.security import AccessGuard
+from backend.services import Services
+from backend.settings import Settings, load_settings
+from backend.version import VERSION
+from sae_engine.schema.api import Problem
+
+DESCRIPTION = (
+    "Train sparse autoencoders on language-model activations and look into their features."
+)
+
+
+def create_api(settings: Settings) -> FastAPI:
+    """The endpoints, to be mounted at `/api`; `running` must be entered before the first
+    request.
+    """
+    problem: dict[str, Any] = {
+        "model": Problem,
+        "description": "What is wrong, in one sentence",
+        "content": {"application/problem+json": {}},
+    }
+    api = FastAPI(
+        title="SAE Workbench",
+        version=VERSION,
+        description=DESCRIPTION,
+        generate_unique_id_function=_operation_id,
+        responses={404: problem, 409: problem, 422: problem},
+    )
+    api.state.services = Services(settings)
+    problems.install(api)
+    for module in (system, runs, metrics, features, lookup):
+        api.include_router(module.router)
+    return api
+
+
+@asynccontextmanager
+async def running(api: FastAPI) -> AsyncGenerator[None]:
+    """Prepare the data folder and supervise while the server runs."""
+    services: Services = api.state.services
+    services.settings.data_dir.mkdir(parents=True, exist_ok=True)
+    services.database.prepare()
+    services.supervisor.start()
+    try:
+        yield
+    finally:
+        services.supervisor.close()
+        services.database.close()
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The API alone, behind the guard."""
+    api = create_api(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncGenerator[None]:
+        async with running(api):
+            yield
+
+    return Starlette(
+        routes=[Mount("/api", api)],
+        middleware=[Middleware(AccessGuard, settings=settings)],
+        lifespan=lifespan,
+    )
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+app = create_app(load_settings())

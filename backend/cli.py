@@ -1,0 +1,140 @@
+"""The console script `sae-workbench`. Starts fast: what is heavy is imported by the command that
+needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from backend.settings import Settings, load_settings
+from sae_engine.errors import UserError
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and options.command != "train":
+        parser.error(f"unknown argument: {rest[0]}")
+    try:
+        return options.action(options, rest)
+    except UserError as error:
+        print(f"sae-workbench: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sae-workbench",
+        description="Train sparse autoencoders on language models and look into their features.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Any, summary: str, **more: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, **more
+        )
+        made.add_argument(
+            "--data-dir", metavar="DIR", help="where runs are kept (SAE_WORKBENCH_DATA_DIR)"
+        )
+        made.set_defaults(action=action)
+        return made
+
+    up = command("up", _up, "Serve pages and REST on one port.")
+    up.add_argument("--host", help="address to listen on (127.0.0.1)")
+    up.add_argument("--port", type=int, help="port to listen on (8501; 0 takes a free one)")
+
+    train = command(
+        "train",
+        _train,
+        "Train in this terminal; the run shows in the browser too.",
+        usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [--name NAME]",
+        epilog="Any field of the configuration can be set, such as --sae.k 64 --train.lr 3e-4. "
+        "Ctrl-C ends a run early and keeps its features; a second one skips them.",
+    )
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a preset's name (tiny)")
+    train.add_argument("--quick-test", action="store_true", help="the preset quick-test")
+    train.add_argument(
+        "--config", type=Path, metavar="PATH", help="a YAML file with (part of) a configuration"
+    )
+    train.add_argument("--name", help="what the run is called")
+
+    runs = command("runs", _runs, "List the runs.")
+    runs.add_argument("--all", action="store_true", help="archived ones too")
+
+    lookup = command("lookup", _lookup, "Show the features that go with a token's text.")
+    lookup.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    lookup.add_argument("text", help="a token or a phrase")
+    lookup.add_argument("--match", default="fold", choices=["fold", "exact", "prefix", "substring"])
+    lookup.add_argument(
+        "--rank", default="f1", choices=["f1", "lift", "recall", "precision", "max"]
+    )
+    lookup.add_argument("--min-count", type=int, default=5, metavar="N")
+    lookup.add_argument("--limit", type=int, default=20, metavar="N")
+    lookup.add_argument(
+        "--snapshot", type=int, metavar="STEP", help="a step; the newest if not given"
+    )
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return load_settings(
+        data_dir=options.data_dir,
+        host=getattr(options, "host", None),
+        port=getattr(options, "port", None),
+    )
+
+
+def _up(options: argparse.Namespace, _: list[str]) -> int:
+    from rich.console import Console
+
+    from backend.serve import serve
+
+    serve(_settings(options), Console())
+    return 0
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from backend.foreground import request_from, train_here
+
+    request = request_from(
+        recipe="quick-test" if options.quick_test else options.recipe,
+        path=options.config,
+        flags=rest,
+        name=options.name,
+    )
+    return train_here(_settings(options), request)
+
+
+def _runs(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.tables import print_runs
+
+    print_runs(_settings(options), archived=options.all)
+    return 0
+
+
+def _lookup(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.tables import print_lookup
+
+    print_lookup(
+        _settings(options),
+        options.run,
+        options.text,
+        match=options.match,
+        rank=options.rank,
+        min_count=options.min_count,
+        limit=options.limit,
+        snapshot=options.snapshot,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The database connection: how transactions begin, and which version of the tables is accepted.
+
+Writers take the write lock at once (`BEGIN IMMEDIATE`), so that two of them wait for each other
+instead of failing half-way; readers never wait (write-ahead log).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session, sessionmaker
+
+from backend.models import Base, SchemaVersionRow
+from sae_engine.errors import UserError
+
+SCHEMA_VERSION = 1
+BUSY_TIMEOUT_SECONDS = 30.0
+
+
+class Database:
+    """Hands out sessions; `reading` never blocks, `writing` commits at the end of its block."""
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url)
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self._is_sqlite:
+            self.engine = create_engine(
+                self._url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None}
+            )
+            _use_explicit_transactions(self.engine)
+        else:
+            self.engine = create_engine(self._url, pool_pre_ping=True)
+        self._reading = sessionmaker(self.engine, expire_on_commit=False)
+        self._writing = sessionmaker(
+            self.engine.execution_options(writes=True), expire_on_commit=False
+        )
+
+    @contextmanager
+    def reading(self) -> Generator[Session]:
+        """A session on one consistent view; what is changed in it is not kept."""
+        with self._reading() as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Generator[Session]:
+        """A session that owns the write lock and commits when its block ends without an
+        exception.
+        """
+        with self._writing.begin() as session:
+            yield session
+
+    def prepare(self) -> None:
+        """Make the tables where there are none; raises `UserError` for tables of another
+        version.
+        """
+        if self._is_sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+            with self.engine.connect() as connection:
+                _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
+        with self.writing() as session:
+            connection = session.connection()
+            if not inspect(connection).has_table(SchemaVersionRow.__tablename__):
+                Base.metadata.create_all(connection)
+                session.add(SchemaVersionRow(version=SCHEMA_VERSION))
+            version = session.scalar(select(SchemaVersionRow.version))
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"The database {self._url.render_as_string()} has schema version {version}, this "
+                f"program knows version {SCHEMA_VERSION}; use the SAE Workbench that wrote it, or "
+                "another data folder."
+            )
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _use_explicit_transactions(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
+        _run(connection, "PRAGMA foreign_keys = ON")
+        _run(connection, "PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _run(connection: Any, statement: str) -> None:
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    cursor.close()

@@ -1,0 +1,52 @@
+"""Which devices jobs can use and how busy they are, told without torch."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+from sae_engine.schema.api import Device
+
+
+@cache
+def _nvml() -> Any:
+    """NVIDIA's management library, or None where there is no such library, driver or device."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingTypeStubs]
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    return pynvml if pynvml.nvmlDeviceGetCount() else None
+
+
+def job_device() -> str:
+    """The device that a job gets."""
+    return "cuda:0" if _nvml() else "cpu"
+
+
+def gpus() -> list[Device]:
+    """The GPUs as they are now; what one does not tell is null."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    return [_gpu(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
+
+
+def _gpu(nvml: Any, number: int) -> Device:
+    handle = nvml.nvmlDeviceGetHandleByIndex(number)
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    utilization = temperature = None
+    with suppress(nvml.NVMLError):
+        utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+    with suppress(nvml.NVMLError):
+        temperature = float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+    return Device(
+        id=f"cuda:{number}",
+        name=nvml.nvmlDeviceGetName(handle),
+        utilization=utilization,
+        memory_used_bytes=memory.used,
+        memory_total_bytes=memory.total,
+        temperature_celsius=temperature,
+    )

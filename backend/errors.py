@@ -1,0 +1,49 @@
+"""What the API answers when it cannot do what was asked.
+
+    ApiError                  status 400
+    ├── UnauthorizedError     401  no token, or a wrong one
+    ├── ForbiddenError        403  the wrong door: host, origin, address
+    ├── NotFoundError         404  no such run, snapshot, feature
+    ├── ConflictError         409  not in this state
+    └── UnprocessableError    422  a value that cannot be used
+
+`problems` makes them, and the engine's `UserError`, into responses.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from sae_engine.schema.api import FieldProblem
+
+
+class ApiError(Exception):
+    """An answer that is an error; `detail` is one sentence fit to be shown."""
+
+    status = HTTPStatus.BAD_REQUEST
+
+    def __init__(self, detail: str, *, kind: str = "", field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.kind = kind
+        self.errors = [FieldProblem(field=field, message=detail)] if field else []
+
+
+class UnauthorizedError(ApiError):
+    status = HTTPStatus.UNAUTHORIZED
+
+
+class ForbiddenError(ApiError):
+    status = HTTPStatus.FORBIDDEN
+
+
+class NotFoundError(ApiError):
+    status = HTTPStatus.NOT_FOUND
+
+
+class ConflictError(ApiError):
+    status = HTTPStatus.CONFLICT
+
+
+class UnprocessableError(ApiError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY

@@ -1,0 +1,147 @@
+"""The tables. Weights, checkpoints, feature indexes and logs are not here but in the run's
+folder.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time, also on databases that keep no time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, dict[str, Any]: JSON}
+
+
+class SchemaVersionRow(Base):
+    """One row: the version of these tables that the database holds."""
+
+    __tablename__ = "schema_version"
+
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class RunRow(Base):
+    """A run: what was asked, how it stands, how it ended."""
+
+    __tablename__ = "runs"
+
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    """Order of creation; pages of the list end at one."""
+    id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)
+    config: Mapped[dict[str, Any]]
+    notes: Mapped[str] = mapped_column(Text, default="")
+    archived: Mapped[bool] = mapped_column(default=False)
+    group_id: Mapped[str | None]
+    device: Mapped[str | None]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    request_digest: Mapped[str | None]
+
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    tokens: Mapped[int] = mapped_column(default=0)
+    total_tokens: Mapped[int | None]
+    tokens_per_second: Mapped[float | None]
+    eta_seconds: Mapped[float | None]
+    phase: Mapped[str | None]
+    metrics: Mapped[str] = mapped_column(Text, default="{}")
+    """Latest value of each metric, as JSON that also has NaN and infinities."""
+
+    error_type: Mapped[str | None]
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_log_tail: Mapped[str | None] = mapped_column(Text)
+
+    pid: Mapped[int | None]
+    pid_created: Mapped[float | None]
+    """When the process began, seconds since the epoch: tells it from a later one with its
+    number.
+    """
+    force_stop_at: Mapped[datetime | None]
+
+    tags: Mapped[list[TagRow]] = relationship(
+        order_by="TagRow.position", cascade="all, delete-orphan", lazy="selectin"
+    )
+
+
+class TagRow(Base):
+    __tablename__ = "run_tags"
+    __table_args__ = (UniqueConstraint("run_id", "position"),)
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(primary_key=True)
+    position: Mapped[int]
+
+
+class MetricsRow(Base):
+    """What was measured at one step of a run."""
+
+    __tablename__ = "metrics"
+    __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    tokens: Mapped[int]
+    time: Mapped[float]
+    values: Mapped[str] = mapped_column(Text)
+    """Metric name to value, as JSON that also has NaN and infinities."""
+
+
+class SnapshotRow(Base):
+    """A feature index that was published in the run's folder."""
+
+    __tablename__ = "snapshots"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    tokens: Mapped[int]
+    index_tokens: Mapped[int]
+    seconds: Mapped[float]
+    final: Mapped[bool]
+    created_at: Mapped[datetime]
+
+
+class NoticeRow(Base):
+    """Something a run wanted people to know."""
+
+    __tablename__ = "notices"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    step: Mapped[int | None]
+    level: Mapped[str]
+    message: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime]
+
+
+class LabelRow(Base):
+    """What a person wrote about one feature of a run."""
+
+    __tablename__ = "labels"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    feature: Mapped[int] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(Text)
+    notes: Mapped[str] = mapped_column(Text)
+    starred: Mapped[bool]

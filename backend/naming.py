@@ -1,0 +1,17 @@
+"""What a run is called when nobody says."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sae_engine.schema.api import RunCreate
+from sae_engine.schema.config import RunConfig
+
+
+def named_config(config: RunConfig, body: RunCreate) -> RunConfig:
+    """The configuration under the name that was asked for, else under its recipe's and the time."""
+    name = body.name or body.config.get("name")
+    if not name:
+        recipe = body.preset or config.name or "run"
+        name = f"{recipe} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
+    return config.model_copy(update={"name": name})

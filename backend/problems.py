@@ -1,0 +1,101 @@
+"""Every error leaves as `application/problem+json`, made here.
+
+The engine's `UserError` is fit to be shown and becomes a 422; anything unexpected becomes a 500, whose
+traceback the server logs.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from backend.errors import ApiError, UnauthorizedError
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.schema.api import FieldProblem, Problem
+
+
+class ProblemResponse(JSONResponse):
+    """A `Problem` as a response."""
+
+    media_type = "application/problem+json"
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str = "",
+        errors: list[FieldProblem] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        problem = Problem(
+            type=f"urn:sae-workbench:{kind}" if kind else "about:blank",
+            title=HTTPStatus(status).phrase,
+            status=status,
+            detail=detail,
+            errors=errors or [],
+        )
+        super().__init__(problem.model_dump(), status_code=status, headers=headers)
+
+
+def problem_of(error: ApiError) -> ProblemResponse:
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
+    return ProblemResponse(
+        error.status, error.detail, kind=error.kind, errors=error.errors, headers=headers
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+
+    async def api_error(_: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, ApiError)
+        return problem_of(error)
+
+    async def user_error(_: Request, error: Exception) -> ProblemResponse:
+        fields = error.problems if isinstance(error, ConfigError) else None
+        return ProblemResponse(422, str(error), kind="invalid", errors=fields)
+
+    async def invalid_request(_: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, RequestValidationError)
+        fields = [_field_problem(e) for e in error.errors()]
+        detail = " ".join(f"{p.field}: {p.message}" if p.field else p.message for p in fields)
+        return ProblemResponse(422, detail, kind="invalid", errors=fields)
+
+    async def http_error(request: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, HTTPException)
+        detail = error.detail
+        if error.status_code == 404:
+            detail = f"There is nothing at {request.url.path}; see /api/docs for what there is."
+        elif error.status_code == 405:
+            detail = f"{request.url.path} does not answer {request.method}; see /api/docs."
+        return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))
+
+    async def unexpected(_: Request, __: Exception) -> ProblemResponse:
+        detail = "The server made a mistake; its log has the details."
+        return ProblemResponse(500, detail, kind="internal")
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(UserError, user_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)
+
+
+def _field_problem(error: Any) -> FieldProblem:
+    path = [str(part) for part in error["loc"]]
+    if path and path[0] in ("body", "query", "path", "header"):
+        path = path[1:]
+    if error["type"] == "json_invalid":
+        return FieldProblem(field="", message="The request's body is not valid JSON.")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        message = "It is required."
+    elif error["type"] != "value_error":
+        message = f"{message} (got {error['input']!r})."[:500]
+    return FieldProblem(field=".".join(path), message=message)

@@ -1,0 +1,143 @@
+"""Runs: made, listed, changed, stopped, resumed, deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+
+from backend import repository
+from backend.errors import ConflictError, UnprocessableError
+from backend.models import RunRow
+from backend.naming import named_config
+from backend.security import check_paths
+from backend.services import Server, Services
+from backend.shapes import has_checkpoint, run_shape
+from sae_engine.preflight import check_config
+from sae_engine.presets import resolve_config
+from sae_engine.schema.api import Run, RunCreate, RunPage, RunPatch, RunStatus
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+
+@router.post("", status_code=201)
+def create_run(
+    body: RunCreate,
+    server: Server,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Run:
+    """Queue a run. The same `Idempotency-Key` with the same body answers with the run it made
+    before.
+    """
+    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    config = resolve_config(body.preset, body.config)
+    check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
+    check_config(config)
+    with server.database.writing() as session:
+        row = None
+        if idempotency_key is not None:
+            row = repository.earlier_request(session, idempotency_key, digest)
+        if row is None:
+            row = repository.add_run(
+                session,
+                config=named_config(config, body),
+                tags=body.tags,
+                notes=body.notes,
+                idempotency_key=idempotency_key,
+                request_digest=digest,
+            )
+    server.supervisor.wake()
+    response.headers["Location"] = f"/api/runs/{row.id}"
+    return _shape(server, row)
+
+
+@router.get("")
+def list_runs(
+    server: Server,
+    status: Annotated[list[RunStatus] | None, Query()] = None,
+    q: Annotated[str, Query(max_length=200)] = "",
+    tag: Annotated[str | None, Query(max_length=200)] = None,
+    archived: bool = False,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=40)] = None,
+) -> RunPage:
+    """Runs, newest first; `q` looks in names, notes and the beginning of ids."""
+    before = _place(cursor)
+    with server.database.reading() as session:
+        rows = repository.list_runs(
+            session,
+            status=status or (),
+            q=q,
+            tag=tag,
+            archived=archived,
+            limit=limit + 1,
+            before=before,
+        )
+    page = rows[:limit]
+    return RunPage(
+        items=[_shape(server, row) for row in page],
+        next_cursor=str(page[-1].seq) if len(rows) > limit else None,
+    )
+
+
+@router.get("/{run_id}")
+def get_run(run_id: str, server: Server) -> Run:
+    with server.database.reading() as session:
+        row = repository.get_run(session, run_id)
+    return _shape(server, row)
+
+
+@router.patch("/{run_id}")
+def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
+    """Change a run's name, tags, notes, or put it away."""
+    with server.database.writing() as session:
+        row = repository.patch_run(session, run_id, body)
+    return _shape(server, row)
+
+
+@router.delete("/{run_id}", status_code=204)
+def delete_run(run_id: str, server: Server) -> None:
+    """Delete a run and its folder; refused while it runs."""
+    with server.database.writing() as session:
+        repository.delete_run(session, run_id)
+    shutil.rmtree(server.settings.run_folder(run_id).path, ignore_errors=True)
+
+
+@router.post("/{run_id}/stop", status_code=202)
+def stop_run(run_id: str, server: Server, force: bool = False) -> Run:
+    """End a run soon, with a usable SAE and its features; `force` skips the features."""
+    with server.database.writing() as session:
+        row = repository.request_stop(session, run_id, force=force)
+    server.supervisor.wake()
+    return _shape(server, row)
+
+
+@router.post("/{run_id}/resume", status_code=202)
+def resume_run(run_id: str, server: Server) -> Run:
+    """Queue an ended run to go on from its last checkpoint, on its own curve."""
+    with server.database.writing() as session:
+        row = repository.requeue(session, run_id)
+        if not has_checkpoint(server.settings.run_folder(run_id)):
+            raise ConflictError(
+                f"The run '{row.name}' ended before its first checkpoint; start a new one.",
+                kind="no-checkpoint",
+            )
+    server.supervisor.wake()
+    return _shape(server, row)
+
+
+def _shape(server: Services, row: RunRow) -> Run:
+    return run_shape(row, server.settings.run_folder(row.id))
+
+
+def _place(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not cursor.isdecimal():
+        raise UnprocessableError(
+            f"'{cursor}' is no cursor; use the next_cursor of an answer.", field="cursor"
+        )
+    return int(cursor)

@@ -1,0 +1,60 @@
+"""Health, configuration, and the machine."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import psutil
+from fastapi import APIRouter
+
+from backend import repository
+from backend.devices import gpus
+from backend.services import Server
+from backend.version import VERSION
+from sae_engine.presets import presets
+from sae_engine.schema.api import Health, Preset, System
+from sae_engine.schema.config import RunConfig
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/health")
+def health() -> Health:
+    """Whether the server answers; needs no token."""
+    return Health(status="ok", version=VERSION)
+
+
+@router.get("/config/schema")
+def config_schema() -> dict[str, Any]:
+    """The JSON schema of a run's configuration."""
+    return RunConfig.model_json_schema()
+
+
+@router.get("/config/presets")
+def config_presets() -> list[Preset]:
+    """The recipes that a run can start from."""
+    return list(presets().values())
+
+
+@router.get("/system")
+def system(server: Server) -> System:
+    """Devices, CPU, memory, disk and queue as they are now."""
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(server.settings.data_dir)
+    with server.database.reading() as session:
+        queue = repository.count_by_status(session)
+    return System.model_validate(
+        {
+            "version": VERSION,
+            "supervises": server.supervisor.supervises,
+            "devices": gpus(),
+            "num_cpus": psutil.cpu_count() or 1,
+            "cpu_utilization": psutil.cpu_percent() / 100,
+            "memory_used_bytes": memory.total - memory.available,
+            "memory_total_bytes": memory.total,
+            "disk_free_bytes": disk.free,
+            "disk_total_bytes": disk.total,
+            "queue": queue,
+        }
+    )

@@ -1,0 +1,118 @@
+"""`sae-workbench up`: pages and REST in one ASGI application on one port."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from backend.settings import PREFIX, Settings, is_loopback
+from sae_engine.errors import UserError
+
+SHUTDOWN_SECONDS = 1
+STREAMLIT_OPTIONS = {
+    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
+    "STREAMLIT_SERVER_HEADLESS": "true",
+    "STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none",
+    "STREAMLIT_LOGGER_LEVEL": "warning",
+    "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
+}
+
+
+def serve(settings: Settings, console: Console) -> None:
+    """Serve until interrupted; jobs go on afterwards. Raises `UserError` where it cannot listen."""
+    if not is_loopback(settings.host) and settings.token is None:
+        raise UserError(
+            f"Listening on {settings.host} lets others in; set SAE_WORKBENCH_TOKEN to a secret "
+            "of your choice, or listen on 127.0.0.1."
+        )
+    listener = _listen(settings)
+    port: int = listener.getsockname()[1]
+    os.environ |= STREAMLIT_OPTIONS | {
+        "STREAMLIT_SERVER_ADDRESS": settings.host,
+        "STREAMLIT_SERVER_PORT": str(port),
+        f"{PREFIX}DATA_DIR": str(settings.data_dir),
+        f"{PREFIX}API_URL": f"http://{_reachable(settings.host)}:{port}",
+    }
+    url = f"http://{'localhost' if is_loopback(settings.host) else settings.host}:{port}"
+    console.print(f"SAE Workbench is at [bold]{url}[/bold]  (Ctrl-C ends it, jobs go on)")
+    console.print(f"Data in {settings.data_dir}", style="dim", highlight=False)
+    _run(settings, listener, console)
+
+
+def _run(settings: Settings, listener: socket.socket, console: Console) -> None:
+    import uvicorn
+    from starlette.middleware import Middleware
+    from starlette.routing import Mount
+    from streamlit.starlette import App
+
+    from backend import repository
+    from backend.app import create_api, running
+    from backend.security import AccessGuard
+
+    api = create_api(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncGenerator[None]:
+        async with running(api):
+            yield
+            with api.state.services.database.reading() as session:
+                count = len(repository.active_runs(session))
+            console.print(_farewell(count))
+
+    pages = App(
+        _pages_script(),
+        routes=[Mount("/api", api)],
+        middleware=[Middleware(AccessGuard, settings=settings)],
+        lifespan=lifespan,
+    )
+    config = uvicorn.Config(
+        pages, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
+            "choose another with --port."
+        ) from None
+    return listener
+
+
+def _pages_script() -> Path:
+    """The pages are found by their path: the server does not import them."""
+    spec = find_spec("frontend")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).with_name("app.py")
+
+
+def _reachable(host: str) -> str:
+    """How this machine reaches itself when it listens on `host`."""
+    if host in ("0.0.0.0", "localhost"):
+        return "127.0.0.1"
+    if host in ("::", "::1"):
+        return "[::1]"
+    return host
+
+
+def _farewell(num_active: int) -> str:
+    if not num_active:
+        return "Stopped."
+    runs = "1 run goes" if num_active == 1 else f"{num_active} runs go"
+    return f"Stopped. {runs} on without the server and will be there when it is back."

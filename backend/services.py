@@ -1,0 +1,56 @@
+"""What every endpoint works with, made once per server."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from backend.db import Database
+from backend.settings import Settings
+from backend.supervisor import Supervisor
+from sae_engine.feature_index.reader import FeatureIndex
+
+MAX_OPEN_INDEXES = 8
+
+
+class IndexCache:
+    """The feature indexes that were asked for last, kept open."""
+
+    def __init__(self, capacity: int = MAX_OPEN_INDEXES) -> None:
+        self._capacity = capacity
+        self._open: OrderedDict[tuple[Path, int], FeatureIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, folder: Path) -> FeatureIndex:
+        """Open an index; one that was replaced on disk is opened anew. Raises
+        `IndexDamagedError`.
+        """
+        key = (folder, folder.stat().st_ino)
+        with self._lock:
+            index = self._open.pop(key, None) or FeatureIndex.open(folder)
+            self._open[key] = index
+            while len(self._open) > self._capacity:
+                self._open.popitem(last=False)
+        return index
+
+
+class Services:
+    """The database, the supervisor and the open indexes of one server."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.resolved_database_url)
+        self.supervisor = Supervisor(settings, self.database)
+        self.indexes = IndexCache()
+
+
+def _services(request: Request) -> Services:
+    return request.app.state.services
+
+
+Server = Annotated[Services, Depends(_services)]
+"""Parameter of an endpoint that needs the database, the supervisor or the indexes."""

@@ -1,0 +1,83 @@
+"""From rows to the shapes that travel."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+from backend.curves import metric_value
+from backend.models import NoticeRow, RunRow, SnapshotRow
+from backend.repository import RESUMABLE
+from sae_engine.files import RunFolder
+from sae_engine.schema.api import Notice, Progress, Run, RunError, Snapshot
+from sae_engine.schema.config import RunConfig
+
+
+def run_shape(row: RunRow, folder: RunFolder) -> Run:
+    error = None
+    if row.error_type is not None:
+        error = RunError(
+            type=row.error_type,
+            message=row.error_message or "",
+            log_tail=row.error_log_tail or "",
+        )
+    return Run.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "status": row.status,
+            "config": RunConfig.model_validate(row.config),
+            "tags": [tag.tag for tag in row.tags],
+            "notes": row.notes,
+            "archived": row.archived,
+            "group_id": row.group_id,
+            "device": row.device,
+            "created_at": row.created_at,
+            "started_at": row.started_at,
+            "ended_at": row.ended_at,
+            "progress": Progress(
+                step=row.step,
+                total_steps=row.total_steps,
+                tokens=row.tokens,
+                total_tokens=row.total_tokens,
+                tokens_per_second=row.tokens_per_second,
+                eta_seconds=row.eta_seconds,
+                phase=row.phase,
+            ),
+            "metrics": {name: metric_value(v) for name, v in latest_metrics(row).items()},
+            "error": error,
+            "resumable": row.status in RESUMABLE and has_checkpoint(folder),
+        }
+    )
+
+
+def latest_metrics(row: RunRow) -> dict[str, float]:
+    return cast(dict[str, float], json.loads(row.metrics))
+
+
+def has_checkpoint(folder: RunFolder) -> bool:
+    """Whether a run can go on from where it was; temporary files do not count."""
+    if not folder.checkpoints.is_dir():
+        return False
+    return any(not path.name.startswith(".") for path in folder.checkpoints.iterdir())
+
+
+def snapshot_shape(row: SnapshotRow) -> Snapshot:
+    return Snapshot(
+        step=row.step,
+        tokens=row.tokens,
+        index_tokens=row.index_tokens,
+        created_at=row.created_at,
+        final=row.final,
+    )
+
+
+def notice_shape(row: NoticeRow) -> Notice:
+    return Notice.model_validate(
+        {
+            "step": row.step,
+            "level": row.level,
+            "message": row.message,
+            "created_at": row.created_at,
+        }
+    )

@@ -1,0 +1,224 @@
+"""The supervisor: starts jobs for queued runs, ends those that do not stop, judges those that
+vanished.
+
+One thread in the web process. Of several servers on one data folder only the holder of the lock
+file supervises; the others take over when it goes. Jobs are detached and survive it: a supervisor
+that starts finds them again by process number and start time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import IO
+
+import psutil
+
+from backend import repository
+from backend.db import Database
+from backend.devices import job_device
+from backend.logs import tail
+from backend.models import RunRow
+from backend.processes import describe_signal, is_alive, send_signal
+from backend.settings import SOURCE_ROOT, Settings
+from backend.work import LOG_TAIL_LINES
+
+START_GRACE = timedelta(seconds=30)
+"""How long a claimed run may be without a known process: its supervisor may have died while
+starting it.
+"""
+KILL_AFTER = timedelta(seconds=5)
+
+_log = logging.getLogger(__name__)
+
+
+def job_command(run_id: str) -> list[str]:
+    return [sys.executable, "-m", "backend.job", run_id]
+
+
+class Supervisor:
+    """Owns the thread; `start` and `close` it once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        command: Callable[[str], list[str]] = job_command,
+        device: str | None = None,
+        poll_seconds: float = 0.5,
+        patience: timedelta = timedelta(seconds=30),
+    ) -> None:
+        """`patience` is how long a job may take to end after a forced stop."""
+        self._settings = settings
+        self._database = database
+        self._command = command
+        self._device = device or job_device()
+        self._poll_seconds = poll_seconds
+        self._patience = patience
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._terminated: set[int] = set()
+        self._lock: IO[str] | None = None
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Look at the queue now instead of at the next poll."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Stop supervising; the jobs go on."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        for child in self._children.values():
+            if child.poll() is None:
+                child.returncode = 0  # It lives on without us: no warning when this object goes.
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def supervises(self) -> bool:
+        """Whether this process is the one that supervises its data folder."""
+        return self._lock is not None
+
+    def _loop(self) -> None:
+        while not self._closing:
+            self._wake.clear()
+            try:
+                if self._acquire():
+                    self._judge_and_end()
+                    self._start_next()
+            except Exception:
+                _log.exception("supervising failed; trying again")
+            self._wake.wait(self._poll_seconds)
+
+    def _acquire(self) -> bool:
+        if self._lock is None:
+            file = self._settings.supervisor_lock.open("a")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            self._lock = file
+        return True
+
+    # Judging and ending
+
+    def _judge_and_end(self) -> None:
+        exits = {run_id: child.poll() for run_id, child in self._children.items()}
+        with self._database.reading() as session:
+            rows = repository.active_runs(session)
+        for row in rows:
+            exit_code = exits.get(row.id)
+            if exit_code is not None:
+                self._judge(row, exit_code)
+            elif row.id in exits:
+                self._end_if_overdue(row)
+            elif row.pid is None or row.pid_created is None:
+                if row.started_at and repository.now() - row.started_at > START_GRACE:
+                    self._judge(row, None)
+            elif not is_alive(row.pid, row.pid_created):
+                self._judge(row, None)
+            else:
+                self._end_if_overdue(row)
+        for run_id, exit_code in exits.items():
+            if exit_code is not None:
+                del self._children[run_id]
+
+    def _judge(self, row: RunRow, exit_code: int | None) -> None:
+        """Write down the end of a run whose process could not; one that did is left as it is."""
+        log_tail = tail(self._settings.run_folder(row.id).log, LOG_TAIL_LINES)
+        if exit_code is None:
+            status, kind = "interrupted", "ProcessVanished"
+            message = (
+                "The run's process vanished without a word; it was killed or the machine restarted."
+            )
+        elif exit_code < 0:
+            status, kind = "interrupted", describe_signal(-exit_code)
+            message = f"The run's process was ended by {kind}."
+            if row.force_stop_at is not None:
+                message = f"The run did not end when it was forced to stop and was ended by {kind}."
+            elif -exit_code == signal.SIGKILL:
+                message += " Often that means the machine ran out of memory."
+        else:
+            status, kind = "failed", "ProcessExited"
+            message = f"The run's process ended with exit code {exit_code}; the log may say why."
+        with self._database.writing() as session:
+            judged = repository.fail_run(
+                session, row.id, status, kind=kind, message=message, log_tail=log_tail
+            )
+        if judged:
+            _log.warning("run %s is %s: %s", row.id, status, message)
+
+    def _end_if_overdue(self, row: RunRow) -> None:
+        """Signal a job that was forced to stop and did not within our patience."""
+        if row.force_stop_at is None or row.pid is None:
+            return
+        overdue = repository.now() - row.force_stop_at - self._patience
+        if overdue > KILL_AFTER:
+            send_signal(row.pid, signal.SIGKILL)
+        elif overdue > timedelta(0) and row.pid not in self._terminated:
+            self._terminated.add(row.pid)
+            send_signal(row.pid, signal.SIGTERM)
+
+    # Starting
+
+    def _start_next(self) -> None:
+        if self._children:
+            return
+        with self._database.reading() as session:
+            counts = repository.count_by_status(session)
+        if not counts.get("queued") or any(counts.get(status) for status in repository.ACTIVE):
+            return
+        with self._database.writing() as session:
+            row = repository.claim_next(session, self._device)
+        if row is not None:
+            self._start(row)
+
+    def _start(self, row: RunRow) -> None:
+        folder = self._settings.run_folder(row.id)
+        environment = self._settings.environment() | {
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
+            ),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+        }
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            with folder.log.open("ab") as log:
+                child = subprocess.Popen(
+                    self._command(row.id),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            message = f"The run's process could not be started: {error}."
+            with self._database.writing() as session:
+                repository.fail_run(
+                    session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
+                )
+            return
+        self._children[row.id] = child
+        try:
+            created = psutil.Process(child.pid).create_time()
+        except psutil.NoSuchProcess:
+            return
+        with self._database.writing() as session:
+            repository.set_process(session, row.id, pid=child.pid, created=created)

@@ -1,0 +1,231 @@
+"""Carrying one run through: the engine's records become rows, and every way it can end is written
+down.
+
+Used by a job's process and by training in the foreground. No torch here: the engine comes in as
+`train`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from backend import repository
+from backend.db import Database
+from backend.logs import tail
+from backend.shapes import latest_metrics
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder
+from sae_engine.schema.api import RunStatus
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    MetricsRecord,
+    NoticeRecord,
+    PhaseRecord,
+    PlanRecord,
+    SnapshotRecord,
+    StopRequest,
+)
+
+POLL_SECONDS = 0.25
+"""How often a run looks whether it should stop, and the longest that a measurement waits to be
+stored.
+"""
+SPEED_WINDOW = 20
+"""Points on the curve from which the remaining time is told."""
+LOG_TAIL_LINES = 60
+MAX_WRITE_TRIES = 5
+
+_log = logging.getLogger(__name__)
+
+
+class Train(Protocol):
+    """The engine's door, `sae_engine.train.train`."""
+
+    def __call__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        should_stop: Callable[[], StopRequest],
+        resume: bool,
+    ) -> Iterator[AnyRecord]: ...
+
+
+class Terminated(BaseException):
+    """The process was told by a signal to end at once; its text names the signal."""
+
+
+def work(
+    database: Database,
+    run_id: str,
+    config: RunConfig,
+    folder: RunFolder,
+    train: Train,
+    *,
+    resume: bool,
+    on_record: Callable[[AnyRecord], None] = lambda _: None,
+) -> RunStatus:
+    """Run the engine to its end and store what it yields; returns how the run ended."""
+    recorder = Recorder(database, run_id, resumed=resume)
+
+    def fail(status: RunStatus, kind: str, message: str) -> RunStatus:
+        recorder.fail(status, kind, message, tail(folder.log, LOG_TAIL_LINES))
+        return status
+
+    try:
+        for record in train(config, folder, should_stop=recorder.stop_request, resume=resume):
+            recorder.record(record)
+            on_record(record)
+            if isinstance(record, EndRecord):
+                return record.reason
+        raise RuntimeError("the engine stopped without saying how the run ended")
+    except UserError as error:
+        _log.exception("the run cannot go on")
+        return fail("failed", type(error).__name__, str(error))
+    except (Terminated, KeyboardInterrupt) as error:
+        signal_name = str(error) or "SIGINT"
+        _log.warning("ended by %s", signal_name)
+        return fail("interrupted", signal_name, f"The run was ended from outside by {signal_name}.")
+    except Exception as error:
+        _log.exception("the run failed")
+        first_line = next(iter(str(error).splitlines()), "")[:500]
+        return fail("failed", type(error).__name__, first_line or "It gave no reason; see the log.")
+
+
+class Recorder:
+    """Writes one run's records into the database as they come."""
+
+    def __init__(self, database: Database, run_id: str, *, resumed: bool) -> None:
+        self._database = database
+        self._run_id = run_id
+        self._first_after_resume = resumed
+        self._waiting: list[MetricsRecord] = []
+        self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
+        self._request = StopRequest.NONE
+        self._next_poll = 0.0
+        self._next_write = 0.0
+        with database.reading() as session:
+            row = repository.get_run(session, run_id)
+            self._latest = latest_metrics(row)
+            self._total_tokens = row.total_tokens
+
+    def record(self, record: AnyRecord) -> None:
+        """Store a record; measurements that come in quick succession are stored together."""
+        if isinstance(record, MetricsRecord):
+            self._waiting.append(record)
+            if time.monotonic() >= self._next_write:
+                self._flush()
+            return
+        self._flush()
+        self._write(lambda session: self._store(session, record))
+
+    def stop_request(self) -> StopRequest:
+        """What the run is asked to do; cheap enough to be called in every step."""
+        at = time.monotonic()
+        if at >= self._next_poll:
+            self._next_poll = at + POLL_SECONDS
+            if self._waiting and at >= self._next_write:
+                self._flush()
+            with self._database.reading() as session:
+                self._request = repository.stop_request(session, self._run_id)
+        return self._request
+
+    def fail(self, status: RunStatus, kind: str, message: str, log_tail: str) -> None:
+        """Store that the run failed or was interrupted."""
+        self._flush()
+        self._write(
+            lambda session: repository.fail_run(
+                session, self._run_id, status, kind=kind, message=message, log_tail=log_tail
+            )
+        )
+
+    def _store(self, session: Session, record: AnyRecord) -> None:
+        run_id = self._run_id
+        match record:
+            case PhaseRecord():
+                repository.update_run(session, run_id, phase=record.phase)
+            case PlanRecord():
+                self._total_tokens = record.total_tokens
+                repository.update_run(
+                    session,
+                    run_id,
+                    total_steps=record.total_steps,
+                    total_tokens=record.total_tokens,
+                    device=record.device,
+                )
+            case SnapshotRecord():
+                repository.add_snapshot(session, run_id, record)
+            case NoticeRecord():
+                repository.add_notice(
+                    session, run_id, level=record.level, message=record.message, step=record.step
+                )
+            case EndRecord():
+                repository.update_run(session, run_id, step=record.step, tokens=record.tokens)
+                repository.end_run(session, run_id, record.reason)
+            case MetricsRecord():
+                raise AssertionError("measurements are stored by _flush")
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        records = self._waiting
+        self._recent.extend(records)
+        for record in records:
+            self._latest.update(record.values)
+        self._write(lambda session: self._store_metrics(session, records))
+        self._waiting = []
+        self._next_write = time.monotonic() + POLL_SECONDS
+
+    def _store_metrics(self, session: Session, records: list[MetricsRecord]) -> None:
+        if self._first_after_resume:
+            repository.forget_from(session, self._run_id, records[0].step)
+            self._first_after_resume = False
+        repository.add_metrics(session, self._run_id, records)
+        last = records[-1]
+        speed = self._recent_speed()
+        repository.update_run(
+            session,
+            self._run_id,
+            step=last.step,
+            tokens=last.tokens,
+            metrics=json.dumps(self._latest),
+            tokens_per_second=speed,
+            eta_seconds=self._eta_seconds(last.tokens, speed),
+        )
+
+    def _recent_speed(self) -> float | None:
+        """Training tokens per second over the recent points, evaluation and snapshots included."""
+        first, last = self._recent[0], self._recent[-1]
+        seconds = last.time - first.time
+        if seconds > 0:
+            return (last.tokens - first.tokens) / seconds
+        reported = last.values.get("tokens_per_second")
+        return reported if reported is not None and math.isfinite(reported) else None
+
+    def _eta_seconds(self, tokens: int, speed: float | None) -> float | None:
+        if not speed or speed < 0 or self._total_tokens is None:
+            return None
+        return max(0, self._total_tokens - tokens) / speed
+
+    def _write(self, action: Callable[[Session], object]) -> None:
+        """Do `action` in a transaction; a database that stays locked is tried again."""
+        for attempt in range(1, MAX_WRITE_TRIES + 1):
+            try:
+                with self._database.writing() as session:
+                    action(session)
+                return
+            except OperationalError as error:
+                if attempt == MAX_WRITE_TRIES or "locked" not in str(error):
+                    raise
+                _log.warning("the database is locked, trying again: %s", error)
