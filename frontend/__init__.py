@@ -1,1 +1,4 @@
-"""The pages of SAE Workbench: Streamlit over the REST API, and nothing else of the project but its vocabulary."""
+"""The pages of SAE Workbench: Streamlit over the REST API.
+
+Of the project they know the vocabulary, `sae_engine.schema`, and nothing else.
+"""

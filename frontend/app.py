@@ -1,4 +1,4 @@
-"""Entry point of the pages: `sae-workbench up` serves it, `streamlit run frontend/app.py` does alone."""
+"""Entry point of the pages; `sae-workbench up` serves it beside the API."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 st.set_page_config(page_title="SAE Workbench", page_icon=str(HERE / "mark.svg"), layout="wide")
 st.html(HERE / "style.css")
-st.logo(str(HERE / "logo.svg"), size="large")
+st.logo(str(HERE / "mark.svg"), size="large")
 page = st.navigation(
     [
         st.Page("pages/runs.py", title="Runs", default=True),

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlencode
 
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 import streamlit as st
+from streamlit.components import v2
 
 from frontend.token_view import escaped
-from sae_engine.schema.api import Run
+from sae_engine.schema.api import Run, RunStatus
 
 # Links are real ones (middle click, copy address); a plain click is handed to Python instead of
 # loading the page anew, which would cost a new session.
@@ -41,7 +43,7 @@ export default function () {
 }
 """
 
-STATUS_HELP = {
+STATUS_HELP: dict[RunStatus, str] = {
     "queued": "Waits for its turn.",
     "running": "Trains now.",
     "stopping": "Was asked to stop; builds its features first.",
@@ -66,7 +68,7 @@ def link(page: str, label_html: str, query: Mapping[str, object | None], *, css:
 
 def linked_html(body: str, *, key: str) -> str | None:
     """Show HTML (escaped already) and return the address of the link just clicked, if any."""
-    result = _links()(key=key, data=f"{body}", on_href_change=_nothing)
+    result = _links()(key=key, data=body, on_href_change=_nothing)
     return cast("str | None", result.href)
 
 
@@ -75,17 +77,21 @@ def slash_focuses_search() -> None:
     _slash()(key="slash", height=0)
 
 
+def show_figure(figure: go.Figure, *, key: str) -> None:
+    """Show a chart; with the same key it is updated in place and keeps its zoom."""
+    config = {"displaylogo": False, "displayModeBar": False}
+    st.plotly_chart(figure, key=key, config=config)  # pyright: ignore[reportUnknownMemberType]
+
+
 def html_block(body: str) -> None:
     """Show HTML (escaped already) without links."""
     st.html(body)
 
 
-def badge(status: str) -> str:
+def badge(status: RunStatus) -> str:
     """A run's status as a colored pill."""
-    note = html.escape(STATUS_HELP.get(status, ""), quote=True)
-    return (
-        f'<span class="wb-badge {html.escape(status)}" title="{note}">{html.escape(status)}</span>'
-    )
+    note = html.escape(STATUS_HELP[status], quote=True)
+    return f'<span class="wb-badge {status}" title="{note}">{status}</span>'
 
 
 def progress_bar(fraction: float | None, *, css: str = "") -> str:
@@ -147,4 +153,4 @@ def _slash() -> Any:
 
 @st.cache_resource(show_spinner=False)
 def _component(name: str, *, js: str, html: str | None = None) -> Any:
-    return st.components.v2.component(name, html=html, js=js, isolate_styles=False)
+    return v2.component(name, html=html, js=js, isolate_styles=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import math
+from statistics import fmean
 from typing import NamedTuple
 
-from frontend.charts import sparkline
+from frontend.charts import finite_values, sparkline
 from frontend.words import DASH, count, duration, elapsed, number, percent, short_count
 from sae_engine.schema.api import MetricsSeries, MetricValue, Run
 from sae_engine.schema.records import METRICS
@@ -34,15 +34,14 @@ def cards(run: Run, data: MetricsSeries) -> str:
     return f'<div class="wb-cards">{"".join(_card(card, run, data) for card in CARDS)}</div>'
 
 
-def delta(values: list[MetricValue]) -> float | None:
-    """Relative change of the latest value against the one a tenth of the curve before it."""
-    finite = [
-        float(v) for v in values if v is not None and not isinstance(v, str) and math.isfinite(v)
-    ]
-    if len(finite) < 2:
+def change(values: list[MetricValue]) -> float | None:
+    """Relative change of the mean over the last tenth of a curve against the tenth before it."""
+    finite = finite_values(values)
+    tenth = len(finite) // 10
+    if tenth == 0:
         return None
-    before = finite[-1 - max(1, len(finite) // 10)]
-    return (finite[-1] - before) / abs(before) if before else None
+    before = fmean(finite[-2 * tenth : -tenth])
+    return (fmean(finite[-tenth:]) - before) / abs(before) if before else None
 
 
 def _card(card: Card, run: Run, data: MetricsSeries) -> str:
@@ -50,24 +49,24 @@ def _card(card: Card, run: Run, data: MetricsSeries) -> str:
     value = run.metrics.get(card.metric)
     text = percent(value) if card.share else number(value)
     series = data.series.get(card.metric, [])
-    broken = isinstance(value, str) or (value is not None and not math.isfinite(value))
+    broken = " broken" if value is not None and not finite_values([value]) else ""
     return (
-        f'<div class="wb-card{" broken" if broken else ""}" title="{html.escape(metric.help, quote=True)}">'
+        f'<div class="wb-card{broken}" title="{html.escape(metric.help, quote=True)}">'
         f'<span class="t">{html.escape(metric.title)}</span>'
-        f'<span class="v">{text}<small>{_delta_text(card, series)}</small></span>'
+        f'<span class="v">{text}{_change_text(card, series)}</span>'
         f"{sparkline(series)}</div>"
     )
 
 
-def _delta_text(card: Card, series: list[MetricValue]) -> str:
-    change = delta(series)
-    if change is None or abs(change) < 5e-4:
+def _change_text(card: Card, series: list[MetricValue]) -> str:
+    moved = change(series)
+    if moved is None or abs(moved) < 5e-4:
         return ""
-    better = METRICS[card.metric].better
-    good = {"lower": change < 0, "higher": change > 0}.get(better)
+    good = {"lower": moved < 0, "higher": moved > 0}.get(METRICS[card.metric].better)
     tone = "" if good is None else " good" if good else " bad"
-    arrow = "▾" if change < 0 else "▴"
-    return f'<span class="d{tone}">{arrow} {abs(change):.1%}</span>'
+    note = "The last tenth of the curve against the tenth before it"
+    arrow = "▾" if moved < 0 else "▴"
+    return f'<small class="d{tone}" title="{note}">{arrow} {abs(moved):.1%}</small>'
 
 
 def progress_line(run: Run) -> str:

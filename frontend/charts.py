@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-import plotly.graph_objects as go
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 
 from frontend.words import number
 from sae_engine.schema.api import Histogram, MetricsSeries, MetricValue
@@ -24,6 +25,10 @@ TEAL, ORANGE, VIOLET, PINK, GREEN, GRAY = (
     "#8a8f98",
 )
 RED = "#d6453d"
+GRID = "rgba(128,128,128,.16)"
+
+SPARSE_POINTS = 40
+"""Up to so many points a curve shows its points and is not smoothed."""
 
 
 class Panel(NamedTuple):
@@ -69,17 +74,17 @@ def split(x: Sequence[float], values: Sequence[MetricValue]) -> Split:
     for position, value in zip(x, values, strict=True):
         if value is None:
             continue
-        finite = not isinstance(value, str) and math.isfinite(value)
+        number_there = value if not isinstance(value, str) and math.isfinite(value) else None
         result.x.append(position)
-        result.y.append(value if finite and not isinstance(value, str) else None)
-        if not finite:
+        result.y.append(number_there)
+        if number_there is None:
             result.broken_x.append(position)
             result.broken_names.append(number(value))
     return result
 
 
 def smooth(values: Sequence[float | None], weight: float) -> list[float | None]:
-    """Exponential moving average, debiased, that starts anew after a gap; weight 0 changes nothing."""
+    """Exponential moving average, debiased, starting anew after a gap; weight 0 changes nothing."""
     if weight <= 0:
         return list(values)
     smoothed: list[float | None] = []
@@ -100,20 +105,19 @@ def merged(old: MetricsSeries | None, new: MetricsSeries) -> MetricsSeries:
     if old is None or not new.step:
         return new if old is None else old
     kept = [i for i, step in enumerate(old.step) if step < new.step[0]]
-    names = list(dict.fromkeys([*old.series, *new.series]))
-    absent_old: list[MetricValue] = [None] * len(old.step)
-    absent_new: list[MetricValue] = [None] * len(new.step)
+    series: dict[str, list[MetricValue]] = {}
+    for name in dict.fromkeys([*old.series, *new.series]):
+        before = old.series.get(name, [None] * len(old.step))
+        series[name] = [before[i] for i in kept]
+        series[name] += new.series.get(name, [None] * len(new.step))
+    num_points = len(kept) + len(new.step)
     return MetricsSeries(
         step=[old.step[i] for i in kept] + new.step,
         tokens=[old.tokens[i] for i in kept] + new.tokens,
         time=[old.time[i] for i in kept] + new.time,
-        series={
-            name: [old.series.get(name, absent_old)[i] for i in kept]
-            + new.series.get(name, absent_new)
-            for name in names
-        },
-        total_points=max(new.total_points, len(kept) + len(new.step)),
-        returned_points=len(kept) + len(new.step),
+        series=series,
+        total_points=old.total_points - len(old.step) + num_points,
+        returned_points=num_points,
     )
 
 
@@ -132,75 +136,65 @@ def figure(
 ) -> go.Figure:
     """One chart of curves; zoom survives when it is drawn again with more points."""
     x: Sequence[float] = {"step": data.step, "tokens": data.tokens, "time": data.time}[x_axis]
-    result = go.Figure()
+    absent: list[MetricValue] = [None] * len(x)
+    traces: list[Any] = []
     for name, color in zip(panel.metrics, panel.colors, strict=True):
-        for trace in _traces(
-            name, color, split(x, data.series.get(name, [None] * len(x))), smoothing
-        ):
-            result.add_trace(trace)
-    result.update_layout(**_layout(panel, x_axis, log_y and panel.logarithmic))
-    return result
+        traces += _traces(name, color, split(x, data.series.get(name, absent)), smoothing)
+    return go.Figure(traces, _layout(panel, x_axis, log_y and panel.logarithmic))
 
 
-def _traces(name: str, color: str, data: Split, smoothing: float) -> list[go.Scatter]:
+def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Any]:
     title = METRICS[name].title
-    sparse = len(data.y) <= 40
-    traces: list[go.Scatter] = []
-    if smoothing > 0 and not sparse:
-        traces.append(
-            go.Scatter(
-                x=data.x,
-                y=data.y,
-                mode="lines",
-                line={"color": color, "width": 1},
-                opacity=0.25,
-                hoverinfo="skip",
-                showlegend=False,
-                name=f"{title} raw",
-                uid=f"{name}-raw",
-            )  # fmt: skip
-        )
-    y = data.y if sparse else smooth(data.y, smoothing)
-    traces.append(
-        go.Scatter(
-            x=data.x,
-            y=y,
-            name=title,
-            uid=name,
-            mode="lines+markers" if sparse else "lines",
-            line={"color": color, "width": 2},
-            marker={"size": 5},
-            connectgaps=False,
-            hovertemplate="%{y:.4g}",
-        )  # fmt: skip
+    sparse = len(data.y) <= SPARSE_POINTS
+    smoothed = smoothing > 0 and not sparse
+    main = go.Scatter(
+        uid=name,
+        name=title,
+        x=data.x,
+        y=smooth(data.y, smoothing) if smoothed else data.y,
+        mode="lines+markers" if sparse else "lines",
+        line={"color": color, "width": 2},
+        marker={"size": 5},
+        hovertemplate="%{y:.4g}",
     )
-    if data.broken_x:
-        finite = [v for v in data.y if v is not None and v > 0]
-        base = min(finite, default=1.0)
-        traces.append(
-            go.Scatter(
-                x=data.broken_x,
-                y=[base] * len(data.broken_x),
-                text=data.broken_names,
-                name=f"{title} not finite",
-                uid=f"{name}-broken",
-                mode="markers",
-                marker={"color": RED, "symbol": "x", "size": 9},
-                hovertemplate="%{text}",
-            )  # fmt: skip
-        )
-    return traces
+    raw = go.Scatter(
+        uid=f"{name}-raw",
+        x=data.x,
+        y=data.y,
+        mode="lines",
+        line={"color": color, "width": 1},
+        opacity=0.25,
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    broken = go.Scatter(
+        uid=f"{name}-broken",
+        name=f"{title} not finite",
+        x=data.broken_x,
+        y=[_base(data.y)] * len(data.broken_x),
+        text=data.broken_names,
+        mode="markers",
+        marker={"color": RED, "symbol": "x", "size": 9},
+        hovertemplate="%{text}",
+    )
+    return [*([raw] if smoothed else []), main, *([broken] if data.broken_x else [])]
+
+
+def _base(values: Sequence[float | None]) -> float:
+    """A height that fits on a linear and on a logarithmic axis."""
+    return min((v for v in values if v is not None and v > 0), default=1.0)
 
 
 def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
-    axis = {"showgrid": True, "gridcolor": "rgba(128,128,128,.16)", "zeroline": False}
+    axis = {"gridcolor": GRID, "zeroline": False}
     return {
-        "height": 260,
-        "margin": {"l": 48, "r": 12, "t": 8, "b": 34},
+        "height": 250,
+        "margin": {"l": 48, "r": 12, "t": 38, "b": 36},
+        "title": {"text": panel.title, "x": 0, "y": 0.97, "yanchor": "top", "font": {"size": 14}},
         "hovermode": "x unified",
         "uirevision": f"{x_axis}-{log_y}",
         "showlegend": len(panel.metrics) > 1,
-        "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"size": 12}},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
         "xaxis": {**axis, "title": {"text": X_TITLES[x_axis], "font": {"size": 11}}},
         "yaxis": {
             **axis,
@@ -212,51 +206,47 @@ def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
     }
 
 
-def histogram_figure(histogram: Histogram, *, height: int = 190) -> go.Figure:
+def histogram_figure(histogram: Histogram) -> go.Figure:
     """A feature's positive activations, counted between edges."""
-    edges = histogram.edges
-    centers = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
-    widths = [high - low for low, high in zip(edges, edges[1:], strict=False)]
-    ranges = [f"{low:.2f} – {high:.2f}" for low, high in zip(edges, edges[1:], strict=False)]
+    bins = list(pairwise(histogram.edges))
     bars = go.Bar(
-        x=centers, y=histogram.counts, width=widths, customdata=ranges,
+        x=[(low + high) / 2 for low, high in bins],
+        y=histogram.counts,
+        width=[high - low for low, high in bins],
+        customdata=[f"{low:.2f} – {high:.2f}" for low, high in bins],
         marker={"color": TEAL, "line": {"width": 0}},
         hovertemplate="%{customdata}: %{y:,} tokens<extra></extra>",
-    )  # fmt: skip
-    result = go.Figure(bars)
-    result.update_layout(
-        height=height,
-        margin={"l": 44, "r": 8, "t": 8, "b": 30},
-        bargap=0.04,
-        showlegend=False,
-        xaxis={"showgrid": False, "title": {"text": "activation", "font": {"size": 11}}},
-        yaxis={
-            "gridcolor": "rgba(128,128,128,.16)",
-            "title": {"text": "tokens", "font": {"size": 11}},
-        },
     )
-    return result
+    small = {"size": 11}
+    layout = {
+        "height": 190,
+        "margin": {"l": 44, "r": 8, "t": 8, "b": 34},
+        "bargap": 0.04,
+        "showlegend": False,
+        "xaxis": {"showgrid": False, "title": {"text": "activation", "font": small}},
+        "yaxis": {"gridcolor": GRID, "title": {"text": "tokens", "font": small}},
+    }
+    return go.Figure(bars, layout)
+
+
+def finite_values(values: Sequence[MetricValue]) -> list[float]:
+    """Only the numbers of a series."""
+    return [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
 
 
 def sparkline(values: Sequence[MetricValue], *, width: int = 120, height: int = 28) -> str:
-    """A tiny curve as inline SVG, at most 60 points; empty with fewer than two finite values."""
-    finite = [
-        float(v) for v in values if v is not None and not isinstance(v, str) and math.isfinite(v)
-    ]
+    """A tiny curve as inline SVG of about 60 points; empty with fewer than two finite values."""
+    finite = finite_values(values)
+    head = f'<svg class="wb-spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
     if len(finite) < 2:
-        return f'<svg class="wb-spark" viewBox="0 0 {width} {height}"></svg>'
+        return f"{head}</svg>"
     stride = max(1, len(finite) // 60)
-    points = finite[::stride]
-    if points[-1] != finite[-1] or len(points) < 2:
-        points.append(finite[-1])
+    points = finite[(len(finite) - 1) % stride :: stride]
     low, high = min(points), max(points)
-    span = (high - low) or 1.0
-    across = width / (len(points) - 1)
+    across = width / max(1, len(points) - 1)
+    scale = (height - 4) / ((high - low) or 1.0)
     path = " ".join(
-        f"{i * across:.1f},{2 + (height - 4) * (1 - (value - low) / span):.1f}"
+        f"{i * across:.1f},{height - 2 - scale * (value - low):.1f}"
         for i, value in enumerate(points)
     )
-    return (
-        f'<svg class="wb-spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
-        f'<polyline points="{path}"/></svg>'
-    )
+    return f'{head}<polyline points="{path}"/></svg>'

@@ -46,8 +46,8 @@ _NOTICES = TypeAdapter(list[Notice])
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
-class ApiProblem(Exception):
-    """The API refused a request, failed, or could not be reached; `problem` says which, in words."""
+class ApiProblem(Exception):  # noqa: N818 - it carries a `Problem`
+    """The API refused, failed or could not be reached; `problem` says which, in words."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail or problem.title)
@@ -237,14 +237,18 @@ class WorkbenchClient:
         try:
             answer = self._http.request(method, path, params=params, json=body, headers=headers)
         except httpx.TimeoutException as error:
-            raise _unreachable(
-                f"The server at {self._http.base_url} did not answer in time."
-            ) from error
+            raise self._unreachable("did not answer in time") from error
         except httpx.TransportError as error:
-            raise _unreachable(f"The server at {self._http.base_url} cannot be reached.") from error
+            raise self._unreachable("cannot be reached") from error
         if answer.is_error:
             raise ApiProblem(_problem(answer))
         return answer
+
+    def _unreachable(self, what: str) -> ApiProblem:
+        detail = f"The server at {self._http.base_url.copy_with(path='/')} {what}."
+        return ApiProblem(
+            Problem(type=UNREACHABLE, title="No connection", status=503, detail=detail)
+        )
 
 
 def _sent(body: BaseModel) -> dict[str, Any]:
@@ -257,12 +261,6 @@ def _text(value: object) -> str:
 
 def _segment(text: str) -> str:
     return quote(text, safe="")
-
-
-def _unreachable(detail: str) -> ApiProblem:
-    return ApiProblem(
-        Problem(type=UNREACHABLE, title="Server unreachable", status=503, detail=detail)
-    )
 
 
 def _problem(answer: httpx.Response) -> Problem:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import streamlit as st
 
 from frontend.blocks import html_block
@@ -58,11 +60,10 @@ def _float(spec: FieldSpec, default: Value, key: str) -> Value:
 
 
 def _float_step(default: Value) -> float:
-    return (
-        10.0 ** (len(f"{float(default):.0f}") - 2)
-        if isinstance(default, int | float) and default >= 1
-        else 1e-4
-    )
+    """A tenth of the default's power of ten."""
+    if not isinstance(default, int | float) or default <= 0:
+        return 1e-4
+    return 10.0 ** (math.floor(math.log10(default)) - 1)
 
 
 def _boolean(spec: FieldSpec, default: Value, key: str) -> Value:

@@ -1,6 +1,7 @@
 """The launch form's fields, read off `RunConfig`: pure functions, no widgets.
 
-Help is the text under each field, bounds are those of the types, so a new hyper-parameter shows up by itself.
+Help is the text under each field, bounds are those of the types: a new hyper-parameter shows up by
+itself.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
@@ -180,24 +181,28 @@ def field_of_problem(field: str, message: str) -> str:
 
 def as_yaml(config: Mapping[str, Any]) -> str:
     """The configuration as a file for `sae-workbench train --config`; unset fields left out."""
-    bare = {
-        name: {k: v for k, v in value.items() if v is not None}
-        if isinstance(value, dict)
-        else value
-        for name, value in config.items()
-    }
+    bare = {name: _without_none(value) for name, value in config.items()}
     return yaml.safe_dump(bare, sort_keys=False, allow_unicode=True)
 
 
-def as_command(preset: str | None, changes: Mapping[str, Any]) -> str:
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        members = cast("dict[str, Any]", value)
+        return {name: part for name, part in members.items() if part is not None}
+    return value
+
+
+def as_command(preset: str, changes: Mapping[str, Any]) -> str:
     """The shell command that starts the same run."""
-    words = ["sae-workbench", "train", *([preset] if preset else [])]
-    for name, value in changes.items():
-        inner: dict[str, Any] = (
-            {f"{name}.{key}": part for key, part in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
-        for path, part in inner.items():
-            words += [f"--{path}", part if isinstance(part, str) else json.dumps(part)]
+    words = ["sae-workbench", "train", preset]
+    for path, value in _flat(changes):
+        words += [f"--{path}", value if isinstance(value, str) else json.dumps(value)]
     return shlex.join(words)
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _flat(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend.state import bound, cached_snapshots, client, has_ended, int_param, live
+from frontend.state import (
+    bound,
+    cached_snapshots,
+    client,
+    forget_cached,
+    has_ended,
+    int_param,
+    live,
+)
 from frontend.words import short_count
 from sae_engine.schema.api import Run, Snapshot
 
@@ -31,7 +39,7 @@ def snapshot_picker(run: Run) -> None:
         on_change=write,
         format_func=title,
         label_visibility="collapsed",
-        width=220,
+        width=190,
     )
 
 
@@ -43,7 +51,7 @@ def follow_latest(run: Run, shown: Snapshot | None) -> None:
     def look() -> None:
         snapshots = client().snapshots(run.id)
         if snapshots and (shown is None or snapshots[-1].step > shown.step):
-            st.cache_data.clear()
+            forget_cached()
             st.rerun()
 
     live(look, active=True)

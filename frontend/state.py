@@ -13,7 +13,7 @@ from frontend.blocks import empty_state, html_block, linked_html, notice
 from frontend.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.api import ENDED, Preset, Run, Snapshot
 
-_Choice = TypeVar("_Choice", bound=str)
+_Choice = TypeVar("_Choice")
 
 RETRY_SECONDS = 2
 POLL_SECONDS = 2
@@ -50,10 +50,10 @@ def int_param(name: str) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def choice_param(name: str, choices: Sequence[_Choice], default: _Choice) -> _Choice:
-    """One of `choices` from the URL's query; anything else is the default."""
+def choice_param(name: str, choices: Sequence[_Choice]) -> _Choice | None:
+    """One of `choices` from the URL's query; anything else is None."""
     given = param(name)
-    return next((choice for choice in choices if choice == given), default)
+    return next((choice for choice in choices if choice == given), None)
 
 
 def set_param(name: str, value: object | None) -> None:
@@ -118,6 +118,12 @@ def _num_features(base: str, run_id: str, snapshot: int) -> int:
 
 def _base() -> str:
     return os.environ.get("SAE_WORKBENCH_API_URL", "")
+
+
+def forget_cached() -> None:
+    """Make the next look at runs and snapshots a fresh one."""
+    _run.clear()
+    _snapshots.clear()
 
 
 def cached_run(run_id: str) -> Run:

@@ -61,7 +61,8 @@ def chip(text: str, *, title: str = "", count: str = "") -> str:
     spaces = [f"<i>{'␣' * len(part)}</i>" if part else "" for part in (lead, trail)]
     note = f"<small>{html.escape(count)}</small>" if count else ""
     tip = f' title="{html.escape(title, quote=True)}"' if title else ""
-    return f'<span class="wb-chip"{tip}><code>{spaces[0]}{escaped(bare)}{spaces[1]}</code>{note}</span>'
+    code = f"<code>{spaces[0]}{escaped(bare)}{spaces[1]}</code>"
+    return f'<span class="wb-chip"{tip}>{code}{note}</span>'
 
 
 def chips(texts: Iterable[str]) -> str:

@@ -33,7 +33,7 @@ def count(value: int) -> str:
 
 
 def short_count(value: float) -> str:
-    """A whole number in at most four characters and a unit, such as `500k` or `1.2M`."""
+    """A count in three significant digits and a unit, such as `500k` or `1.2M`."""
     for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= scale:
             return f"{value / scale:.3g}{unit}"

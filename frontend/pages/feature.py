@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import streamlit as st
 
 from frontend import charts
-from frontend.blocks import empty_state, html_block, link, notice
+from frontend.blocks import empty_state, html_block, link, notice, show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -23,52 +24,61 @@ from frontend.state import (
     show_linked,
 )
 from frontend.token_view import chip, context_lines, escaped, largest_activation, logit_column
-from frontend.words import density, number, percent
-from sae_engine.schema.api import FeatureDetail, LabelUpdate, Run
+from frontend.words import count, density, number, percent
+from sae_engine.schema.api import (
+    FeatureDetail,
+    Interval,
+    LabelUpdate,
+    Logits,
+    Neighbour,
+    Run,
+    TokenStatistics,
+)
+
+TOP_TOKENS = 10
+NEIGHBOURS = 10
+LOGITS = 8
+VIEWS = ("snippet", "full")
 
 
 def show() -> None:
     """The page."""
     run = required_run()
     snapshot = chosen_snapshot(run)
-    if snapshot is None:
-        html_block(
-            empty_state("No features yet", "The first snapshot appears while the run trains.")
-        )
-        follow_latest(run, None)
-        return
     follow_latest(run, snapshot)
-    total = num_features(run.id, snapshot.step)
-    index = min(int_param("index") or 0, max(0, total - 1))
+    if snapshot is None:
+        text = "The first snapshot appears here by itself while the run trains."
+        html_block(empty_state("No features yet", text))
+        return
+    last = num_features(run.id, snapshot.step) - 1
+    index = min(int_param("index") or 0, last)
     feature = client().feature(run.id, index, snapshot=snapshot.step)
-    _navigation(run, feature, total)
+    _navigation(run, feature, last)
     left, right = st.columns([1, 2.6], gap="large")
     with left:
-        _summary(run, feature)
+        _label(run, feature)
+        html_block(_facts(feature) + _top_tokens(feature.top_tokens[:TOP_TOKENS]))
+        if feature.neighbours:
+            show_linked(_neighbours(run, feature.neighbours[:NEIGHBOURS]), key="neighbours")
     with right:
         _graphs(feature)
         _contexts(feature)
 
 
-def _navigation(run: Run, feature: FeatureDetail, total: int) -> None:
-    header, buttons, search = st.columns([2.2, 2.4, 1.3], vertical_alignment="bottom")
-    back = {"id": run.id, "snapshot": param("snapshot")}
+def _navigation(run: Run, feature: FeatureDetail, last: int) -> None:
+    header, buttons, search = st.columns([1.25, 2.7, 1.25], vertical_alignment="bottom")
     with header:
-        crumbs = (
-            f"{link('./', 'Runs', {})}<span>/</span>{link('run', escaped(run.name), {'id': run.id})}"
-            f"<span>/</span>{link('features', 'Features', back)}<span>/</span>"
-        )
-        show_linked(
-            f'<div class="wb-head"><div class="wb-crumb">{crumbs}</div><h1>Feature {feature.index}</h1>'
-            f'<span class="wb-state {feature.state}">{feature.state}</span></div>',
-            key="head",
-        )
+        show_linked(_heading(run, feature), key="head")
     with buttons, st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
-        last = max(0, total - 1)
-        _step("Previous", "left", max(0, feature.index - 1), feature.index == 0)
-        _step("Next", "right", min(last, feature.index + 1), feature.index == last)
+        _step("Previous", "left", feature.index - 1, disabled=feature.index == 0)
+        _step("Next", "right", feature.index + 1, disabled=feature.index == last)
         st.button(
-            "Random", icon=":material/casino:", key="random", on_click=_go_random, args=(total,)
+            "",
+            icon=":material/casino:",
+            key="random",
+            help="A random feature",
+            on_click=_go_random,
+            args=(last,),
         )
         key, write = bound("index", feature.index)
         st.number_input(
@@ -79,75 +89,51 @@ def _navigation(run: Run, feature: FeatureDetail, total: int) -> None:
             key=key,
             on_change=write,
             label_visibility="collapsed",
-            width=110,
+            width=90,
         )
         snapshot_picker(run)
     with search:
         search_box(run)
 
 
-def _step(label: str, key: str, index: int, disabled: bool) -> None:
+def _heading(run: Run, feature: FeatureDetail) -> str:
+    steps = (
+        link("./", "Runs", {}),
+        link("run", escaped(run.name), {"id": run.id}),
+        link("features", "Features", {"id": run.id, "snapshot": param("snapshot")}),
+    )
+    crumbs = "".join(f"{step}<span>/</span>" for step in steps)
+    return (
+        f'<div class="wb-head"><div class="wb-crumb">{crumbs}</div>'
+        f"<h1>Feature {feature.index}</h1>"
+        f'<span class="wb-state {feature.state}">{feature.state}</span></div>'
+    )
+
+
+def _step(label: str, side: str, index: int, *, disabled: bool) -> None:
     st.button(
         label,
-        key=key,
-        icon=f":material/chevron_{key}:",
-        shortcut=key,
+        key=side,
+        icon=f":material/chevron_{side}:",
+        shortcut=side,
         disabled=disabled,
         on_click=set_param,
         args=("index", index),
     )
 
 
-def _go_random(total: int) -> None:
-    set_param("index", random.randrange(max(1, total)))
-
-
-def _summary(run: Run, feature: FeatureDetail) -> None:
-    _label(run, feature)
-    facts = [
-        ("Density", density(feature.density)),
-        ("Max activation", number(feature.max_activation)),
-    ]
-    rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts)
-    html_block(f'<dl class="wb-facts">{rows}</dl>')
-    tops = "".join(
-        f"<tr><td>{chip(t.text)}</td><td class='num'>{t.count:,}</td><td class='num'>{percent(t.precision)}</td>"
-        f"<td class='num'>{percent(t.recall)}</td></tr>"
-        for t in feature.top_tokens[:10]
-    )
-    if tops:
-        html_block(
-            '<h3 class="wb-panel">Top tokens</h3><table class="wb-table small"><thead><tr><th>Token</th>'
-            '<th class="num" title="Positions with this token on which the feature fires">Fires</th>'
-            '<th class="num" title="Share of the feature\'s firings that are on this token">Precision</th>'
-            '<th class="num" title="Share of this token\'s positions on which the feature fires">Recall</th>'
-            f"</tr></thead><tbody>{tops}</tbody></table>"
-        )
-    if feature.neighbours:
-        near = "".join(
-            "<li>"
-            + link(
-                "feature",
-                f"{n.index}",
-                {"id": run.id, "index": n.index, "snapshot": param("snapshot")},
-            )
-            + f"<span>{escaped(n.label or '')}</span><span class='num'>{n.cosine:+.2f}</span></li>"
-            for n in feature.neighbours[:10]
-        )
-        show_linked(
-            '<h3 class="wb-panel" title="Cosine between decoder rows">Nearest features</h3>'
-            f'<ul class="wb-neighbours">{near}</ul>',
-            key="neighbours",
-        )
+def _go_random(last: int) -> None:
+    set_param("index", random.randint(0, last))
 
 
 def _label(run: Run, feature: FeatureDetail) -> None:
-    key = f"label:{run.id}:{feature.index}"
+    # Streamlit ignores the initial value of a widget it knows, so each feature has its own.
+    label_key = f"label:{run.id}:{feature.index}"
     star_key = f"star:{run.id}:{feature.index}"
 
     def save() -> None:
         update = LabelUpdate(
-            label=st.session_state[key].strip(),
+            label=st.session_state[label_key].strip(),
             notes=feature.notes,
             starred=st.session_state[star_key],
         )
@@ -157,76 +143,110 @@ def _label(run: Run, feature: FeatureDetail) -> None:
         st.text_input(
             "Label",
             value=feature.label or "",
-            key=key,
+            key=label_key,
             max_chars=500,
             placeholder="Describe this feature",
             on_change=save,
             label_visibility="collapsed",
         )
-        st.checkbox(
-            "★", value=feature.starred, key=star_key, on_change=save, help="Star this feature"
-        )
+        st.checkbox("★", value=feature.starred, key=star_key, on_change=save)
+
+
+def _facts(feature: FeatureDetail) -> str:
+    return (
+        f'<dl class="wb-facts"><dt>Density</dt><dd>{density(feature.density)}</dd>'
+        f"<dt>Max activation</dt><dd>{number(feature.max_activation)}</dd></dl>"
+    )
+
+
+_TOKEN_COLUMNS = (
+    ("Fires", "Positions with this token on which the feature fires"),
+    ("Precision", "Share of the feature's firings that are on this token"),
+    ("Recall", "Share of this token's positions on which the feature fires"),
+)
+
+
+def _top_tokens(tokens: Sequence[TokenStatistics]) -> str:
+    if not tokens:
+        return ""
+    head = "".join(f'<th class="num" title="{tip}">{name}</th>' for name, tip in _TOKEN_COLUMNS)
+    rows = "".join(_top_token(token) for token in tokens)
+    return (
+        '<h3 class="wb-panel">Top tokens</h3><table class="wb-table small">'
+        f"<thead><tr><th>Token</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _top_token(token: TokenStatistics) -> str:
+    cells = (count(token.count), percent(token.precision), percent(token.recall))
+    numbers = "".join(f'<td class="num">{cell}</td>' for cell in cells)
+    return f"<tr><td>{chip(token.text)}</td>{numbers}</tr>"
+
+
+def _neighbours(run: Run, neighbours: Sequence[Neighbour]) -> str:
+    rows = "".join(
+        f"<li>{_feature_link(run, near.index)}<span>{escaped(near.label or '')}</span>"
+        f'<span class="num">{near.cosine:+.2f}</span></li>'
+        for near in neighbours
+    )
+    return (
+        '<h3 class="wb-panel" title="By the cosine between decoder rows">Nearest features</h3>'
+        f'<ul class="wb-neighbours">{rows}</ul>'
+    )
+
+
+def _feature_link(run: Run, index: int) -> str:
+    query = {"id": run.id, "index": index, "snapshot": param("snapshot")}
+    return link("feature", str(index), query)
 
 
 def _graphs(feature: FeatureDetail) -> None:
-    if feature.logits is None:
-        columns = st.columns(1)
-    else:
-        columns = st.columns([1, 1, 1.3])
+    columns = st.columns([2, 1.3]) if feature.logits else st.columns(1)
+    if feature.logits:
         with columns[0]:
-            html_block(
-                '<h3 class="wb-panel">Negative logits</h3>'
-                + logit_column(feature.logits.negative[:8], sign="negative")
-            )
-        with columns[1]:
-            html_block(
-                '<h3 class="wb-panel">Positive logits</h3>'
-                + logit_column(feature.logits.positive[:8], sign="positive")
-            )
+            html_block(_logits(feature.logits))
     with columns[-1]:
         html_block('<h3 class="wb-panel">Activations</h3>')
         if feature.density.fired:
-            st.plotly_chart(
-                charts.histogram_figure(feature.histogram),
-                key="histogram",
-                config={"displayModeBar": False},
-            )
+            show_figure(charts.histogram_figure(feature.histogram), key="histogram")
+
+
+def _logits(logits: Logits) -> str:
+    negative = logit_column(logits.negative[:LOGITS], sign="negative")
+    positive = logit_column(logits.positive[:LOGITS], sign="positive")
+    return (
+        f'<div class="wb-two"><div><h3 class="wb-panel">Negative logits</h3>{negative}</div>'
+        f'<div><h3 class="wb-panel">Positive logits</h3>{positive}</div></div>'
+    )
 
 
 def _contexts(feature: FeatureDetail) -> None:
     if not feature.contexts:
-        text = f"It never fired in the {feature.density.seen:,} tokens of this snapshot."
+        text = f"It never fired in the {count(feature.density.seen)} tokens of this snapshot."
         html_block(notice(text, title="This feature is dead here"))
         return
-    key, write = bound(
-        "view", choice_param("view", ("snippet", "full"), "snippet"), default="snippet"
-    )
-    shown = [
-        c for group in (feature.contexts, *(i.contexts for i in feature.intervals)) for c in group
-    ]
-    largest = largest_activation(shown)
-    with st.container(
-        horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"
-    ):
+    key, write = bound("view", choice_param("view", VIEWS) or "snippet", default="snippet")
+    with st.container(horizontal=True, horizontal_alignment="distribute", gap="small"):
         html_block('<h3 class="wb-section">Top activations</h3>')
         view = st.segmented_control(
-            "View",
-            ("snippet", "full"),
-            key=key,
-            on_change=write,
-            label_visibility="collapsed",
-            required=True,
+            "View", VIEWS, key=key, on_change=write, label_visibility="collapsed", required=True
         )
     full = view == "full"
-    parts = [context_lines(feature.contexts, largest, full=full)]
-    for interval in feature.intervals:
-        if interval.contexts:
-            parts.append(
-                f'<h3 class="wb-section">Interval {interval.low:.2f} – {interval.high:.2f} '
-                f"<small>(contains {percent(interval.share)})</small></h3>"
-            )
-            parts.append(context_lines(interval.contexts, largest, full=full))
-    html_block("".join(parts))
+    groups = [feature.contexts, *(interval.contexts for interval in feature.intervals)]
+    largest = largest_activation(context for group in groups for context in group)
+    intervals = "".join(
+        _interval_title(interval) + context_lines(interval.contexts, largest, full=full)
+        for interval in feature.intervals
+        if interval.contexts
+    )
+    html_block(context_lines(feature.contexts, largest, full=full) + intervals)
+
+
+def _interval_title(interval: Interval) -> str:
+    return (
+        f'<h3 class="wb-section">Interval {interval.low:.2f} – {interval.high:.2f} '
+        f"<small>(contains {percent(interval.share)})</small></h3>"
+    )
 
 
 show()

@@ -26,6 +26,7 @@ from sae_engine.schema.api import FeaturePage, FeatureRow, FeatureSort, FeatureS
 PAGE_SIZE = 50
 SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)
 STATES: tuple[FeatureState, ...] = get_args(FeatureState)
+ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 _TITLES: dict[FeatureSort, str] = {
     "index": "Feature",
     "density": "Density",
@@ -43,13 +44,13 @@ def show() -> None:
     with search:
         search_box(run)
     snapshot = chosen_snapshot(run)
+    follow_latest(run, snapshot)
     if snapshot is None:
         _none_yet(run)
         return
-    follow_latest(run, snapshot)
-    sort = choice_param("sort", SORTS, "density")
-    order: SortOrder = choice_param("order", get_args(SortOrder), _first_order(sort))
-    state = next((s for s in STATES if s == param("state")), None)
+    sort: FeatureSort = choice_param("sort", SORTS) or "density"
+    order: SortOrder = choice_param("order", ORDERS) or _first_order(sort)
+    state: FeatureState | None = choice_param("state", STATES)
     page = client().features(
         run.id,
         snapshot=snapshot.step,
@@ -73,13 +74,8 @@ def _first_order(sort: FeatureSort) -> SortOrder:
 
 
 def _none_yet(run: Run) -> None:
-    follow_latest(run, None)
-    html_block(
-        empty_state(
-            "No features yet",
-            "The first snapshot appears here by itself while the run trains.",
-        )
-    )
+    text = "The first snapshot appears here by itself while the run trains."
+    html_block(empty_state("No features yet", text))
     if st.button("Watch it train", type="primary"):
         open_page("run", id=run.id)
 
@@ -121,7 +117,10 @@ def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> 
         ]
     )
     rows = "".join(_row(run, row) for row in page.items)
-    return f'<table class="wb-table features"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return (
+        f'<table class="wb-table features"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
 
 
 def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -21,26 +21,57 @@ from sae_engine.schema.config import RunConfig
 
 PROBLEMS = "launch-problems"
 KEYS = "launch-idempotency-keys"
+DEFAULT_PRESET = "tiny"
+
+_SECTIONS = {
+    "model": "Language model",
+    "data": "Text",
+    "sae": "Sparse autoencoder",
+    "train": "Training",
+    "index": "Feature index",
+    "run": "Seed",
+}
+
+
+class Recipe(NamedTuple):
+    """Where the form starts."""
+
+    key: str
+    """Keeps the form's values apart from those of other recipes."""
+    preset: str
+    """The preset that is sent."""
+    base: RunConfig
+    """Its configuration: only differences to this are sent."""
+    first: RunConfig
+    """Values the form shows at first."""
+    source: str
+    """Name of the run that is cloned; empty for a preset."""
+
+
+class Draft(NamedTuple):
+    """What the form holds now."""
+
+    recipe: Recipe
+    values: dict[str, forms.Value]
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Differences to the recipe's base."""
+        return forms.differences(self.values, self.recipe.base)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The whole configuration, not validated."""
+        return forms.merged_config(self.recipe.base, self.changes)
 
 
 def show() -> None:
     """The page."""
     presets = cached_presets()
-    clone = param("clone")
-    source, preset, base = _base(presets, clone)
+    recipe = _recipe(presets)
     title, actions = st.columns([4, 1.2], vertical_alignment="center")
     with title:
         html_block('<h1 class="wb-title">New run</h1>')
-    show_linked(_preset_cards(presets, preset.name if preset else None), key="presets")
-    if clone:
-        html_block(
-            f'<p class="wb-muted">Starts from the settings of <strong>{escaped(source)}</strong>.</p>'
-        )
-
-    scope = clone or (preset.name if preset else "")
-    values, changes = _fields(scope, base)
-    whole = forms.merged_config(base, changes)
-    live_problems = forms.problems(whole)
     with actions:
         clicked = st.button(
             "Start training",
@@ -49,32 +80,35 @@ def show() -> None:
             width="stretch",
             key="start",
         )
-    _plan(values)
-    _recipe(preset, changes, whole, cloned=bool(clone))
+    chosen = None if recipe.source else recipe.preset
+    show_linked(_preset_cards(presets, chosen), key="presets")
+    if recipe.source:
+        text = f"Starts from the settings of <strong>{escaped(recipe.source)}</strong>."
+        html_block(f'<p class="wb-muted">{text}</p>')
+    draft = Draft(recipe, _fields(recipe))
+    _plan(draft.values)
+    _texts(draft)
     if clicked:
-        st.session_state[PROBLEMS] = live_problems
-        if live_problems:
-            st.rerun()
-        _start(preset, changes, whole, cloned=bool(clone))
+        _start(draft)
 
 
-def _base(presets: list[Preset], clone: str | None) -> tuple[str, Preset | None, RunConfig]:
-    """What the form starts from: a run's settings, or the chosen preset's."""
-    if clone:
-        run = client().run(clone)
-        return run.name, None, run.config.model_copy(update={"name": ""})
-    wanted = param("preset") or "tiny"
+def _recipe(presets: list[Preset]) -> Recipe:
+    wanted = param("preset") or DEFAULT_PRESET
     preset = next((p for p in presets if p.name == wanted), presets[0])
-    return preset.name, preset, preset.config.model_copy(update={"name": ""})
+    base = preset.config.model_copy(update={"name": ""})
+    clone = param("clone")
+    if clone is None:
+        return Recipe(preset.name, preset.name, base, base, "")
+    run = client().run(clone)
+    return Recipe(clone, preset.name, base, run.config.model_copy(update={"name": ""}), run.name)
 
 
-def _preset_cards(presets: list[Preset], chosen: str | None) -> str:
-    return (
-        '<div class="wb-presets">' + "".join(_card(p, p.name == chosen) for p in presets) + "</div>"
-    )
+def _preset_cards(presets: Iterable[Preset], chosen: str | None) -> str:
+    shown = "".join(_preset_card(preset, preset.name == chosen) for preset in presets)
+    return f'<div class="wb-presets">{shown}</div>'
 
 
-def _card(preset: Preset, chosen: bool) -> str:
+def _preset_card(preset: Preset, chosen: bool) -> str:
     sae, train = preset.config.sae, preset.config.train
     facts = [
         f"{count(sae.d_sae)} latents" if sae.d_sae else f"{sae.expansion_factor or 8}× wide",
@@ -85,108 +119,98 @@ def _card(preset: Preset, chosen: bool) -> str:
         f"<strong>{escaped(preset.name)}</strong><span>{escaped(preset.description)}</span>"
         f"<small>{' · '.join(facts)}</small>"
     )
-    return link(
-        "launch", body, {"preset": preset.name}, css="wb-preset on" if chosen else "wb-preset"
-    )
+    css = "wb-preset on" if chosen else "wb-preset"
+    return link("launch", body, {"preset": preset.name}, css=css)
 
 
-def _fields(scope: str, base: RunConfig) -> tuple[dict[str, forms.Value], dict[str, Any]]:
-    """Draw the form; returns the values it holds and their differences to `base`."""
-    defaults = forms.values_of(base)
-    problems: Mapping[str, str] = _placed(st.session_state.get(PROBLEMS, {}))
+def _fields(recipe: Recipe) -> dict[str, forms.Value]:
+    """Draw the form and return the values it holds."""
+    defaults = forms.values_of(recipe.first)
+    problems = _placed(st.session_state.get(PROBLEMS, {}))
     if problems:
-        count_text = "One setting needs" if len(problems) == 1 else f"{len(problems)} settings need"
-        lines = "".join(
-            f"<li><code>{escaped(p) or 'run'}</code> {escaped(m)}</li>" for p, m in problems.items()
-        )
-        html_block(
-            f'<div class="wb-notice warning"><strong>{count_text} a change</strong><ul>{lines}</ul></div>'
-        )
+        html_block(_problem_summary(problems))
     specs = {spec.path: spec for spec in forms.field_specs()}
     values: dict[str, forms.Value] = {}
 
     def draw(path: str) -> None:
-        values[path] = render_field(specs[path], defaults[path], scope, problems.get(path))
+        values[path] = render_field(specs[path], defaults[path], recipe.key, problems.get(path))
 
-    name_column, *main = st.columns([1.6, 1, 1.2, 1, 1, 1.2, 1.1])
-    with name_column:
-        draw("name")
-    for column, path in zip(main, forms.MAIN_FIELDS, strict=True):
+    open_fields = ("name", *forms.MAIN_FIELDS)
+    for column, path in zip(st.columns([1.6, 1, 1.2, 1, 1, 1.2, 1.1]), open_fields, strict=True):
         with column:
             draw(path)
-    rest = [spec for path, spec in specs.items() if path not in (*forms.MAIN_FIELDS, "name")]
-    helps = {"run": "", **forms.section_help()}
-    for section in ("model", "data", "sae", "train", "index", "run"):
-        members = [spec for spec in rest if spec.section == section]
-        wrong = any(spec.path in problems for spec in members)
-        with st.expander(_SECTION_TITLES[section], expanded=wrong, key=f"section-{section}"):
-            if helps[section]:
+    helps = forms.section_help()
+    halves = st.columns(2)
+    for place, (section, title) in enumerate(_SECTIONS.items()):
+        members = [s.path for s in specs.values() if s.section == section]
+        folded = [path for path in members if path not in open_fields]
+        wrong = any(path in problems for path in folded)
+        with halves[place % 2], st.expander(title, expanded=wrong, key=f"section-{section}"):
+            if section in helps:
                 st.caption(helps[section])
-            columns = st.columns(3)
-            for position, spec in enumerate(members):
-                with columns[position % 3]:
-                    draw(spec.path)
-    return values, forms.differences(values, base)
-
-
-_SECTION_TITLES = {
-    "model": "Language model",
-    "data": "Text",
-    "sae": "Sparse autoencoder",
-    "train": "Training",
-    "index": "Feature index",
-    "run": "Seed",
-}
+            columns = st.columns(2)
+            for position, path in enumerate(folded):
+                with columns[position % 2]:
+                    draw(path)
+    return values
 
 
 def _placed(problems: Mapping[str, str]) -> dict[str, str]:
     return {forms.field_of_problem(field, message): message for field, message in problems.items()}
 
 
+def _problem_summary(problems: Mapping[str, str]) -> str:
+    title = "One setting needs" if len(problems) == 1 else f"{len(problems)} settings need"
+    lines = "".join(
+        f"<li><code>{escaped(path or 'config')}</code> {escaped(message)}</li>"
+        for path, message in problems.items()
+    )
+    return f'<div class="wb-notice error"><strong>{title} a change</strong><ul>{lines}</ul></div>'
+
+
 def _plan(values: Mapping[str, forms.Value]) -> None:
     total, batch = values["train.total_tokens"], values["train.batch_size_tokens"]
-    if isinstance(total, int) and isinstance(batch, int) and batch:
-        text = f"{count(total)} tokens in batches of {count(batch)}: {count(-(-total // batch))} steps."
+    if isinstance(total, int) and isinstance(batch, int):
+        steps = -(-total // batch)
+        text = f"{count(total)} tokens in batches of {count(batch)}: {count(steps)} steps."
         html_block(f'<p class="wb-muted">{text}</p>')
 
 
-def _recipe(
-    preset: Preset | None, changes: Mapping[str, Any], whole: Mapping[str, Any], *, cloned: bool
-) -> None:
-    command, file = st.tabs(["Command", "YAML"])
+def _texts(draft: Draft) -> None:
+    command, file = st.tabs(["Show command", "Show YAML"])
     with command:
-        start = (
-            forms.differences(forms.values_of(_valid(whole)), RunConfig()) if cloned else changes
-        )
-        st.code(forms.as_command(preset.name if preset else None, start), "bash", wrap_lines=True)
+        st.code(forms.as_command(draft.recipe.preset, draft.changes), "bash", wrap_lines=True)
     with file:
-        st.code(forms.as_yaml(whole), "yaml")
+        st.code(forms.as_yaml(draft.whole), "yaml")
 
 
-def _valid(whole: Mapping[str, Any]) -> RunConfig:
-    return RunConfig.model_construct(**whole)
-
-
-def _start(
-    preset: Preset | None, changes: Mapping[str, Any], whole: Mapping[str, Any], *, cloned: bool
-) -> None:
-    config = dict(whole if cloned else changes)
-    name = config.pop("name", None) or None
-    body = RunCreate(preset=preset.name if preset else None, config=config, name=name)
+def _start(draft: Draft) -> None:
+    problems = forms.problems(draft.whole)
+    if problems:
+        _show_again(problems)
+    changes = draft.changes
+    name = changes.pop("name", None)
+    body = RunCreate.model_validate(
+        {"preset": draft.recipe.preset, "config": changes, "name": name}
+    )
     keys: dict[str, str] = st.session_state.setdefault(KEYS, {})
     content = json.dumps(body.model_dump(mode="json"), sort_keys=True)
-    key = keys.setdefault(content, str(uuid.uuid4()))
     try:
-        run = client().create_run(body, idempotency_key=key)
+        run = client().create_run(body, idempotency_key=keys.setdefault(content, str(uuid.uuid4())))
     except ApiProblem as error:
-        if error.unreachable or not error.problem.errors:
+        if not error.problem.errors:
             show_problem(error)
             return
-        st.session_state[PROBLEMS] = {p.field: p.message for p in error.problem.errors}
-        st.rerun()
-    keys.pop(content)
-    st.session_state.pop(PROBLEMS, None)
-    open_page("run", id=run.id)
+        _show_again({p.field: p.message for p in error.problem.errors})
+    else:
+        keys.pop(content)
+        st.session_state.pop(PROBLEMS, None)
+        open_page("run", id=run.id)
+
+
+def _show_again(problems: Mapping[str, str]) -> None:
+    st.session_state[PROBLEMS] = dict(problems)
+    st.rerun()
 
 
 show()

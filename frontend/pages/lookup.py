@@ -47,16 +47,14 @@ def show() -> None:
     run = required_run()
     show_linked(run_header(run, "lookup", param("snapshot")), key="head")
     snapshot = chosen_snapshot(run)
-    if snapshot is None:
-        html_block(
-            empty_state("No features yet", "The first snapshot appears while the run trains.")
-        )
-        follow_latest(run, None)
-        return
     follow_latest(run, snapshot)
+    if snapshot is None:
+        note = "The first snapshot appears here by itself while the run trains."
+        html_block(empty_state("No features yet", note))
+        return
     text = st.query_params.get("q", "")
-    match = choice_param("match", MATCHES, "fold")
-    rank = choice_param("rank", RANKS, "f1")
+    match: TokenMatch = choice_param("match", MATCHES) or "fold"
+    rank: LookupRank = choice_param("rank", RANKS) or "f1"
     _controls(run, text, match, rank)
     if not text:
         _suggest(run)
@@ -72,7 +70,7 @@ def show() -> None:
 
 
 def _controls(run: Run, text: str, match: TokenMatch, rank: LookupRank) -> None:
-    box, matching, ranking, snapshots = st.columns([2.6, 1.6, 2, 1.2], vertical_alignment="bottom")
+    box, matching, ranking, snapshots = st.columns([2.1, 1.85, 2, 1.2], vertical_alignment="bottom")
     with box, st.container(key="search"):
         key, write = bound("q", text)
         st.text_input(

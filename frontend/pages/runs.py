@@ -8,21 +8,26 @@ import streamlit as st
 
 from frontend.blocks import badge, empty_state, html_block, link, progress_bar
 from frontend.cards import fraction_done, metric_text
-from frontend.state import bound, choice_param, client, live, open_page, param, show_linked
+from frontend.state import bound, client, live, open_page, param, show_linked
 from frontend.token_view import escaped
-from frontend.words import age, duration, elapsed, percent, short_count
-from sae_engine.schema.api import Run
+from frontend.words import DASH, age, duration, elapsed, percent, short_count
+from sae_engine.schema.api import Run, RunPage, RunStatus
 
-STATUSES = ("running", "queued", "finished", "stopped", "failed", "interrupted")
+STATUSES: tuple[RunStatus, ...] = (
+    "running",
+    "queued",
+    "finished",
+    "stopped",
+    "failed",
+    "interrupted",
+)
 PAGE_SIZE = 50
 
 
 def show() -> None:
     """The page."""
-    status = choice_param("status", STATUSES, "") or None
-    query = param("q")
-    page = client().runs(status=status, q=query, limit=PAGE_SIZE, cursor=param("cursor"))
-    if not page.items and status is None and query is None:
+    status, query = _status(), param("q")
+    if status is None and query is None and not client().runs(limit=1).items:
         _welcome()
         return
     title, search, filters, new = st.columns([2, 3, 2, 1.3], vertical_alignment="center")
@@ -54,6 +59,10 @@ def show() -> None:
     live(_table, active=True)
 
 
+def _status() -> RunStatus | None:
+    return next((status for status in STATUSES if status == param("status")), None)
+
+
 def _welcome() -> None:
     html_block(
         empty_state(
@@ -75,7 +84,7 @@ def _welcome() -> None:
 
 def _table() -> None:
     page = client().runs(
-        status=choice_param("status", STATUSES, "") or None,
+        status=_status(),
         q=param("q"),
         limit=PAGE_SIZE,
         cursor=param("cursor"),
@@ -87,16 +96,19 @@ def _table() -> None:
         f'<th{css} title="{html.escape(tip, quote=True)}">{name}</th>'
         for name, css, tip in _COLUMNS
     )
-    more = (
-        f'<p class="wb-more">{link("./", "Older runs", {"q": param("q"), "status": param("status"), "cursor": page.next_cursor})}</p>'
-        if page.next_cursor
-        else ""
-    )
     body = "".join(_row(run) for run in page.items)
     show_linked(
-        f'<table class="wb-table runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}',
+        f'<table class="wb-table runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+        + _older(page),
         key="runs-table",
     )
+
+
+def _older(page: RunPage) -> str:
+    if page.next_cursor is None:
+        return ""
+    query = {"q": param("q"), "status": _status(), "cursor": page.next_cursor}
+    return f'<p class="wb-more">{link("./", "Older runs", query)}</p>'
 
 
 _NUM = ' class="num"'
@@ -105,17 +117,9 @@ _COLUMNS = (
     ("Status", "", "What the run is doing"),
     ("Progress", "", "Steps done"),
     ("Latents", _NUM, "Number of latents and how many are kept per token"),
-    (
-        "FVU",
-        _NUM,
-        "Fraction of variance unexplained: held out once measured, else on the training batch",
-    ),
+    ("FVU", _NUM, "Fraction of variance unexplained, held out once it is measured"),
     ("L0", _NUM, "Mean active latents per token"),
-    (
-        "CE delta",
-        _NUM,
-        "Nats per token that the language model loses with reconstructions spliced in",
-    ),
+    ("CE delta", _NUM, "Nats per token lost with reconstructions spliced in"),
     ("Tokens/s", _NUM, "Training tokens per second"),
     ("Took", _NUM, "Time since the start"),
     ("Created", _NUM, "When the run was made"),
@@ -129,24 +133,22 @@ def _row(run: Run) -> str:
     fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
     sae = run.config.sae
     width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
+    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
+    trained_on = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}"
     cells = (
-        link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
-        + f'<span class="wb-sub">{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}</span>',
+        f'{name}<span class="wb-sub">{trained_on}</span>',
         badge(run.status),
         f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{share}</span>',
         f"{width}<small> k {sae.k}</small>",
         metric_text(run, fvu),
         metric_text(run, "l0"),
         metric_text(run, "ce_delta"),
-        short_count(speed) if isinstance(speed, float) else "–",
+        short_count(speed) if isinstance(speed, float) else DASH,
         duration(elapsed(run.started_at, run.ended_at)),
         age(run.created_at),
     )
-    return (
-        "<tr>"
-        + "".join(f"<td{c[1]}>{cell}</td>" for c, cell in zip(_COLUMNS, cells, strict=True))
-        + "</tr>"
-    )
+    columns = zip(_COLUMNS, cells, strict=True)
+    return f"<tr>{''.join(f'<td{css}>{cell}</td>' for (_, css, _), cell in columns)}</tr>"
 
 
 show()
