@@ -1,7 +1,7 @@
 """Every error leaves as `application/problem+json`, made here.
 
-The engine's `UserError` is fit to be shown and becomes a 422; anything unexpected becomes a 500, whose
-traceback the server logs.
+The engine's `UserError` is fit to be shown and becomes a 422; anything unexpected becomes a 500,
+whose traceback the server logs.
 """
 
 from __future__ import annotations

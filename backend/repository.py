@@ -97,9 +97,7 @@ def find_run(session: Session, text: str) -> RunRow:
         raise UserError(f"There is no run '{text}'; `sae-workbench runs` lists them.")
     if len(rows) > 1:
         ids = ", ".join(row.id for row in rows[:10])
-        raise ConflictError(
-            f"'{text}' is the name of {len(rows)} runs; give one of their ids: {ids}."
-        )
+        raise UserError(f"'{text}' is the name of {len(rows)} runs; give one of their ids: {ids}.")
     return rows[0]
 
 

@@ -17,12 +17,14 @@ from sae_engine.errors import UserError
 
 SHUTDOWN_SECONDS = 1
 STREAMLIT_OPTIONS = {
-    "STREAMLIT_BROWSER_GATHER_USAGE_STATS": "false",
-    "STREAMLIT_SERVER_HEADLESS": "true",
-    "STREAMLIT_SERVER_FILE_WATCHER_TYPE": "none",
-    "STREAMLIT_LOGGER_LEVEL": "warning",
-    "STREAMLIT_CLIENT_TOOLBAR_MODE": "minimal",
+    "browser.gatherUsageStats": False,
+    "server.headless": True,
+    "server.fileWatcherType": "none",
+    "logger.level": "warning",
+    "client.toolbarMode": "minimal",
 }
+"""They overrule the pages' `config.toml`. Environment variables would not do: Streamlit reads those only
+under its own command."""
 
 
 def serve(settings: Settings, console: Console) -> None:
@@ -34,23 +36,22 @@ def serve(settings: Settings, console: Console) -> None:
         )
     listener = _listen(settings)
     port: int = listener.getsockname()[1]
-    os.environ |= STREAMLIT_OPTIONS | {
-        "STREAMLIT_SERVER_ADDRESS": settings.host,
-        "STREAMLIT_SERVER_PORT": str(port),
+    os.environ |= {
         f"{PREFIX}DATA_DIR": str(settings.data_dir),
         f"{PREFIX}API_URL": f"http://{_reachable(settings.host)}:{port}",
     }
     url = f"http://{'localhost' if is_loopback(settings.host) else settings.host}:{port}"
     console.print(f"SAE Workbench is at [bold]{url}[/bold]  (Ctrl-C ends it, jobs go on)")
     console.print(f"Data in {settings.data_dir}", style="dim", highlight=False)
-    _run(settings, listener, console)
+    _run(settings, listener, port, console)
 
 
-def _run(settings: Settings, listener: socket.socket, console: Console) -> None:
+def _run(settings: Settings, listener: socket.socket, port: int, console: Console) -> None:
     import uvicorn
     from starlette.middleware import Middleware
     from starlette.routing import Mount
     from streamlit.starlette import App
+    from streamlit.web import bootstrap
 
     from backend import repository
     from backend.app import create_api, running
@@ -71,6 +72,9 @@ def _run(settings: Settings, listener: socket.socket, console: Console) -> None:
         routes=[Mount("/api", api)],
         middleware=[Middleware(AccessGuard, settings=settings)],
         lifespan=lifespan,
+    )
+    bootstrap.load_config_options(
+        {**STREAMLIT_OPTIONS, "server.address": settings.host, "server.port": port}
     )
     config = uvicorn.Config(
         pages, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS

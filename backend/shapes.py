@@ -57,9 +57,7 @@ def latest_metrics(row: RunRow) -> dict[str, float]:
 
 def has_checkpoint(folder: RunFolder) -> bool:
     """Whether a run can go on from where it was; temporary files do not count."""
-    if not folder.checkpoints.is_dir():
-        return False
-    return any(not path.name.startswith(".") for path in folder.checkpoints.iterdir())
+    return any(folder.checkpoints.glob("last*"))
 
 
 def snapshot_shape(row: SnapshotRow) -> Snapshot:
