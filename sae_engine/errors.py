@@ -19,7 +19,9 @@ class ConfigError(UserError):
     """Fields of a configuration that cannot be used."""
 
     def __init__(self, problems: list[FieldProblem]) -> None:
-        super().__init__(" ".join(f"{p.field}: {p.message}" if p.field else p.message for p in problems))
+        super().__init__(
+            " ".join(f"{p.field}: {p.message}" if p.field else p.message for p in problems)
+        )
         self.problems = problems
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> RunFolder:
+        """Where the SAE with the lowest held-out FVU so far is kept, under the same names."""
+        return RunFolder(self.checkpoints / "best")
 
     @property
     def log(self) -> Path:
@@ -68,22 +73,26 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def published_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there appears at `path` in one rename."""
+def published_file(path: Path) -> Generator[Path]:
+    """Yield a temporary path beside `path`; what was written there appears at `path` in one
+    rename.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def published_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it appears whole, in one rename, replacing an older one."""
+def published_folder(path: Path) -> Generator[Path]:
+    """Yield a temporary folder beside `path`; it appears whole, in one rename, replacing an
+    older one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
@@ -95,11 +104,11 @@ def published_folder(path: Path) -> Iterator[Path]:
         _sync(temporary)
         if path.exists():
             old = temporary.with_suffix(".old")
-            os.replace(path, old)
-            os.replace(temporary, path)
+            path.replace(old)
+            temporary.replace(path)
             shutil.rmtree(old)
         else:
-            os.replace(temporary, path)
+            temporary.replace(path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

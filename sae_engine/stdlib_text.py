@@ -1,9 +1,10 @@
 """The embedded corpus `python-stdlib`: the text of the running interpreter's standard library.
 
-Source files (their docstrings in place), the language reference's topics as `help()` shows them, and the
-docstrings of the modules compiled into the interpreter. Tests and data tables are left out. A file belongs
-to the held-out split by a hash of its name, so the split is the same on every machine and no held-out file
-is ever trained on, by the embedded language model or by a sparse autoencoder.
+Source files (their docstrings in place), the language reference's topics as `help()` shows them,
+and the docstrings of the modules compiled into the interpreter. Tests and data tables are left out.
+A file belongs to the held-out split by a hash of its name, so the split is the same on every
+machine and no held-out file is ever trained on, by the embedded language model or by a sparse
+autoencoder.
 """
 
 from __future__ import annotations
@@ -25,11 +26,24 @@ DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
 
 _SKIPPED_FOLDERS = frozenset(
-    "site-packages dist-packages test tests idle_test encodings pydoc_data __pycache__ turtledemo "
-    "macholib lib-dynload _bundled msilib".split()
+    [
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "encodings",
+        "pydoc_data",
+        "__pycache__",
+        "turtledemo",
+        "macholib",
+        "lib-dynload",
+        "_bundled",
+        "msilib",
+    ]
 )
 _SKIPPED_FILES = frozenset(
-    "stringprep.py locale.py _compat_pickle.py entities.py mimetypes.py this.py".split()
+    ["stringprep.py", "locale.py", "_compat_pickle.py", "entities.py", "mimetypes.py", "this.py"]
 )
 _SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 
@@ -76,7 +90,9 @@ def _builtin_docstrings() -> Iterator[SourceText]:
                 continue
             members = [(name, value)]
             if inspect.isclass(value):
-                members += [(f"{name}.{m}", v) for m, v in sorted(vars(value).items()) if m[0] != "_"]
+                members += [
+                    (f"{name}.{m}", v) for m, v in sorted(vars(value).items()) if m[0] != "_"
+                ]
             parts += [f"{n}\n    {d}" for n, v in members if len(d := inspect.getdoc(v) or "") > 40]
         if parts:
             yield SourceText(f"builtin/{module_name}", "\n\n".join(parts))

@@ -2,9 +2,10 @@
 
     python data/tiny_gemma2/train.py --steps 2400      # about an hour on two cores
 
-Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json` (what was run and
-what came out, the n-gram baselines included) beside this script. Interrupted, it goes on from its last
-checkpoint. The held-out files are never read while training; see `sae_engine/stdlib_text.py`.
+Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json`
+(what was run and what came out, the n-gram baselines included) beside this script. Interrupted, it
+goes on from its last checkpoint. The held-out files are never read while training; see
+`sae_engine/stdlib_text.py`.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ HERE = Path(__file__).parent
 CONTEXT = 256
 VOCAB = 4096
 PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
-# Words keep their leading space; punctuation, digits and runs of white space are tokens of their own, so that
-# `self` is the same token in `(self` and in `f(x, self)` but for the space.
+# Words keep their leading space; punctuation, digits and runs of white space are tokens of their
+# own, so that `self` is the same token in `(self` and in `f(x, self)` but for the space.
 PIECES = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -92,6 +93,22 @@ def model_config() -> Gemma2Config:
     )
 
 
+@torch.no_grad()
+def initialize_(model: Gemma2ForCausalLM) -> None:
+    """Start with a residual stream in which the token can be heard.
+
+    Gemma's norms after attention and MLP give each layer's contribution unit size whatever its
+    weights are, so by default twelve random unit contributions drown an embedding of size 0.28.
+    Embeddings start at unit size (they are scaled by sqrt(width) on the way in), contributions at 1
+    / sqrt(12), matrices at 1 / sqrt(fan_in).
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif "post_" in name:
+            parameter.fill_((2 * model.config.num_hidden_layers) ** -0.5 - 1)
+
+
 def batches(stream: np.ndarray, rows: int, step: int, seed: int = 0) -> torch.Tensor:
     """Batch number `step`: rows of BOS and CONTEXT - 1 tokens at a fresh offset in every epoch."""
     per_row = CONTEXT - 1
@@ -114,15 +131,21 @@ def heldout_loss(model: Gemma2ForCausalLM, stream: np.ndarray, max_tokens: int) 
     total = 0.0
     for part in ids.split(32):
         logits = model(input_ids=part[:, :-1]).logits
-        total += cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum").item()
+        total += cross_entropy(
+            logits.flatten(0, 1).float(), part[:, 1:].flatten(), reduction="sum"
+        ).item()
     return total / (rows * per_row)
 
 
 def ngram_losses(train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
-    """Interpolated Kneser-Ney bigram and trigram on the same tokens, nats per token (discount 0.75)."""
+    """Interpolated Kneser-Ney bigram and trigram on the same tokens, nats per token (discount
+    0.75).
+    """
     discount = 0.75
     pairs = Counter(zip(train[:-1].tolist(), train[1:].tolist(), strict=True))
-    triples = Counter(zip(train[:-2].tolist(), train[1:-1].tolist(), train[2:].tolist(), strict=True))
+    triples = Counter(
+        zip(train[:-2].tolist(), train[1:-1].tolist(), train[2:].tolist(), strict=True)
+    )
     continuation = np.zeros(VOCAB)
     followers = np.zeros(VOCAB)
     count = np.bincount(train[:-1], minlength=VOCAB).astype(float)
@@ -167,7 +190,9 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     warm_up = 100
     if step < warm_up:
         return peak * (step + 1) / warm_up
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up))))
+    return peak * (
+        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (total - warm_up)))
+    )
 
 
 def main() -> None:
@@ -190,8 +215,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     model = Gemma2ForCausalLM(model_config()).train()
-    # Gemma's input embeddings are scaled by sqrt(width) and tied to the head; start them small.
-    model.model.embed_tokens.weight.data.mul_(0.02 / model.model.embed_tokens.weight.std().item())
+    initialize_(model)
     num_parameters = sum(p.numel() for p in model.parameters())
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -239,15 +263,20 @@ def main() -> None:
             }
             temporary = checkpoint.with_suffix(".tmp")
             torch.save(state, temporary)
-            os.replace(temporary, checkpoint)
-            print(f"step {done} held-out {heldout_loss(model.eval(), heldout, 40_000):.4f}", flush=True)
+            temporary.replace(checkpoint)
+            print(
+                f"step {done} held-out {heldout_loss(model.eval(), heldout, 40_000):.4f}",
+                flush=True,
+            )
             model.train()
 
     seconds = seconds_before + time.monotonic() - began
     model = model.eval().to(torch.bfloat16)
     model.config.dtype = "bfloat16"
     model.save_pretrained(HERE)
-    reloaded = Gemma2ForCausalLM.from_pretrained(HERE, dtype=torch.float32, attn_implementation="eager").eval()
+    reloaded = Gemma2ForCausalLM.from_pretrained(
+        HERE, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     report = {
         "parameters": num_parameters,
         "steps": args.steps,
@@ -256,7 +285,9 @@ def main() -> None:
         "heldout_tokens": len(heldout),
         "minutes": round(seconds / 60, 1),
         "heldout_nats_per_token": round(heldout_loss(reloaded, heldout, len(heldout)), 4),
-        "baselines_nats_per_token": {k: round(v, 4) for k, v in ngram_losses(train, heldout).items()},
+        "baselines_nats_per_token": {
+            k: round(v, 4) for k, v in ngram_losses(train, heldout).items()
+        },
         "python": platform.python_version(),
         "torch": torch.__version__,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",

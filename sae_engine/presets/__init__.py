@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,7 +27,12 @@ def presets() -> dict[str, Preset]:
             recipe = yaml.safe_load(file.read_text("utf-8"))
             name = file.name.removesuffix(".yaml")
             config = RunConfig.model_validate(recipe["config"])
-            loaded.append((recipe["order"], Preset(name=name, description=recipe["description"], config=config)))
+            loaded.append(
+                (
+                    recipe["order"],
+                    Preset(name=name, description=recipe["description"], config=config),
+                )
+            )
     return {preset.name: preset for _, preset in sorted(loaded, key=lambda pair: pair[0])}
 
 
@@ -42,14 +47,15 @@ def get_preset(name: str) -> Preset:
 
 
 def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Lay partial `overrides`, nested like `RunConfig`, over a preset (or the defaults) and validate.
+    """Lay partial `overrides`, nested like `RunConfig`, over a preset (or the defaults) and
+    validate.
 
     Raises `ConfigError` with one problem per wrong field.
     """
     base = get_preset(preset).config.model_dump(exclude_unset=True) if preset else {}
     for section, one, other in _EITHER_OR:
-        given = overrides.get(section)
-        if isinstance(given, dict) and section in base:
+        given: object = overrides.get(section)
+        if _is_tree(given) and section in base:
             if given.get(one) is not None:
                 base[section].pop(other, None)
             if given.get(other) is not None:
@@ -68,11 +74,16 @@ def validate_config(values: dict[str, Any]) -> RunConfig:
 def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in overrides.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
+        below: object = merged.get(key)
+        if _is_tree(value) and _is_tree(below):
+            merged[key] = _merged(below, value)
         else:
             merged[key] = value
     return merged
+
+
+def _is_tree(value: object) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _problem(error: Any) -> FieldProblem:

@@ -1,7 +1,7 @@
 """`RunConfig`: everything that decides what a run computes.
 
-One tree serves the YAML file, the command line, the REST body, the browser's form and one JSON column.
-A knob's default, bound, unit and help stand once, under its field.
+One tree serves the YAML file, the command line, the REST body, the browser's form and one JSON
+column. A knob's default, bound, unit and help stand once, under its field.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class DataConfig(Section):
     """Which text the language model reads."""
 
     dataset: str = Field("python-stdlib", min_length=1, max_length=500)
-    """`python-stdlib` (embedded), a Hugging Face dataset id, or a path to `.txt`, `.jsonl` or `.parquet`."""
+    """`python-stdlib` (embedded), a Hugging Face dataset id, or a path to `.txt`, `.jsonl` or
+    `.parquet`.
+    """
     subset: str | None = Field(None, max_length=200)
     """The dataset's configuration name on Hugging Face, such as `sample-10BT`."""
     split: str = Field("train", min_length=1, max_length=100)
@@ -77,10 +79,18 @@ class SAEConfig(Section):
     tied_weights: bool = False
     """Keep the encoder equal to the decoder's transpose for good, not only at the start."""
     normalize_decoder: bool = False
-    """Hold decoder rows at unit norm during training. The saved file has unit-norm rows either way."""
+    """Hold decoder rows at unit norm during training. The saved file has unit-norm rows either
+    way.
+    """
 
     @model_validator(mode="after")
     def _shape_is_possible(self) -> Self:
+        if self.tied_weights and not self.normalize_decoder:
+            raise ValueError(
+                "sae.tied_weights needs sae.normalize_decoder: without unit-norm rows the saved "
+                "encoder and "
+                "decoder would differ by the rows' norms."
+            )
         if self.d_sae is not None and self.expansion_factor is not None:
             raise ValueError("Give sae.d_sae or sae.expansion_factor, not both.")
         if self.d_sae is not None and self.k > self.d_sae:
@@ -90,11 +100,14 @@ class SAEConfig(Section):
         return self
 
     def num_latents(self, d_in: int) -> int:
-        """Resolve the number of latents for activations of width `d_in`; raises `ValueError` if k exceeds it."""
+        """Resolve the number of latents for activations of width `d_in`; raises `ValueError` if
+        k exceeds it.
+        """
         d_sae = self.d_sae or (self.expansion_factor or 8) * d_in
         if self.k > d_sae:
             raise ValueError(
-                f"sae.k = {self.k} is larger than the {d_sae} latents ({self.expansion_factor} x {d_in}); "
+                f"sae.k = {self.k} is larger than the {d_sae} latents ({self.expansion_factor} x "
+                f"{d_in}); "
                 "lower k or raise the expansion factor."
             )
         return d_sae
@@ -112,7 +125,9 @@ class TrainConfig(Section):
     lr: float | None = Field(None, gt=0, le=1)
     """Peak learning rate of Adam; unset is chosen from the width and the token budget."""
     lr_schedule: Literal["linear_decay", "cosine", "constant"] = "linear_decay"
-    """After the warm-up: constant and then linear to zero over the last fifth, a cosine to zero, or constant."""
+    """After the warm-up: constant and then linear to zero over the last fifth, a cosine to zero,
+    or constant.
+    """
     warmup_steps: int = Field(100, ge=0)
     """Steps over which the learning rate rises from zero; at most a tenth of the run is used."""
     grad_clip: float | None = Field(1.0, gt=0)
@@ -122,17 +137,27 @@ class TrainConfig(Section):
     l1_lambda: float = Field(0.0, ge=0)
     """Weight of an L1 penalty on the kept activations; TopK needs none."""
     dead_feature_threshold: PositiveInt | None = None
-    """Tokens without firing after which a latent counts as dead; unset is min(10M, total tokens / 8)."""
+    """Tokens without firing after which a latent counts as dead; unset is min(10M, total tokens
+    / 8).
+    """
     log_every: PositiveInt = 10
     """Steps between points on the curves."""
     eval_every: PositiveInt = 200
     """Steps between held-out evaluations."""
+    eval_tokens: int = Field(50_000, ge=1_000)
+    """Held-out tokens in an evaluation while training; the last one uses all of
+    `data.heldout_tokens`.
+    """
     ce_every: PositiveInt | None = None
     """Steps between measurements of the cross-entropy delta; unset measures it at the end only."""
+    ce_tokens: int = Field(16_384, ge=256)
+    """Held-out tokens over which the cross-entropy delta is measured."""
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
     snapshot_every: PositiveInt | None = 150
-    """Steps between feature snapshots that can be browsed while the run trains; unset makes none."""
+    """Steps between feature snapshots that can be browsed while the run trains; unset makes
+    none.
+    """
     tensorboard: bool = False
     """Also write TensorBoard event files into the run's folder."""
     wandb_project: str | None = Field(None, max_length=200)

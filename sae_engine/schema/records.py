@@ -42,7 +42,9 @@ class PlanRecord(Record):
 
 
 class MetricsRecord(Record):
-    """Values measured at one step. `time` is seconds of training before it, earlier starts included."""
+    """Values measured at one step. `time` is seconds of training before it, earlier starts
+    included.
+    """
 
     kind: Literal["metrics"] = "metrics"
     step: int
@@ -95,34 +97,73 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "loss": Metric("Loss", "Reconstruction error over the input's variance, plus the weighted "
-                   "AuxK and L1 terms; what the optimizer minimizes.", better="lower"),
-    "fvu": Metric("FVU", "Fraction of variance unexplained on the training batch: squared error over squared "
-                  "distance from the batch mean. Predicting the mean gives 1, a perfect copy 0.", better="lower"),
+    "loss": Metric(
+        "Loss",
+        "Reconstruction error over the input's variance, plus the weighted AuxK and L1 terms; "
+        "what the optimizer minimizes.",
+        better="lower",
+    ),
+    "fvu": Metric(
+        "FVU",
+        "Fraction of variance unexplained on the training batch: squared error over squared "
+        "distance from the batch mean. Predicting the mean gives 1, a perfect copy 0.",
+        better="lower",
+    ),
     "l0": Metric("L0", "Mean number of latents with a positive activation per token.", "latents"),
-    "auxk_loss": Metric("AuxK loss", "How badly the dead latents alone reconstruct what the live ones miss, over "
-                        "that residual's variance; 0 when nothing is dead.", better="lower"),
+    "auxk_loss": Metric(
+        "AuxK loss",
+        "How badly the dead latents alone reconstruct what the live ones miss, over that "
+        "residual's variance; 0 when nothing is dead.",
+        better="lower",
+    ),
     "l1_loss": Metric("L1", "Mean sum of the kept activations per token, before its weight."),
-    "frac_dead": Metric("Dead latents", "Share of latents that have not fired for `train.dead_feature_threshold` "
-                        "training tokens.", better="lower"),
+    "frac_dead": Metric(
+        "Dead latents",
+        "Share of latents that have not fired for `train.dead_feature_threshold` training tokens.",
+        better="lower",
+    ),
     "lr": Metric("Learning rate", "Adam's step size."),
     "grad_norm": Metric("Gradient norm", "Norm of the whole gradient before clipping."),
-    "tokens_per_second": Metric("Throughput", "Training tokens per second since the last start, evaluation and "
-                                "snapshots not counted.", "tokens/s", "higher"),
-    "lm_share": Metric("Language-model share", "Share of the training time spent extracting activations."),
-    "buffer_share": Metric("Buffer share", "Share of the training time spent shuffling activations."),
+    "tokens_per_second": Metric(
+        "Throughput",
+        "Training tokens per second since the last start, evaluation and snapshots not counted.",
+        "tokens/s",
+        "higher",
+    ),
+    "lm_share": Metric(
+        "Language-model share", "Share of the training time spent extracting activations."
+    ),
+    "buffer_share": Metric(
+        "Buffer share", "Share of the training time spent shuffling activations."
+    ),
     "sae_share": Metric("SAE share", "Share of the training time spent in the SAE's steps."),
-    "eval_fvu": Metric("Held-out FVU", "Fraction of variance unexplained over the whole held-out set.",
-                       better="lower"),
+    "eval_fvu": Metric(
+        "Held-out FVU",
+        "Fraction of variance unexplained over the whole held-out set.",
+        better="lower",
+    ),
     "eval_l0": Metric("Held-out L0", "Mean active latents per held-out token.", "latents"),
-    "eval_cosine_similarity": Metric("Held-out cosine", "Mean cosine between an activation and its "
-                                     "reconstruction.", better="higher"),
-    "frac_alive": Metric("Alive latents", "Share of latents that fired at least once on the held-out set.",
-                         better="higher"),
-    "ce_delta": Metric("CE delta", "Cross-entropy of the language model with reconstructions spliced in, minus its "
-                       "own, on held-out text.", "nats/token", "lower"),
-    "ce_loss_score": Metric("CE score", "1 - CE delta / (CE with the site zeroed - CE); 1 is lossless.",
-                            better="higher"),
-    "ce_loss_score_mean": Metric("CE score (mean)", "1 - CE delta / (CE with the site at its mean - CE).",
-                                 better="higher"),
-}  # fmt: skip
+    "eval_cosine_similarity": Metric(
+        "Held-out cosine",
+        "Mean cosine between an activation and its reconstruction.",
+        better="higher",
+    ),
+    "frac_alive": Metric(
+        "Alive latents",
+        "Share of latents that fired at least once on the held-out set.",
+        better="higher",
+    ),
+    "ce_delta": Metric(
+        "CE delta",
+        "Cross-entropy of the language model with reconstructions spliced in, minus its own, on "
+        "held-out text.",
+        "nats/token",
+        "lower",
+    ),
+    "ce_loss_score": Metric(
+        "CE score", "1 - CE delta / (CE with the site zeroed - CE); 1 is lossless.", better="higher"
+    ),
+    "ce_loss_score_mean": Metric(
+        "CE score (mean)", "1 - CE delta / (CE with the site at its mean - CE).", better="higher"
+    ),
+}

@@ -1,0 +1,96 @@
+"""What a trained SAE is worth, on text that it was not trained on.
+
+Fed by `activations.HeldoutActivations` and `language_model.SpliceModel`; read by `train`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sae_engine.language_model import SpliceModel
+from sae_engine.sae import TopKSAE
+
+TOKENS_PER_CHUNK = 4096
+
+
+@torch.inference_mode()
+def reconstruction_metrics(
+    sae: TopKSAE,
+    activations: Float[Tensor, "n d_in"],
+    check_stop: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive` over the whole set.
+
+    `sae` maps raw activations (see `TopKSAE.folded`). Sums are kept in float64 and do not depend on
+    the chunking.
+    """
+    device = sae.W_dec.device
+    error = torch.zeros((), dtype=torch.float64, device=device)
+    squares, active, cosine = error.clone(), error.clone(), error.clone()
+    total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    # Distances are taken from the first chunk's mean, so that a large common offset costs no
+    # precision.
+    origin: Tensor | None = None
+    for part in activations.split(TOKENS_PER_CHUNK):
+        check_stop()
+        x = part.to(device).float()
+        code = sae.encode(x)
+        x_hat = sae.decode(code)
+        origin = x.mean(0) if origin is None else origin
+        centered = (x - origin).double()
+        error += (x - x_hat).double().pow(2).sum()
+        squares += centered.pow(2).sum()
+        total += centered.sum(0)
+        cosine += cosine_similarity(x, x_hat, dim=-1).double().sum()
+        active += (code.acts > 0).sum()
+        fired[code.indices[code.acts > 0]] = True
+    n = len(activations)
+    variance = squares - total.pow(2).sum() / n
+    return {
+        "eval_fvu": (error / variance).item(),
+        "eval_l0": (active / n).item(),
+        "eval_cosine_similarity": (cosine / n).item(),
+        "frac_alive": fired.double().mean().item(),
+    }
+
+
+def cross_entropy_metrics(
+    model: SpliceModel,
+    sae: TopKSAE,
+    ids: Int[Tensor, "rows ctx"],
+    mean: Float[Tensor, " d_in"],
+    check_stop: Callable[[], None] = lambda: None,
+    *,
+    rows_per_call: int = 16,
+) -> dict[str, float]:
+    """`ce_delta` in nats per token, and `ce_loss_score` against zero and against mean ablation.
+
+    `mean` is the mean activation at ordinary positions. Sums run over the predictions made there.
+    """
+    replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
+        "plain": None,
+        "spliced": lambda x: sae(x),
+        "zero": torch.zeros_like,
+        "mean": lambda x: mean.to(x).expand_as(x),
+    }
+    sums = dict.fromkeys(replacements, 0.0)
+    count = 0
+    for part in ids.split(rows_per_call):
+        for name, replace in replacements.items():
+            check_stop()
+            loss, num_predictions = model.cross_entropy(part, replace)
+            sums[name] += loss
+        count += num_predictions
+    plain, spliced, zero, at_mean = (sums[name] / count for name in replacements)
+    delta = spliced - plain
+    return {
+        "ce_delta": delta,
+        "ce_loss_score": 1 - delta / (zero - plain),
+        "ce_loss_score_mean": 1 - delta / (at_mean - plain),
+    }

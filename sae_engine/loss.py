@@ -1,0 +1,50 @@
+"""The terms of the loss and the metrics that come from a reconstruction: pure functions."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Mean squared distance from the mean, summed over coordinates."""
+    return (x - x.mean(0)).pow(2).sum(-1).mean()
+
+
+def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2."""
+    return (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+
+
+def auxk_loss(
+    residual: Float[Tensor, "n d"], residual_hat: Float[Tensor, "n d"]
+) -> Float[Tensor, ""]:
+    """How badly the dead latents rebuild the residual, over its variance; Gao et al. 2024, appendix
+    A.2.
+
+    `residual` is treated as a constant. A residual without variance gives 0 rather than NaN.
+    """
+    residual = residual.detach()
+    variance = (residual - residual.mean(0)).pow(2).sum(-1).mean()
+    error = (residual - residual_hat).pow(2).sum(-1).mean()
+    return torch.where(
+        variance > 0, error / variance.clamp_min(torch.finfo(variance.dtype).tiny), 0.0
+    )
+
+
+def geometric_median(
+    x: Float[Tensor, "n d"], *, max_iterations: int = 100, tolerance: float = 1e-6
+) -> Float[Tensor, " d"]:
+    """The point with the smallest sum of distances to `x`, by Weiszfeld's iteration from the
+    mean.
+    """
+    x = x.float()
+    median = x.mean(0)
+    for _ in range(max_iterations):
+        weights = 1 / (x - median).norm(dim=1).clamp_min(1e-12)
+        moved = (weights @ x) / weights.sum()
+        if (moved - median).norm() <= tolerance * median.norm().clamp_min(tolerance):
+            return moved
+        median = moved
+    return median

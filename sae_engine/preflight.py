@@ -1,0 +1,86 @@
+"""What can be known about a configuration before a job starts: no model is loaded, no torch is
+imported.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sae_engine.errors import ConfigError
+from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.text_sources import (
+    EMBEDDED_CORPUS,
+    dataset_files,
+    is_local_dataset,
+    local_documents,
+)
+
+EMBEDDED_MODEL = "tiny-gemma2"
+
+
+def model_path(config: ModelConfig) -> str:
+    """Where the model is loaded from: the embedded folder, a local folder, or a hub id."""
+    if config.name == EMBEDDED_MODEL:
+        return str(embedded_model_folder())
+    return config.name
+
+
+def embedded_model_folder() -> Path:
+    """The folder of the embedded model, in the source tree."""
+    return Path(__file__).resolve().parent.parent / "data" / "tiny_gemma2"
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise `ConfigError` for what is wrong with a run and can be seen without loading its
+    model.
+    """
+    _check_layer(config)
+    if is_local_dataset(config.data):
+        first = next(iter(dataset_files(config.data)))
+        if not any(text.strip() for text in local_documents(first, config.data.text_column)):
+            raise ConfigError.of("data.dataset", f"'{first}' holds no text.")
+    if (
+        config.data.dataset != EMBEDDED_CORPUS
+        and config.train.total_tokens is None
+        and (
+            config.train.num_epochs is not None
+            and config.data.streaming
+            and not is_local_dataset(config.data)
+            and config.data.num_samples is None
+        )
+    ):
+        raise ConfigError.of(
+            "train.num_epochs",
+            f"'{config.data.dataset}' is streamed and its length is not known; give "
+            f"train.total_tokens, "
+            "data.num_samples, or data.streaming = false.",
+        )
+
+
+def _check_layer(config: RunConfig) -> None:
+    folder = Path(model_path(config.model)).expanduser()
+    looks_local = config.model.name.startswith(("/", "./", "../", "~"))
+    if not folder.is_dir():
+        if looks_local:
+            raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")
+        return
+    try:
+        described = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError.of(
+            "model.name", f"The folder '{config.model.name}' holds no readable config.json."
+        ) from None
+    num_layers = described.get("num_hidden_layers") or described.get("n_layer")
+    if config.model.hook_point is None and num_layers and config.model.layer >= num_layers:
+        raise ConfigError.of(
+            "model.layer",
+            f"Layer {config.model.layer} does not exist; '{config.model.name}' has layers 0 to "
+            f"{num_layers - 1}.",
+        )
+    width = described.get("hidden_size") or described.get("n_embd")
+    if config.model.hook_point is None and config.sae.d_sae is None and width:
+        try:
+            config.sae.num_latents(width)
+        except ValueError as error:
+            raise ConfigError.of("sae.k", str(error)) from None

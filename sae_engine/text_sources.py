@@ -1,0 +1,231 @@
+"""Where text comes from: the embedded corpus, local files, or a dataset of the Hugging Face hub.
+
+Every source is a sequence of numbered documents in a fixed order, of which a part is held out. Read
+by `corpus` and, for what can be known without reading it all, by `preflight`. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.schema.config import DataConfig
+from sae_engine.stdlib_text import Split, stdlib_documents
+
+EMBEDDED_CORPUS = "python-stdlib"
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+HELDOUT_PERCENT = 10
+"""Share of the documents that is never trained on (the embedded corpus has its own split, by
+file).
+"""
+MAX_RETRIES = 5
+
+_log = logging.getLogger(__name__)
+
+
+class Document(NamedTuple):
+    number: int
+    """Place in its source, counted over both splits."""
+    text: str
+
+
+def documents(config: DataConfig, split: Split, start: int = 0) -> Iterator[Document]:
+    """The documents of one split whose number is at least `start`, in the source's order.
+
+    A document is held out by a hash of its text, so that two equal documents are always in the same
+    split. Raises `UserError` for a source that cannot be read.
+    """
+    if config.dataset == EMBEDDED_CORPUS:
+        numbered = map(Document, *zip(*enumerate(stdlib_documents(split)), strict=True))
+        wanted = numbered
+    else:
+        source = _local(config) if is_local_dataset(config) else None
+        numbered = source if source is not None else _hub(config, start)
+        wanted = (d for d in numbered if _is_heldout(d.text) == (split == "heldout"))
+    limit = config.num_samples
+    for document in wanted:
+        if limit is not None and document.number >= limit:
+            return
+        if document.number >= start and document.text.strip():
+            yield document
+
+
+def _is_heldout(text: str) -> bool:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest()
+    return int.from_bytes(digest, "big") * 100 < HELDOUT_PERCENT * 2**32
+
+
+def _local(config: DataConfig) -> Iterator[Document]:
+    texts = (t for path in dataset_files(config) for t in local_documents(path, config.text_column))
+    return (Document(number, text) for number, text in enumerate(texts))
+
+
+def _hub(config: DataConfig, start: int) -> Iterator[Document]:
+    """Stream from the hub; a dropped connection is taken up again where it broke, a few times in
+    a row.
+    """
+    number, failures = start, 0
+    while True:
+        try:
+            rows = _load_hub(config)
+            rows = rows.skip(number) if number else rows
+            for row in rows:
+                yield Document(number, _text(row[config.text_column], config.text_column))
+                number, failures = number + 1, 0
+            return
+        except (ConnectionError, TimeoutError, OSError) as error:
+            failures += 1
+            if failures > MAX_RETRIES:
+                raise UserError(
+                    f"'{config.dataset}' stopped answering at document {number:,} and did not "
+                    f"come back "
+                    f"after {MAX_RETRIES} tries: {error}"
+                ) from error
+            _log.warning(
+                "reading %s failed at document %d, trying again: %s", config.dataset, number, error
+            )
+            time.sleep(min(2**failures, 30))
+
+
+def _load_hub(config: DataConfig) -> Any:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        rows = load_dataset(
+            config.dataset, config.subset, split=config.split, streaming=config.streaming
+        )
+    except DatasetNotFoundError as error:
+        raise UserError(
+            f"There is no dataset '{config.dataset}' on the Hugging Face hub, or it is gated or "
+            f"private: accept "
+            "its terms and set HF_TOKEN."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"The dataset '{config.dataset}' could not be opened: {error}") from error
+    except ConnectionError as error:
+        raise UserError(
+            f"The dataset '{config.dataset}' cannot be reached: check the network, or use a local "
+            f"file or the "
+            f"embedded '{EMBEDDED_CORPUS}'."
+        ) from error
+    columns = rows.column_names or list(next(iter(rows), {}))
+    if config.text_column not in columns:
+        raise _no_column(config.text_column, f"'{config.dataset}'", ", ".join(columns))
+    return rows
+
+
+def is_local_dataset(config: DataConfig) -> bool:
+    """Whether the dataset is a path, by its suffix or because it begins like one."""
+    return config.dataset.endswith(TEXT_SUFFIXES) or config.dataset.startswith(
+        ("/", "./", "../", "~")
+    )
+
+
+def dataset_files(config: DataConfig) -> list[Path]:
+    """The local files of a dataset: the file itself, or a folder's text files in order of their
+    names.
+
+    Raises `ConfigError` when there is nothing to read.
+    """
+    path = Path(config.dataset).expanduser()
+    if path.is_file() and path.suffix in TEXT_SUFFIXES:
+        return [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
+        if files:
+            return files
+        raise ConfigError.of(
+            "data.dataset", f"The folder '{path}' holds no .txt, .jsonl or .parquet file."
+        )
+    if not path.exists():
+        raise ConfigError.of("data.dataset", f"There is no file or folder '{path}'.")
+    raise ConfigError.of(
+        "data.dataset", f"'{path}' is neither .txt, .jsonl nor .parquet; convert it to one of them."
+    )
+
+
+def local_documents(path: Path, column: str) -> Iterator[str]:
+    """The documents of one file: paragraphs of a .txt, rows of a .jsonl or .parquet.
+
+    Raises `ConfigError` for a missing column and for a line that is not JSON, named by its number.
+    """
+    if path.suffix == ".txt":
+        yield from _paragraphs(path)
+    elif path.suffix == ".jsonl":
+        yield from _json_lines(path, column)
+    else:
+        yield from _parquet_rows(path, column)
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    paragraph: list[str] = []
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield "".join(paragraph)
+                paragraph = []
+    if paragraph:
+        yield "".join(paragraph)
+
+
+def _json_lines(path: Path, column: str) -> Iterator[str]:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ConfigError.of(
+                    "data.dataset", f"Line {number} of '{path}' is not JSON: {error.msg}."
+                ) from None
+            if not isinstance(row, dict) or column not in row:
+                names = (
+                    ", ".join(map(str, row))
+                    if isinstance(row, dict)
+                    else "none, as it is not an object"
+                )
+                raise _no_column(column, f"line {number} of '{path}'", names)
+            yield _text(row[column], column)
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[str]:
+    import pyarrow.parquet as parquet
+    from pyarrow.lib import ArrowException
+
+    try:
+        file = parquet.ParquetFile(path)
+    except (ArrowException, OSError) as error:
+        raise ConfigError.of(
+            "data.dataset", f"'{path}' cannot be read as Parquet: {error}."
+        ) from None
+    if column not in file.schema_arrow.names:
+        raise _no_column(column, f"'{path}'", ", ".join(file.schema_arrow.names))
+    for batch in file.iter_batches(batch_size=256, columns=[column]):
+        for value in batch.column(0).to_pylist():
+            yield _text(value, column)
+
+
+def _no_column(column: str, where: str, names: str) -> ConfigError:
+    return ConfigError.of(
+        "data.text_column", f"There is no column '{column}' in {where}; its columns are: {names}."
+    )
+
+
+def _text(value: object, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ConfigError.of(
+            "data.text_column", f"Column '{column}' holds {type(value).__name__}, not text."
+        )
+    return value

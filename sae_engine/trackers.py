@@ -1,0 +1,86 @@
+"""TensorBoard and Weights & Biases, for those who keep their curves there too. Fed by `train`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sae_engine.errors import ConfigError
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import MetricsRecord
+
+
+class Tracker(Protocol):
+    def log(self, record: MetricsRecord) -> None: ...
+    def close(self) -> None: ...
+
+
+class TensorBoardTracker:
+    """Event files under the run's folder, one scalar per metric, against the step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise _missing("train.tensorboard", "tensorboard") from None
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"))
+
+    def log(self, record: MetricsRecord) -> None:
+        for name, value in record.values.items():
+            self._writer.add_scalar(name, value, record.step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbTracker:
+    """A Weights & Biases run; key, mode and folder come from its own environment variables."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise _missing("train.wandb_project", "wandb") from None
+        self._run = wandb.init(
+            project=config.train.wandb_project,
+            name=config.name or None,
+            dir=str(folder.path),
+            config=config.model_dump(mode="json"),
+        )
+
+    def log(self, record: MetricsRecord) -> None:
+        self._run.log({**record.values, "tokens": record.tokens}, step=record.step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackers:
+    """All trackers that a run asked for; often none."""
+
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, record: MetricsRecord) -> None:
+        for tracker in self._trackers:
+            tracker.log(record)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def open_trackers(config: RunConfig, folder: RunFolder) -> Trackers:
+    """Raises `ConfigError` if a tracker is asked for whose package is not installed."""
+    trackers: list[Tracker] = []
+    if config.train.tensorboard:
+        trackers.append(TensorBoardTracker(folder))
+    if config.train.wandb_project:
+        trackers.append(WandbTracker(config, folder))
+    return Trackers(trackers)
+
+
+def _missing(field: str, package: str) -> ConfigError:
+    return ConfigError.of(
+        field, f"The package {package} is not installed; run: pip install 'sae-workbench[tracking]'"
+    )

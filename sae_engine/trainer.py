@@ -1,0 +1,160 @@
+"""One SAE and its optimizer: a step takes a batch of activations and says what it cost.
+
+Knows no language model, no text and no files. Fed by `train`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_engine.kernels import decode, select_topk
+from sae_engine.loss import auxk_loss, fvu, geometric_median, total_variance
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import SAEConfig, TrainConfig
+
+
+class StepMetrics(NamedTuple):
+    """What one step measured on its batch; scalars, still on the device."""
+
+    loss: Float[Tensor, ""]
+    fvu: Float[Tensor, ""]
+    l0: Float[Tensor, ""]
+    auxk_loss: Float[Tensor, ""]
+    l1_loss: Float[Tensor, ""]
+    grad_norm: Float[Tensor, ""]
+
+
+class Budget(NamedTuple):
+    """How long a run is, resolved from its configuration."""
+
+    total_steps: int
+    total_tokens: int
+
+
+def default_lr(d_sae: int, total_steps: int) -> float:
+    """Peak learning rate for a width and a budget.
+
+    `2e-4 / sqrt(d_sae / 2**14)` is what Gao et al. 2024 (section 2.2) find best for long runs;
+    short runs need more, here by the fourth root of how far they fall short of 100,000 steps. See
+    `benchmarks/LOG.md`.
+    """
+    long_run = 2e-4 / math.sqrt(d_sae / 2**14)
+    return long_run * max(1.0, (100_000 / total_steps) ** 0.25)
+
+
+def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) -> float:
+    """Learning rate of step number `step`, counted from 0."""
+    warm_up = min(config.warmup_steps, total_steps // 10)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    left = (total_steps - step) / total_steps
+    if config.lr_schedule == "linear_decay":
+        return peak * min(1.0, left / 0.2)
+    if config.lr_schedule == "cosine":
+        return peak * 0.5 * (1 - math.cos(math.pi * left))
+    return peak
+
+
+def dead_threshold(config: TrainConfig, budget: Budget) -> int:
+    """Tokens without firing after which a latent is dead."""
+    return config.dead_feature_threshold or min(10_000_000, max(1, budget.total_tokens // 8))
+
+
+class SAETrainer:
+    """Trains one TopK SAE on scaled activations with Adam.
+
+    loss = |x - x_hat|^2 / Var + auxk_alpha auxk + l1_lambda mean |z|_1, with x the input times
+    `scale` (unit mean square) and Var its variance, both fixed from the first activations.
+    """
+
+    def __init__(self, sae: TopKSAE, shape: SAEConfig, config: TrainConfig, budget: Budget) -> None:
+        self.sae = sae
+        self.config = config
+        self.budget = budget
+        self.normalize_decoder = shape.normalize_decoder
+        self.peak_lr = config.lr or default_lr(sae.d_sae, budget.total_steps)
+        self.dead_threshold = dead_threshold(config, budget)
+        self.optimizer = torch.optim.Adam(
+            sae.parameters(), lr=self.peak_lr, betas=(0.9, 0.999), fused=True
+        )
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        """Tokens since each latent last fired."""
+        self.scale = 1.0
+        self.variance = 1.0
+        self.steps_done = 0
+
+    def fit_input_(self, x: Float[Tensor, "n d_in"], seed: int) -> None:
+        """Fix scale and variance from the first activations and initialize the SAE at their
+        geometric median.
+        """
+        x = x.float()
+        self.scale = (1 / x.pow(2).mean().sqrt().clamp_min(1e-12)).item()
+        scaled = x * self.scale
+        self.variance = max(total_variance(scaled).item(), 1e-12)
+        self.sae.initialize_(seed, geometric_median(scaled[:8192]))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return scheduled_lr(self.config, self.peak_lr, self.steps_done, self.budget.total_steps)
+
+    @property
+    def frac_dead(self) -> float:
+        return (self.since_fired > self.dead_threshold).float().mean().item()
+
+    def step(self, batch: Float[Tensor, "n d_in"]) -> StepMetrics:
+        """One optimizer step on raw activations."""
+        sae, config = self.sae, self.config
+        x = batch.float() * self.scale
+        pre = sae.pre_activations(x)
+        code = sae.code_of(pre)
+        x_hat = sae.decode(code)
+        error = (x - x_hat).pow(2).sum(-1).mean() / self.variance
+        auxk = self._auxk(x, x_hat)
+        l1 = code.acts.sum(-1).mean()
+        loss = error + config.auxk_alpha * auxk + config.l1_lambda * l1
+
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.normalize_decoder:
+            sae.remove_parallel_gradient_()
+        grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.grad_clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.optimizer.step()
+        if self.normalize_decoder:
+            sae.normalize_decoder_()
+
+        with torch.no_grad():
+            active = code.acts > 0
+            self.since_fired += len(x)
+            self.since_fired[code.indices[active]] = 0
+            l0 = active.float().sum(-1).mean()
+        self.steps_done += 1
+        return StepMetrics(
+            loss.detach(), fvu(x, x_hat.detach()), l0, auxk.detach(), l1.detach(), grad_norm
+        )
+
+    def _auxk(
+        self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"]
+    ) -> Float[Tensor, ""]:
+        """The dead latents' own loss; its gradient reaches the chosen dead latents and nothing
+        else.
+
+        The decoder's bias takes no part, neither in the reconstruction nor, as a constant, in the
+        encoder.
+        """
+        sae = self.sae
+        dead = (self.since_fired > self.dead_threshold).nonzero().squeeze(-1)
+        k_aux = min(sae.d_in // 2, len(dead))
+        if k_aux == 0 or self.config.auxk_alpha == 0:
+            return x.new_zeros(())
+        rows = sae.W_dec[dead]
+        pre = torch.addmm(sae.b_enc[dead], x - sae.b_dec.detach(), sae.encoder_rows[dead].T)
+        acts, indices = select_topk(pre, rows.detach().norm(dim=1), k_aux)
+        return auxk_loss(x - x_hat, decode(acts, indices, rows))

@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from sae_engine.errors import UserError
+from sae_engine.sae import TopKSAE
+
+
+def random_sae(
+    seed: int, d_in: int = 6, d_sae: int = 20, k: int = 4, *, tied: bool = False
+) -> TopKSAE:
+    """Weights, biases and row norms all random, so that no zero hides a bug."""
+    generator = torch.Generator().manual_seed(seed)
+    sae = TopKSAE(d_in, d_sae, k, tied=tied)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        sae.W_dec.mul_(torch.rand(d_sae, 1, generator=generator) * 3 + 0.1)
+    return sae
+
+
+def by_the_equations(sae: TopKSAE, x: torch.Tensor) -> tuple[list[set[int]], torch.Tensor]:
+    """Row by row, in float64, straight from the class's docstring."""
+    W_enc, W_dec = sae.encoder_rows.detach().double(), sae.W_dec.detach().double()
+    b_enc, b_dec = sae.b_enc.detach().double(), sae.b_dec.detach().double()
+    kept, outputs = [], []
+    for row in x.double():
+        pre = torch.relu((row - b_dec) @ W_enc.T + b_enc)
+        order = torch.argsort(pre * W_dec.norm(dim=1), descending=True)[: sae.k]
+        order = [int(i) for i in order if pre[i] > 0]
+        kept.append(set(order))
+        outputs.append(sum((pre[i] * W_dec[i] for i in order), torch.zeros_like(row)) + b_dec)
+    return kept, torch.stack(outputs)
+
+
+def active_sets(sae: TopKSAE, x: torch.Tensor) -> list[set[int]]:
+    code = sae.encode(x)
+    return [set(i[a > 0].tolist()) for a, i in zip(code.acts.detach(), code.indices, strict=True)]
+
+
+def test_a_code_worked_out_by_hand():
+    sae = TopKSAE(2, 3, 1)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+        sae.W_dec.copy_(torch.tensor([[1.0, 0.0], [0.0, 5.0], [0.6, 0.8]]))
+        sae.b_dec.copy_(torch.tensor([1.0, 0.0]))
+    # pre = (2, 1, 3); weighted by row norms (1, 5, 1) the second latent wins.
+    x = torch.tensor([[3.0, 1.0]])
+    code = sae.encode(x)
+    assert code.indices.tolist() == [[1]]
+    assert code.acts.tolist() == [[1.0]]
+    assert sae(x).tolist() == [[1.0, 5.0]]
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_encode_and_decode_follow_the_equations(seed: int, tied: bool):
+    sae = random_sae(seed, tied=tied)
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(seed + 1))
+    kept, x_hat = by_the_equations(sae, x)
+    assert active_sets(sae, x) == kept
+    torch.testing.assert_close(sae(x).detach().double(), x_hat, rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 100), st.booleans())
+def test_folding_norms_and_scale_changes_no_code(seed: int, scale: float, tied: bool):
+    sae = random_sae(seed, tied=tied)
+    raw = torch.randn(32, 6, generator=torch.Generator().manual_seed(seed + 1)) / scale
+    folded = sae.folded(scale)
+    assert active_sets(folded, raw) == active_sets(sae, raw * scale)
+    torch.testing.assert_close(folded(raw) * scale, sae(raw * scale).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(20))
+
+
+def test_a_row_without_positive_pre_activations_gives_the_bias_and_no_active_latent():
+    sae = random_sae(0)
+    with torch.no_grad():
+        sae.b_enc.fill_(-1e6)
+    x = torch.randn(3, 6)
+    assert active_sets(sae, x) == [set(), set(), set()]
+    torch.testing.assert_close(sae(x), sae.b_dec.expand(3, -1))
+
+
+def test_the_published_file_has_gemma_scopes_orientation_and_unit_norm_rows(tmp_path: Path):
+    sae = random_sae(1).folded(0.5)
+    sae.save(tmp_path / "sae.safetensors")
+    tensors = load_file(tmp_path / "sae.safetensors")
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "W_enc": (6, 20), "b_enc": (20,), "W_dec": (20, 6), "b_dec": (6,),
+    }  # fmt: skip
+    torch.testing.assert_close(tensors["W_dec"].norm(dim=1), torch.ones(20))
+    x = torch.randn(5, 6)
+    pre = torch.relu((x - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"])
+    acts, indices = pre.topk(sae.k)
+    x_hat = torch.zeros(5, 20).scatter(1, indices, acts) @ tensors["W_dec"] + tensors["b_dec"]
+    torch.testing.assert_close(x_hat, sae(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_sae_comes_back_the_same(tmp_path: Path):
+    sae = random_sae(2).folded(3.0)
+    sae.save(tmp_path / "sae.safetensors")
+    loaded = TopKSAE.load(tmp_path / "sae.safetensors")
+    assert loaded.k == sae.k
+    for name, parameter in sae.named_parameters():
+        assert torch.equal(dict(loaded.named_parameters())[name], parameter)
+
+
+def test_a_file_that_is_no_sae_is_refused_with_its_name(tmp_path: Path):
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
+    with pytest.raises(UserError, match=r"broken\.safetensors"):
+        TopKSAE.load(tmp_path / "broken.safetensors")
+
+
+def test_initial_rows_are_unit_norm_and_the_encoder_is_their_transpose():
+    sae = TopKSAE(5, 11, 2)
+    sae.initialize_(3, torch.arange(5.0))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(11))
+    assert torch.equal(sae.W_enc, sae.W_dec)
+    assert torch.equal(sae.b_dec, torch.arange(5.0))
+
+
+def test_the_parallel_gradient_is_removed():
+    sae = random_sae(4)
+    sae(torch.randn(8, 6)).pow(2).sum().backward()
+    sae.remove_parallel_gradient_()
+    torch.testing.assert_close(
+        (sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(20), atol=1e-3, rtol=0
+    )
