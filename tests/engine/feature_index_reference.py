@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from sae_engine.feature_index.build import IndexCorpus, build_index
 from sae_engine.feature_index.reader import FeatureIndex
@@ -38,7 +47,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 @cache
 def byte_fallback_tokenizer() -> Tokenizer:
-    """A Gemma-like BPE: `▁` for spaces, bytes such as `<0xC3>` for what is not in its vocabulary."""
+    """A Gemma-like BPE: `▁` for spaces, bytes such as `<0xC3>` for what it has no token for."""
     pieces = ["<pad>", "<bos>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "\n"]
     pieces += [*"acCATdgiotn", "ca", "cat", "▁cat", "Ca", "Cat", "▁Cat", "▁d", "▁do", "▁dog"]
     merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("C", "a"), ("Ca", "t"), ("▁", "Cat")]
@@ -52,6 +61,13 @@ def byte_fallback_tokenizer() -> Tokenizer:
     tokenizer.add_special_tokens(["<pad>", "<bos>"])
     tokenizer.add_tokens([AddedToken("▁▁", normalized=False)])
     return tokenizer
+
+
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    """Id of a token by its own name, such as `Ġcat`."""
+    id_ = tokenizer.token_to_id(token)
+    assert id_ is not None
+    return id_
 
 
 BOTH_TOKENIZERS = [byte_level_tokenizer, byte_fallback_tokenizer]
@@ -82,25 +98,28 @@ class Case:
         """Per position: latent -> activation, active ones only."""
         halves = self.acts.astype(np.float16)
         return [
-            {
-                int(i): float(a)
-                for i, a in zip(self.indices[n], halves[n], strict=True)
-                if a > 0
-            }
+            {int(i): float(a) for i, a in zip(self.indices[n], halves[n], strict=True) if a > 0}
             for n in range(self.num_tokens)
         ]
 
     @cached_property
     def row_of(self) -> list[int]:
         bounds = self.row_starts.tolist()
-        return [
-            r for r, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False)) for _ in range(a, b)
-        ]
+        return [r for r, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
+
+    @cached_property
+    def _active(self) -> dict[int, list[tuple[int, float]]]:
+        return {
+            latent: sorted(
+                ((n, code[latent]) for n, code in enumerate(self.codes) if latent in code),
+                key=lambda pair: (-pair[1], pair[0]),
+            )
+            for latent in range(self.d_sae)
+        }
 
     def active(self, latent: int) -> list[tuple[int, float]]:
         """(position, activation), strongest first, ties by position."""
-        found = [(n, code[latent]) for n, code in enumerate(self.codes) if latent in code]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        return self._active[latent]
 
     def fired(self, latent: int) -> int:
         return len(self.active(latent))
@@ -126,9 +145,7 @@ class Case:
             for latent, act in self.codes[n].items():
                 values.setdefault(latent, []).append(act)
         return {
-            latent: contract_statistics(
-                acts, len(positions), self.fired(latent), self.num_tokens
-            )
+            latent: contract_statistics(acts, len(positions), self.fired(latent), self.num_tokens)
             for latent, acts in values.items()
         }
 
@@ -185,7 +202,9 @@ def random_case(
     return Case(token_ids.astype(np.uint32), row_starts, indices, acts.astype(np.float32), d_sae)
 
 
-def case_of_rows(rows: list[list[int]], active: Callable[[int], dict[int, float]], d_sae: int) -> Case:
+def case_of_rows(
+    rows: list[list[int]], active: Callable[[int], dict[int, float]], d_sae: int
+) -> Case:
     """A case from rows of ids and a function from a position to its code."""
     token_ids = np.array([i for row in rows for i in row], np.uint32)
     codes = [active(n) for n in range(len(token_ids))]

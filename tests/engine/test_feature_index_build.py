@@ -1,4 +1,4 @@
-"""The files of a feature index hold what brute force finds, appear whole or not at all, and tell when damaged."""
+"""An index holds what brute force finds, appears whole or not at all, and tells when damaged."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def assert_agrees(arrays: IndexArrays, case: Case) -> None:
             assert mean == pytest.approx(numbers["mean_activation"], rel=1e-6)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_tokens=st.integers(1, 120),
@@ -199,7 +199,12 @@ def test_the_manifest_and_the_record_say_what_is_covered(tmp_path: Path) -> None
         vocab_size=byte_level_tokenizer().get_vocab_size(),
         write_sae=lambda path: calls.update(path=path.name),
     )
-    assert (record.step, record.tokens, record.index_tokens, record.final) == (40, 12_345, 90, False)
+    assert (record.step, record.tokens, record.index_tokens, record.final) == (
+        40,
+        12_345,
+        90,
+        False,
+    )
     assert record.seconds > 0
     assert calls == {"path": "sae.safetensors"}
     index = FeatureIndex.open(RunFolder(tmp_path).feature_index(40))
@@ -210,9 +215,7 @@ def test_the_manifest_and_the_record_say_what_is_covered(tmp_path: Path) -> None
 
 def test_the_folder_holds_the_sae_and_the_tokenizer(tmp_path: Path) -> None:
     weights = {"b_dec": torch.arange(3.0)}
-    folder = build(
-        tmp_path, random_case(0), write_sae=lambda path: save_file(weights, path)
-    )
+    folder = build(tmp_path, random_case(0), write_sae=lambda path: save_file(weights, path))
     assert torch.equal(load_file(folder / "sae.safetensors")["b_dec"], weights["b_dec"])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert tokenizer.get_vocab() == byte_level_tokenizer().get_vocab()

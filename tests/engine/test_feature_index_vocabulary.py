@@ -16,6 +16,7 @@ from tests.engine.feature_index_reference import (
     BOTH_TOKENIZERS,
     byte_fallback_tokenizer,
     byte_level_tokenizer,
+    id_of,
 )
 
 
@@ -78,19 +79,19 @@ def test_spaces_are_spaces(make: Callable[[], Tokenizer]) -> None:
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
 def test_special_tokens_show_as_their_name(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
-    bos = tokenizer.token_to_id("<bos>")
+    bos = id_of(tokenizer, "<bos>")
     assert vocabulary_of(tokenizer).text(bos) == "<bos>"
 
 
 def test_an_added_token_that_is_text_is_decoded() -> None:
     tokenizer = byte_fallback_tokenizer()
-    assert vocabulary_of(tokenizer).text(tokenizer.token_to_id("▁▁")) == "  "
+    assert vocabulary_of(tokenizer).text(id_of(tokenizer, "▁▁")) == "  "
 
 
 def test_an_added_token_of_a_byte_level_tokenizer_is_taken_literally() -> None:
     tokenizer = Tokenizer.from_str(byte_level_tokenizer().to_str())
     tokenizer.add_tokens(["Ġé"])
-    assert vocabulary_of(tokenizer).text(tokenizer.token_to_id("Ġé")) == "Ġé"
+    assert vocabulary_of(tokenizer).text(id_of(tokenizer, "Ġé")) == "Ġé"
 
 
 def test_an_id_without_a_token_shows_its_number_and_is_no_text() -> None:
@@ -105,4 +106,4 @@ def test_an_id_without_a_token_shows_its_number_and_is_no_text() -> None:
 def test_a_tokenizer_without_a_decoder_shows_its_own_names() -> None:
     tokenizer = Tokenizer.from_str(byte_level_tokenizer().to_str())
     tokenizer.decoder = None  # pyright: ignore[reportAttributeAccessIssue]
-    assert vocabulary_of(tokenizer).text(tokenizer.token_to_id("Ġcat")) == "Ġcat"
+    assert vocabulary_of(tokenizer).text(id_of(tokenizer, "Ġcat")) == "Ġcat"
