@@ -7,6 +7,8 @@ itself.
 from __future__ import annotations
 
 import json
+import math
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -18,6 +20,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sae_engine.schema.config import RunConfig
+
+_LIKE_A_NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?")
 
 Kind = Literal["int", "float", "bool", "text", "choice"]
 Value = int | float | bool | str | None
@@ -110,7 +114,8 @@ def _unwrapped(annotation: Any) -> tuple[Any, bool, list[Any]]:
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         kind, optional, more = _unwrapped(inner)
-        return kind, optional, [*metadata, *more]
+        bounds = [b for m in metadata for b in (m.metadata if isinstance(m, FieldInfo) else [m])]
+        return kind, optional, [*bounds, *more]
     if get_origin(annotation) in (Union, UnionType):
         parts = [part for part in get_args(annotation) if part is not type(None)]
         kind, _, metadata = _unwrapped(parts[0])
@@ -196,8 +201,22 @@ def as_command(preset: str, changes: Mapping[str, Any]) -> str:
     """The shell command that starts the same run."""
     words = ["sae-workbench", "train", preset]
     for path, value in _flat(changes):
-        words += [f"--{path}", value if isinstance(value, str) else json.dumps(value)]
+        text = str(value) if path == "name" else _yaml_word(value)
+        words += [f"--{path}={text}"] if text.startswith("-") else [f"--{path}", text]
     return shlex.join(words)
+
+
+def _yaml_word(value: Value) -> str:
+    """A value as YAML; text that would be read as something else is quoted."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if _LIKE_A_NUMBER.fullmatch(value) is None:
+        try:
+            if yaml.safe_load(value) == value:
+                return value
+        except yaml.YAMLError:
+            pass
+    return yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
