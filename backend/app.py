@@ -17,6 +17,7 @@ from backend.routes import features, lookup, metrics, runs, system
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
+from backend.supervisor import JobCommand, job_command
 from backend.version import VERSION
 from sae_engine.schema.api import Problem
 
@@ -25,7 +26,7 @@ DESCRIPTION = (
 )
 
 
-def create_api(settings: Settings) -> FastAPI:
+def create_api(settings: Settings, *, command: JobCommand = job_command) -> FastAPI:
     """The endpoints, to be mounted at `/api`; `running` must be entered before the first
     request.
     """
@@ -41,7 +42,7 @@ def create_api(settings: Settings) -> FastAPI:
         generate_unique_id_function=_operation_id,
         responses={404: problem, 409: problem, 422: problem},
     )
-    api.state.services = Services(settings)
+    api.state.services = Services(settings, command)
     problems.install(api)
     for module in (system, runs, metrics, features, lookup):
         api.include_router(module.router)
@@ -62,9 +63,9 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
         services.database.close()
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, *, command: JobCommand = job_command) -> Starlette:
     """The API alone, behind the guard."""
-    api = create_api(settings)
+    api = create_api(settings, command=command)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

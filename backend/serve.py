@@ -23,8 +23,8 @@ STREAMLIT_OPTIONS = {
     "logger.level": "warning",
     "client.toolbarMode": "minimal",
 }
-"""They overrule the pages' `config.toml`. Environment variables would not do: Streamlit reads those only
-under its own command."""
+"""They overrule the pages' `config.toml`. Environment variables would not do: Streamlit reads those
+only under its own command."""
 
 
 def serve(settings: Settings, console: Console) -> None:

@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 
 from backend.db import Database
 from backend.settings import Settings
-from backend.supervisor import Supervisor
+from backend.supervisor import JobCommand, Supervisor, job_command
 from sae_engine.feature_index.reader import FeatureIndex
 
 MAX_OPEN_INDEXES = 8
@@ -41,10 +41,10 @@ class IndexCache:
 class Services:
     """The database, the supervisor and the open indexes of one server."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
-        self.supervisor = Supervisor(settings, self.database)
+        self.supervisor = Supervisor(settings, self.database, command=command)
         self.indexes = IndexCache()
 
 

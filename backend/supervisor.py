@@ -39,6 +39,10 @@ KILL_AFTER = timedelta(seconds=5)
 _log = logging.getLogger(__name__)
 
 
+JobCommand = Callable[[str], list[str]]
+"""From a run's id to the command line that carries it out."""
+
+
 def job_command(run_id: str) -> list[str]:
     return [sys.executable, "-m", "backend.job", run_id]
 
@@ -51,7 +55,7 @@ class Supervisor:
         settings: Settings,
         database: Database,
         *,
-        command: Callable[[str], list[str]] = job_command,
+        command: JobCommand = job_command,
         device: str | None = None,
         poll_seconds: float = 0.5,
         patience: timedelta = timedelta(seconds=30),

@@ -1,0 +1,73 @@
+"""A server on a folder of its own whose jobs are quick and need no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from backend import repository
+from backend.app import create_app
+from backend.db import Database
+from backend.settings import Settings
+from sae_engine.schema.api import Run
+from tests.backend.fake_engine import fake_job
+
+DEADLINE_SECONDS = 60.0
+URL = "http://127.0.0.1"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return as soon as `condition` holds; fail at the deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data")
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.resolved_database_url)
+    database.prepare()
+    yield database
+    with database.reading() as session:
+        pids = [row.pid for row in repository.active_runs(session) if row.pid is not None]
+    for pid in pids:
+        if pid != os.getpid():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    database.close()
+
+
+@pytest.fixture
+def client(settings: Settings, database: Database) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, command=fake_job), URL) as client:
+        yield client
+
+
+def create(client: TestClient, name: str = "wait", **more: object) -> Run:
+    answer = client.post("/api/runs", json={"preset": "quick-test", "name": name, **more})
+    assert answer.status_code == 201, answer.text
+    return Run.model_validate_json(answer.content)
+
+
+def read(client: TestClient, run_id: str) -> Run:
+    answer = client.get(f"/api/runs/{run_id}")
+    assert answer.status_code == 200, answer.text
+    return Run.model_validate_json(answer.content)
+
+
+def wait_for_status(client: TestClient, run_id: str, *statuses: str) -> Run:
+    wait_for(lambda: read(client, run_id).status in statuses)
+    return read(client, run_id)

@@ -1,0 +1,96 @@
+"""An engine that does what the run's name tells it, in milliseconds, without torch.
+
+`python -c "from tests.backend.fake_engine import main; main()" <run_id>` is a job with it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from backend import job
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    MetricsRecord,
+    NoticeRecord,
+    PhaseRecord,
+    PlanRecord,
+    SnapshotRecord,
+    StopRequest,
+)
+
+TOTAL_STEPS = 20
+BATCH_TOKENS = 100
+
+
+def fake_job(run_id: str) -> list[str]:
+    """The command line of a job with this engine."""
+    return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", run_id]
+
+
+def main() -> None:
+    sys.exit(job.main(sys.argv[1], train=train))
+
+
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    should_stop: Callable[[], StopRequest],
+    resume: bool,
+) -> Iterator[AnyRecord]:
+    """Act by the first word of the run's name; anything unknown trains to the end."""
+    action = config.name.split()[0]
+    print(f"fake engine: {action}, resume={resume}", flush=True)
+    yield PhaseRecord(phase="training")
+    yield PlanRecord(
+        total_steps=TOTAL_STEPS,
+        total_tokens=TOTAL_STEPS * BATCH_TOKENS,
+        d_in=8,
+        d_sae=16,
+        lr=1e-3,
+        device="cpu",
+    )
+    if action == "refuse":
+        raise UserError("The text is empty; give a dataset with text.")
+    if action == "break":
+        raise ZeroDivisionError("a bug\nin two lines")
+    if action == "exit":
+        os._exit(7)
+    if action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    first = int((folder.checkpoints / "last.txt").read_text()) + 1 if resume else 1
+    for step in range(first, TOTAL_STEPS + 1):
+        yield measured(step)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder.checkpoints / "last.txt").write_text("10")
+    while action in ("wait", "deaf"):
+        if action == "wait" and should_stop() != StopRequest.NONE:
+            yield EndRecord(reason="stopped", step=TOTAL_STEPS, tokens=TOTAL_STEPS * BATCH_TOKENS)
+            return
+        time.sleep(0.02)
+    yield NoticeRecord(level="warning", message="One latent is dead.", step=TOTAL_STEPS)
+    yield SnapshotRecord(
+        step=TOTAL_STEPS,
+        tokens=TOTAL_STEPS * BATCH_TOKENS,
+        index_tokens=50,
+        seconds=0.1,
+        final=True,
+    )
+    yield EndRecord(reason="finished", step=TOTAL_STEPS, tokens=TOTAL_STEPS * BATCH_TOKENS)
+
+
+def measured(step: int) -> MetricsRecord:
+    """What the fake engine measures at a step; a NaN at step 7."""
+    values = {"fvu": math.nan if step == 7 else 1 / step, "l0": 4.0}
+    if step % 10 == 0:
+        values["eval_fvu"] = 2 / step
+    return MetricsRecord(step=step, tokens=step * BATCH_TOKENS, time=step * 0.5, values=values)

@@ -1,0 +1,70 @@
+"""Decimation keeps what matters, and non-finite values survive the way to the client."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.curves import metric_value, metrics_series
+
+Values = dict[str, float]
+values = st.dictionaries(
+    st.sampled_from(["fvu", "l0", "eval_fvu"]),
+    st.floats(allow_nan=True, allow_infinity=True),
+)
+
+
+def points_of(rows: list[Values]) -> list[tuple[int, int, float, str]]:
+    return [(step, step * 10, step / 2, json.dumps(row)) for step, row in enumerate(rows)]
+
+
+@given(st.lists(values, max_size=200), st.integers(1, 60))
+def test_thinned_curves_keep_their_ends_extremes_and_a_non_finite_value(
+    rows: list[Values], max_points: int
+) -> None:
+    series = metrics_series(points_of(rows), max_points=max_points)
+    assert series.total_points == len(rows)
+    assert series.returned_points == len(series.step) <= max(max_points, 11)
+    if rows:
+        assert series.step[0] == 0
+        assert series.step[-1] == len(rows) - 1
+    for name, curve in series.series.items():
+        everything = [row[name] for row in rows if name in row]
+        finite = [v for v in everything if math.isfinite(v)]
+        kept = [v for v in curve if isinstance(v, float)]
+        if finite:
+            assert max(kept) == max(finite)
+            assert min(kept) == min(finite)
+        if len(finite) < len(everything):
+            assert any(isinstance(v, str) for v in curve)
+
+
+@given(st.lists(values, max_size=50))
+def test_curves_that_fit_are_returned_whole(rows: list[Values]) -> None:
+    series = metrics_series(points_of(rows), max_points=50)
+    assert series.step == list(range(len(rows)))
+    assert series.tokens == [step * 10 for step in series.step]
+    for name, curve in series.series.items():
+        assert curve == [metric_value(row.get(name)) for row in rows]
+
+
+def test_what_was_not_measured_is_null_and_what_is_not_finite_has_a_name() -> None:
+    rows = [{"fvu": math.nan}, {"fvu": math.inf}, {"fvu": -math.inf}, {}, {"fvu": 0.5}]
+    curve = metrics_series(points_of(rows)).series["fvu"]
+    assert curve == ["NaN", "Infinity", "-Infinity", None, 0.5]
+
+
+def test_keys_choose_the_curves_even_those_never_measured() -> None:
+    series = metrics_series(points_of([{"fvu": 1.0, "l0": 2.0}]), keys=["l0", "ce_delta"])
+    assert series.series == {"l0": [2.0], "ce_delta": [None]}
+
+
+def test_a_needle_in_a_hundred_thousand_points_is_found() -> None:
+    rows: list[Values] = [{"fvu": 0.5, "l0": 32.0} for _ in range(100_000)]
+    rows[77_777]["fvu"] = 9.0
+    series = metrics_series(points_of(rows), max_points=500)
+    assert series.returned_points <= 500
+    assert series.step[series.series["fvu"].index(9.0)] == 77_777

@@ -1,0 +1,248 @@
+"""What is stored comes back, and of two who want the same only one gets it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from backend import repository
+from backend.curves import metrics_series
+from backend.db import SCHEMA_VERSION, Database
+from backend.errors import ConflictError
+from backend.models import RunRow, SchemaVersionRow
+from sae_engine.errors import UserError
+from sae_engine.presets import resolve_config
+from sae_engine.schema.api import RunPatch, RunStatus
+from sae_engine.schema.records import MetricsRecord, SnapshotRecord, StopRequest
+
+STATUSES: list[RunStatus] = [
+    "queued",
+    "running",
+    "stopping",
+    "finished",
+    "stopped",
+    "failed",
+    "interrupted",
+]
+
+
+def add(session: Session, name: str = "a run", status: RunStatus = "queued") -> RunRow:
+    config = resolve_config("quick-test", {"name": name})
+    row = repository.add_run(session, config=config, status=status)
+    return row
+
+
+def record(step: int, **values: float) -> MetricsRecord:
+    return MetricsRecord(step=step, tokens=step * 10, time=float(step), values=values)
+
+
+def test_non_finite_measurements_survive_the_database(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session).id
+        values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 5e-324, "e": 0.1}
+        repository.add_metrics(session, run_id, [record(1, **values)])
+    with database.reading() as session:
+        series = metrics_series(repository.metrics(session, run_id)).series
+    assert series == {
+        "a": ["NaN"],
+        "b": ["Infinity"],
+        "c": ["-Infinity"],
+        "d": [5e-324],
+        "e": [0.1],
+    }
+
+
+def test_a_step_measured_again_overwrites_the_same_names_only(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session).id
+        repository.add_metrics(
+            session, run_id, [record(5, fvu=0.5, l0=4.0), record(5, eval_fvu=0.6)]
+        )
+        repository.add_metrics(session, run_id, [record(5, fvu=0.4), record(6, fvu=0.3)])
+        series = metrics_series(repository.metrics(session, run_id))
+    assert series.step == [5, 6]
+    assert series.series == {"fvu": [0.4, 0.3], "l0": [4.0, None], "eval_fvu": [0.6, None]}
+
+
+def test_forgetting_from_a_step_leaves_what_was_before_it(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session).id
+        repository.add_metrics(session, run_id, [record(step, fvu=1.0) for step in (1, 5, 9)])
+        for step in (1, 5, 9):
+            snapshot = SnapshotRecord(step=step, tokens=1, index_tokens=1, seconds=0.1, final=False)
+            repository.add_snapshot(session, run_id, snapshot)
+        repository.forget_from(session, run_id, 5)
+        assert [row.step for row in repository.metrics(session, run_id)] == [1]
+        assert [row.step for row in repository.snapshots(session, run_id)] == [1]
+
+
+def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -> None:
+    with database.writing() as session:
+        expected = [add(session, f"run {number}").id for number in range(12)]
+    claimed: list[str] = []
+
+    def claim() -> None:
+        while True:
+            with database.writing() as session:
+                row = repository.claim_next(session, "cpu")
+            if row is None:
+                return
+            claimed.append(row.id)
+
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(expected)
+
+
+def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
+    database: Database,
+) -> None:
+    with database.writing() as session:
+        first, second = add(session, "first").id, add(session, "second").id
+        repository.request_stop(session, first, force=False)
+        repository.requeue(session, first)
+    claimed: list[str] = []
+    for _ in range(2):
+        with database.writing() as session:
+            row = repository.claim_next(session, "cpu")
+            assert row is not None
+            assert row.status == "running"
+            assert row.device == "cpu"
+            claimed.append(row.id)
+    assert claimed == [second, first]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_stop_is_taken_in_every_state_that_has_not_ended(
+    database: Database, status: RunStatus
+) -> None:
+    after = {"queued": "stopped", "running": "stopping", "stopping": "stopping"}
+    with database.writing() as session:
+        run_id = add(session, status=status).id
+        if status in after:
+            assert repository.request_stop(session, run_id, force=False).status == after[status]
+        else:
+            with pytest.raises(ConflictError, match="ended already"):
+                repository.request_stop(session, run_id, force=False)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_runs_that_ended_before_their_end_are_requeued(
+    database: Database, status: RunStatus
+) -> None:
+    with database.writing() as session:
+        run_id = add(session, status=status).id
+        if status in ("stopped", "failed", "interrupted"):
+            assert repository.requeue(session, run_id).status == "queued"
+        else:
+            with pytest.raises(ConflictError):
+                repository.requeue(session, run_id)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_an_active_run_can_end(database: Database, status: RunStatus) -> None:
+    with database.writing() as session:
+        run_id = add(session, status=status).id
+    with database.writing() as session:
+        ended = repository.end_run(session, run_id, "finished")
+    with database.reading() as session:
+        now = repository.get_run(session, run_id).status
+    active = status in repository.ACTIVE
+    assert ended == active
+    assert now == ("finished" if active else status)
+
+
+def test_a_job_learns_of_stop_and_force(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session, status="running").id
+    for force, expected in [(None, "none"), (False, "stop"), (True, "force"), (False, "force")]:
+        with database.writing() as session:
+            if force is not None:
+                repository.request_stop(session, run_id, force=force)
+        with database.reading() as session:
+            assert repository.stop_request(session, run_id) == StopRequest(expected)
+
+
+def test_a_job_whose_run_was_deleted_is_told_to_end(database: Database) -> None:
+    with database.reading() as session:
+        assert repository.stop_request(session, "gone") == StopRequest.FORCE
+
+
+def test_deleting_a_run_takes_along_all_that_hangs_on_it(database: Database) -> None:
+    with database.writing() as session:
+        row = add(session)
+        repository.patch_run(session, row.id, RunPatch(tags=["a"]))
+        repository.add_metrics(session, row.id, [record(1, fvu=1.0)])
+        repository.add_notice(session, row.id, level="info", message="hello")
+    with database.writing() as session:
+        repository.delete_run(session, row.id)
+    with database.reading() as session:
+        assert not repository.metrics(session, row.id)
+        assert not repository.notices(session, row.id)
+        assert not repository.list_runs(session, tag="a")
+
+
+def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database: Database) -> None:
+    with database.writing() as session:
+        row = add(session, "only")
+        add(session, "twice")
+        add(session, "twice")
+    with database.reading() as session:
+        for text in (row.id, row.id[:7], "only"):
+            assert repository.find_run(session, text).id == row.id
+        with pytest.raises(UserError, match="name of 2 runs"):
+            repository.find_run(session, "twice")
+        with pytest.raises(UserError, match="no run 'nobody'"):
+            repository.find_run(session, "nobody")
+
+
+def test_a_failed_block_leaves_nothing_behind(database: Database) -> None:
+    def fail() -> None:
+        with database.writing() as session:
+            add(session)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with database.reading() as session:
+        assert not repository.list_runs(session)
+
+
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'db.sqlite3'}")
+    database.prepare()
+    database.prepare()
+    with database.writing() as session:
+        session.execute(update(SchemaVersionRow).values(version=SCHEMA_VERSION + 1))
+    with pytest.raises(UserError, match=f"schema version {SCHEMA_VERSION + 1}"):
+        database.prepare()
+    database.close()
+
+
+def test_two_writers_wait_for_each_other(database: Database) -> None:
+    """Both read before they write: with deferred transactions one of them would fail."""
+    with database.writing() as session:
+        run_id = add(session).id
+
+    def append(text: str) -> None:
+        for _ in range(20):
+            with database.writing() as session:
+                row = repository.get_run(session, run_id)
+                row.notes = row.notes + text
+
+    threads = [threading.Thread(target=append, args=(text,)) for text in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.reading() as session:
+        notes = repository.get_run(session, run_id).notes
+    assert sorted(notes) == sorted("ab" * 20)

@@ -1,0 +1,224 @@
+"""The REST API for runs, on a real database file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from backend import repository
+from backend.app import create_api
+from backend.db import Database
+from backend.settings import Settings
+from sae_engine.presets import resolve_config
+from sae_engine.schema.api import Problem, RunPage
+from tests.backend.conftest import create, read, wait_for_status
+
+
+def problem(answer: Any, status: int) -> Problem:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = Problem.model_validate_json(answer.content)
+    assert body.status == status
+    assert body.detail
+    return body
+
+
+def listed(client: TestClient, **query: object) -> list[str]:
+    answer = client.get("/api/runs", params={k: str(v) for k, v in query.items()})
+    return [run.name for run in RunPage.model_validate_json(answer.content).items]
+
+
+def test_a_run_is_created_with_its_preset_its_overrides_and_its_place(client: TestClient) -> None:
+    body = {
+        "preset": "quick-test",
+        "config": {"sae": {"k": 8}},
+        "name": "wait for it",
+        "tags": ["b", "a", "b"],
+        "notes": "hello",
+    }
+    answer = client.post("/api/runs", json=body)
+    assert answer.status_code == 201
+    run = answer.json()
+    assert answer.headers["location"] == f"/api/runs/{run['id']}"
+    expected = resolve_config("quick-test", {"sae": {"k": 8}, "name": "wait for it"})
+    assert run["config"] == expected.model_dump(mode="json")
+    assert (run["name"], run["tags"], run["notes"]) == ("wait for it", ["b", "a"], "hello")
+    assert client.get(answer.headers["location"]).json()["id"] == run["id"]
+
+
+def test_a_run_without_a_name_is_called_after_its_recipe_and_the_time(client: TestClient) -> None:
+    name = client.post("/api/runs", json={"preset": "quick-test"}).json()["name"]
+    assert name.startswith("quick-test 20")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        ({"preset": "nope"}, "preset", "no preset 'nope'"),
+        ({"config": {"sae": {"kk": 3}}}, "sae.kk", "no such field"),
+        ({"config": {"sae": {"d_sae": 8, "k": 9}}}, "sae", "sae.k = 9 is larger"),
+        ({"config": {"train": {"lr": "fast"}}}, "train.lr", "fast"),
+        ({"config": {"model": {"layer": 99}}}, "model.layer", "Layer 99 does not exist"),
+        ({"nam": "x"}, "nam", "x"),
+        ({"tags": "x"}, "tags", "x"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words_that_name_the_field(
+    client: TestClient, body: dict[str, object], field: str, words: str
+) -> None:
+    refused = problem(client.post("/api/runs", json=body), 422)
+    assert [error.field for error in refused.errors] == [field]
+    assert words in refused.detail
+    assert listed(client) == []
+
+
+def test_broken_json_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    problem(client.post("/api/runs", content="{", headers=headers), 422)
+    problem(client.get("/api/nothing"), 404)
+    problem(client.put("/api/runs"), 405)
+    for path in ("", "/metrics", "/log", "/notices", "/snapshots", "/features", "/lookup?text=a"):
+        assert "'nope'" in problem(client.get(f"/api/runs/nope{path}"), 404).detail
+
+
+def test_a_dataset_that_is_not_there_is_refused_before_a_job_starts(
+    client: TestClient, settings: Settings
+) -> None:
+    missing = settings.data_dir / "missing.txt"
+    body = {"preset": "quick-test", "config": {"data": {"dataset": str(missing)}}}
+    assert str(missing) in problem(client.post("/api/runs", json=body), 422).detail
+
+
+def test_files_outside_the_data_folder_are_refused_even_behind_a_link(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    link = settings.data_dir / "link.txt"
+    link.symlink_to(secret)
+    folder = settings.data_dir / "texts"
+    folder.mkdir()
+    (folder / "link.txt").symlink_to(secret)
+    for path in (secret, link, folder, settings.data_dir / ".." / "secret.txt"):
+        body = {"preset": "quick-test", "config": {"data": {"dataset": str(path)}}}
+        refused = problem(client.post("/api/runs", json=body), 422)
+        assert "SAE_WORKBENCH_READ_DIRS" in refused.detail
+        assert refused.errors[0].field == "data.dataset"
+    body = {"preset": "quick-test", "config": {"model": {"name": str(tmp_path)}}}
+    assert problem(client.post("/api/runs", json=body), 422).errors[0].field == "model.name"
+
+
+def test_files_inside_the_data_folder_are_read(client: TestClient, settings: Settings) -> None:
+    text = settings.data_dir / "text.txt"
+    text.write_text("some text\n")
+    create(client, config={"data": {"dataset": str(text)}})
+
+
+def test_a_repeated_request_makes_one_run_and_a_different_one_is_refused(
+    client: TestClient,
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    body = {"preset": "quick-test", "name": "finish"}
+    first = client.post("/api/runs", json=body, headers=headers)
+    again = client.post("/api/runs", json=body, headers=headers)
+    assert first.status_code == again.status_code == 201
+    assert first.json()["id"] == again.json()["id"]
+    other = client.post("/api/runs", json={**body, "name": "other"}, headers=headers)
+    assert "'once'" in problem(other, 422).detail
+    assert listed(client) == ["finish"]
+
+
+def test_runs_are_listed_newest_first_page_by_page(client: TestClient) -> None:
+    for number in range(5):
+        create(client, f"run {number}")
+    names: list[str] = []
+    cursor: str | None = None
+    while True:
+        query = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+        page = RunPage.model_validate_json(client.get("/api/runs", params=query).content)
+        assert len(page.items) <= 2
+        names += [run.name for run in page.items]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert names == [f"run {number}" for number in (4, 3, 2, 1, 0)]
+    problem(client.get("/api/runs?cursor=x"), 422)
+    problem(client.get("/api/runs?limit=0"), 422)
+    problem(client.get("/api/runs?status=asleep"), 422)
+
+
+def test_runs_are_filtered_by_state_text_tag_and_archive(
+    client: TestClient, database: Database
+) -> None:
+    with database.writing() as session:
+        for name, status, tags in [
+            ("Apple", "finished", ["fruit"]),
+            ("banana_1", "failed", ["fruit", 'with "quotes"']),
+            ("carrot", "finished", []),
+        ]:
+            config = resolve_config("quick-test", {"name": name})
+            repository.add_run(session, config=config, status=status, tags=tags)  # pyright: ignore
+    assert listed(client, status="finished") == ["carrot", "Apple"]
+    assert listed(client, q="APP") == ["Apple"]
+    assert listed(client, q="_") == ["banana_1"]
+    assert listed(client, q="%") == []
+    assert listed(client, tag="fruit") == ["banana_1", "Apple"]
+    assert listed(client, tag='with "quotes"') == ["banana_1"]
+    assert client.get("/api/runs?status=finished&status=failed").json()["items"][1]["id"]
+    [run] = client.get("/api/runs?q=carrot").json()["items"]
+    client.patch(f"/api/runs/{run['id']}", json={"archived": True})
+    assert listed(client) == ["banana_1", "Apple"]
+    assert listed(client, archived="true") == ["carrot"]
+
+
+def test_a_patch_changes_what_it_names_and_nothing_else(client: TestClient) -> None:
+    run = create(client, "wait", tags=["x"], notes="old")
+    client.patch(f"/api/runs/{run.id}", json={"name": "renamed", "tags": ["y", "x"]})
+    patched = read(client, run.id)
+    assert (patched.name, patched.config.name, patched.tags) == ("renamed", "renamed", ["y", "x"])
+    assert (patched.notes, patched.archived) == ("old", False)
+    problem(client.patch(f"/api/runs/{run.id}", json={"status": "finished"}), 422)
+    problem(client.patch(f"/api/runs/{run.id}", json={"name": ""}), 422)
+
+
+def test_a_running_run_is_not_deleted_and_an_ended_one_goes_with_its_folder(
+    client: TestClient, settings: Settings
+) -> None:
+    run = create(client, "wait")
+    wait_for_status(client, run.id, "running")
+    refused = problem(client.delete(f"/api/runs/{run.id}"), 409)
+    assert "stop it" in refused.detail
+    folder = settings.run_folder(run.id).path
+    assert folder.is_dir()
+    client.post(f"/api/runs/{run.id}/stop")
+    wait_for_status(client, run.id, "stopped")
+    assert client.delete(f"/api/runs/{run.id}").status_code == 204
+    assert not folder.exists()
+    problem(client.get(f"/api/runs/{run.id}"), 404)
+
+
+def test_presets_schema_health_and_system_answer(client: TestClient) -> None:
+    assert client.get("/api/health").json()["status"] == "ok"
+    presets = client.get("/api/config/presets").json()
+    assert [preset["name"] for preset in presets][:2] == ["quick-test", "tiny"]
+    schema = client.get("/api/config/schema").json()
+    assert "total_tokens" in schema["$defs"]["TrainConfig"]["properties"]
+    system = client.get("/api/system").json()
+    assert system["num_cpus"] >= 1
+    assert 0 < system["disk_free_bytes"] <= system["disk_total_bytes"]
+
+
+def test_operations_have_the_names_of_their_functions_each_once(tmp_path: Path) -> None:
+    paths = create_api(Settings(data_dir=tmp_path)).openapi()["paths"]
+    names = [call["operationId"] for path in paths.values() for call in path.values()]
+    assert len(names) == len(set(names))
+    assert {"create_run", "get_metrics", "list_features", "lookup"} <= set(names)
+
+
+def test_the_openapi_document_and_its_reader_lie_under_api(client: TestClient) -> None:
+    document = client.get("/api/openapi.json").json()
+    assert document["servers"] == [{"url": "/api"}]
+    assert "/api/openapi.json" in client.get("/api/docs").text
