@@ -111,7 +111,7 @@ class PackedRows:
                     read_any = True
                     if first < len(ids):
                         yield Cursor(epoch, document.number, first), ids
-            if not read_any and start == 0:
+            if not read_any and start == 0 and self._num_epochs is None:
                 raise UserError(
                     "The dataset holds no training text; check data.dataset and data.text_column."
                 )

@@ -16,8 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import nnsight
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -106,6 +112,7 @@ class LanguageModel:
                 config=hf_config,
                 dtype=resolve_dtype(config, device),
                 attn_implementation="eager",
+                use_safetensors=True,
                 device_map=config.device_map,
             )
         if config.device_map is None:
@@ -135,6 +142,7 @@ class LanguageModel:
                 name,
                 dtype=self._model.dtype,
                 attn_implementation="eager",
+                use_safetensors=True,
                 device_map=self.config.device_map,
             )
         if self.config.device_map is None:
@@ -330,53 +338,39 @@ def _hook_path(config: ModelConfig, model: Any) -> str:
 @contextmanager
 def _loading(name: str) -> Generator[None]:
     """Turn what the hub and the file system answer into one sentence with the remedy."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     try:
         yield
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError) as error:
         _log.warning("loading %s failed", name, exc_info=True)
-        chain: list[BaseException] = []
-        cause: BaseException | None = error
-        while cause is not None and cause not in chain:
-            chain.append(cause)
-            cause = cause.__cause__ or cause.__context__
-        text = " ".join(str(e) for e in chain)
-        if any(isinstance(e, GatedRepoError) for e in chain) or "gated repo" in text:
-            raise UserError(
-                f"'{name}' is gated: accept its license on its Hugging Face page and set HF_TOKEN "
-                f"to a token "
-                "of that account."
-            ) from error
-        if (
-            any(isinstance(e, RepositoryNotFoundError) for e in chain)
-            or "not a valid model identifier" in text
-        ):
-            raise UserError(
-                f"There is no model '{name}' on the Hugging Face hub (or it is private and "
-                f"HF_TOKEN is not "
-                f"set), and no such folder here. The embedded model is '{EMBEDDED_MODEL}'."
-            ) from error
-        offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-        if (
-            offline
-            or any(isinstance(e, LocalEntryNotFoundError | ConnectionError) for e in chain)
-            or "onnect" in text
-        ):
-            why = "HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub cannot be reached"
-            raise UserError(
-                f"'{name}' is not in the local cache and {why}; check the network, or use a local "
-                f"folder or "
-                f"the embedded '{EMBEDDED_MODEL}'."
-            ) from error
-        if Path(name).is_dir():
-            raise UserError(
-                f"The folder '{name}' does not hold a complete model: {error}"
-            ) from error
-        raise UserError(f"The model '{name}' could not be loaded: {error}") from error
+        raise UserError(_why_not_loaded(name, error)) from error
+
+
+def _why_not_loaded(name: str, error: BaseException) -> str:
+    if Path(name).expanduser().is_dir():
+        return f"The folder '{name}' does not hold a complete model: {error}"
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(e) for e in causes)
+    if any(isinstance(e, GatedRepoError) for e in causes) or "gated repo" in text:
+        return (
+            f"'{name}' is gated: accept its license on its Hugging Face page and set HF_TOKEN to a "
+            "token of that account."
+        )
+    missing = any(isinstance(e, RepositoryNotFoundError) for e in causes)
+    if missing or "not a valid model identifier" in text:
+        return (
+            f"There is no model '{name}' on the Hugging Face hub (or it is private and HF_TOKEN is "
+            f"not set), and no such folder here. The embedded model is '{EMBEDDED_MODEL}'."
+        )
+    remedy = f"check the network, or use a local folder or the embedded '{EMBEDDED_MODEL}'."
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        return f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set; {remedy}"
+    unreachable = LocalEntryNotFoundError | ConnectionError | httpx.TransportError
+    if any(isinstance(e, unreachable) for e in causes) or "connect" in text.lower():
+        return f"'{name}' is not cached and the Hugging Face hub cannot be reached; {remedy}"
+    return f"The model '{name}' could not be loaded: {error}"

@@ -1,0 +1,133 @@
+"""The shuffled stream against the plain list of activations that it must be a permutation of."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae_engine import activations as module
+from sae_engine.activations import ActivationStream, HeldoutActivations, extract
+from sae_engine.corpus import Packing, heldout_rows, training_rows
+from sae_engine.language_model import LanguageModel
+from sae_engine.schema.config import DataConfig, ModelConfig
+
+CTX = 16
+DATA = DataConfig(ctx_len=CTX)
+
+
+@pytest.fixture(scope="module")
+def model(model_folders) -> LanguageModel:
+    return LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=1))
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "TOKENS_PER_BLOCK", 8 * CTX)
+    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 4 * CTX)
+
+
+def packing_of(model: LanguageModel) -> Packing:
+    return Packing(model.tokenizer, CTX, model.bos_id, model.eos_id)
+
+
+def stream_of(model: LanguageModel, **settings) -> ActivationStream:
+    settings = {"batch_size": 50, "seed": 0} | settings
+    packing = packing_of(model)
+    return ActivationStream(
+        model, lambda cursor: training_rows(DATA, packing, cursor=cursor), **settings
+    )
+
+
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(model):
+    ids = torch.from_numpy(training_rows(DATA, packing_of(model)).take(16))
+    ordinary = (ids != 0) & (ids != 1) & (ids != 2)
+    plain = model.activations(ids)[ordinary]
+    first_block = int(ordinary[:8].sum())
+    stream = stream_of(model, batch_size=1)
+    # Windows 0 and 1 hold all of block 0 and half of block 1.
+    seen = torch.cat([next(stream) for _ in range(first_block + (len(plain) - first_block) // 2)])
+    assert distances(plain[:first_block], seen).min(dim=1).values.max() < 1e-5
+    assert len(torch.unique(seen, dim=0)) == len(seen)
+    bos = model.activations(ids)[:, 0]
+    assert distances(bos, seen).min() > 1e-2
+
+
+def test_the_stream_is_shuffled(model):
+    ids = torch.from_numpy(training_rows(DATA, packing_of(model)).take(8))
+    plain = extract(model, ids)
+    batch = next(stream_of(model, batch_size=40))
+    order = distances(batch, plain).argmin(dim=1).numpy()
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5
+    assert len(set(order // CTX)) >= 6
+
+
+def test_the_same_seed_gives_the_same_stream_and_another_seed_another(model):
+    one, same, other = stream_of(model), stream_of(model), stream_of(model, seed=1)
+    for _ in range(6):
+        batch = next(one)
+        assert torch.equal(batch, next(same))
+        assert not torch.equal(batch, next(other))
+
+
+@pytest.mark.parametrize("batches_before", [0, 1, 2, 3, 5, 9])
+def test_from_any_state_the_same_batches_follow(model, batches_before):
+    stream = stream_of(model)
+    for _ in range(batches_before):
+        next(stream)
+    state = stream.state
+    expected = [next(stream) for _ in range(6)]
+    again = stream_of(model, state=state)
+    for batch in expected:
+        assert torch.equal(next(again), batch)
+
+
+def test_a_batch_broken_off_by_a_stop_is_not_lost(model):
+    class StopError(Exception):
+        pass
+
+    armed = False
+
+    def check() -> None:
+        if armed:
+            raise StopError
+
+    stream, twin = stream_of(model, check_stop=check), stream_of(model)
+    for _ in range(2):
+        next(stream)
+        next(twin)
+    armed = True
+    while True:
+        before = stream.state
+        try:
+            next(stream)
+        except StopError:
+            break
+        next(twin)
+    assert stream.state == before
+    again = stream_of(model, state=stream.state)
+    assert torch.equal(next(again), next(twin))
+
+
+def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, tmp_path: Path):
+    ids = heldout_rows(DATA, packing_of(model), 500)
+    held = HeldoutActivations(model, ids, 400, tmp_path / "held")
+    ordinary = ~np.isin(held.ids, [0, 1, 2])
+    assert held.num_tokens == ordinary.sum()
+    assert 400 <= held.num_tokens < 400 + CTX
+    assert np.array_equal(held.token_ids, held.ids[ordinary])
+    part = held.first(100)
+    assert len(part) in held.row_starts
+    assert 100 <= len(part) < 100 + CTX
+    whole = held.first(10**6)
+    expected = model.activations(torch.from_numpy(held.ids))[torch.from_numpy(ordinary)]
+    torch.testing.assert_close(whole, expected)
+    torch.testing.assert_close(part, expected[: len(part)])
+    lengths = np.diff(held.row_starts)
+    assert np.array_equal(lengths, ordinary.sum(axis=1))
+    held.close()
+    assert not (tmp_path / "held").exists()

@@ -1,0 +1,110 @@
+"""Packed rows against a plain concatenation of the same documents."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from sae_engine.corpus import Cursor, PackedRows, Packing, count_tokens, heldout_rows, training_rows
+from sae_engine.errors import UserError
+from sae_engine.preflight import embedded_model_folder
+from sae_engine.schema.config import DataConfig
+from sae_engine.text_sources import Document
+
+BOS, EOS = 2, 1
+TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))
+TOKENIZER.encode_special_tokens = True
+
+texts = st.lists(st.text(min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=12)
+
+
+def rows_of(documents: list[str], ctx_len: int, cursor: Cursor = Cursor(), epochs: int | None = 1):  # noqa: B008
+    packing = Packing(TOKENIZER, ctx_len, BOS, EOS)
+
+    def read(start: int):
+        return (Document(n, t) for n, t in enumerate(documents) if n >= start)
+
+    return PackedRows(packing, read, cursor=cursor, num_epochs=epochs)
+
+
+def joined(documents: list[str]) -> list[int]:
+    return [i for d in documents for i in [*TOKENIZER.encode(d, add_special_tokens=False).ids, EOS]]
+
+
+@given(texts, st.integers(8, 20))
+def test_rows_are_one_bos_and_the_documents_joined_by_one_eos(documents: list[str], ctx_len: int):
+    rows = list(rows_of(documents, ctx_len))
+    expected = joined(documents)
+    body = [int(i) for row in rows for i in row[1:]]
+    assert body == expected[: len(body)]
+    assert len(expected) - len(body) < ctx_len - 1
+    for row in rows:
+        assert len(row) == ctx_len
+        assert row[0] == BOS
+        assert BOS not in row[1:]
+        assert 0 not in row
+
+
+@given(texts, st.integers(8, 20), st.integers(0, 30))
+def test_from_any_cursor_the_same_rows_follow(documents: list[str], ctx_len: int, count: int):
+    rows = rows_of(documents, ctx_len, epochs=None)
+    rows.take(count)
+    cursor = rows.cursor
+    expected = rows.take(5)
+    again = rows_of(documents, ctx_len, cursor, epochs=None)
+    assert np.array_equal(again.take(5), expected)
+
+
+def test_the_text_begins_again_when_it_ends():
+    rows = rows_of(["some words here", "and more"], 8, epochs=None)
+    once = joined(["some words here", "and more"])
+    body = rows.take(9)[:, 1:].flatten().tolist()
+    assert body == (once * 20)[: len(body)]
+
+
+def test_a_literal_bos_in_a_document_never_becomes_one():
+    rows = list(rows_of(["<bos> begins <eos> and <pad> pads " * 5], 16))
+    for row in rows:
+        assert BOS not in row[1:]
+        assert EOS not in row
+        assert 0 not in row
+
+
+def test_held_out_and_training_text_share_no_document(tmp_path: Path):
+    lines = [f"document number {n} says {n * n}" for n in range(400)]
+    lines += lines[:50]  # duplicates must land on the same side
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(lines))
+    config = DataConfig(dataset=str(path), ctx_len=16)
+    packing = Packing(TOKENIZER, 16, None, EOS)
+
+    def documents(rows: np.ndarray) -> set[tuple[int, ...]]:
+        ids = rows.flatten().tolist()
+        ends = [n for n, i in enumerate(ids) if i == EOS]
+        return {tuple(ids[a + 1 : b]) for a, b in zip([-1, *ends], ends, strict=False)}
+
+    held = documents(heldout_rows(config, packing, 10**6))
+    trained = documents(np.stack(list(training_rows(config, packing, num_epochs=1))))
+    assert 20 < len(held) < 70
+    assert not held & trained
+    assert len(held) + len(trained) >= 398
+
+
+def test_num_samples_limits_the_documents(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"document {n} has some words in it" for n in range(300)))
+    packing = Packing(TOKENIZER, 16, BOS, EOS)
+    whole = count_tokens(DataConfig(dataset=str(path), ctx_len=16), packing)
+    half = count_tokens(DataConfig(dataset=str(path), ctx_len=16, num_samples=150), packing)
+    assert 0.4 < half / whole < 0.6
+
+
+def test_a_dataset_without_enough_held_out_text_says_so(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("only one document")
+    packing = Packing(TOKENIZER, 64, BOS, EOS)
+    with pytest.raises(UserError, match=r"is too small: .* Use more text"):
+        heldout_rows(DataConfig(dataset=str(path), ctx_len=64), packing, 1000)

@@ -1,0 +1,214 @@
+"""Extraction against two independent readings: a forward hook and `output_hidden_states`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.language_model import LanguageModel
+from sae_engine.schema.config import ModelConfig
+
+SITES = ["resid_post", "mlp_out", "attn_out"]
+# The module whose output is what is added to the residual stream, written down by hand.
+HOOKED = {
+    "gemma2": {
+        "resid_post": "model.layers.{}",
+        "mlp_out": "model.layers.{}.post_feedforward_layernorm",
+        "attn_out": "model.layers.{}.post_attention_layernorm",
+    },
+    "llama": {
+        "resid_post": "model.layers.{}",
+        "mlp_out": "model.layers.{}.mlp",
+        "attn_out": "model.layers.{}.self_attn",
+    },
+    "gpt2": {
+        "resid_post": "transformer.h.{}",
+        "mlp_out": "transformer.h.{}.mlp",
+        "attn_out": "transformer.h.{}.attn",
+    },
+}
+
+
+def ids_of(seed: int = 0, rows: int = 3, ctx: int = 20) -> torch.Tensor:
+    ids = torch.randint(4, 4096, (rows, ctx), generator=torch.Generator().manual_seed(seed))
+    ids[:, 0] = 2
+    ids[1, 9] = 1
+    return ids
+
+
+def whole(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def by_forward_hook(model: torch.nn.Module, path: str, ids: torch.Tensor) -> torch.Tensor:
+    seen = []
+    module = model.get_submodule(path)
+    handle = module.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    with torch.no_grad():
+        model(ids, use_cache=False)
+    handle.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("architecture", HOOKED)
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_extraction_equals_a_forward_hook_on_the_whole_model(
+    model_folders, architecture, site, layer
+):
+    folder = model_folders[architecture]
+    model = LanguageModel.load(ModelConfig(name=str(folder), layer=layer, site=site))
+    expected = by_forward_hook(whole(folder), HOOKED[architecture][site].format(layer), ids_of())
+    torch.testing.assert_close(model.activations(ids_of()), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_resid_post_equals_the_whole_models_hidden_states(model_folders, architecture):
+    folder = model_folders[architecture]
+    with torch.no_grad():
+        states = whole(folder)(ids_of(), output_hidden_states=True, use_cache=False).hidden_states
+    for layer in (0, 1, 2):
+        model = LanguageModel.load(ModelConfig(name=str(folder), layer=layer))
+        torch.testing.assert_close(model.activations(ids_of()), states[layer + 1], rtol=0, atol=0)
+
+
+def test_what_is_added_by_attention_and_mlp_makes_up_the_residual_stream(model_folders):
+    folder, ids = str(model_folders["gemma2"]), ids_of()
+
+    def read(layer: int, site: str) -> torch.Tensor:
+        return LanguageModel.load(ModelConfig(name=folder, layer=layer, site=site)).activations(ids)
+
+    total = read(0, "resid_post") + read(1, "attn_out") + read(1, "mlp_out")
+    torch.testing.assert_close(total, read(1, "resid_post"))
+
+
+def test_a_hook_point_by_path_reads_output_or_input(model_folders):
+    folder = str(model_folders["gemma2"])
+    by_site = LanguageModel.load(ModelConfig(name=folder, layer=1)).activations(ids_of())
+    by_path = LanguageModel.load(ModelConfig(name=folder, hook_point="model.layers.1"))
+    as_input = LanguageModel.load(
+        ModelConfig(name=folder, hook_point="model.layers.2", hook_io="input")
+    )
+    assert torch.equal(by_path.activations(ids_of()), by_site)
+    assert torch.equal(as_input.activations(ids_of()), by_site)
+
+
+def test_only_the_layers_up_to_the_hook_are_loaded(model_folders):
+    for layer in range(3):
+        model = LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=layer))
+        names = [name for name, _ in model._model.named_parameters()]
+        assert {int(n.split(".")[1]) for n in names if n.startswith("layers.")} == set(
+            range(layer + 1)
+        )
+        assert not any("lm_head" in name for name in names)
+
+
+def test_the_forward_pass_stops_at_the_hook(model_folders):
+    config = ModelConfig(name=str(model_folders["gemma2"]), hook_point="model.layers.1.mlp.up_proj")
+    model = LanguageModel.load(config)
+    ran = []
+    model._model.layers[1].mlp.down_proj.register_forward_hook(lambda *_: ran.append("down_proj"))
+    model.activations(ids_of())
+    assert ran == []
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_cross_entropy_equals_the_models_own_logits(model_folders, architecture):
+    folder, ids = model_folders[architecture], ids_of()
+    splice = LanguageModel.load(ModelConfig(name=str(folder), layer=1)).full()
+    with torch.no_grad():
+        logits = whole(folder)(ids, use_cache=False).logits
+    counted = (ids[:, :-1] != 2) & (ids[:, :-1] != 1) & (ids[:, :-1] != 0)
+    expected = cross_entropy(logits[:, :-1][counted], ids[:, 1:][counted], reduction="sum")
+    total, count = splice.cross_entropy(ids)
+    assert count == int(counted.sum())
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_splicing_the_models_own_activations_changes_nothing(model_folders, architecture, site):
+    config = ModelConfig(name=str(model_folders[architecture]), layer=1, site=site)
+    splice = LanguageModel.load(config).full()
+    plain, _ = splice.cross_entropy(ids_of())
+    spliced, _ = splice.cross_entropy(ids_of(), lambda x: x)
+    assert spliced == pytest.approx(plain, rel=1e-6)
+
+
+def test_splicing_replaces_ordinary_positions_and_leaves_bos_and_eos_alone(model_folders):
+    folder, ids = model_folders["gemma2"], ids_of()
+    splice = LanguageModel.load(ModelConfig(name=str(folder), layer=1)).full()
+    handed = []
+
+    def zero(x: torch.Tensor) -> torch.Tensor:
+        handed.append(len(x))
+        return torch.zeros_like(x)
+
+    total, _ = splice.cross_entropy(ids, zero)
+    ordinary = (ids != 2) & (ids != 1)
+    assert handed == [int(ordinary.sum())]
+
+    model = whole(folder)
+
+    def ablate(_module, _inputs, output):
+        return torch.where(ordinary[..., None], 0.0, output)
+
+    model.model.layers[1].register_forward_hook(ablate)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits
+    counted = ordinary[:, :-1]
+    expected = cross_entropy(logits[:, :-1][counted], ids[:, 1:][counted], reduction="sum")
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_promoted_logits_are_the_final_norms_and_heads_linear_part(model_folders):
+    folder = model_folders["gemma2"]
+    prefix = LanguageModel.load(ModelConfig(name=str(folder), layer=1))
+    model = whole(folder)
+    direction = torch.randn(32)
+    # Gemma's norm multiplies a vector of unit mean square by 1 + weight.
+    unit = direction / direction.pow(2).mean().sqrt()
+    expected = model.lm_head(model.model.norm(unit)).detach()
+    torch.testing.assert_close(prefix.unembedding() @ unit, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_literal_bos_in_a_document_is_text(model_folders):
+    model = LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=0))
+    ids = model.tokenizer.encode("a <bos> b <eos>", add_special_tokens=False).ids
+    assert not set(ids) & {0, 1, 2, 3}
+    assert model.tokenizer.decode(ids) == "a <bos> b <eos>"
+
+
+def test_a_layer_that_does_not_exist_is_named_with_the_range(model_folders):
+    with pytest.raises(ConfigError, match=r"Layer 9 does not exist; .* has layers 0 to 3"):
+        LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=9))
+
+
+def test_a_hook_point_that_does_not_exist_is_named_with_what_there_is(model_folders):
+    config = ModelConfig(name=str(model_folders["gemma2"]), hook_point="model.layers.1.attention")
+    with pytest.raises(ConfigError, match=r"is not a module of .*embed_tokens, layers, norm"):
+        LanguageModel.load(config)
+
+
+def test_a_gpu_that_is_not_there_is_refused(model_folders):
+    config = ModelConfig(name=str(model_folders["gemma2"]), layer=0, device="cuda:7")
+    with pytest.raises(ConfigError, match="'cuda:7' does not exist"):
+        LanguageModel.load(config)
+
+
+def test_a_folder_without_weights_is_refused_in_a_sentence(model_folders, tmp_path: Path):
+    (tmp_path / "config.json").write_bytes((model_folders["gemma2"] / "config.json").read_bytes())
+    for file in model_folders["gemma2"].glob("tokenizer*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match="does not hold a complete model"):
+        LanguageModel.load(ModelConfig(name=str(tmp_path), layer=0))
+
+
+def test_a_model_that_is_not_cached_says_what_to_do_when_the_hub_is_off():
+    with pytest.raises(UserError, match="not in the local cache and HF_HUB_OFFLINE is set"):
+        LanguageModel.load(ModelConfig(name="nobody/has-this-model", layer=0))
