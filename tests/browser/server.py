@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +37,11 @@ class Server(NamedTuple):
         answer = httpx.get(f"{self.url}/api/runs", trust_env=False)
         return RunPage.model_validate_json(answer.raise_for_status().content).items
 
+    def create_run(self, body: dict[str, object]) -> Run:
+        answer = httpx.post(f"{self.url}/api/runs", json=body, trust_env=False)
+        assert answer.status_code == 201, answer.text
+        return Run.model_validate_json(answer.content)
+
     def stop_runs(self) -> None:
         """End what still runs, so that no job outlives its test."""
         for run in self.runs():
@@ -43,3 +53,50 @@ class Server(NamedTuple):
             seconds=60,
             what="all runs should have ended",
         )
+
+
+@contextmanager
+def serving(data_dir: Path, *, leave_runs: bool = False) -> Iterator[Server]:
+    """Run `sae-workbench up` on a free port of the loopback.
+
+    Runs are stopped with it, unless `leave_runs` says that they shall outlive it, as they would.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = data_dir / "server.log"
+    command = [Path(sys.executable).with_name("sae-workbench"), "up"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--data-dir", str(data_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    server = Server(f"http://127.0.0.1:{port}", data_dir)
+
+    def is_up() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"the server ended with {process.returncode}:\n{log.read_text()}")
+        try:
+            return httpx.get(f"{server.url}/api/health", trust_env=False).is_success
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(is_up, seconds=60, what="the server should answer")
+        try:
+            yield server
+        except BaseException:
+            leave_runs = False
+            raise
+        finally:
+            if not leave_runs:
+                server.stop_runs()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -7,14 +7,13 @@ import random
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from sae_engine.schema.api import Run
 from tests.browser.server import Server, wait_until
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 _PAYLOADS = [
     "<script>window.harmed = true; alert('harm')</script>",
@@ -29,7 +28,7 @@ def _write_corpus(path: Path) -> None:
     """Documents of plain words with a payload in the middle of each."""
     chooser = random.Random(0)
     with path.open("w", encoding="utf-8") as lines:
-        for number in range(400):
+        for number in range(1_200):
             before, after = chooser.choices(_WORDS, k=60), chooser.choices(_WORDS, k=60)
             text = " ".join([*before, _PAYLOADS[number % len(_PAYLOADS)], *after])
             lines.write(json.dumps({"text": text}) + "\n")
@@ -40,24 +39,23 @@ def hostile_run(workbench_server: Server) -> Run:
     """A finished run on a corpus full of markup."""
     corpus = workbench_server.data_dir / "hostile.jsonl"
     _write_corpus(corpus)
-    body = {
+    body: dict[str, object] = {
         "preset": "quick-test",
         "name": "<script>window.harmed = true</script>",
         "config": {
-            "data": {"dataset": str(corpus), "heldout_tokens": 2_000},
+            "data": {"dataset": str(corpus), "heldout_tokens": 8_000},
             "train": {"total_tokens": 20_000},
-            "index": {"tokens": 2_000, "snapshot_tokens": 1_000},
+            "index": {"tokens": 8_000, "snapshot_tokens": 1_000},
         },
     }
-    answer = httpx.post(f"{workbench_server.url}/api/runs", json=body, trust_env=False)
-    assert answer.status_code == 201, answer.text
+    workbench_server.create_run(body)
 
     def is_finished() -> bool:
         run = workbench_server.runs()[0]
         assert run.status in ("queued", "running", "finished"), run.error
         return run.status == "finished"
 
-    wait_until(is_finished, seconds=180, what="the run on the hostile corpus should finish")
+    wait_until(is_finished, seconds=400, what="the run on the hostile corpus should finish")
     return workbench_server.runs()[0]
 
 
