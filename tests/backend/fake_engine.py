@@ -72,6 +72,7 @@ def train(
         yield measured(step)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     (folder.checkpoints / "last.txt").write_text("10")
+    yield PhaseRecord(phase="waiting" if action in ("wait", "deaf") else "ending")
     while action in ("wait", "deaf"):
         if action == "wait" and should_stop() != StopRequest.NONE:
             yield EndRecord(reason="stopped", step=TOTAL_STEPS, tokens=TOTAL_STEPS * BATCH_TOKENS)

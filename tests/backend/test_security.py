@@ -1,0 +1,219 @@
+"""Only who may come in comes in: hosts, origins, tokens, cookies; over HTTP and WebSockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from backend.security import COOKIE, AccessGuard
+from backend.serve import serve
+from backend.settings import Settings, is_loopback, load_settings
+from sae_engine.errors import UserError
+
+SOCKET_URL = "ws://127.0.0.1:8501/_stcore/stream"
+TOKEN = "let me in"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def guarded(base_url: str = "http://127.0.0.1:8501", **settings: Any) -> TestClient:
+    async def hello(_: Request) -> PlainTextResponse:
+        return PlainTextResponse("hello")
+
+    async def chat(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("hello")
+        await socket.close()
+
+    paths = ("/", "/api/health", "/api/runs", "/_stcore/health", "/login")
+    routes = [Route(path, hello, methods=["GET", "POST"]) for path in paths]
+    app = Starlette(routes=[*routes, WebSocketRoute("/_stcore/stream", chat)])
+    guard = AccessGuard(app, Settings(data_dir=Path("unused"), **settings))
+    return TestClient(guard, base_url, follow_redirects=False)
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8501", "LOCALHOST"]
+)
+def test_every_name_of_the_loopback_is_answered(host: str) -> None:
+    assert guarded().get("/api/runs", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "127.0.0.1.evil"])
+def test_a_foreign_name_that_leads_here_is_refused(host: str) -> None:
+    answer = guarded().get("/api/runs", headers={"Host": host})
+    assert answer.status_code == 403
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "SAE_WORKBENCH_ALLOWED_HOSTS" in answer.json()["detail"]
+
+
+def test_further_names_can_be_allowed() -> None:
+    client = guarded(allowed_hosts="box.example, other.example:80")
+    allowed = {"box.example": 200, "box.example:99": 200, "other.example:80": 200}
+    for host, status in (allowed | {"other.example:81": 403}).items():
+        assert client.get("/", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("http://127.0.0.1:8501", "127.0.0.1:8501", 200),
+        ("http://LOCALHOST:8501", "localhost:8501", 200),
+        ("http://localhost", "localhost:80", 200),
+        ("http://[::1]:8501", "[::1]:8501", 200),
+        ("http://localhost:3000", "localhost:8501", 403),
+        ("http://localhost:8501", "127.0.0.1:8501", 403),
+        ("https://evil.example", "localhost:8501", 403),
+        ("null", "localhost:8501", 403),
+        ("http://localhost:99999", "localhost:8501", 403),
+        ("", "localhost:8501", 403),
+    ],
+)
+def test_a_page_of_another_place_cannot_post_or_connect(
+    origin: str, host: str, status: int
+) -> None:
+    headers = {"Origin": origin, "Host": host}
+    client = guarded()
+    assert client.post("/api/runs", headers=headers).status_code == status
+    assert connects(client, headers) == (status == 200)
+
+
+def connects(client: TestClient, headers: dict[str, str]) -> bool:
+    try:
+        with client.websocket_connect(SOCKET_URL, headers=headers) as socket:
+            return socket.receive_text() == "hello"
+    except WebSocketDisconnect:
+        return False
+
+
+def test_without_a_token_an_address_of_the_network_answers_nothing() -> None:
+    client = guarded("http://192.168.1.5:8501", allowed_hosts="192.168.1.5")
+    answer = client.get("/api/health")
+    assert answer.status_code == 403
+    assert "SAE_WORKBENCH_TOKEN" in answer.json()["detail"]
+
+
+def test_with_a_token_an_address_of_the_network_answers_who_shows_it() -> None:
+    client = guarded("http://192.168.1.5:8501", token=SecretStr(TOKEN))
+    assert client.get("/api/runs", headers=BEARER).status_code == 200
+    assert client.get("/api/runs").status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Bearer "},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": TOKEN},
+        {"Authorization": "Bearer caf\u00e9"},
+        {"Cookie": f"{COOKIE}={TOKEN}"},
+        {"Cookie": f"{COOKIE}="},
+    ],
+)
+def test_a_wrong_token_is_refused_everywhere(headers: dict[str, str]) -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    answer = client.get("/api/runs", headers=raw)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    page = client.get("/?run=a&b=c", headers=raw)
+    assert page.status_code == 303
+    assert page.headers["location"] == "/login?next=%2F%3Frun%3Da%26b%3Dc"
+    assert not connects(client, headers if "caf" not in str(headers) else {})
+
+
+def test_health_answers_without_a_token() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    assert client.get("/api/health").text == "hello"
+    assert client.get("/_stcore/health").text == "hello"
+
+
+def test_the_right_token_in_the_box_opens_pages_sockets_and_api() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    assert "Access token" in client.get("/login?next=/").text
+    wrong = client.post("/login", data={"token": "wrong"})
+    assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
+    right = client.post("/login?next=%2F%3Frun%3Da", data={"token": TOKEN})
+    assert (right.status_code, right.headers["location"]) == (303, "/?run=a")
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert TOKEN not in right.headers["set-cookie"]
+    assert client.get("/").text == "hello"
+    assert client.get("/api/runs").text == "hello"
+    assert connects(client, {})
+
+
+@pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "x"])
+def test_the_token_box_sends_nobody_elsewhere(target: str) -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    answer = client.post("/login", params={"next": target}, data={"token": TOKEN})
+    assert answer.headers["location"] == "/"
+
+
+def test_the_token_box_shows_no_markup_of_others() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    assert "<script>" not in client.get("/login", params={"next": '/"><script>'}).text
+
+
+def test_an_endless_form_is_cut_off() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    assert client.post("/login", content=b"token=" + b"a" * 20_000).status_code == 413
+
+
+def test_listening_for_others_without_a_token_is_refused(settings: Settings) -> None:
+    from rich.console import Console
+
+    for host in ("0.0.0.0", "::", "192.168.1.5"):
+        with pytest.raises(UserError, match="SAE_WORKBENCH_TOKEN"):
+            serve(settings.model_copy(update={"host": host}), Console())
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("example.com", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_told_from_the_network(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
+
+
+def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAE_WORKBENCH_PORT", "many")
+    with pytest.raises(UserError, match="SAE_WORKBENCH_PORT = 'many'"):
+        load_settings()
+
+
+def test_settings_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SAE_WORKBENCH_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SAE_WORKBENCH_READ_DIRS", f"{tmp_path}/a:{tmp_path}/b")
+    monkeypatch.setenv("SAE_WORKBENCH_ALLOWED_HOSTS", "A.example,b.example")
+    monkeypatch.setenv("SAE_WORKBENCH_TOKEN", TOKEN)
+    settings = load_settings(port=9000)
+    assert (settings.data_dir, settings.port) == (tmp_path, 9000)
+    assert settings.read_dirs == [tmp_path / "a", tmp_path / "b"]
+    assert settings.allowed_hosts == ["a.example", "b.example"]
+    assert TOKEN not in repr(settings)
+    assert "SAE_WORKBENCH_TOKEN" not in settings.environment()

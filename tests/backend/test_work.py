@@ -1,0 +1,206 @@
+"""Every way a run can end is written into its row, and its records become rows as they come."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from backend import repository
+from backend.curves import metrics_series
+from backend.db import Database
+from backend.models import RunRow
+from backend.settings import Settings
+from backend.work import Recorder, Terminated, work
+from sae_engine.errors import ConfigError
+from sae_engine.files import RunFolder
+from sae_engine.presets import resolve_config
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    MetricsRecord,
+    PhaseRecord,
+    PlanRecord,
+    StopRequest,
+)
+from tests.backend.fake_engine import TOTAL_STEPS, measured
+from tests.backend.fake_engine import train as fake_train
+
+ShouldStop = Callable[[], StopRequest]
+
+
+class Bench:
+    """One run of a database, to be worked on by an engine of the test's."""
+
+    def __init__(self, database: Database, settings: Settings, name: str = "finish") -> None:
+        self.database = database
+        self.config = resolve_config("quick-test", {"name": name})
+        with database.writing() as session:
+            self.id = repository.add_run(session, config=self.config, status="running").id
+        self.folder = settings.run_folder(self.id)
+        self.folder.path.mkdir(parents=True)
+
+    def work(self, records: Callable[[ShouldStop], Iterator[AnyRecord]]) -> str:
+        def train(
+            config: RunConfig, folder: RunFolder, *, should_stop: ShouldStop, resume: bool
+        ) -> Iterator[AnyRecord]:
+            yield from records(should_stop)
+
+        return work(self.database, self.id, self.config, self.folder, train, resume=False)
+
+    def row(self) -> RunRow:
+        with self.database.reading() as session:
+            return repository.get_run(session, self.id)
+
+
+@pytest.fixture
+def bench(database: Database, settings: Settings) -> Bench:
+    return Bench(database, settings)
+
+
+def raising(error: BaseException) -> Callable[[ShouldStop], Iterator[AnyRecord]]:
+    def records(_: ShouldStop) -> Iterator[AnyRecord]:
+        yield PhaseRecord(phase="training")
+        raise error
+
+    return records
+
+
+def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Bench) -> None:
+    status = work(bench.database, bench.id, bench.config, bench.folder, fake_train, resume=False)
+    row = bench.row()
+    assert status == row.status == "finished"
+    assert (row.step, row.tokens, row.total_steps, row.total_tokens) == (20, 2000, 20, 2000)
+    assert row.ended_at is not None
+    assert (row.phase, row.eta_seconds, row.error_type) == (None, None, None)
+    assert json.loads(row.metrics) == {"fvu": 0.05, "l0": 4.0, "eval_fvu": 0.1}
+    with bench.database.reading() as session:
+        series = metrics_series(repository.metrics(session, bench.id))
+        [snapshot] = repository.snapshots(session, bench.id)
+        [notice] = repository.notices(session, bench.id)
+    assert series.step == list(range(1, TOTAL_STEPS + 1))
+    assert series.series["fvu"][6] == "NaN"
+    assert [v for v in series.series["eval_fvu"] if v is not None] == [0.2, 0.1]
+    assert (snapshot.step, snapshot.final, snapshot.index_tokens) == (20, True, 50)
+    assert (notice.level, notice.message, notice.step) == ("warning", "One latent is dead.", 20)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "message"),
+    [
+        (ConfigError.of("sae.k", "Too large."), "failed", "ConfigError", "sae.k: Too large."),
+        (ZeroDivisionError("a\nb"), "failed", "ZeroDivisionError", "a"),
+        (MemoryError(), "failed", "MemoryError", "It gave no reason; see the log."),
+        (Terminated("SIGTERM"), "interrupted", "SIGTERM", "ended from outside by SIGTERM."),
+    ],
+)  # fmt: skip
+def test_an_engine_that_raises_ends_the_run_with_one_sentence_and_the_log(
+    bench: Bench, error: BaseException, status: str, kind: str, message: str
+) -> None:
+    bench.folder.log.write_text("a line\nthe last line\n")
+    logging.disable(logging.CRITICAL)
+    try:
+        assert bench.work(raising(error)) == status
+    finally:
+        logging.disable(logging.NOTSET)
+    row = bench.row()
+    assert (row.status, row.error_type) == (status, kind)
+    assert (row.error_message or "").endswith(message)
+    assert row.error_log_tail == "a line\nthe last line\n"
+    assert "Traceback" not in (row.error_message or "")
+
+
+def test_an_engine_that_stops_without_an_end_has_failed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert bench.work(lambda _: iter([PhaseRecord(phase="training")])) == "failed"
+    assert "without saying how" in (bench.row().error_message or "")
+    assert "Traceback" in caplog.text
+
+
+def test_measurements_before_a_failure_are_not_lost(bench: Bench) -> None:
+    def records(_: ShouldStop) -> Iterator[AnyRecord]:
+        for step in range(1, 6):
+            yield measured(step)
+        raise ConfigError.of("", "Enough.")
+
+    bench.work(records)
+    with bench.database.reading() as session:
+        assert len(repository.metrics(session, bench.id)) == 5
+
+
+def test_a_stop_in_the_row_reaches_the_engine(bench: Bench) -> None:
+    def records(should_stop: ShouldStop) -> Iterator[AnyRecord]:
+        assert should_stop() == StopRequest.NONE
+        with bench.database.writing() as session:
+            repository.request_stop(session, bench.id, force=False)
+        while should_stop() == StopRequest.NONE:
+            pass
+        yield EndRecord(reason="stopped", step=3, tokens=300)
+
+    assert bench.work(records) == "stopped"
+    assert bench.row().status == "stopped"
+
+
+def test_quick_measurements_are_stored_together_but_not_kept_back(bench: Bench) -> None:
+    """A point that came right after another is stored at the next look for a stop."""
+
+    def num_stored() -> int:
+        with bench.database.reading() as session:
+            return len(repository.metrics(session, bench.id))
+
+    def records(should_stop: ShouldStop) -> Iterator[AnyRecord]:
+        yield measured(1)
+        assert num_stored() == 1
+        yield measured(2)
+        while num_stored() == 1:
+            should_stop()
+        yield EndRecord(reason="finished", step=2, tokens=200)
+
+    assert bench.work(records) == "finished"
+
+
+def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
+    recorder = Recorder(bench.database, bench.id, resumed=False)
+    plan = {"total_steps": 100, "total_tokens": 10_000, "d_in": 8, "d_sae": 16, "lr": 1.0}
+    recorder.record(PlanRecord(**plan, device="cpu"))  # pyright: ignore[reportArgumentType]
+    recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values={"tokens_per_second": 7.0}))
+    row = bench.row()
+    assert (row.tokens_per_second, row.eta_seconds) == (7.0, 9900 / 7)
+    recorder.record(
+        MetricsRecord(step=30, tokens=3000, time=30.0, values={"tokens_per_second": 7.0})
+    )
+    recorder.record(PhaseRecord(phase="evaluating"))
+    row = bench.row()
+    assert row.tokens_per_second == pytest.approx(100)
+    assert row.eta_seconds == pytest.approx(70)
+    assert row.phase == "evaluating"
+
+
+def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
+    recorder = Recorder(bench.database, bench.id, resumed=False)
+    values = {"tokens_per_second": math.nan}
+    recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values=values))
+    row = bench.row()
+    assert (row.tokens_per_second, row.eta_seconds) == (None, None)
+
+
+def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
+    first = Recorder(bench.database, bench.id, resumed=False)
+    for step in range(1, 15):
+        first.record(measured(step))
+    first.record(PhaseRecord(phase="killed here, checkpoint at 10"))
+    second = Recorder(bench.database, bench.id, resumed=True)
+    for step in (11, 12):
+        second.record(measured(step))
+    second.record(PhaseRecord(phase="training"))
+    with bench.database.reading() as session:
+        steps = [row.step for row in repository.metrics(session, bench.id)]
+    assert steps == list(range(1, 13))
+    row = bench.row()
+    assert row.step == 12
+    assert json.loads(row.metrics)["eval_fvu"] == 0.2
