@@ -1,0 +1,212 @@
+"""What the fake API knows: runs that get on with every look, features with examples."""
+
+from __future__ import annotations
+
+import math
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sae_engine.presets import presets
+from sae_engine.schema import api
+from sae_engine.schema.config import RunConfig
+
+D_SAE = 512
+SEEN = 50_000
+TOTAL_STEPS = 489
+BATCH = 1024
+NASTY = "<script>alert('x')</script>"
+WORDS = [
+    *[
+        "\n",
+        "import",
+        "os\n",
+        "import",
+        "sys\n",
+        "def",
+        "__init__",
+        "(",
+        "self",
+        ",",
+        "*",
+        "args",
+        ")",
+        ":",
+        "\n",
+        "return",
+        "self",
+        ".",
+        "value",
+    ],
+    *f"\n raise ValueError ( {NASTY} ) $x$ *bold* _it_ :smile: [a](b)".split(" "),
+]
+
+
+class World:
+    """Runs kept in memory; a running one ends after `seconds`."""
+
+    def __init__(self, *, seconds: float = 60.0, empty: bool = False) -> None:
+        self.seconds = seconds
+        self.runs: dict[str, api.Run] = {}
+        self.created: list[api.RunCreate] = []
+        self.keys: dict[str, str] = {}
+        self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
+        self.extra_snapshots: list[int] = []
+        self.down = False
+        if not empty:
+            tiny = presets()["tiny"].config
+            self.add("finished", tiny, name="tiny baseline", status="finished", minutes=90)
+            self.add("failed", tiny, name="lr too high", status="failed", minutes=60)
+            self.add("live", tiny, name=f"live {NASTY}", status="running")
+
+    def add(
+        self,
+        run_id: str,
+        config: RunConfig,
+        *,
+        name: str,
+        status: api.RunStatus,
+        minutes: float = 0.0,
+    ) -> api.Run:
+        """Make a run that started some minutes ago."""
+        start = datetime.now(UTC) - timedelta(minutes=minutes)
+        words = "The loss became NaN at step 120; lower train.lr."
+        error = api.RunError(type="NonFiniteLossError", message=words, log_tail="step 120 nan")
+        self.runs[run_id] = api.Run(
+            id=run_id,
+            name=name,
+            status=status,
+            config=config,
+            tags=[],
+            notes="",
+            archived=False,
+            group_id=None,
+            device="cpu",
+            created_at=start,
+            started_at=start,
+            ended_at=None if status == "running" else start + timedelta(seconds=95),
+            progress=self.progress(0),
+            metrics={},
+            error=error if status == "failed" else None,
+            resumable=False,
+        )
+        return self.look(run_id)
+
+    def progress(self, step: int) -> api.Progress:
+        """How far a run is at a step."""
+        return api.Progress(
+            step=step,
+            total_steps=TOTAL_STEPS,
+            tokens=step * BATCH,
+            total_tokens=TOTAL_STEPS * BATCH,
+            tokens_per_second=9_000.0,
+            eta_seconds=(TOTAL_STEPS - step) / TOTAL_STEPS * self.seconds,
+            phase="training",
+        )
+
+    def look(self, run_id: str) -> api.Run:
+        """A run as it stands now."""
+        run = self.runs[run_id]
+        step = {"finished": TOTAL_STEPS, "failed": 120}.get(run.status, run.progress.step)
+        if run.status == "running":
+            assert run.started_at is not None
+            spent = (datetime.now(UTC) - run.started_at).total_seconds()
+            step = min(TOTAL_STEPS, int(TOTAL_STEPS * spent / self.seconds))
+            if step == TOTAL_STEPS:
+                run = run.model_copy(update={"status": "finished", "ended_at": datetime.now(UTC)})
+        measured: dict[str, Any] = {k: v for k, v in point(step).items() if v is not None}
+        if run.status == "failed":
+            measured["loss"] = "NaN"
+        if run.status == "finished":
+            measured |= {"ce_delta": 0.21, "eval_fvu": 0.131}
+        update = {"progress": self.progress(step), "metrics": measured if step else {}}
+        self.runs[run_id] = run.model_copy(update=update)
+        return self.runs[run_id]
+
+    def metrics(self, run_id: str, since_step: int) -> api.MetricsSeries:
+        """A point every five steps."""
+        run = self.look(run_id)
+        steps = [s for s in range(5, run.progress.step + 1, 5) if s > since_step]
+        series: dict[str, list[api.MetricValue]] = {
+            name: [point(step)[name] for step in steps] for name in point(0)
+        }
+        if run.status == "failed" and steps:
+            series["loss"][-1] = "NaN"
+        return api.MetricsSeries(
+            step=steps,
+            tokens=[s * BATCH for s in steps],
+            time=[s * 0.2 for s in steps],
+            series=series,
+            total_points=len(steps),
+            returned_points=len(steps),
+        )
+
+    def snapshots(self, run_id: str) -> list[api.Snapshot]:
+        """One every hundred steps, and the final one."""
+        run = self.look(run_id)
+        steps = [*range(100, run.progress.step + 1, 100), *self.extra_snapshots]
+        if run.status == "finished":
+            steps.append(TOTAL_STEPS)
+        now = datetime.now(UTC)
+        return [
+            api.Snapshot(
+                step=step,
+                tokens=step * BATCH,
+                index_tokens=SEEN,
+                created_at=now,
+                final=step == TOTAL_STEPS,
+            )
+            for step in steps
+        ]
+
+    def row(self, index: int) -> api.FeatureRow:
+        """One feature of the list; every fiftieth is dead."""
+        dead = index % 50 == 49
+        fired = 0 if dead else 12 + index * 7
+        top = 0.0 if dead else 1.0 + (index % 37) / 5
+        return api.FeatureRow(
+            index=index,
+            density=api.Density(fraction=fired / SEEN, fired=fired, seen=SEEN),
+            max_activation=top,
+            state="dead" if dead else "alive",
+            label=self.labels[index].label if index in self.labels else None,
+            example=None if dead else context(index, top),
+            top_tokens=[] if dead else [" import", "\n", " self", "<b>"],
+        )
+
+
+def point(step: int) -> dict[str, float | None]:
+    """Plausible values of one step."""
+    noise = random.Random(step).gauss(0, 0.01)
+    fvu = 0.12 + 0.8 * math.exp(-step / 60) + noise
+    held_out = step % 100 == 0
+    return {
+        "loss": fvu * 1.05,
+        "fvu": fvu,
+        "l0": 31.5 + 10 * noise,
+        "frac_dead": 0.02 * math.exp(-step / 200),
+        "lr": 3e-4 * min(1, step / 50),
+        "tokens_per_second": 9_000 + 4e4 * noise,
+        "eval_fvu": fvu + 0.01 if held_out else None,
+        "eval_l0": 31.4 if held_out else None,
+    }
+
+
+def context(seed: int, top: float) -> api.Context:
+    """An example whose peak is `top`."""
+    chooser = random.Random(seed)
+    start = chooser.randrange(len(WORDS))
+    peak = 30 if seed % 5 else 2
+    values = [0.0] * 60
+    for near in range(max(0, peak - 3), peak + 3):
+        values[near] = top * chooser.random() * 0.6
+    values[peak] = top
+    return api.Context(
+        tokens=[" " + WORDS[(start + i) % len(WORDS)] for i in range(60)],
+        activations=values,
+        activation=top,
+        peak=peak,
+        position=peak,
+        row=seed,
+        copies=3 if seed % 4 == 0 else 1,
+    )
