@@ -46,6 +46,12 @@ class ContextReader:
         found = self._folded(positions[:FOLD_CANDIDATES], window)[:num_contexts]
         return [self._cut(latent, place) for place in found]
 
+    def example(self, latent: int, window: Window) -> Context | None:
+        """The strongest context of a latent, none folded into it; None for a dead latent."""
+        start, end = self._arrays.latent_starts[latent : latent + 2]
+        positions = self._arrays.latent_positions[start : min(start + 1, end)]
+        return next((self._cut(latent, place) for place in self._folded(positions, window)), None)
+
     def intervals(self, latent: int, window: Window, num_intervals: int) -> list[Interval]:
         """Equal slices (low, high] of (0, max], the highest first, with contexts from all over."""
         positions, acts = self.activations(latent)

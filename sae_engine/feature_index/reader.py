@@ -43,7 +43,6 @@ from sae_engine.feature_index.lookup import (
 )
 from sae_engine.feature_index.vocabulary import Vocabulary
 from sae_engine.schema.api import (
-    Context,
     Density,
     FeatureDetail,
     FeatureMatch,
@@ -300,12 +299,9 @@ class FeatureIndex:
         top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
         return FeatureRow(
             **self._summary(index, labels),
-            example=self._example(index),
+            example=self._contexts.example(index, EXAMPLE_WINDOW),
             top_tokens=[self._vocabulary.text(i) for i in top],
         )
-
-    def _example(self, index: int) -> Context | None:
-        return next(iter(self._contexts.strongest(index, EXAMPLE_WINDOW, 1)), None)
 
     def _histogram(self, index: int) -> Histogram:
         """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""
@@ -344,7 +340,7 @@ class FeatureIndex:
             **statistics.at(place),
             density=float(self._fired[index]) / self.num_tokens,
             label=labels.get(index) or None,
-            example=self._example(index),
+            example=self._contexts.example(index, EXAMPLE_WINDOW),
         )
 
     def _logits(self, index: int) -> Logits | None:

@@ -1,0 +1,136 @@
+"""How fast a feature index is built and answers, on synthetic power-law latents and tokens.
+
+    python benchmarks/feature_index.py [--latents 16384] [--tokens 200000] [--k 64] [--vocab 32768]
+
+Prints the machine, the build's rate and size without the encoder's time, and a table of latencies
+in milliseconds. Queries of one kind ask for different features and tokens; files are in the page
+cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+from sae_engine.feature_index.build import IndexCorpus, build_index
+from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+
+ROW_TOKENS = 1024
+REPEATS = 50
+
+
+def power_law(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np.ndarray:
+    """Numbers below `count`, number i about as often as 1 / (i + 3)."""
+    shares = np.cumsum(1 / (np.arange(count) + 3))
+    return np.searchsorted(shares / shares[-1], rng.random(size)).clip(max=count - 1)
+
+
+class SyntheticEncoder:
+    """Codes of which half follow from the token and half are drawn; counts its own time."""
+
+    def __init__(self, token_ids: np.ndarray, k: int, d_sae: int) -> None:
+        self._token_ids, self._k, self._d_sae = token_ids, k, d_sae
+        self.seconds = 0.0
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        began = time.perf_counter()
+        positions = x[:, 0].long().numpy()
+        rng = np.random.default_rng(int(positions[0]))
+        indices = power_law(rng, self._d_sae, (len(x), self._k))
+        half = np.arange(self._k // 2)
+        indices[:, half] = (self._token_ids[positions, None] * 7919 + half * 104_729) % self._d_sae
+        indices.sort(axis=1)
+        acts = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
+        # A latent stands in a code once: repeated draws are not active.
+        acts[:, 1:][indices[:, 1:] == indices[:, :-1]] = 0
+        self.seconds += time.perf_counter() - began
+        return torch.from_numpy(acts), torch.from_numpy(indices)
+
+
+def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> FeatureIndex:
+    """Build an index, print how fast, open it."""
+    rng = np.random.default_rng(0)
+    token_ids = power_law(rng, vocab, (num_tokens,)).astype(np.uint32)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoder = SyntheticEncoder(token_ids.astype(np.int64), k, d_sae)
+    # Positions stand for activations; float32 counts exactly up to 2**24.
+    assert num_tokens <= 2**24, "at most 16,777,216 tokens"
+    corpus = IndexCorpus(
+        np.arange(num_tokens, dtype=np.float32)[:, None],
+        token_ids,
+        np.append(np.arange(0, num_tokens, ROW_TOKENS), num_tokens),
+    )
+    record = build_index(
+        RunFolder(folder),
+        step=0,
+        tokens=0,
+        corpus=corpus,
+        encode=encoder,
+        W_dec=torch.zeros(d_sae, 1),
+        k=k,
+        tokenizer=tokenizer,
+        vocab_size=vocab,
+        write_sae=Path.touch,
+    )
+    seconds = record.seconds - encoder.seconds
+    path = RunFolder(folder).feature_index(0)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(
+        f"build: {seconds:.1f} s without the encoder, {num_tokens / seconds:,.0f} tokens/s, "
+        f"{num_tokens * k / seconds / 1e6:.1f} M activations/s, {size / 2**20:,.0f} MiB"
+    )
+    return FeatureIndex.open(path)
+
+
+def queries(index: FeatureIndex) -> Iterator[tuple[str, Callable[[int], object]]]:
+    """Kinds of questions; the argument numbers the repetition."""
+    by_density = [row.index for row in index.features(limit=REPEATS).items]
+    rare = [row.index for row in index.features(order="asc", min_density=1e-9, limit=REPEATS).items]
+    yield "open", lambda _: FeatureIndex.open(index.folder)
+    yield "list, a page of 50", lambda i: index.features(cursor=None, limit=50, min_density=i / 1e9)
+    yield "list, searched", lambda i: index.features(q=f"w{i + 10}", limit=50)
+    yield "feature, dense", lambda i: index.feature(by_density[i % len(by_density)])
+    yield "feature, rare", lambda i: index.feature(rare[i % len(rare)])
+    yield "lookup, commonest token", lambda _: index.lookup("w0")
+    yield "lookup, common token", lambda i: index.lookup(f"w{i + 1}")
+    yield "lookup, rare token", lambda i: index.lookup(f"w{i + 2000}", min_count=1)
+    yield "lookup, prefix of many tokens", lambda i: index.lookup(f"w{i % 9 + 1}", match="prefix")
+    yield "lookup, phrase", lambda i: index.lookup(f"w{i} w{i + 1}", min_count=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--latents", type=int, default=16_384)
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--vocab", type=int, default=32_768)
+    options = parser.parse_args()
+
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, numpy {np.__version__}")
+    print(f"{options.latents:,} latents, {options.tokens:,} tokens, k {options.k}")
+    with tempfile.TemporaryDirectory() as folder:
+        index = build(Path(folder), options.latents, options.tokens, options.k, options.vocab)
+        print(f"{'milliseconds':32}{'p50':>10}{'p95':>10}{'first':>10}")
+        for name, ask in queries(index):
+            times: list[float] = []
+            for i in range(REPEATS):
+                began = time.perf_counter()
+                ask(i)
+                times.append((time.perf_counter() - began) * 1000)
+            p50, p95 = np.percentile(times, [50, 95])
+            print(f"{name:32}{p50:10.2f}{p95:10.2f}{times[0]:10.2f}")
+
+
+if __name__ == "__main__":
+    main()
