@@ -1,5 +1,6 @@
 """The shuffled stream against the plain list of activations that it must be a permutation of."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,11 @@ def stream_of(model: LanguageModel, **settings) -> ActivationStream:
     )
 
 
+def as_counter(vectors: torch.Tensor) -> Counter[bytes]:
+    """Equal vectors occur: rows that begin with the same token."""
+    return Counter(v.tobytes() for v in vectors.numpy())
+
+
 def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
@@ -51,8 +57,8 @@ def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(
     stream = stream_of(model, batch_size=1)
     # Windows 0 and 1 hold all of block 0 and half of block 1.
     seen = torch.cat([next(stream) for _ in range(first_block + (len(plain) - first_block) // 2)])
-    assert distances(plain[:first_block], seen).min(dim=1).values.max() < 1e-5
-    assert len(torch.unique(seen, dim=0)) == len(seen)
+    whole, given = as_counter(plain), as_counter(seen)
+    assert as_counter(plain[:first_block]) <= given <= whole
     bos = model.activations(ids)[:, 0]
     assert distances(bos, seen).min() > 1e-2
 

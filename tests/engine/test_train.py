@@ -1,0 +1,256 @@
+"""Whole runs on a small random model: what they leave behind, how they stop, and that resuming
+is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae_engine import activations
+from sae_engine.checkpoint import checkpoint_path
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+from sae_engine.presets import resolve_config
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    MetricsRecord,
+    NoticeRecord,
+    PlanRecord,
+    SnapshotRecord,
+    StopRequest,
+)
+from sae_engine.train import NonFiniteLossError, train
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+
+
+@pytest.fixture
+def config(model_folders) -> RunConfig:
+    return config_of(model_folders["gemma2"])
+
+
+def config_of(model: Path, /, **overrides: dict) -> RunConfig:
+    settings = {
+        "model": {"name": str(model), "layer": 1},
+        "data": {"ctx_len": 32, "heldout_tokens": 1500},
+        "sae": {"d_sae": 64, "k": 4},
+        "train": {
+            "total_tokens": 64 * 24,
+            "batch_size_tokens": 64,
+            "log_every": 1,
+            "eval_every": 10,
+            "eval_tokens": 1000,
+            "ce_tokens": 256,
+            "save_every": 6,
+            "snapshot_every": 9,
+        },
+        "index": {"tokens": 1500, "snapshot_tokens": 1000},
+    }
+    for section, values in overrides.items():
+        settings[section] = settings[section] | values
+    return resolve_config(None, settings)
+
+
+def losses(records: list[AnyRecord]) -> dict[int, float]:
+    return {
+        r.step: r.values["loss"]
+        for r in records
+        if isinstance(r, MetricsRecord) and "loss" in r.values
+    }
+
+
+def stopping_at(
+    step: int, request: StopRequest, records: list[AnyRecord]
+) -> Callable[[], StopRequest]:
+    """Asks for a stop as soon as a metrics record of `step` has been seen."""
+
+    def should_stop() -> StopRequest:
+        reached = any(isinstance(r, MetricsRecord) and r.step >= step for r in records)
+        return request if reached else StopRequest.NONE
+
+    return should_stop
+
+
+def collected(run: Iterator[AnyRecord], into: list[AnyRecord] | None = None) -> list[AnyRecord]:
+    records = [] if into is None else into
+    for record in run:
+        records.append(record)
+    return records
+
+
+def test_a_run_leaves_an_sae_its_features_and_every_metric(config: RunConfig, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    records = collected(train(config, folder))
+
+    plan = next(r for r in records if isinstance(r, PlanRecord))
+    assert (plan.total_steps, plan.d_in, plan.d_sae) == (24, 32, 64)
+    assert isinstance(records[-1], EndRecord)
+    assert records[-1].reason == "finished"
+    assert sorted(losses(records)) == list(range(1, 25))
+    last = [r for r in records if isinstance(r, MetricsRecord)][-1]
+    assert last.step == 24
+    assert {"loss", "fvu", "l0", "frac_dead", "lr", "grad_norm", "tokens_per_second"} <= set(
+        last.values
+    )
+    assert {"eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score"} <= set(last.values)
+    shares = [last.values[f"{part}_share"] for part in ("lm", "buffer", "sae")]
+    assert sum(shares) == pytest.approx(1)
+
+    snapshots = [r for r in records if isinstance(r, SnapshotRecord)]
+    assert [(s.step, s.final) for s in snapshots] == [(9, False), (18, False), (24, True)]
+    assert folder.snapshots() == [9, 18, 24]
+    index = FeatureIndex.open(folder.feature_index(24))
+    assert index.num_tokens >= 1500
+    published = load_file(folder.sae)
+    torch.testing.assert_close(published["W_dec"].norm(dim=1), torch.ones(64))
+    assert torch.equal(
+        load_file(folder.feature_index(24) / "sae.safetensors")["W_enc"], published["W_enc"]
+    )
+    assert TopKSAE.load(folder.best.sae).d_sae == 64
+    assert not folder.index_corpus.exists()
+    assert not list(folder.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("step", [2, 7, 13])
+def test_stopped_and_resumed_equals_never_stopped(config: RunConfig, tmp_path: Path, step: int):
+    whole = collected(train(config, RunFolder(tmp_path / "whole")))
+    folder = RunFolder(tmp_path / "parts")
+    first: list[AnyRecord] = []
+    collected(train(config, folder, should_stop=stopping_at(step, StopRequest.STOP, first)), first)
+    assert first[-1].reason == "stopped"
+    assert first[-1].step == step
+    second = collected(train(config, folder, resume=True))
+    assert losses(first) | losses(second) == losses(whole)
+    assert min(losses(second)) == step + 1
+    for name, tensor in load_file(RunFolder(tmp_path / "whole").sae).items():
+        assert torch.equal(load_file(folder.sae)[name], tensor)
+
+
+def test_resuming_from_a_periodic_checkpoint_is_exact(config: RunConfig, tmp_path: Path):
+    """As after kill -9: the newest checkpoint is older than the last logged step."""
+    whole = collected(train(config, RunFolder(tmp_path / "whole")))
+    folder = RunFolder(tmp_path / "parts")
+    run = train(config, folder)
+    for record in run:
+        if isinstance(record, MetricsRecord) and record.step == 15:
+            break
+    del run
+    second = collected(train(config, folder, resume=True))
+    assert min(losses(second)) == 13
+    assert losses(second).items() <= losses(whole).items()
+    for name, tensor in load_file(RunFolder(tmp_path / "whole").sae).items():
+        assert torch.equal(load_file(folder.sae)[name], tensor)
+
+
+def test_a_stopped_run_keeps_a_usable_sae_and_its_features(config: RunConfig, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    records: list[AnyRecord] = []
+    collected(train(config, folder, should_stop=stopping_at(5, StopRequest.STOP, records)), records)
+    assert records[-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
+    assert folder.snapshots() == [5]
+    assert TopKSAE.load(folder.sae).k == 4
+    assert checkpoint_path(folder).exists()
+
+
+def test_a_forced_stop_keeps_the_sae_and_builds_no_features(config: RunConfig, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    records: list[AnyRecord] = []
+    collected(
+        train(config, folder, should_stop=stopping_at(5, StopRequest.FORCE, records)), records
+    )
+    assert records[-1].reason == "stopped"
+    assert folder.snapshots() == []
+    assert TopKSAE.load(folder.sae).k == 4
+
+
+def test_a_stop_during_an_evaluation_is_obeyed_at_once(config: RunConfig, tmp_path: Path):
+    records: list[AnyRecord] = []
+
+    def should_stop() -> StopRequest:
+        evaluating = any(getattr(r, "phase", "") == "evaluating" for r in records)
+        return StopRequest.STOP if evaluating else StopRequest.NONE
+
+    collected(train(config, RunFolder(tmp_path / "run"), should_stop=should_stop), records)
+    assert records[-1] == EndRecord(reason="stopped", step=10, tokens=640)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_sae(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_engine import trainer
+
+    calls = []
+
+    def poisoned_lr(*args):
+        calls.append(None)
+        return float("nan") if len(calls) > 14 else 1e-3
+
+    monkeypatch.setattr(trainer, "scheduled_lr", poisoned_lr)
+    folder = RunFolder(tmp_path / "run")
+    records: list[AnyRecord] = []
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step \d+; lower train\.lr"):
+        collected(train(config, folder), records)
+    last = [r for r in records if isinstance(r, MetricsRecord)][-1]
+    assert math.isnan(last.values["loss"])
+    assert torch.isfinite(load_file(folder.sae)["W_dec"]).all()
+    assert folder.snapshots() == []
+
+
+def test_a_checkpoint_of_another_shape_or_text_is_refused(config, model_folders, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    collected(train(config, folder))
+    other = config_of(model_folders["gemma2"], data={"seed": 7})
+    with pytest.raises(UserError, match="is not what this run began with"):
+        collected(train(other, folder, resume=True))
+
+
+def test_epochs_are_counted_from_the_text(model_folders, tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"document {n} holds a few words of text" for n in range(400)))
+    config = config_of(
+        model_folders["gemma2"],
+        data={"dataset": str(path)},
+        train={"total_tokens": None, "num_epochs": 2, "eval_every": 1000, "snapshot_every": None},
+    )
+    records = collected(train(config, RunFolder(tmp_path / "run")))
+    plan = next(r for r in records if isinstance(r, PlanRecord))
+    words = 400 * 0.9 * 12 * 2
+    assert 0.5 * words < plan.total_tokens < 1.5 * words
+    short = [r for r in records if isinstance(r, NoticeRecord)]
+    assert "fewer than the 1,500 asked for" in short[0].message
+
+
+@pytest.mark.parametrize(
+    "sae",
+    [{"tied_weights": True, "normalize_decoder": True}, {"normalize_decoder": True}],
+)
+def test_tied_and_normalized_saes_train(model_folders, tmp_path: Path, sae: dict):
+    config = config_of(model_folders["gemma2"], sae=sae)
+    folder = RunFolder(tmp_path / "run")
+    records = collected(train(config, folder))
+    assert losses(records)[24] < losses(records)[1]
+    published = load_file(folder.sae)
+    if sae.get("tied_weights"):
+        torch.testing.assert_close(published["W_enc"].T, published["W_dec"])
+
+
+def test_a_layer_that_does_not_exist_is_refused_before_anything_is_loaded(
+    model_folders, tmp_path: Path
+):
+    config = config_of(model_folders["gemma2"], model={"layer": 11})
+    with pytest.raises(ConfigError, match="Layer 11 does not exist"):
+        next(train(config, RunFolder(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
