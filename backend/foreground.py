@@ -108,9 +108,10 @@ def _value(text: str) -> Any:
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
         return float(text)
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

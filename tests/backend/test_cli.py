@@ -1,0 +1,198 @@
+"""The console script: what it asks for, what it trains, what it prints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backend import repository
+from backend.cli import main
+from backend.db import Database
+from backend.foreground import overrides_from, request_from, train_here
+from backend.settings import Settings
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder
+from sae_engine.presets import presets
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
+from tests.backend.fake_engine import train as fake_train
+
+
+def test_flags_become_nested_values_of_their_types() -> None:
+    flags = ["--sae.k", "64", "--train.lr=3e-4", "--data.subset", "null", "--name", "a b"]
+    flags += ["--data.streaming=false", "--data.dataset=C:d", "--seed", "7", "--model.name=-"]
+    assert overrides_from(flags) == {
+        "sae": {"k": 64},
+        "train": {"lr": 3e-4},
+        "data": {"subset": None, "streaming": False, "dataset": "C:d"},
+        "name": "a b",
+        "seed": 7,
+        "model": {"name": "-"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["oops"], "'oops' is not expected"),
+        (["--sae.k"], "--sae.k lacks its value"),
+        (["--sae", "1", "--sae.k", "2"], "'sae' was given a value"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(flags: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        overrides_from(flags)
+
+
+def ask(**given: Any) -> Any:
+    return request_from(**({"recipe": None, "path": None, "flags": [], "name": None} | given))
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"preset": "quick-test", "sae": {"k": 3, "d_sae": 99}}))
+    request = ask(path=path, flags=["--sae.k", "5"])
+    assert request.preset == "quick-test"
+    assert request.config == {"sae": {"k": 5, "d_sae": 99}}
+    assert ask(path=path, recipe="tiny").preset == "tiny"
+    assert ask().preset == "tiny"
+
+
+def test_a_bare_configuration_file_needs_no_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(presets()["tiny"].config.model_dump(mode="json")))
+    request = ask(path=path)
+    assert request.preset is None
+    assert RunConfig.model_validate(request.config) == presets()["tiny"].config
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "Cannot read"), ("a: [", "not valid YAML"), ("- a", "holds a list")],
+)
+def test_a_file_that_is_no_configuration_is_refused(
+    tmp_path: Path, content: str | None, words: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=words):
+        ask(path=path)
+
+
+def test_training_here_makes_a_run_that_the_server_shows(
+    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ask(recipe="quick-test", name="finish here")
+    assert train_here(settings, request, train=fake_train) == 0
+    with database.reading() as session:
+        [row] = repository.list_runs(session)
+        assert len(repository.metrics(session, row.id)) == 20
+    assert (row.status, row.name, row.pid) == ("finished", "finish here", os.getpid())
+    printed = capsys.readouterr().out
+    assert row.id in printed
+    assert "Held-out FVU" in printed
+    assert main(["runs", "--data-dir", str(settings.data_dir)]) == 0
+    assert "finish here" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_here_says_why_and_exits_with_1(
+    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ask(recipe="quick-test", name="refuse")
+    assert train_here(settings, request, train=fake_train) == 1
+    assert "The text is empty" in capsys.readouterr().out
+    with database.reading() as session:
+        [row] = repository.list_runs(session)
+    assert row.status == "failed"
+    assert "Traceback" in settings.run_folder(row.id).log.read_text()
+
+
+def interrupted(presses: int) -> Callable[..., Iterator[AnyRecord]]:
+    """An engine that is interrupted so many times and obeys what it is then asked."""
+
+    def train(
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        should_stop: Callable[[], StopRequest],
+        resume: bool,
+    ) -> Iterator[AnyRecord]:
+        yield PhaseRecord(phase="training")
+        for _ in range(presses):
+            os.kill(os.getpid(), signal.SIGINT)
+        wanted = StopRequest.STOP if presses == 1 else StopRequest.FORCE
+        while should_stop() != wanted:
+            pass
+        yield EndRecord(reason="stopped", step=1, tokens=1)
+
+    return train
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_stops_a_run_here_and_a_second_one_harder(
+    settings: Settings, database: Database, presses: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    assert train_here(settings, ask(recipe="quick-test"), train=interrupted(presses)) == 0
+    assert signal.getsignal(signal.SIGINT) == before
+    with database.reading() as session:
+        assert [row.status for row in repository.list_runs(session)] == ["stopped"]
+
+
+def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> None:
+    assert train_here(settings, ask(recipe="quick-test"), train=interrupted(3)) == 130
+    with database.reading() as session:
+        assert [row.status for row in repository.list_runs(session)] == ["interrupted"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nope"], "There is no preset 'nope'"),
+        (["train", "tiny", "--sae.kk", "1"], "did you mean sae.k?"),
+        (["train", "tiny", "--sae.k", "4096"], "lower k or raise d_sae"),
+        (["train", "tiny", "--model.layer", "99"], "Layer 99 does not exist"),
+        (["lookup", "nobody", "the"], "There is no run 'nobody'"),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong_and_exits_with_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert main([*arguments, "--data-dir", str(tmp_path)]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
+
+
+def test_an_unknown_argument_of_other_commands_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["runs", "--nope"])
+    assert exit_info.value.code == 2
+    assert "--nope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("backend.app", {"torch", "nnsight", "transformers", "streamlit", "frontend"}),
+        ("backend.supervisor", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
+        ("backend.job", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
+        ("backend.cli", {"torch", "sqlalchemy", "fastapi", "streamlit", "rich"}),
+        ("backend.serve", {"torch", "frontend"}),
+    ],
+)
+def test_a_module_takes_nothing_heavy_along(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not absent & set(done.stdout.split())
