@@ -42,11 +42,9 @@ def documents(config: DataConfig, split: Split, start: int = 0) -> Iterator[Docu
     split. Raises `UserError` for a source that cannot be read.
     """
     if config.dataset == EMBEDDED_CORPUS:
-        numbered = map(Document, *zip(*enumerate(stdlib_documents(split)), strict=True))
-        wanted = numbered
+        wanted = (Document(n, text) for n, text in enumerate(stdlib_documents(split)))
     else:
-        source = _local(config) if is_local_dataset(config) else None
-        numbered = source if source is not None else _hub(config, start)
+        numbered = _local(config) if is_local_dataset(config) else _hub(config, start)
         wanted = (d for d in numbered if _is_heldout(d.text) == (split == "heldout"))
     limit = config.num_samples
     for document in wanted:

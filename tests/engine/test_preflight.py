@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from sae_engine.errors import ConfigError
+from sae_engine.preflight import check_config
+from sae_engine.presets import presets, resolve_config
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_passes(name: str):
+    check_config(presets()[name].config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "words"),
+    [
+        ({"model": {"layer": 6}}, "model.layer", "Layer 6 does not exist; .* layers 0 to 5"),
+        ({"model": {"name": "/no/such/model"}}, "model.name", "no folder '/no/such/model'"),
+        (
+            {"data": {"dataset": "/no/such.txt"}},
+            "data.dataset",
+            r"no file or folder '/no/such\.txt'",
+        ),
+        (
+            {"sae": {"expansion_factor": 1, "k": 200}},
+            "sae.k",
+            r"sae\.k = 200 is larger than the 192 latents",
+        ),
+    ],
+)
+def test_what_can_be_known_beforehand_is_refused_with_field_and_remedy(overrides, field, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_config(resolve_config("tiny", overrides))
+    assert caught.value.problems[0].field == field
+
+
+def test_a_dataset_without_the_column_is_refused(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n')
+    config = resolve_config("tiny", {"data": {"dataset": str(tmp_path / "a.jsonl")}})
+    with pytest.raises(ConfigError, match=r"no column 'text' .* columns are: body"):
+        check_config(config)
+
+
+def test_a_dataset_without_text_is_refused(tmp_path: Path):
+    (tmp_path / "a.txt").write_text("\n\n  \n")
+    config = resolve_config("tiny", {"data": {"dataset": str(tmp_path / "a.txt")}})
+    with pytest.raises(ConfigError, match="holds no text"):
+        check_config(config)
+
+
+def test_an_empty_folder_and_a_foreign_file_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"holds no \.txt, \.jsonl or \.parquet"):
+        check_config(resolve_config("tiny", {"data": {"dataset": f"{tmp_path}/"}}))
+    (tmp_path / "a.csv").write_text("a,b")
+    with pytest.raises(ConfigError, match=r"neither \.txt, \.jsonl nor \.parquet"):
+        check_config(resolve_config("tiny", {"data": {"dataset": str(tmp_path / "a.csv")}}))
+
+
+def test_epochs_of_an_unbounded_stream_are_refused():
+    config = resolve_config("gemma-2-2b", {"train": {"num_epochs": 1}})
+    with pytest.raises(ConfigError, match=r"length is not known; give train\.total_tokens"):
+        check_config(config)

@@ -1,0 +1,24 @@
+from sae_engine.stdlib_text import is_heldout, stdlib_documents
+
+
+def test_the_splits_are_disjoint_and_about_an_eighth_is_held_out():
+    train, heldout = stdlib_documents("train"), stdlib_documents("heldout")
+    assert not set(train) & set(heldout)
+    assert 0.06 < sum(map(len, heldout)) / sum(map(len, train)) < 0.25
+
+
+def test_the_order_is_fixed():
+    assert stdlib_documents("heldout") == stdlib_documents("heldout")
+
+
+def test_tests_and_data_tables_are_left_out():
+    text = "\n".join(stdlib_documents("train") + stdlib_documents("heldout"))
+    assert text.count("SMALL LETTER") < 50
+    assert "class TestCase" in text  # unittest itself is library code
+    assert "import support" not in text
+    assert "Truth Value Testing" in text  # the language reference's topics
+
+
+def test_the_split_goes_by_name_alone():
+    assert is_heldout("enum.py")
+    assert not is_heldout("typing.py")

@@ -1,0 +1,74 @@
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from sae_engine.errors import ConfigError
+from sae_engine.presets import field_names, get_preset, presets, resolve_config
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import METRICS
+
+
+def leaves(model: type[BaseModel]):
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from leaves(info.annotation)
+        else:
+            yield name, info
+
+
+def test_every_field_has_help():
+    missing = [name for name, info in leaves(RunConfig) if not info.description]
+    assert missing == []
+
+
+def test_every_metric_says_what_it_is():
+    for name, metric in METRICS.items():
+        assert metric.title, name
+        assert metric.help.endswith("."), name
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_survives_yaml(name: str):
+    config = presets()[name].config
+    text = yaml.safe_dump(config.model_dump(mode="json"))
+    assert RunConfig.model_validate(yaml.safe_load(text)) == config
+
+
+def test_overrides_are_laid_over_a_preset():
+    config = resolve_config("tiny", {"sae": {"k": 8}, "train": {"lr": 0.01}})
+    assert (config.sae.k, config.sae.d_sae, config.train.lr) == (8, 2048, 0.01)
+
+
+def test_either_of_two_fields_takes_the_others_place():
+    config = resolve_config("tiny", {"sae": {"expansion_factor": 4}, "train": {"num_epochs": 2}})
+    assert (config.sae.d_sae, config.sae.expansion_factor) == (None, 4)
+    assert (config.train.total_tokens, config.train.num_epochs) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "words"),
+    [
+        ({"sae": {"kk": 3}}, "sae.kk", r"no such field; did you mean sae\.k\?"),
+        ({"sae": {"k": 5000}}, "sae", r"sae\.k = 5000 is larger than sae\.d_sae = 2048"),
+        ({"sae": {"k": 0}}, "sae.k", r"greater than or equal to 1 \(got 0\)"),
+        ({"train": {"lr": "fast"}}, "train.lr", r"valid number.*got 'fast'"),
+        ({"model": {"site": "resid"}}, "model.site", "resid_post"),
+        ({"model": {"device": "tpu"}}, "model.device", "got 'tpu'"),
+        ({"sae": {"d_sae": 8, "expansion_factor": 2}}, "sae", "not both"),
+        ({"sae": {"tied_weights": True}}, "sae", r"needs sae\.normalize_decoder"),
+        ({"train": {"lr": float("nan")}}, "train.lr", "finite"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(overrides, field, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        resolve_config("tiny", overrides)
+    assert caught.value.problems[0].field == field
+
+
+def test_an_unknown_preset_is_answered_with_the_names_there_are():
+    with pytest.raises(ConfigError, match="no preset 'big'; choose one of quick-test, tiny"):
+        get_preset("big")
+
+
+def test_field_names_are_dotted():
+    assert {"name", "seed", "sae.k", "train.lr", "index.tokens"} <= set(field_names())
