@@ -25,6 +25,9 @@ HELDOUT_PERCENT = 12
 DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
 
+SHORTEST_DOCUMENT_CHARS = 120
+"""Shorter files are package markers, the same text again and again, and are left out."""
+
 _SKIPPED_FOLDERS = frozenset(
     [
         "site-packages",
@@ -43,7 +46,15 @@ _SKIPPED_FOLDERS = frozenset(
     ]
 )
 _SKIPPED_FILES = frozenset(
-    ["stringprep.py", "locale.py", "_compat_pickle.py", "entities.py", "mimetypes.py", "this.py"]
+    [
+        "stringprep.py",
+        "locale.py",
+        "_compat_pickle.py",
+        "_casefix.py",
+        "entities.py",
+        "mimetypes.py",
+        "this.py",
+    ]
 )
 _SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 
@@ -128,6 +139,7 @@ def stdlib_documents(split: Split) -> list[str]:
         for source in texts
         if is_heldout(source.name) == (split == "heldout")
         for number, document in enumerate(_documents_of(source.text))
+        if len(document) >= SHORTEST_DOCUMENT_CHARS
     ]
     if not keyed:
         raise ValueError(f"This Python has no standard-library sources under {root}.")
