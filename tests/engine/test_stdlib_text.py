@@ -15,7 +15,7 @@ def test_tests_and_data_tables_are_left_out():
     text = "\n".join(stdlib_documents("train") + stdlib_documents("heldout"))
     assert text.count("SMALL LETTER") < 50
     assert "class TestCase" in text  # unittest itself is library code
-    assert "import support" not in text
+    assert text.count("def test_") < 50  # the test suite alone has tens of thousands
     assert "Truth Value Testing" in text  # the language reference's topics
 
 
