@@ -17,12 +17,12 @@ st.html(HERE / "style.css")
 st.logo(str(HERE / "mark.svg"), size="large")
 page = st.navigation(
     [
-        st.Page("pages/runs.py", title="Runs", default=True),
-        st.Page("pages/launch.py", title="New run", url_path="launch"),
-        st.Page("pages/run.py", title="Run", url_path="run", visibility="hidden"),
-        st.Page("pages/features.py", title="Features", url_path="features", visibility="hidden"),
-        st.Page("pages/feature.py", title="Feature", url_path="feature", visibility="hidden"),
-        st.Page("pages/lookup.py", title="Look up", url_path="lookup", visibility="hidden"),
+        st.Page("views/runs.py", title="Runs", default=True),
+        st.Page("views/launch.py", title="New run", url_path="launch"),
+        st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
+        st.Page("views/features.py", title="Features", url_path="features", visibility="hidden"),
+        st.Page("views/feature.py", title="Feature", url_path="feature", visibility="hidden"),
+        st.Page("views/lookup.py", title="Look up", url_path="lookup", visibility="hidden"),
     ],
     position="top",
 )

@@ -19,12 +19,12 @@ RETRY_SECONDS = 2
 POLL_SECONDS = 2
 
 _PAGES = {
-    "": "pages/runs.py",
-    "launch": "pages/launch.py",
-    "run": "pages/run.py",
-    "features": "pages/features.py",
-    "feature": "pages/feature.py",
-    "lookup": "pages/lookup.py",
+    "": "views/runs.py",
+    "launch": "views/launch.py",
+    "run": "views/run.py",
+    "features": "views/features.py",
+    "feature": "views/feature.py",
+    "lookup": "views/lookup.py",
 }
 
 

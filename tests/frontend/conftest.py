@@ -75,7 +75,7 @@ def open_page(server: FakeServer) -> Callable[..., AppTest]:
         app = AppTest.from_file(str(APP), default_timeout=60)
         if page != "runs":
             app.run()
-            app.switch_page(f"pages/{page}.py")
+            app.switch_page(f"views/{page}.py")
         for name, value in query.items():
             app.query_params[name] = value
         return app.run()

@@ -30,6 +30,12 @@ def shown(app: AppTest) -> str:
     return "\n".join([*(h.body for h in app.html), *(str(text) for text in linked)])
 
 
+def address(app: AppTest, name: str) -> str:
+    """A value of the page's address; AppTest keeps one as text or as a list."""
+    value = app.query_params[name]
+    return value if isinstance(value, str) else value[-1]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
     app = open_page(page, **PAGES[page])
@@ -50,7 +56,7 @@ def test_without_runs_one_button_leads_to_the_preset_tiny(open_page: Open) -> No
     app = open_page("runs")
     assert [b.label for b in app.button] == ["Train your first SAE (about two minutes)"]
     app.button[0].click().run()
-    assert app.query_params["preset"] == ["tiny"]
+    assert address(app, "preset") == "tiny"
     assert 'class="wb-preset on" href="launch?preset=tiny"' in shown(app)
 
 
@@ -71,7 +77,7 @@ def test_starting_sends_only_what_differs_and_opens_the_run(
     app.button(key="start").click().run()
     [sent] = server.world.created
     assert (sent.preset, sent.config, sent.name) == ("tiny", {"sae": {"k": 16}}, "mine")
-    assert app.query_params["id"] == ["new1"]
+    assert address(app, "id") == "new1"
 
 
 def test_an_impossible_form_is_not_sent_and_says_why_beside_the_field(
@@ -162,7 +168,7 @@ def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> N
     app = open_page("feature", id="finished", index="0")
     assert app.button(key="left").disabled
     app.button(key="right").click().run()
-    assert app.query_params["index"] == ["1"]
+    assert address(app, "index") == "1"
     assert "Feature 1<" in shown(app)
     app.number_input(key="url:index").set_value(511).run()
     assert "Feature 511<" in shown(app)
@@ -174,7 +180,7 @@ def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open)
     assert "0.0800 % (40 of 50,000 tokens)" in text
     assert "Interval 1.44 – 1.80 <small>(contains 50.0 %)" in text
     assert "×3" in text
-    assert text.count("wb-line") == 20 + 5 * 5
+    assert text.count('class="wb-line"') == 20 + 5 * 5
 
 
 def test_a_dead_feature_says_so(open_page: Open) -> None:
@@ -195,7 +201,7 @@ def test_a_label_and_a_star_are_kept(open_page: Open, world: World) -> None:
 def test_the_search_box_leads_to_the_lookup(open_page: Open, page: str) -> None:
     app = open_page(page, **PAGES[page])
     app.text_input(key="search").set_value(" import").run()
-    assert app.query_params["q"] == [" import"]
+    assert address(app, "q") == " import"
     assert "1,274 positions in all" in shown(app)
 
 
@@ -209,7 +215,7 @@ def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_p
 def test_an_unseen_token_is_said_to_be_so(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="zzz"))
     assert "&#x27;zzz&#x27; does not occur" in text
-    assert "wb-table" not in text
+    assert '<table' not in text
 
 
 def test_a_run_without_snapshots_says_that_features_will_come(

@@ -249,4 +249,5 @@ def _interval_title(interval: Interval) -> str:
     )
 
 
-show()
+if __name__ == "__main__":
+    show()

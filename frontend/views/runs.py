@@ -151,4 +151,5 @@ def _row(run: Run) -> str:
     return f"<tr>{''.join(f'<td{css}>{cell}</td>' for (_, css, _), cell in columns)}</tr>"
 
 
-show()
+if __name__ == "__main__":
+    show()

@@ -161,4 +161,5 @@ def _row(run: Run, match: FeatureMatch) -> str:
     )
 
 
-show()
+if __name__ == "__main__":
+    show()

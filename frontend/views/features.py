@@ -174,4 +174,5 @@ def _pager(page: FeaturePage) -> None:
             st.rerun()
 
 
-show()
+if __name__ == "__main__":
+    show()

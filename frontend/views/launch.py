@@ -213,4 +213,5 @@ def _show_again(problems: Mapping[str, str]) -> None:
     st.rerun()
 
 
-show()
+if __name__ == "__main__":
+    show()

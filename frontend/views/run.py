@@ -220,4 +220,5 @@ def _log(run: Run) -> None:
             live(body, active=not has_ended(run))
 
 
-show()
+if __name__ == "__main__":
+    show()

@@ -1,1 +1,0 @@
-"""One script per page; `frontend/app.py` names them."""
