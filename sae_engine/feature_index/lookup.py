@@ -7,6 +7,7 @@ F1 their harmonic mean, lift = precision / (c(t) / N).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -119,13 +120,21 @@ def resolve(
         part = text.casefold()
         return Meaning([i for i, entry in enumerate(vocabulary.casefolded) if part in entry], [])
     if match == "exact" or not bare:
-        ids = [i for i, entry in enumerate(vocabulary.texts) if entry == text]
+        ids = _places(vocabulary.texts, text)
         forms = [text]
     else:
-        folded = bare.casefold()
-        ids = [i for i, entry in enumerate(vocabulary.folded) if entry == folded]
+        ids = _places(vocabulary.folded, bare.casefold())
         forms = [bare, f" {bare}"]
     return Meaning(ids, []) if ids else _tokenized(forms, tokenizer())
+
+
+def _places(entries: list[str], wanted: str) -> list[int]:
+    """Where a list holds a string; `list.index` is many times faster than a comprehension."""
+    places: list[int] = []
+    with contextlib.suppress(ValueError):
+        while True:
+            places.append(entries.index(wanted, places[-1] + 1 if places else 0))
+    return places
 
 
 def _tokenized(forms: Sequence[str], tokenizer: Tokenizer) -> Meaning:
@@ -220,7 +229,8 @@ def _merged(
     total = np.bincount(latents, counts, d_sae).astype(np.int64)
     total_sum = np.bincount(latents, sums, d_sae)
     largest = np.zeros(d_sae, np.float64)
-    np.maximum.at(largest, latents, maxes)
+    # Without a conversion numpy takes a path that is many times slower.
+    np.maximum.at(largest, latents.astype(np.intp), maxes.astype(np.float64))
     present = np.flatnonzero(total)
     return (
         present.astype(np.int64),

@@ -369,13 +369,11 @@ class FeatureIndex:
 
     def _matched(self, ids: Sequence[int], *, keep_order: bool) -> list[MatchedToken]:
         """Members of a group by count, or the tokens of a phrase as they come."""
-        counts = self._token_counts[list(ids)].tolist()
-        pairs = list(zip(ids, counts, strict=True))
-        if not keep_order:
-            pairs.sort(key=lambda pair: (-pair[1], pair[0]))
+        counts = self._token_counts[list(ids)]
+        order = range(len(ids)) if keep_order else np.lexsort((ids, -counts)).tolist()
         return [
-            MatchedToken(id=i, text=self._vocabulary.text(i), count=count)
-            for i, count in pairs[:MAX_MEMBERS]
+            MatchedToken(id=ids[n], text=self._vocabulary.text(ids[n]), count=int(counts[n]))
+            for n in order[:MAX_MEMBERS]
         ]
 
 
