@@ -69,6 +69,7 @@ def test_a_service_is_built_from_a_file_that_exists_and_published_on_loopback_on
 def test_the_containers_do_not_start_without_a_token() -> None:
     token = _SERVICES["backend"]["environment"]["SAE_WORKBENCH_TOKEN"]
     assert token.startswith("${SAE_WORKBENCH_TOKEN:?")
+    assert _SERVICES["frontend"]["environment"]["SAE_WORKBENCH_TOKEN"] == token
 
 
 def test_the_pages_find_the_api_under_a_name_that_it_answers_to() -> None:
