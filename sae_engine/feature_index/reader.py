@@ -370,7 +370,7 @@ class FeatureIndex:
     def _matched(self, ids: Sequence[int], *, keep_order: bool) -> list[MatchedToken]:
         """Members of a group by count, or the tokens of a phrase as they come."""
         counts = self._token_counts[list(ids)]
-        order = range(len(ids)) if keep_order else np.lexsort((ids, -counts)).tolist()
+        order = range(len(ids)) if keep_order else np.lexsort((np.array(ids), -counts)).tolist()
         return [
             MatchedToken(id=ids[n], text=self._vocabulary.text(ids[n]), count=int(counts[n]))
             for n in order[:MAX_MEMBERS]
