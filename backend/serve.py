@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ def _run(settings: Settings, listener: socket.socket, port: int, console: Consol
     config = uvicorn.Config(
         pages, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # raised again by uvicorn once it has shut down
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:
