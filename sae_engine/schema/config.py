@@ -26,7 +26,7 @@ class ModelConfig(Section):
 
     name: str = Field("tiny-gemma2", min_length=1, max_length=500)
     """`tiny-gemma2` (embedded, works offline), a Hugging Face model id, or a local folder."""
-    layer: int = Field(3, ge=0)
+    layer: int = Field(2, ge=0)
     """Index of the decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
     """Residual stream after the layer, or what its MLP or attention adds to the residual stream."""
