@@ -1,0 +1,98 @@
+"""How width, batch and learning rate decide what a short run of the embedded model reaches.
+
+    python benchmarks/sae_recipe.py                                # the table in LOG.md
+    python benchmarks/sae_recipe.py "layer=2,batch=512,lr=0.004"   # one recipe of your own
+
+The activations are extracted once per layer (about a minute each on two cores) and every recipe
+sees the same tokens. Prints one line per recipe: held-out FVU, share of latents alive, seconds.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from functools import cache
+
+import torch
+
+from sae_engine.activations import ActivationStream, extract
+from sae_engine.corpus import Packing, heldout_rows, training_rows
+from sae_engine.evaluate import reconstruction_metrics
+from sae_engine.language_model import LanguageModel
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import DataConfig, ModelConfig, SAEConfig, TrainConfig
+from sae_engine.trainer import Budget, SAETrainer
+
+TOKENS = 500_000
+HELDOUT_TOKENS = 50_000
+RECIPES = [
+    "layer=3,batch=1024",
+    "layer=2,batch=1024",
+    "layer=2,batch=1024,lr=0.004",
+    "layer=2,batch=512",
+    "layer=2,batch=512,lr=0.002",
+    "layer=2,batch=512,lr=0.004",
+    "layer=2,batch=512,lr=0.008",
+    "layer=2,batch=512,normalize=True",
+]
+
+
+@cache
+def activations(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shuffled training activations and held-out ones, [tokens, d_in] each."""
+    model = LanguageModel.load(ModelConfig(layer=layer))
+    data = DataConfig()
+    packing = Packing(model.tokenizer, data.ctx_len, model.bos_id, model.eos_id)
+    stream = ActivationStream(
+        model, lambda cursor: training_rows(data, packing, cursor=cursor), batch_size=512, seed=0
+    )
+    train = torch.cat([next(stream) for _ in range(TOKENS // 512)])
+    heldout = extract(model, torch.from_numpy(heldout_rows(data, packing, HELDOUT_TOKENS)))
+    return train, heldout
+
+
+def run(
+    *,
+    layer: int = 2,
+    d_sae: int = 2048,
+    k: int = 32,
+    batch: int = 512,
+    lr: float | None = None,
+    normalize: bool = False,
+    tied: bool = False,
+) -> str:
+    train, heldout = activations(layer)
+    shape = SAEConfig(d_sae=d_sae, k=k, normalize_decoder=normalize, tied_weights=tied)
+    config = TrainConfig(total_tokens=len(train), batch_size_tokens=batch, lr=lr)
+    steps = len(train) // batch
+    sae = TopKSAE(train.shape[1], d_sae, k, tied=tied)
+    trainer = SAETrainer(sae, shape, config, Budget(steps, steps * batch))
+    trainer.fit_input_(train[:16_384], seed=0)
+    began = time.perf_counter()
+    for i in range(steps):
+        trainer.step(train[i * batch : (i + 1) * batch])
+    seconds = time.perf_counter() - began
+    metrics = reconstruction_metrics(sae.folded(trainer.scale), heldout)
+    return (
+        f"lr {trainer.peak_lr:.2g}  FVU {metrics['eval_fvu']:.4f}  "
+        f"alive {metrics['frac_alive']:.4f}  {seconds:.0f} s"
+    )
+
+
+def main() -> None:
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for recipe in sys.argv[1:] or RECIPES:
+        settings = dict(part.split("=") for part in recipe.split(","))
+        values = {name: _value(text) for name, text in settings.items()}
+        print(f"{recipe:36s} {run(**values)}", flush=True)
+
+
+def _value(text: str) -> int | float | bool:
+    if text in ("True", "False"):
+        return text == "True"
+    return float(text) if "." in text or "e" in text else int(text)
+
+
+if __name__ == "__main__":
+    main()
