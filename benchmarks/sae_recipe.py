@@ -13,6 +13,7 @@ import platform
 import sys
 import time
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for recipe in sys.argv[1:] or RECIPES:
         settings = dict(part.split("=") for part in recipe.split(","))
-        values = {name: _value(text) for name, text in settings.items()}
+        values: dict[str, Any] = {name: _value(text) for name, text in settings.items()}
         print(f"{recipe:36s} {run(**values)}", flush=True)
 
 
