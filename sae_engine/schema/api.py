@@ -46,17 +46,17 @@ class RunCreate(Shape):
     """Name of a preset; unset starts from the defaults of `RunConfig`."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Partial overrides, nested like `RunConfig`."""
-    name: str | None = Field(None, max_length=200)
+    name: str | None = Field(default=None, max_length=200)
     tags: list[str] = Field(default_factory=list, max_length=50)
-    notes: str = Field("", max_length=20_000)
+    notes: str = Field(default="", max_length=20_000)
 
 
 class RunPatch(Shape):
     """What may be changed about a run after it was made; unset stays as it is."""
 
-    name: str | None = Field(None, min_length=1, max_length=200)
-    tags: list[str] | None = Field(None, max_length=50)
-    notes: str | None = Field(None, max_length=20_000)
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    tags: list[str] | None = Field(default=None, max_length=50)
+    notes: str | None = Field(default=None, max_length=20_000)
     archived: bool | None = None
 
 
@@ -242,8 +242,8 @@ class FeatureDetail(Feature):
 
 
 class LabelUpdate(Shape):
-    label: str = Field("", max_length=500)
-    notes: str = Field("", max_length=20_000)
+    label: str = Field(default="", max_length=500)
+    notes: str = Field(default="", max_length=20_000)
     starred: bool = False
 
 

@@ -24,19 +24,19 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """Which language model, and where in it the activations are read."""
 
-    name: str = Field("tiny-gemma2", min_length=1, max_length=500)
+    name: str = Field(default="tiny-gemma2", min_length=1, max_length=500)
     """`tiny-gemma2` (embedded, works offline), a Hugging Face model id, or a local folder."""
-    layer: int = Field(2, ge=0)
+    layer: int = Field(default=2, ge=0)
     """Index of the decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
     """Residual stream after the layer, or what its MLP or attention adds to the residual stream."""
-    hook_point: str | None = Field(None, max_length=300)
+    hook_point: str | None = Field(default=None, max_length=300)
     """Path of any module, such as `model.layers.15`; overrides `layer` and `site`."""
     hook_io: Literal["output", "input"] = "output"
     """With `hook_point`: read what the module returns or what it is given."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the language model; `auto` is bfloat16 on a GPU and float32 on a CPU."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """`auto` takes a GPU if there is one."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads a large language model over several GPUs."""
@@ -45,25 +45,25 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which text the language model reads."""
 
-    dataset: str = Field("python-stdlib", min_length=1, max_length=500)
+    dataset: str = Field(default="python-stdlib", min_length=1, max_length=500)
     """`python-stdlib` (embedded), a Hugging Face dataset id, or a path to `.txt`, `.jsonl` or
     `.parquet`.
     """
-    subset: str | None = Field(None, max_length=200)
+    subset: str | None = Field(default=None, max_length=200)
     """The dataset's configuration name on Hugging Face, such as `sample-10BT`."""
-    split: str = Field("train", min_length=1, max_length=100)
+    split: str = Field(default="train", min_length=1, max_length=100)
     """The dataset's split to read."""
-    text_column: str = Field("text", min_length=1, max_length=200)
+    text_column: str = Field(default="text", min_length=1, max_length=200)
     """The column that holds the text."""
     streaming: bool = True
     """Read a Hugging Face dataset while training instead of downloading it first."""
     num_samples: PositiveInt | None = None
     """Number of documents to use at most; unset uses all."""
-    ctx_len: int = Field(256, ge=8, le=131_072)
+    ctx_len: int = Field(default=256, ge=8, le=131_072)
     """Tokens in a row that the language model reads at once, its BOS included."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Decides the order of the activations; independent of the SAE's own seed."""
-    heldout_tokens: int = Field(200_000, ge=1_000)
+    heldout_tokens: int = Field(default=200_000, ge=1_000)
     """Tokens of text kept out of training, for evaluation."""
 
 
@@ -116,25 +116,25 @@ class SAEConfig(Section):
 class TrainConfig(Section):
     """How long and how the SAE is trained, and how often the run looks at itself."""
 
-    total_tokens: int | None = Field(None, ge=1_000)
+    total_tokens: int | None = Field(default=None, ge=1_000)
     """Tokens to train on. Give this or `num_epochs`."""
     num_epochs: PositiveInt | None = None
     """Passes over the training text; needs a dataset that ends. Give this or `total_tokens`."""
-    batch_size_tokens: int = Field(1024, ge=16, le=1_048_576)
+    batch_size_tokens: int = Field(default=1024, ge=16, le=1_048_576)
     """Tokens in one optimizer step."""
-    lr: float | None = Field(None, gt=0, le=1)
+    lr: float | None = Field(default=None, gt=0, le=1)
     """Peak learning rate of Adam; unset is chosen from the width and the token budget."""
     lr_schedule: Literal["linear_decay", "cosine", "constant"] = "linear_decay"
     """After the warm-up: constant and then linear to zero over the last fifth, a cosine to zero,
     or constant.
     """
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises from zero; at most a tenth of the run is used."""
-    grad_clip: float | None = Field(1.0, gt=0)
+    grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient; unset never clips."""
-    auxk_alpha: float = Field(1 / 32, ge=0)
+    auxk_alpha: float = Field(default=1 / 32, ge=0)
     """Weight of the auxiliary loss that revives dead latents."""
-    l1_lambda: float = Field(0.0, ge=0)
+    l1_lambda: float = Field(default=0.0, ge=0)
     """Weight of an L1 penalty on the kept activations; TopK needs none."""
     dead_feature_threshold: PositiveInt | None = None
     """Tokens without firing after which a latent counts as dead; unset is min(10M, total tokens
@@ -144,13 +144,13 @@ class TrainConfig(Section):
     """Steps between points on the curves."""
     eval_every: PositiveInt = 200
     """Steps between held-out evaluations."""
-    eval_tokens: int = Field(50_000, ge=1_000)
+    eval_tokens: int = Field(default=50_000, ge=1_000)
     """Held-out tokens in an evaluation while training; the last one uses all of
     `data.heldout_tokens`.
     """
     ce_every: PositiveInt | None = None
     """Steps between measurements of the cross-entropy delta; unset measures it at the end only."""
-    ce_tokens: int = Field(16_384, ge=256)
+    ce_tokens: int = Field(default=16_384, ge=256)
     """Held-out tokens over which the cross-entropy delta is measured."""
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
@@ -160,7 +160,7 @@ class TrainConfig(Section):
     """
     tensorboard: bool = False
     """Also write TensorBoard event files into the run's folder."""
-    wandb_project: str | None = Field(None, max_length=200)
+    wandb_project: str | None = Field(default=None, max_length=200)
     """Also log to this Weights & Biases project; the key comes from `WANDB_API_KEY`."""
 
     @model_validator(mode="after")
@@ -173,24 +173,24 @@ class TrainConfig(Section):
 class IndexConfig(Section):
     """How much text the feature index covers."""
 
-    tokens: int = Field(200_000, ge=1_000)
+    tokens: int = Field(default=200_000, ge=1_000)
     """Tokens of held-out text in the final index."""
-    snapshot_tokens: int = Field(50_000, ge=1_000)
+    snapshot_tokens: int = Field(default=50_000, ge=1_000)
     """Tokens in an index made while the run trains."""
 
 
 class RunConfig(Section):
     """The whole configuration of one run."""
 
-    name: str = Field("", max_length=200)
+    name: str = Field(default="", max_length=200)
     """What the run is called; empty is named after its recipe and time."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seed of the SAE's initial weights."""
-    model: ModelConfig = ModelConfig()  # pyright: ignore[reportCallIssue]
-    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
-    sae: SAEConfig = SAEConfig()  # pyright: ignore[reportCallIssue]
-    train: TrainConfig = TrainConfig()  # pyright: ignore[reportCallIssue]
-    index: IndexConfig = IndexConfig()  # pyright: ignore[reportCallIssue]
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    sae: SAEConfig = SAEConfig()
+    train: TrainConfig = TrainConfig()
+    index: IndexConfig = IndexConfig()
 
     @property
     def hook_name(self) -> str:
