@@ -28,7 +28,7 @@ def _write_corpus(path: Path) -> None:
     """Documents of plain words with a payload in the middle of each."""
     chooser = random.Random(0)
     with path.open("w", encoding="utf-8") as lines:
-        for number in range(1_200):
+        for number in range(800):
             before, after = chooser.choices(_WORDS, k=60), chooser.choices(_WORDS, k=60)
             text = " ".join([*before, _PAYLOADS[number % len(_PAYLOADS)], *after])
             lines.write(json.dumps({"text": text}) + "\n")
@@ -43,9 +43,9 @@ def hostile_run(workbench_server: Server) -> Run:
         "preset": "quick-test",
         "name": "<script>window.harmed = true</script>",
         "config": {
-            "data": {"dataset": str(corpus), "heldout_tokens": 8_000},
-            "train": {"total_tokens": 20_000},
-            "index": {"tokens": 8_000, "snapshot_tokens": 1_000},
+            "data": {"dataset": str(corpus), "heldout_tokens": 6_000},
+            "train": {"total_tokens": 10_000},
+            "index": {"tokens": 6_000, "snapshot_tokens": 1_000},
         },
     }
     workbench_server.create_run(body)

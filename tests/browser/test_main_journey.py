@@ -68,7 +68,7 @@ def test_a_newcomer_launches_a_run_watches_it_opens_a_feature_stops_it_and_looks
     assert [run.status for run in workbench_server.runs()] == ["running"]
 
     page.goto(run_page)
-    page.locator(".st-key-stop button").click()
+    page.get_by_role("button", name="Stop").click()
     stopped = page.locator(".wb-progressline").get_by_text("stopped")
     expect(stopped).to_be_visible(timeout=_MILLISECONDS)
     _open_first_feature(page)
