@@ -26,7 +26,7 @@ def metrics_series(
 
     `keys` chooses the curves; none means all, in order of appearance. With more than `max_points`
     points, the first, the last and every curve's extremes and first non-finite value in equal
-    stretches are kept.
+    stretches are kept, and evenly spaced ones as far as there is room.
     """
     values: list[dict[str, float]] = json.loads(f"[{','.join(point[3] for point in points)}]")
     names = list(keys) or list(dict.fromkeys(name for row in values for name in row))
@@ -69,7 +69,8 @@ def _kept(values: list[dict[str, float]], names: list[str], max_points: int) -> 
         if end > start:
             part = slice(start, end)
             kept |= _extremes(matrix[:, part], finite[:, part], measured[:, part], int(start))
-    return sorted(kept)
+    spare = max(0, max_points - len(kept))
+    return sorted(kept.union(np.linspace(0, len(values) - 1, spare).astype(int).tolist()))
 
 
 def _extremes(values: Floats, finite: Flags, measured: Flags, start: int) -> set[int]:

@@ -87,12 +87,11 @@ def print_lookup(
 
 
 def _lookup_table(result: LookupResult) -> Table:
-    columns = ("feature", "f1", "precision", "recall", "lift", "mean", "max", "count", "density")
     table = Table(box=None)
-    for column in columns:
-        table.add_column(column, justify="right")
-    table.add_column("label")
-    table.add_column("example")
+    for column in ("feature", "f1", "precision", "recall", "lift", "max", "count"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=max(5, len(column)))
+    for column in ("label", "example"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
     for feature in result.features:
         example = feature.example
         table.add_row(
@@ -101,10 +100,8 @@ def _lookup_table(result: LookupResult) -> Table:
             f"{feature.precision:.3f}",
             f"{feature.recall:.3f}",
             f"{feature.lift:.1f}",
-            f"{feature.mean_activation:.2f}",
             f"{feature.max_activation:.2f}",
             f"{feature.count:,}",
-            f"{feature.density:.3%}",
             escape(feature.label or ""),
             escape("".join(example.tokens).replace("\n", "↵")) if example else "",
         )

@@ -66,5 +66,5 @@ def test_a_needle_in_a_hundred_thousand_points_is_found() -> None:
     rows: list[Values] = [{"fvu": 0.5, "l0": 32.0} for _ in range(100_000)]
     rows[77_777]["fvu"] = 9.0
     series = metrics_series(points_of(rows), max_points=500)
-    assert series.returned_points <= 500
+    assert 400 < series.returned_points <= 500
     assert series.step[series.series["fvu"].index(9.0)] == 77_777
