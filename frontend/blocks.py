@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 from urllib.parse import urlencode
 
-import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
 import streamlit as st
 from streamlit.components import v2
 
@@ -75,12 +74,6 @@ def linked_html(body: str, *, key: str) -> str | None:
 def slash_focuses_search() -> None:
     """Let the key `/` jump into the page's search box."""
     _slash()(key="slash", height=0)
-
-
-def show_figure(figure: go.Figure, *, key: str) -> None:
-    """Show a chart; with the same key it is updated in place and keeps its zoom."""
-    config = {"displaylogo": False, "displayModeBar": False}
-    st.plotly_chart(figure, key=key, config=config)  # pyright: ignore[reportUnknownMemberType]
 
 
 def html_block(body: str) -> None:

@@ -83,10 +83,12 @@ def progress_line(run: Run) -> str:
 
 
 def fraction_done(run: Run) -> float | None:
-    """Share of the steps that are done; None while the total is unknown."""
+    """Share of the steps that are done; None while it is unknown or the run still prepares."""
     if run.status == "finished":
         return 1.0
-    return run.progress.step / run.progress.total_steps if run.progress.total_steps else None
+    at = run.progress
+    preparing = run.status == "running" and at.step == 0
+    return at.step / at.total_steps if at.total_steps and not preparing else None
 
 
 def metric_text(run: Run, name: str) -> str:

@@ -1,17 +1,28 @@
-"""Curves as Plotly figures: pure functions of a `MetricsSeries`."""
+"""Curves as Plotly figures: pure functions of a `MetricsSeries`.
+
+A figure is what `plotly.graph_objects.Figure` takes, as plain data for the browser.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
-
-import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from frontend.words import number
 from sae_engine.schema.api import Histogram, MetricsSeries, MetricValue
 from sae_engine.schema.records import METRICS
+
+Trace = dict[str, Any]
+
+
+class Figure(TypedDict):
+    """A chart as Plotly's JSON."""
+
+    data: list[Trace]
+    layout: dict[str, Any]
+
 
 XAxis = Literal["step", "tokens", "time"]
 X_TITLES: dict[XAxis, str] = {"step": "step", "tokens": "training tokens", "time": "seconds"}
@@ -25,7 +36,6 @@ TEAL, ORANGE, VIOLET, PINK, GREEN, GRAY = (
     "#8a8f98",
 )
 RED = "#d6453d"
-GRID = "rgba(128,128,128,.16)"
 
 SPARSE_POINTS = 40
 """Up to so many points a curve shows its points and is not smoothed."""
@@ -133,50 +143,53 @@ def figure(
     x_axis: XAxis = "step",
     log_y: bool = False,
     smoothing: float = 0.0,
-) -> go.Figure:
+) -> Figure:
     """One chart of curves; zoom survives when it is drawn again with more points."""
     x: Sequence[float] = {"step": data.step, "tokens": data.tokens, "time": data.time}[x_axis]
     absent: list[MetricValue] = [None] * len(x)
-    traces: list[Any] = []
+    traces: list[Trace] = []
     for name, color in zip(panel.metrics, panel.colors, strict=True):
         traces += _traces(name, color, split(x, data.series.get(name, absent)), smoothing)
-    return go.Figure(traces, _layout(panel, x_axis, log_y and panel.logarithmic))
+    return Figure(data=traces, layout=_layout(panel, x_axis, log_y and panel.logarithmic))
 
 
-def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Any]:
+def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Trace]:
     title = METRICS[name].title
     sparse = len(data.y) <= SPARSE_POINTS
     smoothed = smoothing > 0 and not sparse
-    main = go.Scatter(
-        uid=name,
-        name=title,
-        x=data.x,
-        y=smooth(data.y, smoothing) if smoothed else data.y,
-        mode="lines+markers" if sparse else "lines",
-        line={"color": color, "width": 2},
-        marker={"size": 5},
-        hovertemplate="%{y:.4g}",
-    )
-    raw = go.Scatter(
-        uid=f"{name}-raw",
-        x=data.x,
-        y=data.y,
-        mode="lines",
-        line={"color": color, "width": 1},
-        opacity=0.25,
-        hoverinfo="skip",
-        showlegend=False,
-    )
-    broken = go.Scatter(
-        uid=f"{name}-broken",
-        name=f"{title} not finite",
-        x=data.broken_x,
-        y=[_base(data.y)] * len(data.broken_x),
-        text=data.broken_names,
-        mode="markers",
-        marker={"color": RED, "symbol": "x", "size": 9},
-        hovertemplate="%{text}",
-    )
+    main: Trace = {
+        "type": "scatter",
+        "uid": name,
+        "name": title,
+        "x": data.x,
+        "y": smooth(data.y, smoothing) if smoothed else data.y,
+        "mode": "lines+markers" if sparse else "lines",
+        "line": {"color": color, "width": 2},
+        "marker": {"size": 5},
+        "hovertemplate": "%{y:.4g}",
+    }
+    raw: Trace = {
+        "type": "scatter",
+        "uid": f"{name}-raw",
+        "x": data.x,
+        "y": data.y,
+        "mode": "lines",
+        "line": {"color": color, "width": 1},
+        "opacity": 0.25,
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    broken: Trace = {
+        "type": "scatter",
+        "uid": f"{name}-broken",
+        "name": f"{title} not finite",
+        "x": data.broken_x,
+        "y": [_base(data.y)] * len(data.broken_x),
+        "text": data.broken_names,
+        "mode": "markers",
+        "marker": {"color": RED, "symbol": "x", "size": 9},
+        "hovertemplate": "%{text}",
+    }
     return [*([raw] if smoothed else []), main, *([broken] if data.broken_x else [])]
 
 
@@ -186,7 +199,7 @@ def _base(values: Sequence[float | None]) -> float:
 
 
 def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
-    axis = {"gridcolor": GRID, "zeroline": False}
+    axis = {"zeroline": False}
     return {
         "height": 250,
         "margin": {"l": 48, "r": 12, "t": 38, "b": 36},
@@ -206,17 +219,18 @@ def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
     }
 
 
-def histogram_figure(histogram: Histogram) -> go.Figure:
+def histogram_figure(histogram: Histogram) -> Figure:
     """A feature's positive activations, counted between edges."""
     bins = list(pairwise(histogram.edges))
-    bars = go.Bar(
-        x=[(low + high) / 2 for low, high in bins],
-        y=histogram.counts,
-        width=[high - low for low, high in bins],
-        customdata=[f"{low:.2f} – {high:.2f}" for low, high in bins],
-        marker={"color": TEAL, "line": {"width": 0}},
-        hovertemplate="%{customdata}: %{y:,} tokens<extra></extra>",
-    )
+    bars: Trace = {
+        "type": "bar",
+        "x": [(low + high) / 2 for low, high in bins],
+        "y": histogram.counts,
+        "width": [high - low for low, high in bins],
+        "customdata": [f"{low:.2f} – {high:.2f}" for low, high in bins],
+        "marker": {"color": TEAL, "line": {"width": 0}},
+        "hovertemplate": "%{customdata}: %{y:,} tokens<extra></extra>",
+    }
     small = {"size": 11}
     layout = {
         "height": 190,
@@ -224,9 +238,9 @@ def histogram_figure(histogram: Histogram) -> go.Figure:
         "bargap": 0.04,
         "showlegend": False,
         "xaxis": {"showgrid": False, "title": {"text": "activation", "font": small}},
-        "yaxis": {"gridcolor": GRID, "title": {"text": "tokens", "font": small}},
+        "yaxis": {"title": {"text": "tokens", "font": small}},
     }
-    return go.Figure(bars, layout)
+    return Figure(data=[bars], layout=layout)
 
 
 def finite_values(values: Sequence[MetricValue]) -> list[float]:

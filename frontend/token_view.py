@@ -16,8 +16,8 @@ from sae_engine.schema.api import Context, TokenLogit
 SNIPPET_TOKENS = 24
 """Tokens shown on either side of the peak in a snippet."""
 
-_HOT = 0.6
-"""Opacity above which text on the color must be dark in either theme."""
+# Opacity above which text on the color must be dark in either theme.
+_HOT = 0.75
 
 _PICTURES = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\xa0": "⍽"}
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import streamlit as st
 
 from frontend import charts
-from frontend.blocks import empty_state, html_block, link, notice, show_figure
+from frontend.blocks import empty_state, html_block, link, notice
+from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -205,9 +206,9 @@ def _graphs(feature: FeatureDetail) -> None:
     if feature.logits:
         with columns[0]:
             html_block(_logits(feature.logits))
-    with columns[-1]:
-        html_block('<h3 class="wb-panel">Activations</h3>')
-        if feature.density.fired:
+    if feature.density.fired:
+        with columns[-1]:
+            html_block('<h3 class="wb-panel">Activations</h3>')
             show_figure(charts.histogram_figure(feature.histogram), key="histogram")
 
 

@@ -12,9 +12,9 @@ from frontend.blocks import (
     notice,
     progress_bar,
     run_header,
-    show_figure,
 )
 from frontend.cards import cards, fraction_done, progress_line
+from frontend.plot import show_figure
 from frontend.state import (
     bound,
     choice_param,

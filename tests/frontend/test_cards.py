@@ -61,17 +61,21 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "total", "fraction"),
-    [("running", 200, 0.25), ("running", None, None), ("finished", None, 1.0)],
+    ("status", "step", "total", "fraction"),
+    [
+        ("running", 50, 200, 0.25),
+        ("running", 50, None, None),
+        ("running", 0, 200, None),
+        ("stopped", 0, 200, 0.0),
+        ("finished", 50, None, 1.0),
+    ],
 )
-def test_the_share_done_is_unknown_without_a_total(
-    status: str, total: int | None, fraction: float | None
+def test_the_share_done_is_unknown_without_a_total_or_before_the_first_step(
+    status: str, step: int, total: int | None, fraction: float | None
 ) -> None:
     run = _run(status=status)
-    run = run.model_copy(
-        update={"progress": run.progress.model_copy(update={"total_steps": total})}
-    )
-    assert cards.fraction_done(run) == fraction
+    progress = run.progress.model_copy(update={"step": step, "total_steps": total})
+    assert cards.fraction_done(run.model_copy(update={"progress": progress})) == fraction
 
 
 def test_every_card_carries_its_definition() -> None:

@@ -140,7 +140,8 @@ def test_a_failed_run_says_why_in_words(open_page: Open) -> None:
 
 def test_a_run_draws_a_chart_for_every_metric_that_was_measured(open_page: Open) -> None:
     app = open_page("run", id="finished", x="tokens", log="1")
-    specs = [json.loads(chart.proto.spec) for chart in app.get("plotly_chart")]
+    plots = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_plot"]
+    specs = [json.loads(plot.json)["figure"] for plot in plots]
     titles = [spec["layout"]["title"]["text"] for spec in specs]
     assert titles[0] == "Loss and variance unexplained"
     assert "Learning rate" in titles
@@ -215,7 +216,7 @@ def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_p
 def test_an_unseen_token_is_said_to_be_so(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="zzz"))
     assert "&#x27;zzz&#x27; does not occur" in text
-    assert '<table' not in text
+    assert "<table" not in text
 
 
 def test_a_run_without_snapshots_says_that_features_will_come(
