@@ -7,29 +7,61 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from backend.settings import Settings, load_settings
 from sae_engine.errors import UserError
 
+TRAIN_OPTIONS = {
+    "--config": True,
+    "--name": True,
+    "--data-dir": True,
+    "--quick-test": False,
+    "--help": False,
+}
+"""Options of `train` that are no fields of the configuration, and whether a value follows."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and options.command != "train":
-        parser.error(f"unknown argument: {rest[0]}")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    fields: list[str] = []
+    if arguments[:1] == ["train"]:
+        arguments, fields = _without_fields(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        return options.action(options, rest)
+        return options.action(options, fields)
     except UserError as error:
         print(f"sae-workbench: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _without_fields(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Part the configuration's fields (`--section.field VALUE`) from the arguments of `train`
+    itself.
+
+    argparse alone would take a field's value for the recipe.
+    """
+    own: list[str] = []
+    fields: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name = argument.partition("=")[0]
+        if not argument.startswith("--") or name in TRAIN_OPTIONS:
+            own.append(argument)
+            if TRAIN_OPTIONS.get(name) and "=" not in argument:
+                own += islice(waiting, 1)
+        else:
+            fields.append(argument)
+            if "=" not in argument:
+                fields += islice(waiting, 1)
+    return own, fields
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         _train,
         "Train in this terminal; the run shows in the browser too.",
-        usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [--name NAME]",
+        usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [OPTIONS]",
         epilog="Any field of the configuration can be set, such as --sae.k 64 --train.lr 3e-4. "
         "Ctrl-C ends a run early and keeps its features; a second one skips them.",
     )
@@ -104,13 +136,13 @@ def _up(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, rest: list[str]) -> int:
+def _train(options: argparse.Namespace, fields: list[str]) -> int:
     from backend.foreground import request_from, train_here
 
     request = request_from(
         recipe="quick-test" if options.quick_test else options.recipe,
         path=options.config,
-        flags=rest,
+        flags=fields,
         name=options.name,
     )
     return train_here(_settings(options), request)

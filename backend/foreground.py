@@ -90,7 +90,7 @@ def overrides_from(flags: Sequence[str]) -> dict[str, Any]:
             )
         field, has_value, text = flag[2:].partition("=")
         if not has_value:
-            if not waiting:
+            if not waiting or waiting[0].startswith("--"):
                 raise UserError(f"{flag} lacks its value.")
             text = waiting.pop(0)
         section = nested
@@ -165,7 +165,6 @@ class _Bar:
             console=console,
         )
         self._task = self._progress.add_task("starting", total=None, values="")
-        self._phase = "starting"
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -182,7 +181,7 @@ class _Bar:
             case PlanRecord():
                 self._progress.update(self._task, total=record.total_tokens)
             case MetricsRecord():
-                shown = ("fvu", "eval_fvu", "l0", "frac_dead")
+                shown = ("fvu", "eval_fvu")
                 values = "  ".join(
                     f"{n} {record.values[n]:.4g}" for n in shown if n in record.values
                 )

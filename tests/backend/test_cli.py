@@ -44,6 +44,7 @@ def test_flags_become_nested_values_of_their_types() -> None:
     [
         (["oops"], "'oops' is not expected"),
         (["--sae.k"], "--sae.k lacks its value"),
+        (["--sae.k", "--sae.d_sae", "8"], "--sae.k lacks its value"),
         (["--sae", "1", "--sae.k", "2"], "'sae' was given a value"),
     ],
 )
@@ -161,6 +162,9 @@ def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> 
         (["train", "tiny", "--sae.kk", "1"], "did you mean sae.k?"),
         (["train", "tiny", "--sae.k", "4096"], "lower k or raise d_sae"),
         (["train", "tiny", "--model.layer", "99"], "Layer 99 does not exist"),
+        (["train", "--sae.k", "4096", "tiny"], "lower k or raise d_sae"),
+        (["train", "--quick-test", "--model.layer", "98"], "Layer 98 does not exist"),
+        (["train", "--model.layer=97", "--name", "x", "--quick-test"], "Layer 97 does not exist"),
         (["lookup", "nobody", "the"], "There is no run 'nobody'"),
     ],
 )
