@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
@@ -13,17 +13,18 @@ from streamlit.components import v2
 from frontend.token_view import escaped
 from sae_engine.schema.api import Run, RunStatus
 
-# Links are real ones (middle click, copy address); a plain click is handed to Python instead of
-# loading the page anew, which would cost a new session.
+# Links are real ones (middle click, copy address). A plain click moves within the session, as the
+# browser's Back does, instead of loading everything anew.
 _LINKS_JS = """
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".wb-block");
   if (root.wbHtml !== data) { root.innerHTML = data; root.wbHtml = data; }
   root.onclick = (event) => {
     const link = event.target.closest("a[href]");
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    setTriggerValue("href", link.getAttribute("href"));
+    history.pushState({}, "", link.href);
+    window.dispatchEvent(new PopStateEvent("popstate"));
   };
 }
 """
@@ -65,10 +66,9 @@ def link(page: str, label_html: str, query: Mapping[str, object | None], *, css:
     return f'<a{kind} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
 
 
-def linked_html(body: str, *, key: str) -> str | None:
-    """Show HTML (escaped already) and return the address of the link just clicked, if any."""
-    result = _links()(key=key, data=body, on_href_change=_nothing)
-    return cast("str | None", result.href)
+def show_linked(body: str, *, key: str) -> None:
+    """Show HTML (escaped already) whose links open pages of this session."""
+    _links()(key=key, data=body)
 
 
 def slash_focuses_search() -> None:
@@ -130,10 +130,6 @@ def empty_state(title: str, body: str) -> str:
 def escaped_lines(text: str) -> str:
     """Plain text of several lines as HTML."""
     return "<br>".join(escaped(line) for line in text.splitlines())
-
-
-def _nothing() -> None:
-    """A component's trigger needs a callback to exist."""
 
 
 def _links() -> Any:

@@ -47,7 +47,7 @@ export default async function ({ data, parentElement }) {
   const { data: traces, layout } = structuredClone(data.figure);
   const first = !box.wbDrawn;
   box.wbDrawn = true;
-  await Plotly.react(box, traces, themed(layout, box), { displayModeBar: false, displaylogo: false });
+  await Plotly.react(box, traces, themed(layout, box), { displayModeBar: false });
   if (first) {
     box.on("plotly_hover", (event) => { box.wbHover = event.points[0].x; });
     box.on("plotly_unhover", () => { box.wbHover = undefined; });

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
-from urllib.parse import parse_qsl, urlsplit
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, linked_html, notice
+from frontend.blocks import empty_state, html_block, notice
 from frontend.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.api import ENDED, Preset, Run, Snapshot
 
@@ -81,19 +80,6 @@ def open_page(page: str, **query: object) -> NoReturn:
     """Leave for another page of this session; None is left out of its URL."""
     given = {name: str(value) for name, value in query.items() if value not in (None, "")}
     st.switch_page(_PAGES[page], query_params=given)
-
-
-def follow(address: str | None) -> None:
-    """Open the page a link of `linked_html` names; None stays."""
-    if address is None:
-        return
-    parts = urlsplit(address)
-    open_page(parts.path.strip("./"), **dict(parse_qsl(parts.query)))
-
-
-def show_linked(body: str, *, key: str) -> None:
-    """Show HTML (escaped already) whose links open pages of this session."""
-    follow(linked_html(body, key=key))
 
 
 @st.cache_data(ttl=2, show_spinner=False)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from frontend import charts
-from frontend.blocks import empty_state, html_block, link, notice
+from frontend.blocks import empty_state, html_block, link, notice, show_linked
 from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
@@ -22,7 +22,6 @@ from frontend.state import (
     required_run,
     search_box,
     set_param,
-    show_linked,
 )
 from frontend.token_view import chip, context_lines, escaped, largest_activation, logit_column
 from frontend.words import count, density, number, percent

@@ -6,7 +6,7 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, run_header
+from frontend.blocks import empty_state, html_block, link, run_header, show_linked
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -17,7 +17,6 @@ from frontend.state import (
     param,
     required_run,
     search_box,
-    show_linked,
 )
 from frontend.token_view import chips, escaped, example
 from frontend.words import count, density, number, percent

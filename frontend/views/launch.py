@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from frontend import forms
-from frontend.blocks import html_block, link
+from frontend.blocks import html_block, link, show_linked
 from frontend.client import ApiProblem
 from frontend.form_widgets import render_field
-from frontend.state import cached_presets, client, open_page, param, show_linked, show_problem
+from frontend.state import cached_presets, client, open_page, param, show_problem
 from frontend.token_view import escaped
 from frontend.words import count, short_count
 from sae_engine.schema.api import Preset, RunCreate

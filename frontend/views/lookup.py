@@ -6,7 +6,7 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, notice, run_header
+from frontend.blocks import empty_state, html_block, link, notice, run_header, show_linked
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -15,7 +15,6 @@ from frontend.state import (
     client,
     param,
     required_run,
-    show_linked,
 )
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number, percent

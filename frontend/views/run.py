@@ -12,6 +12,7 @@ from frontend.blocks import (
     notice,
     progress_bar,
     run_header,
+    show_linked,
 )
 from frontend.cards import cards, fraction_done, progress_line
 from frontend.plot import show_figure
@@ -26,7 +27,6 @@ from frontend.state import (
     open_page,
     required_run,
     search_box,
-    show_linked,
 )
 from frontend.token_view import escaped
 from frontend.words import age, count, short_count

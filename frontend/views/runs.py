@@ -6,9 +6,9 @@ import html
 
 import streamlit as st
 
-from frontend.blocks import badge, empty_state, html_block, link, progress_bar
+from frontend.blocks import badge, empty_state, html_block, link, progress_bar, show_linked
 from frontend.cards import fraction_done, metric_text
-from frontend.state import bound, client, live, open_page, param, show_linked
+from frontend.state import bound, client, live, open_page, param
 from frontend.token_view import escaped
 from frontend.words import DASH, age, duration, elapsed, percent, short_count
 from sae_engine.schema.api import Run, RunPage, RunStatus
