@@ -8,7 +8,7 @@ import streamlit as st
 
 from frontend.blocks import slash_focuses_search
 from frontend.client import ApiProblem
-from frontend.state import show_problem
+from frontend.state import show_problem, show_problem_of_attempt
 
 HERE = Path(__file__).parent
 
@@ -27,6 +27,7 @@ page = st.navigation(
     position="top",
 )
 slash_focuses_search()
+show_problem_of_attempt()
 try:
     page.run()
 except ApiProblem as error:

@@ -17,6 +17,8 @@ _Choice = TypeVar("_Choice")
 RETRY_SECONDS = 2
 POLL_SECONDS = 2
 
+_PROBLEM = "problem"
+
 _PAGES = {
     "": "views/runs.py",
     "launch": "views/launch.py",
@@ -160,8 +162,7 @@ def _retry() -> None:
     try:
         client().health()
     except ApiProblem as error:
-        text = f"{error.problem.detail} Trying again every {RETRY_SECONDS} seconds; runs go on."
-        html_block(notice(text, level="warning", title="No connection"))
+        _say_unreachable(error, RETRY_SECONDS)
     else:
         st.rerun()
 
@@ -174,13 +175,37 @@ def live(body: Callable[[], None], *, active: bool) -> None:
         try:
             body()
         except ApiProblem as error:
-            if not error.unreachable:
+            if active and error.unreachable:
+                _say_unreachable(error, POLL_SECONDS)
+            else:
                 show_problem(error)
-                return
-            text = f"{error.problem.detail} Trying again; runs go on."
-            html_block(notice(text, level="warning", title="No connection"))
 
     part()
+
+
+def _say_unreachable(error: ApiProblem, seconds: int) -> None:
+    text = f"{error.problem.detail} Trying again every {seconds} seconds; runs go on."
+    html_block(notice(text, level="warning", title="No connection"))
+
+
+def attempt(action: Callable[[], object]) -> None:
+    """Do something in a widget's callback; a problem is shown on the page drawn next."""
+    try:
+        action()
+    except ApiProblem as error:
+        st.session_state[_PROBLEM] = error
+
+
+def show_problem_of_attempt() -> None:
+    """Say what went wrong in the callback that led to this drawing, if anything did."""
+    error: ApiProblem | None = st.session_state.pop(_PROBLEM, None)
+    if error is not None:
+        show_problem(error)
+
+
+def name_tab(*parts: str) -> None:
+    """Name the browser's tab after what the page shows."""
+    st.set_page_config(page_title=" · ".join([*parts, "SAE Workbench"]))
 
 
 def has_ended(run: Run) -> bool:
@@ -196,7 +221,7 @@ def chosen_snapshot(run: Run) -> Snapshot | None:
     return next((s for s in snapshots if s.step == pinned), latest)
 
 
-def search_box(run: Run, *, label: str = "Look up a token") -> None:
+def search_box(run: Run) -> None:
     """The box that leads from any page of a run to what fires on a token."""
 
     def go() -> None:
@@ -204,7 +229,7 @@ def search_box(run: Run, *, label: str = "Look up a token") -> None:
         st.session_state["search"] = ""
 
     st.text_input(
-        label,
+        "Look up a token",
         key="search",
         placeholder="Look up a token, such as import   ( / )",
         icon=":material/search:",

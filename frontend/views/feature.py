@@ -12,11 +12,13 @@ from frontend.blocks import empty_state, html_block, link, notice, show_linked
 from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
+    attempt,
     bound,
     choice_param,
     chosen_snapshot,
     client,
     int_param,
+    name_tab,
     num_features,
     param,
     required_run,
@@ -53,6 +55,7 @@ def show() -> None:
     last = num_features(run.id, snapshot.step) - 1
     index = min(int_param("index") or 0, last)
     feature = client().feature(run.id, index, snapshot=snapshot.step)
+    name_tab(f"Feature {index}", run.name)
     _navigation(run, feature, last)
     left, right = st.columns([1, 2.6], gap="large")
     with left:
@@ -137,7 +140,7 @@ def _label(run: Run, feature: FeatureDetail) -> None:
             notes=feature.notes,
             starred=st.session_state[star_key],
         )
-        client().label(run.id, feature.index, update)
+        attempt(lambda: client().label(run.id, feature.index, update))
 
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.text_input(

@@ -13,6 +13,7 @@ from frontend.state import (
     choice_param,
     chosen_snapshot,
     client,
+    name_tab,
     open_page,
     param,
     required_run,
@@ -37,6 +38,7 @@ _TITLES: dict[FeatureSort, str] = {
 def show() -> None:
     """The page."""
     run = required_run()
+    name_tab("Features", run.name)
     header, search = st.columns([3.2, 1.2], vertical_alignment="bottom")
     with header:
         show_linked(run_header(run, "features", param("snapshot")), key="head")
@@ -96,7 +98,7 @@ def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
             "Filter",
             key=key,
             on_change=write,
-            placeholder="Filter by label",
+            placeholder="Label, token or #index",
             label_visibility="collapsed",
             width=220,
         )

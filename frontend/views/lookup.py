@@ -13,6 +13,7 @@ from frontend.state import (
     choice_param,
     chosen_snapshot,
     client,
+    name_tab,
     param,
     required_run,
 )
@@ -44,6 +45,7 @@ LIMIT = 50
 def show() -> None:
     """The page."""
     run = required_run()
+    name_tab("Look up", run.name)
     show_linked(run_header(run, "lookup", param("snapshot")), key="head")
     snapshot = chosen_snapshot(run)
     follow_latest(run, snapshot)

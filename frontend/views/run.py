@@ -24,6 +24,7 @@ from frontend.state import (
     has_ended,
     int_param,
     live,
+    name_tab,
     open_page,
     required_run,
     search_box,
@@ -41,6 +42,7 @@ OVERLAP_POINTS = 20
 def show() -> None:
     """The page."""
     run = required_run()
+    name_tab(run.name)
     header, search = st.columns([3.2, 1.2], vertical_alignment="bottom")
     with header:
         show_linked(run_header(run, "run"), key="head")

@@ -258,3 +258,11 @@ def test_an_unreachable_server_is_one_sentence(
     app = open_page("runs")
     assert not app.exception
     assert "cannot be reached. Trying again every 2 seconds; runs go on." in shown(app)
+
+
+def test_a_label_that_could_not_be_kept_is_said_to_be_so(open_page: Open, world: World) -> None:
+    app = open_page("feature", id="finished", index="5")
+    world.down = True
+    app.text_input(key="label:finished:5").set_value("five").run()
+    assert not app.exception
+    assert "answered 503" in shown(app)
