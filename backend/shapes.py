@@ -57,7 +57,7 @@ def latest_metrics(row: RunRow) -> dict[str, float]:
 
 def has_checkpoint(folder: RunFolder) -> bool:
     """Whether a run can go on from where it was; temporary files do not count."""
-    return any(folder.checkpoints.glob("last*"))
+    return folder.checkpoint.exists()
 
 
 def snapshot_shape(row: SnapshotRow) -> Snapshot:

@@ -7,7 +7,6 @@ Fed and read by `train`. Tensors and numbers only; nothing is unpickled.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -41,10 +40,6 @@ class TrainState(NamedTuple):
     """Identifies the text, the tokenizer and the shape the state belongs to."""
 
 
-def checkpoint_path(folder: RunFolder) -> Path:
-    return folder.checkpoints / "last.safetensors"
-
-
 def save_checkpoint(
     folder: RunFolder,
     sae: TopKSAE,
@@ -59,7 +54,7 @@ def save_checkpoint(
         for key, value in optimizer.state[parameter].items():
             tensors[f"adam.{name}.{key}"] = value
     described = {"format": FORMAT, **state._asdict()}
-    with published_file(checkpoint_path(folder)) as path:
+    with published_file(folder.checkpoint) as path:
         save_file(tensors, path, metadata={"state": json.dumps(described)})
 
 
@@ -70,7 +65,7 @@ def load_checkpoint(
 
     Raises `UserError` if there is no checkpoint or it does not fit.
     """
-    path = checkpoint_path(folder)
+    path = folder.checkpoint
     try:
         with safe_open(path, framework="pt", device=str(since_fired.device)) as file:
             described: dict[str, Any] = json.loads(file.metadata()["state"])

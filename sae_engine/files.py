@@ -37,6 +37,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def checkpoint(self) -> Path:
+        """The newest state from which the run can be resumed."""
+        return self.checkpoints / "last.safetensors"
+
+    @property
     def best(self) -> RunFolder:
         """Where the SAE with the lowest held-out FVU so far is kept, under the same names."""
         return RunFolder(self.checkpoints / "best")

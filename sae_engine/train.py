@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 import yaml
 
 from sae_engine.activations import BEGINNING, ActivationStream, StreamState
-from sae_engine.checkpoint import TrainState, checkpoint_path, load_checkpoint, save_checkpoint
+from sae_engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from sae_engine.corpus import Packing, count_tokens, training_rows
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder, published_file
@@ -154,7 +154,7 @@ class _Run:
     def _steps(self, *, resume: bool) -> Iterator[AnyRecord]:
         """The training loop."""
         config, trainer = self.config.train, self.trainer
-        position = self._resume() if resume and checkpoint_path(self.folder).exists() else None
+        position = self._resume() if resume and self.folder.checkpoint.exists() else None
         yield PhaseRecord(phase="reading the first activations")
         self.began = time.perf_counter()
         self.stream = stream = ActivationStream(

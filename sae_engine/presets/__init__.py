@@ -94,6 +94,9 @@ def _problem(error: Any) -> FieldProblem:
         hint = f"; did you mean {close[0]}?" if close else "."
         return FieldProblem(field=path, message=f"There is no such field{hint}")
     message = error["msg"].removeprefix("Value error, ")
+    subject = message.split(" ", 1)[0]
+    if subject in field_names():  # a rule about several fields names the one to change first
+        path = subject
     if error["type"] != "value_error":
         message = f"{message} (got {value!r})."[:500]
     return FieldProblem(field=path, message=message)

@@ -67,11 +67,11 @@ def train(
         os._exit(7)
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    first = int((folder.checkpoints / "last.txt").read_text()) + 1 if resume else 1
+    first = int(folder.checkpoint.read_text()) + 1 if resume else 1
     for step in range(first, TOTAL_STEPS + 1):
         yield measured(step)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    (folder.checkpoints / "last.txt").write_text("10")
+    folder.checkpoint.write_text("10")
     yield PhaseRecord(phase="waiting" if action in ("wait", "deaf") else "ending")
     while action in ("wait", "deaf"):
         if action == "wait" and should_stop() != StopRequest.NONE:

@@ -59,7 +59,7 @@ def test_a_run_without_a_name_is_called_after_its_recipe_and_the_time(client: Te
     [
         ({"preset": "nope"}, "preset", "no preset 'nope'"),
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "no such field"),
-        ({"config": {"sae": {"d_sae": 8, "k": 9}}}, "sae", "sae.k = 9 is larger"),
+        ({"config": {"sae": {"d_sae": 8, "k": 9}}}, "sae.k", "sae.k = 9 is larger"),
         ({"config": {"train": {"lr": "fast"}}}, "train.lr", "fast"),
         ({"config": {"model": {"layer": 99}}}, "model.layer", "Layer 99 does not exist"),
         ({"nam": "x"}, "nam", "x"),

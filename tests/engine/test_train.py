@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from sae_engine import activations
-from sae_engine.checkpoint import checkpoint_path
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.files import RunFolder
@@ -162,7 +161,7 @@ def test_a_stopped_run_keeps_a_usable_sae_and_its_features(config: RunConfig, tm
     assert records[-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
     assert folder.snapshots() == [5]
     assert TopKSAE.load(folder.sae).k == 4
-    assert checkpoint_path(folder).exists()
+    assert folder.checkpoint.exists()
 
 
 def test_a_forced_stop_keeps_the_sae_and_builds_no_features(config: RunConfig, tmp_path: Path):

@@ -49,13 +49,13 @@ def test_either_of_two_fields_takes_the_others_place():
     ("overrides", "field", "words"),
     [
         ({"sae": {"kk": 3}}, "sae.kk", r"no such field; did you mean sae\.k\?"),
-        ({"sae": {"k": 5000}}, "sae", r"sae\.k = 5000 is larger than sae\.d_sae = 2048"),
+        ({"sae": {"k": 5000}}, "sae.k", r"sae\.k = 5000 is larger than sae\.d_sae = 2048"),
         ({"sae": {"k": 0}}, "sae.k", r"greater than or equal to 1 \(got 0\)"),
         ({"train": {"lr": "fast"}}, "train.lr", r"valid number.*got 'fast'"),
         ({"model": {"site": "resid"}}, "model.site", "resid_post"),
         ({"model": {"device": "tpu"}}, "model.device", "got 'tpu'"),
         ({"sae": {"d_sae": 8, "expansion_factor": 2}}, "sae", "not both"),
-        ({"sae": {"tied_weights": True}}, "sae", r"needs sae\.normalize_decoder"),
+        ({"sae": {"tied_weights": True}}, "sae.tied_weights", r"needs sae\.normalize_decoder"),
         ({"train": {"lr": float("nan")}}, "train.lr", "finite"),
     ],
 )
