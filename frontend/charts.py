@@ -213,6 +213,7 @@ def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
             **axis,
             "type": "log" if log_y else "linear",
             "tickformat": ".1%" if panel.share else None,
+            "autorangeoptions": {"include": [0.01]} if panel.share else {},
             "rangemode": "normal" if log_y else "tozero",
             "exponentformat": "power" if log_y else "SI",
         },

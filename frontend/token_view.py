@@ -58,11 +58,15 @@ def chip(text: str, *, title: str = "", count: str = "") -> str:
     bare = text.strip(" ")
     lead = text[: len(text) - len(text.lstrip(" "))] if bare else text
     trail = text[len(text.rstrip(" ")) :] if bare else ""
-    spaces = [f"<i>{'␣' * len(part)}</i>" if part else "" for part in (lead, trail)]
+    spaces = [f"<i>{_spaces(len(part))}</i>" if part else "" for part in (lead, trail)]
     note = f"<small>{html.escape(count)}</small>" if count else ""
     tip = f' title="{html.escape(title, quote=True)}"' if title else ""
     code = f"<code>{spaces[0]}{escaped(bare)}{spaces[1]}</code>"
     return f'<span class="wb-chip"{tip}>{code}{note}</span>'
+
+
+def _spaces(length: int) -> str:
+    return "␣" * length if length <= 3 else f"␣×{length}"
 
 
 def chips(texts: Iterable[str]) -> str:

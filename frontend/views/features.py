@@ -49,7 +49,7 @@ def show() -> None:
     if snapshot is None:
         _none_yet(run)
         return
-    sort: FeatureSort = choice_param("sort", SORTS) or "density"
+    sort: FeatureSort = choice_param("sort", SORTS) or "max_activation"
     order: SortOrder = choice_param("order", ORDERS) or _first_order(sort)
     state: FeatureState | None = choice_param("state", STATES)
     page = client().features(

@@ -171,9 +171,11 @@ def test_invisible_characters_become_visible(text: str, shown: str) -> None:
     assert token_view.visible(text) == shown
 
 
-@pytest.mark.parametrize(("token", "spaces"), [(" a", "␣"), ("a ", "␣"), ("  ", "␣␣"), ("a", "")])
+@pytest.mark.parametrize(
+    ("token", "spaces"), [(" a", "␣"), ("a ", "␣"), ("  ", "␣␣"), ("\n       ", "␣×7"), ("a", "")]
+)
 def test_a_chip_shows_the_outer_spaces_of_its_token(token: str, spaces: str) -> None:
-    assert "".join(re.findall("␣+", token_view.chip(token))) == spaces
+    assert "".join(re.findall("␣[␣×\\d]*", token_view.chip(token))) == spaces
 
 
 def _context(values: list[float], *, peak: int | None = None, copies: int = 1) -> Context:
