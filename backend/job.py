@@ -6,11 +6,13 @@ end into its row. The supervisor judges only what could not write any more.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -49,7 +51,7 @@ def main(run_id: str, *, train: Train | None = None) -> int:
             _log.warning("run %s is %s and not to be worked on", run_id, row.status)
             return 0
         if row.device == "cpu":
-            os.nice(NICENESS)
+            _step_back()
         folder = settings.run_folder(run_id)
         config = RunConfig.model_validate(row.config)
         status = work(
@@ -64,6 +66,15 @@ def main(run_id: str, *, train: Train | None = None) -> int:
         return EXIT_CODES[status]
     finally:
         database.close()
+
+
+def _step_back() -> None:
+    """Leave the processor to the pages when they want it."""
+    os.nice(NICENESS)
+    # A detached job is a session of its own, and where Linux groups processes by session for
+    # scheduling, niceness counts only inside the group: the group needs its own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def engine(
