@@ -91,6 +91,15 @@ def lookups(api: httpx.Client, run: str, repeats: int) -> list[float]:
     return seconds
 
 
+def end_runs(base: str) -> None:
+    """Stop what still runs, so that a measurement that failed leaves no job behind."""
+    api = httpx.Client(base_url=f"{base}/api/")
+    for run in api.get("runs").json()["items"]:
+        if run["ended_at"] is None:
+            api.post(f"runs/{run['id']}/stop", params={"force": True})
+    wait_for(lambda: all(r["ended_at"] for r in api.get("runs").json()["items"]), 60)
+
+
 def measure(base: str, preset: str, navigations: int) -> dict[str, str]:
     api = httpx.Client(base_url=f"{base}/api/", timeout=60)
     table: dict[str, str] = {}
@@ -172,6 +181,7 @@ def main() -> None:
             wait_for(healthy, 60)
             table = measure(base, args.preset, args.navigations)
         finally:
+            end_runs(base)
             server.terminate()
             server.wait()
     commit = subprocess.run(
