@@ -54,6 +54,11 @@ def _gpt2() -> PreTrainedModel:
 ARCHITECTURES = {"gemma2": _gemma2, "llama": _llama, "gpt2": _gpt2}
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a random model per architecture; norms and biases are random too, so that none
