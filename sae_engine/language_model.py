@@ -9,16 +9,15 @@ activations in place of its own. Fed by `corpus` (packed rows of token ids); rea
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import nnsight
 import torch
+from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -34,7 +33,9 @@ from transformers.utils import logging as transformers_logging
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.preflight import EMBEDDED_MODEL, model_path
 from sae_engine.schema.config import ModelConfig
+from sae_engine.text_sources import is_connection_error
 
+HUB_TIMEOUT_SECONDS = 5
 LOGITS_PER_CHUNK = 2**26
 """Largest number of logits held at once while measuring cross-entropy (256 MiB in float32)."""
 
@@ -95,6 +96,7 @@ class LanguageModel:
         """
         name = model_path(config)
         with _loading(config.name):
+            _ask_hub(name)
             hf_config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
         if not hasattr(tokenizer, "backend_tokenizer"):
@@ -342,9 +344,22 @@ def _loading(name: str) -> Generator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if not (isinstance(error, ValueError | KeyError) or is_connection_error(error)):
+            raise
         _log.warning("loading %s failed", name, exc_info=True)
         raise UserError(_why_not_loaded(name, error)) from error
+
+
+def _ask_hub(name: str) -> None:
+    """Ask once about a model that is not here.
+
+    The downloader would try an unreachable hub for long.
+    """
+    if Path(name).expanduser().is_dir() or is_offline_mode():
+        return
+    if try_to_load_from_cache(name, "config.json") is None:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
 
 
 def _why_not_loaded(name: str, error: BaseException) -> str:
@@ -356,7 +371,7 @@ def _why_not_loaded(name: str, error: BaseException) -> str:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(e) for e in causes)
-    if any(isinstance(e, GatedRepoError) for e in causes) or "gated repo" in text:
+    if any(isinstance(e, GatedRepoError) for e in causes) or "access a gated repo." in text:
         return (
             f"'{name}' is gated: accept its license on its Hugging Face page and set HF_TOKEN to a "
             "token of that account."
@@ -368,9 +383,14 @@ def _why_not_loaded(name: str, error: BaseException) -> str:
             f"not set), and no such folder here. The embedded model is '{EMBEDDED_MODEL}'."
         )
     remedy = f"check the network, or use a local folder or the embedded '{EMBEDDED_MODEL}'."
-    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+    if is_offline_mode():
         return f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set; {remedy}"
-    unreachable = LocalEntryNotFoundError | ConnectionError | httpx.TransportError
-    if any(isinstance(e, unreachable) for e in causes) or "connect" in text.lower():
+    unreachable = any(
+        isinstance(e, LocalEntryNotFoundError)
+        or (is_connection_error(e) and not isinstance(e, FileNotFoundError))
+        for e in causes
+        if type(e) is not OSError  # what transformers raises for everything
+    )
+    if unreachable or "connect" in text.lower():
         return f"'{name}' is not cached and the Hugging Face hub cannot be reached; {remedy}"
     return f"The model '{name}' could not be loaded: {error}"

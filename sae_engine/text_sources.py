@@ -25,6 +25,7 @@ HELDOUT_PERCENT = 10
 file).
 """
 MAX_RETRIES = 5
+HUB_TIMEOUT_SECONDS = 5
 
 _log = logging.getLogger(__name__)
 
@@ -65,25 +66,29 @@ def _local(config: DataConfig) -> Iterator[Document]:
 
 
 def _hub(config: DataConfig, start: int) -> Iterator[Document]:
-    """Stream from the hub; a dropped connection is taken up again where it broke, a few times in
-    a row.
-    """
-    number, failures = start, 0
+    """Read from the hub; a dropped connection is taken up again where it broke, a few times."""
+    number, failures, opened = start, 0, False
     while True:
         try:
-            rows = _load_hub(config)
-            rows = rows.skip(number) if number else rows
-            for row in rows:
+            rows = _open_hub(config)
+            opened = True
+            for row in rows.skip(number) if number else rows:
                 yield Document(number, _text(row[config.text_column], config.text_column))
                 number, failures = number + 1, 0
             return
-        except (ConnectionError, TimeoutError, OSError) as error:
+        except Exception as error:
+            if not is_connection_error(error):
+                raise
+            if not opened:
+                raise UserError(
+                    f"The dataset '{config.dataset}' cannot be reached: check the network, or use "
+                    f"a local file or the embedded '{EMBEDDED_CORPUS}'."
+                ) from error
             failures += 1
             if failures > MAX_RETRIES:
                 raise UserError(
-                    f"'{config.dataset}' stopped answering at document {number:,} and did not "
-                    f"come back "
-                    f"after {MAX_RETRIES} tries: {error}"
+                    f"'{config.dataset}' stopped answering at document {number:,} and did not come "
+                    f"back after {MAX_RETRIES} tries: {error}"
                 ) from error
             _log.warning(
                 "reading %s failed at document %d, trying again: %s", config.dataset, number, error
@@ -91,28 +96,37 @@ def _hub(config: DataConfig, start: int) -> Iterator[Document]:
             time.sleep(min(2**failures, 30))
 
 
-def _load_hub(config: DataConfig) -> Any:
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the network is to blame.
+
+    The hub's library speaks through httpx or httpx2, whichever is installed; each has a
+    `TransportError` of its own.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, OSError) or "TransportError" in names
+
+
+def _open_hub(config: DataConfig) -> Any:
+    """Raises `UserError` for a dataset that cannot be had, connection errors as they come."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
+        if config.streaming and not is_offline_mode():
+            # One question first: the downloader would try an unreachable hub for long.
+            HfApi().dataset_info(config.dataset, timeout=HUB_TIMEOUT_SECONDS)
         rows = load_dataset(
             config.dataset, config.subset, split=config.split, streaming=config.streaming
         )
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
         raise UserError(
             f"There is no dataset '{config.dataset}' on the Hugging Face hub, or it is gated or "
-            f"private: accept "
-            "its terms and set HF_TOKEN."
+            "private: accept its terms and set HF_TOKEN."
         ) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"The dataset '{config.dataset}' could not be opened: {error}") from error
-    except ConnectionError as error:
-        raise UserError(
-            f"The dataset '{config.dataset}' cannot be reached: check the network, or use a local "
-            f"file or the "
-            f"embedded '{EMBEDDED_CORPUS}'."
-        ) from error
     columns = rows.column_names or list(next(iter(rows), {}))
     if config.text_column not in columns:
         raise _no_column(config.text_column, f"'{config.dataset}'", ", ".join(columns))
