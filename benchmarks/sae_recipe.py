@@ -28,14 +28,13 @@ from sae_engine.trainer import Budget, SAETrainer
 TOKENS = 500_000
 HELDOUT_TOKENS = 50_000
 RECIPES = [
-    "layer=3,batch=1024",
-    "layer=2,batch=1024",
+    "layer=3,batch=1024,lr=0.00214",
+    "layer=2,batch=1024,lr=0.00214",
     "layer=2,batch=1024,lr=0.004",
-    "layer=2,batch=512",
-    "layer=2,batch=512,lr=0.002",
+    "layer=2,batch=512,lr=0.0018",
+    "layer=2,batch=512,lr=0.0018,normalize=True",
     "layer=2,batch=512,lr=0.004",
     "layer=2,batch=512,lr=0.008",
-    "layer=2,batch=512,normalize=True",
 ]
 
 
