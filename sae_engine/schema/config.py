@@ -6,6 +6,7 @@ column. A knob's default, bound, unit and help stand once, under its field.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -65,6 +66,10 @@ class DataConfig(Section):
     """Decides the order of the activations; independent of the SAE's own seed."""
     heldout_tokens: int = Field(default=200_000, ge=1_000)
     """Tokens of text kept out of training, for evaluation."""
+    activations: str | None = Field(default=None, max_length=500)
+    """An activation file (`.safetensors`) or a folder of such files to train on, instead of
+    reading text with the language model while training.
+    """
 
 
 class SAEConfig(Section):
@@ -81,6 +86,10 @@ class SAEConfig(Section):
     normalize_decoder: bool = False
     """Hold decoder rows at unit norm during training. The saved file has unit-norm rows either
     way.
+    """
+    pretrained: str | None = Field(default=None, max_length=500)
+    """A trained SAE to evaluate and look into, instead of training one: a run's folder, or a file
+    or folder of SAELens, Gemma Scope or dictionary_learning.
     """
 
     @model_validator(mode="after")
@@ -191,6 +200,23 @@ class RunConfig(Section):
     sae: SAEConfig = SAEConfig()
     train: TrainConfig = TrainConfig()
     index: IndexConfig = IndexConfig()
+
+    @property
+    def pass_key(self) -> str:
+        """Equal for runs that can be trained together on one pass of the language model.
+
+        They may differ in anything but the model (its hook point may differ), the text and the
+        batch size.
+        """
+        same = self.model_dump(
+            mode="json",
+            include={
+                "model": {"name", "dtype", "device", "device_map"},
+                "data": True,
+                "train": {"batch_size_tokens"},
+            },
+        )
+        return json.dumps(same, sort_keys=True)
 
     @property
     def hook_name(self) -> str:

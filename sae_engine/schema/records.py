@@ -84,7 +84,24 @@ class EndRecord(Record):
     tokens: int
 
 
-AnyRecord = PhaseRecord | PlanRecord | MetricsRecord | SnapshotRecord | NoticeRecord | EndRecord
+class FailureRecord(Record):
+    """The last record of a run that cannot go on, while others on the same pass may."""
+
+    kind: Literal["failure"] = "failure"
+    error_type: str
+    message: str
+    step: int
+
+
+AnyRecord = (
+    PhaseRecord
+    | PlanRecord
+    | MetricsRecord
+    | SnapshotRecord
+    | NoticeRecord
+    | EndRecord
+    | FailureRecord
+)
 
 
 class Metric(NamedTuple):
