@@ -1,19 +1,18 @@
 """The language model, as the source of activations. The only file that imports nnsight.
 
-`LanguageModel` loads the layers up to the hook and nothing else, reads activations there and stops
-the forward pass at once. `SpliceModel` is the whole model, for the cross-entropy with other
-activations in place of its own. Fed by `corpus` (packed rows of token ids); read by `activations`,
-`evaluate` and `feature_index`.
+`LanguageModel` loads the layers up to the deepest hook and nothing else, reads activations at all
+hooks in one forward pass and stops it at once. `SpliceModel` is the whole model, for the
+cross-entropy with other activations in place of its own. Fed by `corpus` (packed rows of token
+ids); read by `activations`, `evaluate` and `feature_index`.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nnsight
 import torch
@@ -31,6 +30,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.utils import logging as transformers_logging
 
 from sae_engine.errors import ConfigError, UserError
+from sae_engine.hook_points import (
+    HookPoint,
+    find_hook_point,
+    in_running_order,
+    layers_needed,
+    text_config,
+    truncate,
+)
 from sae_engine.preflight import EMBEDDED_MODEL, model_path
 from sae_engine.schema.config import ModelConfig
 from sae_engine.text_sources import is_connection_error
@@ -46,21 +53,28 @@ transformers_logging.disable_progress_bar()
 _log = logging.getLogger(__name__)
 
 
-class LanguageModel:
-    """The first layers of a causal language model, read at one hook point.
+class Hook(NamedTuple):
+    """One place where the model is read."""
 
-    Attributes: `d_in`, the width of the activations; `vocab_size`; `tokenizer`, a
-    `tokenizers.Tokenizer` that reads a literal `<bos>` as text; `bos_id` (None if the model has
-    none) and `eos_id`.
+    point: HookPoint
+    name: str
+    """Full path of the module in the whole model, such as `model.layers.12`."""
+    d_in: int
+    """Width of the activations that pass there."""
+
+
+class LanguageModel:
+    """The first layers of a causal language model, read at one or several hook points.
+
+    Attributes: `hooks`, the distinct hook points, that of the first configuration first; `d_in`,
+    the width of the activations there; `vocab_size`; `tokenizer`, a `tokenizers.Tokenizer` that
+    reads a literal `<bos>` as text; `bos_id` (None if the model has none) and `eos_id`.
     """
 
-    def __init__(self, config: ModelConfig, model: nn.Module, path: str, tokenizer: Any) -> None:
-        self.config = config
-        self.path = path
-        """Path of the hooked module inside the base model, such as `layers.3`."""
+    def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
+        self.config = configs[0]
         self._model = model
         self._traced = nnsight.NNsight(model)
-        self._hook = self._traced.get(path)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
@@ -76,23 +90,41 @@ class LanguageModel:
         )
         """Ids whose positions never enter the buffer, the statistics or the feature index."""
         self.vocab_size: int = text_config(model.config).vocab_size
+
+        points = list(dict.fromkeys(find_hook_point(config, model) for config in configs))
         probe = torch.full(
             (1, 2), self.excluded_ids[0] if self.excluded_ids else 0, device=self.device
         )
-        self.d_in = self.activations(probe).shape[-1]
+        self._points = points
+        self._order = in_running_order(model, points, probe)
+        self.hooks: list[Hook] = [
+            Hook(point, self._full_name(point), activations.shape[-1])
+            for point, activations in zip(points, self._read(probe, self._order), strict=True)
+        ]
+
+    def _full_name(self, point: HookPoint) -> str:
+        prefix = self._model.base_model_prefix
+        return f"{prefix}.{point.path}" if prefix else point.path
+
+    @property
+    def d_in(self) -> int:
+        return self.hooks[0].d_in
 
     @property
     def hook_name(self) -> str:
-        """Full path of the hooked module in the whole model, such as `model.layers.12`."""
-        prefix = self._model.base_model_prefix
-        return f"{prefix}.{self.path}" if prefix else self.path
+        """Full path of the first hooked module in the whole model, such as `model.layers.12`."""
+        return self.hooks[0].name
+
+    def hook_of(self, config: ModelConfig) -> int:
+        """The place in `hooks` of the hook point that `config` means."""
+        return self._points.index(find_hook_point(config, self._model))
 
     @classmethod
-    def load(cls, config: ModelConfig) -> LanguageModel:
-        """Load the layers up to the hook, without the head.
+    def load(cls, config: ModelConfig, *, also: Sequence[ModelConfig] = ()) -> LanguageModel:
+        """Load the layers up to the deepest hook, without the head.
 
-        Raises `UserError` in one sentence when the model cannot be had, `ConfigError` for a hook
-        that it does not have.
+        `also` names further hook points of the same model. Raises `UserError` in one sentence when
+        the model cannot be had, `ConfigError` for a hook that it does not have.
         """
         name = model_path(config)
         with _loading(config.name):
@@ -104,9 +136,9 @@ class LanguageModel:
                 f"The tokenizer of '{config.name}' has no fast (tokenizers) version, which is "
                 f"needed."
             )
-        num_layers = _layers_needed(config, text_config(hf_config).num_hidden_layers)
+        num_layers = layers_needed([config, *also], text_config(hf_config).num_hidden_layers)
         if num_layers is not None:
-            _truncate(text_config(hf_config), num_layers)
+            truncate(text_config(hf_config), num_layers)
         device = resolve_device(config)
         with _loading(config.name):
             model = AutoModel.from_pretrained(
@@ -119,18 +151,33 @@ class LanguageModel:
             )
         if config.device_map is None:
             model.to(device)  # pyright: ignore[reportArgumentType]
-        model.eval().requires_grad_(False)
-        return cls(config, model, _hook_path(config, model), tokenizer)
+        return cls([config, *also], model.eval().requires_grad_(False), tokenizer)
+
+    def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
+        """Run the model on `ids` as far as the first hook and return what passes there."""
+        return self._read(ids, [0])[0]
+
+    def all_activations(
+        self, ids: Int[Tensor, "rows ctx"]
+    ) -> list[Float[Tensor, "rows ctx d_hook"]]:
+        """Run the model once, as far as the deepest hook; what passes at each of `hooks`."""
+        return self._read(ids, self._order)
 
     @torch.inference_mode()
-    def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
-        """Run the model on `ids` as far as the hook and return what passes there."""
+    def _read(self, ids: Tensor, order: list[int]) -> list[Tensor]:
+        """Values at the hooks of `order`, which is the order they are passed in, sorted by place.
+
+        The forward pass stops at the last of them.
+        """
+        points = [self._points[i] for i in order]
+        modules = [self._traced.get(point.path) for point in points]
         with self._traced.trace(ids.to(self.device), use_cache=False) as tracer:
-            value = (
-                self._hook.output if self.config.hook_io == "output" else self._hook.input
-            ).save()
+            values = list().save()  # pyright: ignore[reportAttributeAccessIssue]  # noqa: C408
+            for module, point in zip(modules, points, strict=True):
+                values.append(module.output if point.io == "output" else module.input)
             tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
-        return _as_activations(value, ids)
+        by_place = dict(zip(order, values, strict=True))
+        return [_as_activations(by_place[i], ids) for i in sorted(by_place)]
 
     def special_mask(self, ids: Int[Tensor, "rows ctx"]) -> Tensor:
         """True at BOS, pad and eos: positions that are never trained on, measured or shown."""
@@ -179,9 +226,7 @@ class SpliceModel:
         self.prefix = prefix
         self.model = model
         self._traced = nnsight.NNsight(model)
-        base = self._traced.get(model.base_model_prefix)
-        self._base = base
-        self._hook = self._traced.get(f"{model.base_model_prefix}.{prefix.path}")
+        self._base = self._traced.get(model.base_model_prefix)
         self._soft_cap: float | None = getattr(
             text_config(model.config), "final_logit_softcapping", None
         )
@@ -191,16 +236,18 @@ class SpliceModel:
         self,
         ids: Int[Tensor, "rows ctx"],
         replace: Replace | None = None,
+        hook: int = 0,
     ) -> tuple[float, int]:
         """Sum of the next-token cross-entropies in nats, and their number.
 
         Predictions count where they are made at an ordinary position. `replace` maps the
-        activations at those positions to others; BOS, pad and eos keep their own, as replacing an
-        attention sink wrecks the model.
+        activations at those positions of `prefix.hooks[hook]` to others; BOS, pad and eos keep
+        their own, as replacing an attention sink wrecks the model.
         """
         ids = ids.to(self.prefix.device)
         ordinary = ~self.prefix.special_mask(ids)
-        takes_output = self.prefix.config.hook_io == "output"
+        point = self.prefix.hooks[hook].point
+        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
 
         def spliced(value: Any, replace: Replace) -> Any:
             changed = _as_activations(value, ids).clone()
@@ -208,10 +255,10 @@ class SpliceModel:
             return (changed, *value[1:]) if isinstance(value, tuple) else changed
 
         with self._traced.trace(ids, use_cache=False) as tracer:
-            if replace is not None and takes_output:
-                self._hook.output = spliced(self._hook.output, replace)
+            if replace is not None and point.io == "output":
+                module.output = spliced(module.output, replace)
             elif replace is not None:
-                self._hook.input = spliced(self._hook.input, replace)
+                module.input = spliced(module.input, replace)
             hidden = self._base.output.save()
             tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
         counted = ordinary[:, :-1]
@@ -250,11 +297,6 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return getattr(torch, config.dtype)
 
 
-def text_config(config: Any) -> Any:
-    """A model's language part (multimodal configurations nest it)."""
-    return config.get_text_config()
-
-
 def _as_activations(value: Any, ids: Tensor) -> Tensor:
     # Some modules return a tuple (attention), some a tensor (decoder layers in transformers 5).
     tensor = value[0] if isinstance(value, tuple) else value
@@ -266,75 +308,6 @@ def _as_activations(value: Any, ids: Tensor) -> Tensor:
             f"per token.",
         )
     return tensor
-
-
-def _truncate(config: Any, num_layers: int) -> None:
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
-
-
-def _layers_needed(config: ModelConfig, num_layers: int) -> int | None:
-    """How many decoder layers the hook needs; None for all of them."""
-    if config.hook_point is None:
-        layer = config.layer
-    else:
-        numbers = re.findall(r"\.(\d+)(?=\.|$)", config.hook_point)
-        if not numbers:
-            return None
-        layer = int(numbers[0])
-    if layer >= num_layers:
-        field = "model.hook_point" if config.hook_point else "model.layer"
-        raise ConfigError.of(
-            field,
-            f"Layer {layer} does not exist; '{config.name}' has layers 0 to {num_layers - 1}.",
-        )
-    return layer + 1
-
-
-def _hook_path(config: ModelConfig, model: Any) -> str:
-    modules = dict(model.named_modules())
-    if config.hook_point is not None:
-        for prefix in ("model", "transformer", model.base_model_prefix):
-            path = config.hook_point.removeprefix(f"{prefix}.") if prefix else config.hook_point
-            if path in modules and path:
-                return path
-        raise ConfigError.of(
-            "model.hook_point",
-            f"'{config.hook_point}' is not a module of '{config.name}'; its top-level modules are "
-            f"{', '.join(name for name, _ in model.named_children())}.",
-        )
-    num_layers = text_config(model.config).num_hidden_layers
-    stacks = [
-        n for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m) == num_layers
-    ]
-    if not stacks:
-        raise ConfigError.of(
-            "model.site",
-            f"The layers of '{config.name}' were not found; name a module with model.hook_point.",
-        )
-    layer = f"{stacks[0]}.{config.layer}"
-    if config.site == "resid_post":
-        return layer
-    # What is added to the residual stream: on Gemma-2 and later the sub-layer's output passes a
-    # norm first.
-    if f"{layer}.post_feedforward_layernorm" in modules:
-        wanted = {
-            "mlp_out": ["post_feedforward_layernorm"],
-            "attn_out": ["post_attention_layernorm"],
-        }
-    else:
-        wanted = {
-            "mlp_out": ["mlp", "feed_forward"],
-            "attn_out": ["self_attn", "attn", "attention"],
-        }
-    for child in wanted[config.site]:
-        if f"{layer}.{child}" in modules:
-            return f"{layer}.{child}"
-    raise ConfigError.of(
-        "model.site",
-        f"'{config.name}' has no known {config.site}; name a module with model.hook_point.",
-    )
 
 
 @contextmanager

@@ -118,6 +118,76 @@ def test_the_forward_pass_stops_at_the_hook(model_folders):
 
 
 @pytest.mark.parametrize("architecture", HOOKED)
+def test_several_hooks_on_one_pass_equal_one_load_each(model_folders, architecture):
+    folder = str(model_folders[architecture])
+    configs = [
+        ModelConfig(name=folder, layer=layer, site=site)
+        for layer, site in [(2, "resid_post"), (0, "mlp_out"), (3, "attn_out"), (2, "attn_out")]
+    ]
+    model = LanguageModel.load(configs[0], also=configs[1:])
+    assert [model.hook_of(config) for config in configs] == [0, 1, 2, 3]
+    for config, hook, activations in zip(
+        configs, model.hooks, model.all_activations(ids_of()), strict=True
+    ):
+        alone = LanguageModel.load(config)
+        assert hook == alone.hooks[0]
+        assert torch.equal(activations, alone.activations(ids_of()))
+    assert torch.equal(model.activations(ids_of()), model.all_activations(ids_of())[0])
+
+
+def test_two_names_of_one_place_are_one_hook(model_folders):
+    folder = str(model_folders["gemma2"])
+    by_path = ModelConfig(name=folder, hook_point="model.layers.1")
+    as_input = ModelConfig(name=folder, hook_point="model.layers.1", hook_io="input")
+    model = LanguageModel.load(ModelConfig(name=folder, layer=1), also=[by_path, as_input])
+    assert [hook.name for hook in model.hooks] == ["model.layers.1", "model.layers.1"]
+    assert (model.hook_of(by_path), model.hook_of(as_input)) == (0, 1)
+    below = LanguageModel.load(ModelConfig(name=folder, layer=0))
+    assert torch.equal(model.all_activations(ids_of())[1], below.activations(ids_of()))
+
+
+def test_hooks_of_different_widths_are_read_together(model_folders):
+    folder = str(model_folders["gemma2"])
+    inner = ModelConfig(name=folder, hook_point="model.layers.1.mlp.up_proj")
+    model = LanguageModel.load(ModelConfig(name=folder, layer=1), also=[inner])
+    assert [hook.d_in for hook in model.hooks] == [32, 48]
+    assert [a.shape[-1] for a in model.all_activations(ids_of())] == [32, 48]
+
+
+def test_only_the_layers_up_to_the_deepest_hook_are_loaded_and_run(model_folders):
+    folder = str(model_folders["gemma2"])
+    deeper = ModelConfig(name=folder, hook_point="model.layers.2.mlp.up_proj")
+    model = LanguageModel.load(ModelConfig(name=folder, layer=0), also=[deeper])
+    assert len(model._model.layers) == 3
+    ran = []
+    for layer in (1, 2):
+        down = model._model.layers[layer].mlp.down_proj
+        down.register_forward_hook(lambda *_, layer=layer: ran.append(layer))
+    model.all_activations(ids_of())
+    assert ran == [1]
+    model.activations(ids_of())
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_each_hook_is_spliced_at_its_own_place(model_folders, architecture):
+    folder = str(model_folders[architecture])
+    configs = [ModelConfig(name=folder, layer=2), ModelConfig(name=folder, layer=0, site="mlp_out")]
+    both = LanguageModel.load(configs[0], also=configs[1:]).full()
+    for hook, config in enumerate(configs):
+        alone = LanguageModel.load(config).full()
+        spliced = both.cross_entropy(ids_of(), torch.zeros_like, hook=hook)
+        assert spliced == alone.cross_entropy(ids_of(), torch.zeros_like)
+        assert spliced != both.cross_entropy(ids_of())
+
+
+def test_a_module_that_does_not_run_is_refused(model_folders):
+    config = ModelConfig(name=str(model_folders["gemma2"]), hook_point="model.layers")
+    with pytest.raises(ConfigError, match=r"'layers' is a module that the model does not run"):
+        LanguageModel.load(config)
+
+
+@pytest.mark.parametrize("architecture", HOOKED)
 def test_cross_entropy_equals_the_models_own_logits(model_folders, architecture):
     folder, ids = model_folders[architecture], ids_of()
     splice = LanguageModel.load(ModelConfig(name=str(folder), layer=1)).full()
