@@ -18,9 +18,9 @@ from sae_engine.activations import StreamState
 from sae_engine.corpus import Cursor
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
-from sae_engine.sae import TopKSAE
+from sae_engine.trainer import SAETrainer
 
-FORMAT = 1
+FORMAT = 2
 
 
 class TrainState(NamedTuple):
@@ -40,34 +40,24 @@ class TrainState(NamedTuple):
     """Identifies the text, the tokenizer and the shape the state belongs to."""
 
 
-def save_checkpoint(
-    folder: RunFolder,
-    sae: TopKSAE,
-    optimizer: torch.optim.Adam,
-    since_fired: Tensor,
-    state: TrainState,
-) -> None:
+def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:
     """Publish the state as `checkpoints/last.safetensors`, in one rename."""
-    tensors: dict[str, Tensor] = {"since_fired": since_fired}
-    for name, parameter in sae.named_parameters():
-        tensors[f"sae.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"adam.{name}.{key}"] = value
+    tensors: dict[str, Tensor] = {"since_fired": trainer.since_fired}
+    tensors |= {f"sae.{name}": p.detach() for name, p in trainer.sae.named_parameters()}
+    tensors |= {f"adam.{name}": tensor for name, tensor in trainer.stepper.state().items()}
     described = {"format": FORMAT, **state._asdict()}
     with published_file(folder.checkpoint) as path:
         save_file(tensors, path, metadata={"state": json.dumps(described)})
 
 
-def load_checkpoint(
-    folder: RunFolder, sae: TopKSAE, optimizer: torch.optim.Adam, since_fired: Tensor
-) -> TrainState:
-    """Fill SAE, optimizer and counters in place; return the rest.
+def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> TrainState:
+    """Fill the trainer's SAE, optimizer and counters in place; return the rest.
 
     Raises `UserError` if there is no checkpoint or it does not fit.
     """
     path = folder.checkpoint
     try:
-        with safe_open(path, framework="pt", device=str(since_fired.device)) as file:
+        with safe_open(path, framework="pt", device=str(trainer.since_fired.device)) as file:
             described: dict[str, Any] = json.loads(file.metadata()["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
@@ -77,14 +67,15 @@ def load_checkpoint(
     if described.pop("format") != FORMAT:
         raise UserError(f"The checkpoint '{path}' was written by another version of this program.")
     with torch.no_grad():
-        for name, parameter in sae.named_parameters():
+        for name, parameter in trainer.sae.named_parameters():
             parameter.copy_(tensors[f"sae.{name}"])
-            prefix = f"adam.{name}."
-            optimizer.state[parameter] = {
-                key.removeprefix(prefix): value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-        since_fired.copy_(tensors["since_fired"])
+        trainer.since_fired.copy_(tensors["since_fired"])
+    trainer.stepper.load_state(
+        {
+            name.removeprefix("adam."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("adam.")
+        }
+    )
     window, offset, cursor = described.pop("stream")
     return TrainState(stream=StreamState(window, offset, Cursor(*cursor)), **described)

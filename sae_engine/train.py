@@ -36,7 +36,7 @@ from sae_engine.schema.records import (
     StopRequest,
 )
 from sae_engine.trackers import open_trackers
-from sae_engine.trainer import Budget, SAETrainer, StepMetrics
+from sae_engine.trainer import Budget, SAETrainer, StepResult
 
 
 class NonFiniteLossError(UserError):
@@ -258,12 +258,12 @@ class _Run:
             stream=stream.state,
             fingerprint=self.fingerprint,
         )
-        save_checkpoint(self.folder, trainer.sae, trainer.optimizer, trainer.since_fired, state)
+        save_checkpoint(self.folder, trainer, state)
 
     def _resume(self) -> StreamState:
         """Take everything from the checkpoint; return where the stream stood."""
         trainer = self.trainer
-        state = load_checkpoint(self.folder, trainer.sae, trainer.optimizer, trainer.since_fired)
+        state = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self.fingerprint:
             raise UserError(
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
@@ -337,8 +337,8 @@ class _Clock:
         }
 
 
-def _train_values(result: StepMetrics, trainer: SAETrainer, lr: float) -> dict[str, float]:
-    measured = {name: value.item() for name, value in result._asdict().items()}
+def _train_values(result: StepResult, trainer: SAETrainer, lr: float) -> dict[str, float]:
+    measured = {name: value.item() for name, value in result.metrics()._asdict().items()}
     return measured | {"lr": lr, "frac_dead": trainer.frac_dead}
 
 

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.kernels import decode, select_topk
-from sae_engine.loss import auxk_loss, fvu, geometric_median, total_variance
+from sae_engine.loss import fvu, geometric_median, total_variance
 from sae_engine.sae import TopKSAE
 from sae_engine.schema.config import SAEConfig, TrainConfig
+from sae_engine.steps import Objective, Outcome, Stepper, open_stepper
 
 
 class StepMetrics(NamedTuple):
@@ -27,6 +27,27 @@ class StepMetrics(NamedTuple):
     auxk_loss: Float[Tensor, ""]
     l1_loss: Float[Tensor, ""]
     grad_norm: Float[Tensor, ""]
+
+
+class StepResult(NamedTuple):
+    """A step's batch, scaled, and what was computed on it; measured when asked."""
+
+    x: Float[Tensor, "n d_in"]
+    outcome: Outcome
+    objective: Objective
+
+    def metrics(self) -> StepMetrics:
+        x, outcome, objective = self.x, self.outcome, self.objective
+        l1 = outcome.acts.sum(-1).mean()
+        error = (x - outcome.x_hat).pow(2).sum(-1).mean() / objective.variance
+        return StepMetrics(
+            loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
+            fvu=fvu(x, outcome.x_hat),
+            l0=(outcome.acts > 0).float().sum(-1).mean(),
+            auxk_loss=outcome.auxk,
+            l1_loss=l1,
+            grad_norm=outcome.grad_norm,
+        )
 
 
 class Budget(NamedTuple):
@@ -69,24 +90,30 @@ class SAETrainer:
     """Trains one TopK SAE on scaled activations with Adam.
 
     loss = |x - x_hat|^2 / Var + auxk_alpha auxk + l1_lambda mean |z|_1, with x the input times
-    `scale` (unit mean square) and Var its variance, both fixed from the first activations.
+    `scale` (unit mean square) and Var its variance, both fixed from the first activations. How a
+    step is computed is `stepper`'s business; by default the fastest way on the SAE's device.
     """
 
-    def __init__(self, sae: TopKSAE, shape: SAEConfig, config: TrainConfig, budget: Budget) -> None:
+    def __init__(
+        self,
+        sae: TopKSAE,
+        shape: SAEConfig,
+        config: TrainConfig,
+        budget: Budget,
+        stepper: Stepper | None = None,
+    ) -> None:
         self.sae = sae
         self.config = config
         self.budget = budget
-        self.normalize_decoder = shape.normalize_decoder
+        self.stepper = stepper or open_stepper(sae)
         self.peak_lr = config.lr or default_lr(sae.d_sae, budget.total_steps)
         self.dead_threshold = dead_threshold(config, budget)
-        self.optimizer = torch.optim.Adam(
-            sae.parameters(), lr=self.peak_lr, betas=(0.9, 0.999), fused=True
-        )
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         """Tokens since each latent last fired."""
         self.scale = 1.0
         self.variance = 1.0
         self.steps_done = 0
+        self._normalize_decoder = shape.normalize_decoder
 
     def fit_input_(self, x: Float[Tensor, "n d_in"], seed: int) -> None:
         """Fix scale and variance from the first activations and initialize the SAE at their
@@ -107,54 +134,19 @@ class SAETrainer:
     def frac_dead(self) -> float:
         return (self.since_fired > self.dead_threshold).float().mean().item()
 
-    def step(self, batch: Float[Tensor, "n d_in"]) -> StepMetrics:
+    def step(self, batch: Float[Tensor, "n d_in"]) -> StepResult:
         """One optimizer step on raw activations."""
-        sae, config = self.sae, self.config
         x = batch.float() * self.scale
-        pre = sae.pre_activations(x)
-        code = sae.code_of(pre)
-        x_hat = sae.decode(code)
-        error = (x - x_hat).pow(2).sum(-1).mean() / self.variance
-        auxk = self._auxk(x, x_hat)
-        l1 = code.acts.sum(-1).mean()
-        loss = error + config.auxk_alpha * auxk + config.l1_lambda * l1
-
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.normalize_decoder:
-            sae.remove_parallel_gradient_()
-        grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), config.grad_clip or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        self.optimizer.step()
-        if self.normalize_decoder:
-            sae.normalize_decoder_()
-
-        with torch.no_grad():
-            active = code.acts > 0
-            self.since_fired += len(x)
-            self.since_fired[code.indices[active]] = 0
-            l0 = active.float().sum(-1).mean()
-        self.steps_done += 1
-        return StepMetrics(
-            loss.detach(), fvu(x, x_hat.detach()), l0, auxk.detach(), l1.detach(), grad_norm
+        objective = Objective(
+            variance=self.variance,
+            auxk_alpha=self.config.auxk_alpha,
+            l1_lambda=self.config.l1_lambda,
+            grad_clip=self.config.grad_clip or math.inf,
+            normalize_decoder=self._normalize_decoder,
         )
-
-    def _auxk(
-        self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"]
-    ) -> Float[Tensor, ""]:
-        """The dead latents' own loss; its gradient reaches the chosen dead latents and nothing
-        else.
-
-        The decoder's bias takes no part, neither in the reconstruction nor, as a constant, in the
-        encoder.
-        """
-        sae = self.sae
         dead = (self.since_fired > self.dead_threshold).nonzero().squeeze(-1)
-        k_aux = min(sae.d_in // 2, len(dead))
-        if k_aux == 0 or self.config.auxk_alpha == 0:
-            return x.new_zeros(())
-        rows = sae.W_dec[dead]
-        pre = torch.addmm(sae.b_enc[dead], x - sae.b_dec.detach(), sae.encoder_rows[dead].T)
-        acts, indices = select_topk(pre, rows.detach().norm(dim=1), k_aux)
-        return auxk_loss(x - x_hat, decode(acts, indices, rows))
+        outcome = self.stepper.step(x, objective, dead, self.lr)
+        self.since_fired += len(x)
+        self.since_fired[outcome.indices[outcome.acts > 0]] = 0
+        self.steps_done += 1
+        return StepResult(x, outcome, objective)

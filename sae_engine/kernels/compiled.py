@@ -1,0 +1,46 @@
+"""How the CPU kernels are compiled, and how they share the processor's cores."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import torch
+
+_CACHED = os.access(Path(__file__).parent, os.W_OK)
+
+compiled: Callable[..., Any] = numba.njit(
+    nogil=True, cache=_CACHED, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
+)
+"""Compile a function at its first call and keep the machine code beside the source, if that
+can be written. It releases the interpreter, so that threads run it side by side.
+"""
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="kernel")
+
+
+def num_threads() -> int:
+    """As many as PyTorch uses."""
+    return torch.get_num_threads()
+
+
+def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
+    """Call `work(part, thread)` for every part; part p always runs on thread p % num_threads()."""
+    threads = min(num_threads(), parts)
+
+    def share(thread: int) -> None:
+        for part in range(thread, parts, threads):
+            work(part, thread)
+
+    others = [_pool(threads - 1).submit(share, t) for t in range(1, threads)]
+    share(0)
+    for other in others:
+        other.result()

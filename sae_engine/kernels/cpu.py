@@ -1,0 +1,248 @@
+"""A TopK SAE's training step on a CPU, with compiled kernels on the tensors' own memory.
+
+Read `search` for how the code is found and `rows` for how gradients and Adam are done.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_engine.kernels import rows, search
+from sae_engine.kernels.compiled import in_parallel, num_threads
+
+BLOCK_BYTES = 2**18
+"""Rounded tokens that are searched together: about half of a second-level cache."""
+PARTS = 32
+"""Parts in which latents are handed to threads; their number decides the order of sums."""
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Moments(NamedTuple):
+    """Adam's running means of a parameter's gradient and of its square."""
+
+    mean: Tensor
+    square: Tensor
+
+
+class ExtraGradients(NamedTuple):
+    """Gradients of some latents' rows that do not come from the TopK code (AuxK)."""
+
+    latents: Int[Tensor, " D"]
+    W_dec: Float[Tensor, "D d_in"]
+    W_enc: Float[Tensor, "D d_in"]
+    b_enc: Float[Tensor, " D"]
+
+
+class RowGradients(NamedTuple):
+    """Gradients of a batch, by (latent, token) pairs in order of latent."""
+
+    tokens: NDArray[np.int32]
+    values: NDArray[np.float32]
+    pair_grads: NDArray[np.float32]
+    extra_of: NDArray[np.int32]
+    extra_dec: NDArray[np.float32]
+    extra_enc: NDArray[np.float32]
+    centered: NDArray[np.float32]
+    x_hat_grad: NDArray[np.float32]
+    bias_grads: Float[Tensor, " d_sae"]
+    """Sum of each latent's pre-activation gradients; AuxK's not among them."""
+    normalize: bool
+    squared_norm: float = 0.0
+    """Of the gradients in W_dec and W_enc."""
+
+
+class CpuKernels:
+    """Encodes, decodes and updates rows of latents in place; all tensors float32, contiguous.
+
+    `W_enc` may be `W_dec` itself (tied). The shadow for the search is made when the encoder has
+    been changed from outside, and kept up to date by `update`.
+    """
+
+    def __init__(
+        self, W_dec: Float[Tensor, "d_sae d_in"], W_enc: Float[Tensor, "d_sae d_in"], k: int
+    ) -> None:
+        self._W_dec, self._W_enc, self._k = W_dec, W_enc, k
+        self._tied = W_enc.data_ptr() == W_dec.data_ptr()
+        self.d_sae, self.d_in = W_dec.shape
+        groups = -(-self.d_sae // search.GROUP)
+        self._padded = groups * search.GROUP
+        pairs = -(-self.d_in // 2) if search.HAS_AVX2 else 0
+        self._panels = np.zeros((groups if pairs else 0, pairs, search.GROUP), np.int32)
+        self._scales = np.zeros(self._padded, np.float32)
+        self._norms = np.zeros(self.d_sae, np.float32)
+        self._norm_limit = search.largest_norm(self.d_in)
+        self._seen = (-1, -1)
+        self._starts = np.zeros(self.d_sae + 1, np.int32)
+        self._scratch: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+
+    def forward(
+        self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]
+    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Float[Tensor, "n d_in"]]:
+        """Codes of x - b_dec and their reconstruction without the bias.
+
+        The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
+        activations are computed in float32.
+        """
+        self._refresh()
+        n = len(centered)
+        acts = torch.empty(n, self._k)
+        indices = torch.empty(n, self._k, dtype=torch.int32)
+        decoded = torch.empty_like(centered)
+        gains = self._pad(self._norms) * self._scales
+        offsets = self._pad(self._norms * b_enc.detach().numpy())
+        offsets[self.d_sae :] = -np.inf
+        errors = gains * np.float32(self._norm_limit * search.error_factor(self.d_in))
+        if not search.HAS_AVX2:
+            errors[:] = 0
+        group_errors = errors.reshape(-1, search.GROUP).max(axis=1)
+        bounds = self._blocks(n)
+
+        def block(part: int, thread: int) -> None:
+            first, last = bounds[part], bounds[part + 1]
+            x = centered[first:last]
+            scores, group_bounds, x_errors = self._scores(x, b_enc, gains, offsets, errors, thread)
+            rows.select_and_decode(
+                x.numpy(), scores, group_bounds, errors, group_errors, x_errors,
+                self._W_enc.detach().numpy(), b_enc.detach().numpy(),
+                self._W_dec.detach().numpy(), self._norms, self._k, acts[first:last].numpy(),
+                indices[first:last].numpy(), decoded[first:last].numpy(),
+            )  # fmt: skip
+
+        in_parallel(block, len(bounds) - 1)
+        return acts, indices.long(), decoded
+
+    def _scores(
+        self,
+        x: Tensor,
+        b_enc: Tensor,
+        gains: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        errors: NDArray[np.float32],
+        thread: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
+        n = len(x)
+        padded = -(-n // search.TILE_ROWS) * search.TILE_ROWS
+        buffers = self._scratch.get(thread)
+        if buffers is None or len(buffers[0]) < padded:
+            buffers = self._scratch[thread] = (
+                np.empty((padded, self._padded), np.float32),
+                np.empty((padded, self._padded // search.GROUP), np.float32),
+            )
+        scores, group_bounds = buffers[0][:padded], buffers[1][:padded]
+        if not search.HAS_AVX2:
+            raw = torch.addmm(b_enc.detach(), x, self._W_enc.detach().T).numpy()
+            scores[:n, : self.d_sae] = raw * self._norms
+            scores[:, self.d_sae :] = -np.inf
+            search.float_group_bounds(scores[:n], group_bounds[:n])
+            return scores, group_bounds, np.zeros(n, np.float32)
+        rounded = np.zeros((padded, 2 * self._panels.shape[1]), np.int16)
+        x_scales = np.zeros(padded, np.float32)
+        search.round_rows(x.numpy(), self._norm_limit, rounded, x_scales)
+        x_errors = x_scales * np.float32(self._norm_limit)
+        search.integer_scores(
+            rounded, x_scales, self._panels, gains, offsets, errors, x_errors, scores, group_bounds
+        )
+        return scores, group_bounds, x_errors
+
+    def gradients(
+        self,
+        centered: Float[Tensor, "n d_in"],
+        acts: Float[Tensor, "n k"],
+        indices: Int[Tensor, "n k"],
+        x_hat_grad: Float[Tensor, "n d_in"],
+        act_grad: float,
+        extra: ExtraGradients | None,
+        *,
+        normalize: bool,
+    ) -> RowGradients:
+        """All that `update` needs, and the norm it is clipped by.
+
+        `x_hat_grad` is dL/dx_hat, `act_grad` what each activation adds to L's derivative besides.
+        With `normalize`, decoder gradients lose their part along the row.
+        """
+        num_pairs = acts.numel()
+        tokens = np.empty(num_pairs, np.int32)
+        values, pair_grads = np.empty(num_pairs, np.float32), np.empty(num_pairs, np.float32)
+        rows.sort_by_latent(acts.numpy(), indices.numpy(), self._starts, tokens, values)
+        extra_of = np.full(self.d_sae, -1, np.int32)
+        extra_dec = extra_enc = np.empty((0, self.d_in), np.float32)
+        if extra is not None:
+            extra_of[extra.latents.numpy()] = np.arange(len(extra.latents))
+            extra_dec, extra_enc = extra.W_dec.numpy(), extra.W_enc.numpy()
+        found = RowGradients(
+            tokens, values, pair_grads, extra_of, extra_dec, extra_enc, centered.numpy(),
+            x_hat_grad.numpy(), torch.zeros(self.d_sae), normalize,
+        )  # fmt: skip
+        bounds = self._latent_bounds()
+        squares = np.zeros(len(bounds) - 1)
+
+        def part(number: int, _thread: int) -> None:
+            squares[number] = rows.gradients(
+                bounds[number], bounds[number + 1], self._starts, tokens, values,
+                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(), act_grad,
+                normalize, self._tied, extra_of, extra_dec, extra_enc, pair_grads,
+                found.bias_grads.numpy(),
+            )  # fmt: skip
+
+        in_parallel(part, len(bounds) - 1)
+        return found._replace(squared_norm=float(squares.sum()))
+
+    def update(
+        self, found: RowGradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
+    ) -> None:
+        """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`."""
+        bounds = self._latent_bounds()
+
+        def part(number: int, _thread: int) -> None:
+            rows.update(
+                bounds[number], bounds[number + 1], self._starts, found.tokens, found.values,
+                found.pair_grads, found.x_hat_grad, found.centered,
+                self._W_dec.detach().numpy(), self._W_enc.detach().numpy(),
+                dec.mean.numpy(), dec.square.numpy(), enc.mean.numpy(), enc.square.numpy(),
+                found.normalize, self._tied, found.extra_of, found.extra_dec, found.extra_enc,
+                clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON,
+                self._norms, self._norm_limit, self._panels, self._scales,
+            )  # fmt: skip
+
+        in_parallel(part, len(bounds) - 1)
+
+    def _refresh(self) -> None:
+        """Make norms and shadow again if the weights were changed by anything but `update`."""
+        now = (self._W_dec._version, self._W_enc._version)
+        if now == self._seen:
+            return
+        self._seen = now
+        rows.row_norms(self._W_dec.detach().numpy(), self._norms)
+        if not len(self._panels):
+            self._scales[:] = 1
+            return
+        bounds = self._latent_bounds()
+        in_parallel(
+            lambda part, _thread: search.write_panels(
+                self._W_enc.detach().numpy(), bounds[part], bounds[part + 1], self._norm_limit,
+                self._panels, self._scales,
+            ),
+            len(bounds) - 1,
+        )  # fmt: skip
+
+    def _blocks(self, n: int) -> list[int]:
+        """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
+        threads = num_threads()
+        rounds = max(1, round(n * self.d_in * 2 / threads / BLOCK_BYTES))
+        size = -(-n // (threads * rounds))
+        size = -(-size // search.TILE_ROWS) * search.TILE_ROWS
+        return [*range(0, n, size), n]
+
+    def _latent_bounds(self) -> list[int]:
+        size = -(-self._padded // search.GROUP // PARTS) * search.GROUP
+        return [*range(0, self.d_sae, size), self.d_sae]
+
+    def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.pad(values, (0, self._padded - self.d_sae))

@@ -1,0 +1,210 @@
+"""One optimizer step of a TopK SAE, in two ways that give the same: autograd, for any device, and
+compiled kernels, for the CPU.
+
+Used by `trainer`, which decides what the loss is made of and what is reported.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_engine.kernels import decode, select_topk
+from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, CpuKernels, ExtraGradients, Moments
+from sae_engine.loss import auxk_loss
+from sae_engine.sae import TopKSAE
+
+
+class Objective(NamedTuple):
+    """What the step minimizes: |x - x_hat|^2 / variance + auxk_alpha auxk + l1_lambda mean |z|_1,
+    and how its gradient is treated.
+    """
+
+    variance: float
+    auxk_alpha: float
+    l1_lambda: float
+    grad_clip: float
+    """Largest norm of the whole gradient; infinite never clips."""
+    normalize_decoder: bool
+
+
+class Outcome(NamedTuple):
+    """What a step computed on its batch, before its update."""
+
+    x_hat: Float[Tensor, "n d_in"]
+    acts: Float[Tensor, "n k"]
+    indices: Int[Tensor, "n k"]
+    auxk: Float[Tensor, ""]
+    grad_norm: Float[Tensor, ""]
+    """Before clipping."""
+
+
+class Stepper(Protocol):
+    """Holds an SAE's Adam state and does its steps."""
+
+    def step(
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
+    ) -> Outcome: ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's state by parameter, as `W_dec.mean`, `W_dec.square`, and the `step` count."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+def open_stepper(sae: TopKSAE) -> Stepper:
+    """The fastest way to train `sae` where it lies."""
+    return CompiledStepper(sae) if sae.W_dec.device.type == "cpu" else AutogradStepper(sae)
+
+
+def auxk(
+    sae: TopKSAE,
+    dead: Int[Tensor, " D"],
+    W_dec: Float[Tensor, "D d_in"],
+    W_enc: Float[Tensor, "D d_in"],
+    b_enc: Float[Tensor, " D"],
+    x: Float[Tensor, "n d_in"],
+    x_hat: Float[Tensor, "n d_in"],
+) -> Float[Tensor, ""]:
+    """The dead latents' own loss (`loss.auxk_loss`), from the given rows of theirs.
+
+    Its gradient reaches those rows and nothing else: the decoder's bias takes no part, neither in
+    the reconstruction nor, as a constant, in the encoder.
+    """
+    pre = torch.addmm(b_enc, x - sae.b_dec.detach(), W_enc.T)
+    acts, indices = select_topk(pre, W_dec.detach().norm(dim=1), min(sae.d_in // 2, len(dead)))
+    return auxk_loss(x - x_hat, decode(acts, indices, W_dec))
+
+
+class AutogradStepper:
+    """The readable way: a dense forward pass, autograd, `torch.optim.Adam`."""
+
+    def __init__(self, sae: TopKSAE) -> None:
+        self._sae = sae
+        self._optimizer = torch.optim.Adam(
+            sae.parameters(), betas=(BETA1, BETA2), eps=EPSILON, fused=True
+        )
+
+    def step(
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
+    ) -> Outcome:
+        sae = self._sae
+        code = sae.encode(x)
+        x_hat = sae.decode(code)
+        loss = (x - x_hat).pow(2).sum(-1).mean() / objective.variance
+        loss = loss + objective.l1_lambda * code.acts.sum(-1).mean()
+        auxiliary = x.new_zeros(())
+        if len(dead) and objective.auxk_alpha:
+            auxiliary = auxk(
+                sae, dead, sae.W_dec[dead], sae.encoder_rows[dead], sae.b_enc[dead], x, x_hat
+            )
+            loss = loss + objective.auxk_alpha * auxiliary
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if objective.normalize_decoder:
+            sae.remove_parallel_gradient_()
+        grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), objective.grad_clip)
+        self._optimizer.param_groups[0]["lr"] = lr
+        self._optimizer.step()
+        if objective.normalize_decoder:
+            sae.normalize_decoder_()
+        return Outcome(
+            x_hat.detach(), code.acts.detach(), code.indices, auxiliary.detach(), grad_norm
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self._sae.named_parameters():
+            state = self._optimizer.state[parameter]
+            tensors |= {f"{name}.mean": state["exp_avg"], f"{name}.square": state["exp_avg_sq"]}
+            tensors["step"] = state["step"]
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self._sae.named_parameters():
+            self._optimizer.state[parameter] = {
+                "step": tensors["step"].clone(),
+                "exp_avg": tensors[f"{name}.mean"].clone(),
+                "exp_avg_sq": tensors[f"{name}.square"].clone(),
+            }
+
+
+class CompiledStepper:
+    """The fast way on a CPU: see `kernels.search` and `kernels.rows`."""
+
+    def __init__(self, sae: TopKSAE) -> None:
+        self._sae = sae
+        self._kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, sae.k)
+        self._moments = {
+            name: Moments(torch.zeros_like(p.data), torch.zeros_like(p.data))
+            for name, p in sae.named_parameters()
+        }
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
+    ) -> Outcome:
+        sae, kernels = self._sae, self._kernels
+        centered = x - sae.b_dec
+        acts, indices, x_hat = kernels.forward(centered, sae.b_enc)
+        x_hat += sae.b_dec
+        auxiliary, extra = self._auxk(x, x_hat, objective.auxk_alpha, dead)
+        x_hat_grad = (x_hat - x).mul_(2 / (len(x) * objective.variance))
+        found = kernels.gradients(
+            centered, acts, indices, x_hat_grad, objective.l1_lambda / len(x), extra,
+            normalize=objective.normalize_decoder,
+        )  # fmt: skip
+        b_enc_grad = found.bias_grads
+        b_dec_grad = x_hat_grad.sum(0) - b_enc_grad @ sae.encoder_rows
+        if extra is not None:
+            b_enc_grad.index_add_(0, extra.latents, extra.b_enc)
+        grad_norm = math.sqrt(
+            found.squared_norm + b_enc_grad.square().sum().item() + b_dec_grad.square().sum().item()
+        )
+        clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
+        self._steps += 1
+        dec = self._moments["W_dec"]
+        enc = dec if sae.tied else self._moments["W_enc"]
+        kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._steps)
+        self._update_bias("b_enc", b_enc_grad * clip, lr)
+        self._update_bias("b_dec", b_dec_grad * clip, lr)
+        return Outcome(x_hat, acts, indices, auxiliary, torch.tensor(grad_norm))
+
+    def _auxk(
+        self, x: Tensor, x_hat: Tensor, alpha: float, dead: Tensor
+    ) -> tuple[Tensor, ExtraGradients | None]:
+        if not len(dead) or not alpha:
+            return torch.zeros(()), None
+        sae = self._sae
+        with torch.enable_grad():
+            W_dec = sae.W_dec[dead].requires_grad_()
+            W_enc = sae.encoder_rows[dead].requires_grad_()
+            b_enc = sae.b_enc[dead].requires_grad_()
+            loss = auxk(sae, dead, W_dec, W_enc, b_enc, x, x_hat)
+            gradients = torch.autograd.grad(alpha * loss, (W_dec, W_enc, b_enc))
+        return loss.detach(), ExtraGradients(dead, *gradients)
+
+    def _update_bias(self, name: str, gradient: Tensor, lr: float) -> None:
+        mean, square = self._moments[name]
+        mean.lerp_(gradient, 1 - BETA1)
+        square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        root = square.sqrt().div_(math.sqrt(1 - BETA2**self._steps)).add_(EPSILON)
+        self._sae.get_parameter(name).addcdiv_(mean, root, value=-lr / (1 - BETA1**self._steps))
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {"step": torch.tensor(float(self._steps))}
+        for name, moments in self._moments.items():
+            tensors |= {f"{name}.mean": moments.mean, f"{name}.square": moments.square}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self._steps = int(tensors["step"])
+        for name, moments in self._moments.items():
+            moments.mean.copy_(tensors[f"{name}.mean"])
+            moments.square.copy_(tensors[f"{name}.square"])

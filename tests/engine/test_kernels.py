@@ -1,0 +1,230 @@
+"""The compiled kernels against the readable reference: the same codes, gradients and updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sae_engine.kernels import search, select_topk
+from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.sae import TopKSAE
+from sae_engine.steps import AutogradStepper, CompiledStepper, Objective
+
+SIZES = st.tuples(
+    st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
+).filter(lambda size: size[3] <= size[2])
+"""(tokens, d_in, d_sae, k)"""
+
+
+def random_rows(seed: int, d_sae: int, d_in: int, spread: float = 1.0) -> tuple[Tensor, ...]:
+    """W_dec, W_enc [d_sae, d_in] with rows of different norms, and b_enc."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    norms = (spread * normal(d_sae, 1)).exp()
+    return normal(d_sae, d_in) * norms, normal(d_sae, d_in) / d_in**0.5, 0.1 * normal(d_sae)
+
+
+def assert_same_code(
+    acts: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor, W_enc: Tensor, b_enc: Tensor, k: int
+) -> None:
+    """The dense codes agree, but where a score is within rounding of the k-th."""
+    pre = (x.double() @ W_enc.double().T + b_enc.double()).relu()
+    scores = pre * W_dec.double().norm(dim=1)
+    kth = scores.topk(k).values[:, -1:]
+    dense = torch.zeros_like(pre).scatter_add_(1, indices.long(), acts.double())
+    slack = 1e-5 * (scores.amax(1, keepdim=True) + 1e-6)
+    certain = (scores - kth).abs() > slack
+    expected = torch.where(scores >= kth, pre, 0.0)
+    close = torch.isclose(dense, expected, rtol=1e-4, atol=1e-5)
+    assert bool((close | ~certain).all())
+    assert int((acts > 0).sum(1).max()) <= k
+    wanted = torch.minimum((pre > 1e-5).sum(1), torch.tensor(k))
+    assert bool(((acts > 0).sum(1) >= wanted).all())
+
+
+@pytest.mark.parametrize("has_avx2", [search.HAS_AVX2, False])
+@settings(deadline=None)  # the first call compiles
+@given(SIZES, st.integers(0, 10_000))
+def test_forward_finds_the_codes_of_the_reference(has_avx2: bool, size, seed: int):
+    n, d_in, d_sae, k = size
+    W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
+    x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "HAS_AVX2", has_avx2)
+        acts, indices, decoded = CpuKernels(W_dec, W_enc, k).forward(x, b_enc)
+    assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, k)
+    dense = torch.zeros(n, d_sae).scatter_add_(1, indices, acts)
+    torch.testing.assert_close(decoded, dense @ W_dec, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size():
+    W_dec, W_enc, b_enc = random_rows(0, 4096, 256, spread=0.2)
+    x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
+    acts, indices, _ = CpuKernels(W_dec, W_enc, 32).forward(x, b_enc)
+    pre = torch.addmm(b_enc, x, W_enc.T)
+    reference_acts, reference = select_topk(pre, W_dec.norm(dim=1), 32)
+    same = (indices.sort(1).values == reference.sort(1).values).all(1)
+    assert same.float().mean() > 0.995  # float32 sums in another order can swap a near tie
+    torch.testing.assert_close(
+        acts.sort(1).values[same], reference_acts.sort(1).values[same], rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("case", ["negative", "zero rows", "equal rows", "spikes", "huge", "tiny"])
+def test_forward_on_degenerate_input(case: str):
+    W_dec, W_enc, b_enc = random_rows(3, 50, 12)
+    x = torch.randn(7, 12, generator=torch.Generator().manual_seed(4))
+    if case == "negative":
+        b_enc -= 100
+    elif case == "zero rows":
+        x[2:5] = 0
+        W_enc[10:30] = 0
+    elif case == "equal rows":
+        W_enc[:], W_dec[:], b_enc[:] = W_enc[0], W_dec[0], 0
+    elif case == "spikes":
+        x[:, 3] += 1e4
+        W_enc[5, 7] = 300
+    elif case == "huge":
+        x *= 1e15
+    else:
+        x *= 1e-15
+        b_enc *= 1e-15
+    acts, indices, decoded = CpuKernels(W_dec, W_enc, 5).forward(x, b_enc)
+    if case == "equal rows":  # any k of them are right
+        expected = (x @ W_enc[0]).relu()[:, None].expand(-1, 5)
+        torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-6)
+        assert all(
+            len(set(row.tolist())) == 5 for row, a in zip(indices, acts, strict=True) if a[0]
+        )
+    else:
+        scale = 1.0 if case not in ("huge", "tiny") else float(x.abs().max())
+        assert_same_code(acts / scale, indices, x / scale, W_dec, W_enc, b_enc / scale, 5)
+    assert bool(decoded.isfinite().all())
+    if case == "negative":
+        assert int((acts > 0).sum()) == 0
+
+
+@settings(deadline=None)  # the first call compiles
+@given(st.integers(1, 300), st.integers(0, 10_000), st.floats(0, 4))
+def test_the_integer_scores_keep_within_their_bound(d_in: int, seed: int, tail: float):
+    """Also for heavy-tailed rows, where one coordinate takes most of the range."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(16, d_in, generator=generator)
+    rows = rows * (tail * torch.randn(16, d_in, generator=generator)).exp()
+    x = (
+        torch.randn(4, d_in, generator=generator)
+        * (tail * torch.randn(4, d_in, generator=generator)).exp()
+    )
+    limit = search.largest_norm(d_in)
+    pairs = -(-d_in // 2)
+    panels, scales = np.zeros((1, pairs, 16), np.int32), np.zeros(16, np.float32)
+    search.write_panels(rows.numpy(), 0, 16, limit, panels, scales)
+    rounded, x_scales = np.zeros((4, 2 * pairs), np.int16), np.zeros(4, np.float32)
+    search.round_rows(x.numpy(), limit, rounded, x_scales)
+    scores, bounds = np.zeros((4, 16), np.float32), np.zeros((4, 1), np.float32)
+    errors = scales * np.float32(limit * search.error_factor(d_in))
+    x_errors = x_scales * np.float32(limit)
+    if not search.HAS_AVX2:
+        return
+    search.integer_scores(
+        rounded, x_scales, panels, scales, np.zeros(16, np.float32), errors, x_errors, scores,
+        bounds,
+    )  # fmt: skip
+    true = x.double() @ rows.double().T
+    allowed = np.outer(x_errors, errors)
+    assert bool((np.abs(scores - true.numpy()) <= allowed).all())
+    assert bool((bounds[:, 0] <= true.amax(1).numpy()).all())
+
+
+def test_the_largest_integer_dot_product_does_not_overflow():
+    """A row with itself, scaled to the largest norm, is the extreme case of Cauchy-Schwarz."""
+    if not search.HAS_AVX2:
+        return
+    for d_in in (2, 16, 300, 2304, 9000):
+        row = torch.ones(1, d_in).expand(16, d_in).contiguous()
+        kernels = CpuKernels(row.clone(), row.clone(), 1)
+        acts, _, _ = kernels.forward(row[:4], torch.zeros(16))
+        torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("grad_clip", [0.05, float("inf")])
+@settings(deadline=None)  # the first call compiles
+@given(SIZES, st.integers(0, 10_000), st.booleans())
+def test_many_compiled_steps_equal_autograd_and_torchs_adam(
+    tied: bool, grad_clip: float, size, seed: int, normalize: bool
+):
+    n, d_in, d_sae, k = size
+    objective = Objective(float(d_in), 1 / 32, 0.01, grad_clip, normalize or tied)
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(d_in, generator=generator)
+    twins: list[tuple[TopKSAE, AutogradStepper | CompiledStepper]] = []
+    for stepper in (AutogradStepper, CompiledStepper):
+        sae = TopKSAE(d_in, d_sae, k, tied=tied)
+        sae.initialize_(seed, start)
+        twins.append((sae, stepper(sae)))
+    for step in range(3):
+        x = torch.randn(n, d_in, generator=generator) + start
+        dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
+        if near_tie(twins[0][0], x, dead):
+            return  # either latent is right; from here on the twins may differ
+        outcomes = [s.step(x, objective, dead, 1e-5) for _, s in twins]
+        torch.testing.assert_close(
+            outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
+        )
+        torch.testing.assert_close(outcomes[1].auxk, outcomes[0].auxk, rtol=1e-3, atol=1e-5)
+    states = [s.state() for _, s in twins]
+    for name, expected in states[0].items():
+        if name.endswith("mean") or name == "step":
+            torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=2e-6, msg=name)
+
+
+def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
+    """Whether rounding may decide which latents are in some token's code, or AuxK's."""
+    scores = (sae.pre_activations(x) * sae.W_dec.norm(dim=1)).detach()
+
+    def is_close(scores: Tensor, k: int) -> bool:
+        top = scores.topk(min(k + 1, scores.shape[1])).values
+        if scores.shape[1] > k and bool(((top[:, -2] - top[:, -1]).abs() < 1e-3).any()):
+            return True
+        return bool((scores.abs() < 1e-3).any())
+
+    return is_close(scores, sae.k) or (
+        len(dead) > 0 and sae.d_in > 1 and is_close(scores[:, dead], sae.d_in // 2)
+    )
+
+
+def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
+    W_dec, W_enc, b_enc = random_rows(5, 40, 10)
+    kernels = CpuKernels(W_dec, W_enc, 3)
+    x = torch.randn(6, 10, generator=torch.Generator().manual_seed(6))
+    kernels.forward(x, b_enc)
+    W_enc.mul_(-1)
+    acts, indices, _ = kernels.forward(x, b_enc)
+    assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
+
+
+def test_adam_state_moves_between_the_two_ways():
+    sae = TopKSAE(8, 20, 3)
+    sae.initialize_(0, torch.zeros(8))
+    objective = Objective(8.0, 0.0, 0.0, 1.0, False)
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    none = torch.empty(0, dtype=torch.long)
+    compiled = CompiledStepper(sae)
+    for _ in range(2):
+        compiled.step(x, objective, none, 1e-3)
+    twin = TopKSAE(8, 20, 3)
+    twin.load_state_dict(sae.state_dict())
+    autograd = AutogradStepper(twin)
+    autograd.load_state(compiled.state())
+    compiled.step(x, objective, none, 1e-3)
+    autograd.step(x, objective, none, 1e-3)
+    torch.testing.assert_close(twin.W_enc, sae.W_enc, rtol=0, atol=1e-5)
+    torch.testing.assert_close(twin.b_dec, sae.b_dec, rtol=0, atol=1e-5)
