@@ -8,49 +8,25 @@ ids); read by `activations`, `evaluate` and `feature_index`.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import nnsight
 import torch
-from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from sae_engine.errors import ConfigError, UserError
-from sae_engine.hook_points import (
-    HookPoint,
-    find_hook_point,
-    in_running_order,
-    layers_needed,
-    text_config,
-    truncate,
-)
-from sae_engine.preflight import EMBEDDED_MODEL, model_path
+from sae_engine.errors import ConfigError
+from sae_engine.hook_points import HookPoint, find_hook_point, in_running_order, text_config
+from sae_engine.model_loading import load_prefix, load_rest
 from sae_engine.schema.config import ModelConfig
-from sae_engine.text_sources import is_connection_error
 
-HUB_TIMEOUT_SECONDS = 5
 LOGITS_PER_CHUNK = 2**26
 """Largest number of logits held at once while measuring cross-entropy (256 MiB in float32)."""
 
 Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
-
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
-_log = logging.getLogger(__name__)
 
 
 class Hook(NamedTuple):
@@ -126,32 +102,8 @@ class LanguageModel:
         `also` names further hook points of the same model. Raises `UserError` in one sentence when
         the model cannot be had, `ConfigError` for a hook that it does not have.
         """
-        name = model_path(config)
-        with _loading(config.name):
-            _ask_hub(name)
-            hf_config = AutoConfig.from_pretrained(name)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-        if not hasattr(tokenizer, "backend_tokenizer"):
-            raise UserError(
-                f"The tokenizer of '{config.name}' has no fast (tokenizers) version, which is "
-                f"needed."
-            )
-        num_layers = layers_needed([config, *also], text_config(hf_config).num_hidden_layers)
-        if num_layers is not None:
-            truncate(text_config(hf_config), num_layers)
-        device = resolve_device(config)
-        with _loading(config.name):
-            model = AutoModel.from_pretrained(
-                name,
-                config=hf_config,
-                dtype=resolve_dtype(config, device),
-                attn_implementation="eager",
-                use_safetensors=True,
-                device_map=config.device_map,
-            )
-        if config.device_map is None:
-            model.to(device)  # pyright: ignore[reportArgumentType]
-        return cls([config, *also], model.eval().requires_grad_(False), tokenizer)
+        prefix = load_prefix([config, *also])
+        return cls([config, *also], prefix.model, prefix.tokenizer)
 
     def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
         """Run the model on `ids` as far as the first hook and return what passes there."""
@@ -184,19 +136,8 @@ class LanguageModel:
         return torch.isin(ids, torch.tensor(self.excluded_ids, device=ids.device))
 
     def full(self) -> SpliceModel:
-        """Load the whole model, with its head, beside this prefix."""
-        name = model_path(self.config)
-        with _loading(self.config.name):
-            model = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=self._model.dtype,
-                attn_implementation="eager",
-                use_safetensors=True,
-                device_map=self.config.device_map,
-            )
-        if self.config.device_map is None:
-            model.to(self.device)  # pyright: ignore[reportArgumentType]
-        return SpliceModel(self, model.eval().requires_grad_(False))
+        """The whole model, with its head; its first layers are this prefix's own tensors."""
+        return SpliceModel(self, load_rest(self.config, self._model))
 
     def unembedding(self) -> Float[Tensor, "vocab d_in"] | None:
         """W_U times the final norm's own weight, or None where the site is not the residual
@@ -277,26 +218,6 @@ class SpliceModel:
         return total.item()
 
 
-def resolve_device(config: ModelConfig) -> torch.device:
-    """The device a run works on; raises `ConfigError` for a GPU that is not there."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(config.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError.of(
-            "model.device",
-            f"'{config.device}' does not exist; {torch.cuda.device_count()} CUDA devices were "
-            f"found. Use cpu or auto.",
-        )
-    return device
-
-
-def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
-    if config.dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, config.dtype)
-
-
 def _as_activations(value: Any, ids: Tensor) -> Tensor:
     # Some modules return a tuple (attention), some a tensor (decoder layers in transformers 5).
     tensor = value[0] if isinstance(value, tuple) else value
@@ -308,62 +229,3 @@ def _as_activations(value: Any, ids: Tensor) -> Tensor:
             f"per token.",
         )
     return tensor
-
-
-@contextmanager
-def _loading(name: str) -> Generator[None]:
-    """Turn what the hub and the file system answer into one sentence with the remedy."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        if not (isinstance(error, ValueError | KeyError) or is_connection_error(error)):
-            raise
-        _log.warning("loading %s failed", name, exc_info=True)
-        raise UserError(_why_not_loaded(name, error)) from error
-
-
-def _ask_hub(name: str) -> None:
-    """Ask once about a model that is not here.
-
-    The downloader would try an unreachable hub for long.
-    """
-    if Path(name).expanduser().is_dir() or is_offline_mode():
-        return
-    if try_to_load_from_cache(name, "config.json") is None:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-
-
-def _why_not_loaded(name: str, error: BaseException) -> str:
-    if Path(name).expanduser().is_dir():
-        return f"The folder '{name}' does not hold a complete model: {error}"
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = " ".join(str(e) for e in causes)
-    if any(isinstance(e, GatedRepoError) for e in causes) or "access a gated repo." in text:
-        return (
-            f"'{name}' is gated: accept its license on its Hugging Face page and set HF_TOKEN to a "
-            "token of that account."
-        )
-    missing = any(isinstance(e, RepositoryNotFoundError) for e in causes)
-    if missing or "not a valid model identifier" in text:
-        return (
-            f"There is no model '{name}' on the Hugging Face hub (or it is private and HF_TOKEN is "
-            f"not set), and no such folder here. The embedded model is '{EMBEDDED_MODEL}'."
-        )
-    remedy = f"check the network, or use a local folder or the embedded '{EMBEDDED_MODEL}'."
-    if is_offline_mode():
-        return f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set; {remedy}"
-    unreachable = any(
-        isinstance(e, LocalEntryNotFoundError)
-        or (is_connection_error(e) and not isinstance(e, FileNotFoundError))
-        for e in causes
-        if type(e) is not OSError  # what transformers raises for everything
-    )
-    if unreachable or "connect" in text.lower():
-        return f"'{name}' is not cached and the Hugging Face hub cannot be reached; {remedy}"
-    return f"The model '{name}' could not be loaded: {error}"
