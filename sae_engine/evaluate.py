@@ -67,11 +67,13 @@ def cross_entropy_metrics(
     mean: Float[Tensor, " d_in"],
     check_stop: Callable[[], None] = lambda: None,
     *,
+    hook: int = 0,
     rows_per_call: int = 16,
 ) -> dict[str, float]:
     """`ce_delta` in nats per token, and `ce_loss_score` against zero and against mean ablation.
 
-    `mean` is the mean activation at ordinary positions. Sums run over the predictions made there.
+    `mean` is the mean activation at ordinary positions of hook number `hook`, where `sae` is
+    spliced in. Sums run over the predictions made there.
     """
     replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "plain": None,
@@ -84,7 +86,7 @@ def cross_entropy_metrics(
     for part in ids.split(rows_per_call):
         for name, replace in replacements.items():
             check_stop()
-            loss, num_predictions = model.cross_entropy(part, replace)
+            loss, num_predictions = model.cross_entropy(part, replace, hook)
             sums[name] += loss
         count += num_predictions
     plain, spliced, zero, at_mean = (sums[name] / count for name in replacements)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sae_engine import activations as module
-from sae_engine.activations import ActivationStream, HeldoutActivations, extract
-from sae_engine.corpus import Packing, heldout_rows, training_rows
+from sae_engine.activations import ActivationStream, HeldoutText, TextSource, extract
+from sae_engine.corpus import Cursor, Packing, heldout_rows, training_rows
 from sae_engine.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig
 
@@ -32,12 +32,19 @@ def packing_of(model: LanguageModel) -> Packing:
     return Packing(model.tokenizer, CTX, model.bos_id, model.eos_id)
 
 
-def stream_of(model: LanguageModel, **settings) -> ActivationStream:
+def stream_of(model: LanguageModel, check_stop=lambda: None, **settings) -> ActivationStream:
     settings = {"batch_size": 50, "seed": 0} | settings
     packing = packing_of(model)
-    return ActivationStream(
-        model, lambda cursor: training_rows(DATA, packing, cursor=cursor), **settings
-    )
+
+    def open_source(cursor: Cursor) -> TextSource:
+        return TextSource(model, training_rows(DATA, packing, cursor=cursor), check_stop)
+
+    return ActivationStream(open_source, **settings)
+
+
+def next_of(stream: ActivationStream) -> torch.Tensor:
+    (batch,) = next(stream)
+    return batch
 
 
 def as_counter(vectors: torch.Tensor) -> Counter[bytes]:
@@ -56,7 +63,7 @@ def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(
     first_block = int(ordinary[:8].sum())
     stream = stream_of(model, batch_size=1)
     # Windows 0 and 1 hold all of block 0 and half of block 1.
-    seen = torch.cat([next(stream) for _ in range(first_block + (len(plain) - first_block) // 2)])
+    seen = torch.cat([next_of(stream) for _ in range(first_block + (len(plain) - first_block) // 2)])
     whole, given = as_counter(plain), as_counter(seen)
     assert as_counter(plain[:first_block]) <= given <= whole
     bos = model.activations(ids)[:, 0]
@@ -65,8 +72,8 @@ def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(
 
 def test_the_stream_is_shuffled(model):
     ids = torch.from_numpy(training_rows(DATA, packing_of(model)).take(8))
-    plain = extract(model, ids)
-    batch = next(stream_of(model, batch_size=40))
+    (plain,) = extract(model, ids)
+    batch = next_of(stream_of(model, batch_size=40))
     order = distances(batch, plain).argmin(dim=1).numpy()
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5
     assert len(set(order // CTX)) >= 6
@@ -75,9 +82,9 @@ def test_the_stream_is_shuffled(model):
 def test_the_same_seed_gives_the_same_stream_and_another_seed_another(model):
     one, same, other = stream_of(model), stream_of(model), stream_of(model, seed=1)
     for _ in range(6):
-        batch = next(one)
-        assert torch.equal(batch, next(same))
-        assert not torch.equal(batch, next(other))
+        batch = next_of(one)
+        assert torch.equal(batch, next_of(same))
+        assert not torch.equal(batch, next_of(other))
 
 
 @pytest.mark.parametrize("batches_before", [0, 1, 2, 3, 5, 9])
@@ -86,10 +93,10 @@ def test_from_any_state_the_same_batches_follow(model, batches_before):
     for _ in range(batches_before):
         next(stream)
     state = stream.state
-    expected = [next(stream) for _ in range(6)]
+    expected = [next_of(stream) for _ in range(6)]
     again = stream_of(model, state=state)
     for batch in expected:
-        assert torch.equal(next(again), batch)
+        assert torch.equal(next_of(again), batch)
 
 
 def test_a_batch_broken_off_by_a_stop_is_not_lost(model):
@@ -116,20 +123,20 @@ def test_a_batch_broken_off_by_a_stop_is_not_lost(model):
         next(twin)
     assert stream.state == before
     again = stream_of(model, state=stream.state)
-    assert torch.equal(next(again), next(twin))
+    assert torch.equal(next_of(again), next_of(twin))
 
 
 def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, tmp_path: Path):
     ids = heldout_rows(DATA, packing_of(model), 500)
-    held = HeldoutActivations(model, ids, 400, tmp_path / "held")
+    held = HeldoutText(model, ids, 400, tmp_path / "held")
     ordinary = ~np.isin(held.ids, [0, 1, 2])
     assert held.num_tokens == ordinary.sum()
     assert 400 <= held.num_tokens < 400 + CTX
     assert np.array_equal(held.token_ids, held.ids[ordinary])
-    part = held.first(100)
+    part = held.first(0, 100)
     assert len(part) in held.row_starts
     assert 100 <= len(part) < 100 + CTX
-    whole = held.first(10**6)
+    whole = held.first(0, 10**6)
     expected = model.activations(torch.from_numpy(held.ids))[torch.from_numpy(ordinary)]
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(part, expected[: len(part)])
