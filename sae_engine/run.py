@@ -158,9 +158,10 @@ class Run:
     def step(
         self, batch: Float[Tensor, "n d_in"], stream: ActivationStream, clock: Clock
     ) -> Iterator[AnyRecord]:
-        """One optimizer step and whatever is due after it; raises `Halted` when asked to end."""
+        """One optimizer step and whatever is due after it; that raises `Halted` when the run is
+        asked to end.
+        """
         config, trainer = self.config.train, self.trainer
-        self.stop()
         self._began = clock.began
         lr = trainer.lr
         with clock.sae_step():

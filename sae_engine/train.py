@@ -132,11 +132,13 @@ class _Pass:
                 run.begin(stream.first_window[run.hook])
         yield from self._to_active(PhaseRecord(phase="training"))
         while self._active:
-            for number in [n for n, run in self._active.items() if run.is_done]:
-                yield from self._end(number, "finished")
+            for number, run in list(self._active.items()):
+                if run.is_done:
+                    yield from self._end(number, "finished")
+                elif run.stop.is_on:
+                    yield from self._end(number, "stopped")
             if not self._active:
                 return
-            self._halt_if_all_end()
             batch = next(stream)
             clock.steps += 1
             for number, run in list(self._active.items()):

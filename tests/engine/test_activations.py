@@ -63,7 +63,8 @@ def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(
     first_block = int(ordinary[:8].sum())
     stream = stream_of(model, batch_size=1)
     # Windows 0 and 1 hold all of block 0 and half of block 1.
-    seen = torch.cat([next_of(stream) for _ in range(first_block + (len(plain) - first_block) // 2)])
+    two_windows = first_block + (len(plain) - first_block) // 2
+    seen = torch.cat([next_of(stream) for _ in range(two_windows)])
     whole, given = as_counter(plain), as_counter(seen)
     assert as_counter(plain[:first_block]) <= given <= whole
     bos = model.activations(ids)[:, 0]
