@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from backend import problems
-from backend.routes import features, lookup, metrics, runs, system
+from backend.routes import features, lookup, metrics, runs, sweeps, system
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
@@ -44,7 +44,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
     )
     api.state.services = Services(settings, command)
     problems.install(api)
-    for module in (system, runs, metrics, features, lookup):
+    for module in (system, runs, sweeps, metrics, features, lookup):
         api.include_router(module.router)
     return api
 

@@ -19,6 +19,12 @@ TRAIN_OPTIONS = {
     "--name": True,
     "--data-dir": True,
     "--quick-test": False,
+    "--load-checkpoint": True,
+    "--eval-only": False,
+    "--save-activations": True,
+    "--load-activations": True,
+    "--run-dir": True,
+    "--grid": True,
     "--help": False,
 }
 """Options of `train` that are no fields of the configuration, and whether a value follows."""
@@ -100,6 +106,29 @@ def _parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="PATH", help="a YAML file with (part of) a configuration"
     )
     train.add_argument("--name", help="what the run is called")
+    train.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=V,V", help="train one SAE for every "
+        "combination of values, such as --grid sae.k=16,32, on as few passes as can be",
+    )  # fmt: skip
+    train.add_argument(
+        "--load-checkpoint", type=Path, metavar="PATH",
+        help="go on from another run's checkpoint, as a new run with its configuration",
+    )  # fmt: skip
+    train.add_argument(
+        "--eval-only", action="store_true",
+        help="do not train: evaluate the SAE of --load-checkpoint, or sae.pretrained, and index it",
+    )  # fmt: skip
+    train.add_argument(
+        "--save-activations", type=Path, metavar="PATH",
+        help="do not train: write the activations to train on into this new folder",
+    )  # fmt: skip
+    train.add_argument(
+        "--load-activations", metavar="PATH",
+        help="train on activation files instead of reading text (data.activations)",
+    )  # fmt: skip
+    train.add_argument(
+        "--run-dir", type=Path, metavar="PATH", help="keep the run's files in this folder"
+    )
 
     runs = command("runs", _runs, "List the runs.")
     runs.add_argument("--all", action="store_true", help="archived ones too")
@@ -137,15 +166,31 @@ def _up(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
-    from backend.foreground import request_from, train_here
+    from backend.checkpoints import require_checkpoint, run_folder_of
+    from backend.foreground import grid_from, request_from, save_here, train_here
 
+    if options.load_activations is not None:
+        fields += ["--data.activations", options.load_activations]
+    source = run_folder_of(options.load_checkpoint) if options.load_checkpoint else None
+    if options.eval_only and source is not None:
+        fields += ["--sae.pretrained", str(source.path.resolve())]
     request = request_from(
         recipe="quick-test" if options.quick_test else options.recipe,
-        path=options.config,
+        path=options.config or (source.config if source else None),
         flags=fields,
         name=options.name,
     )
-    return train_here(_settings(options), request)
+    if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
+        raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
+    settings = _settings(options)
+    if options.save_activations is not None:
+        return save_here(settings, request, options.save_activations)
+    grid = grid_from(options.grid)
+    if len(grid) and (source is not None or options.run_dir is not None):
+        raise UserError("--grid makes several runs; it goes with neither --load-checkpoint nor "
+                        "--run-dir.")  # fmt: skip
+    checkpoint = None if source is None or options.eval_only else require_checkpoint(source)
+    return train_here(settings, request, grid=grid, checkpoint=checkpoint, run_dir=options.run_dir)
 
 
 def _runs(options: argparse.Namespace, _: list[str]) -> int:

@@ -1,11 +1,13 @@
-"""`sae-workbench train`: a row of the database and its run, in this terminal."""
+"""`sae-workbench train`: rows of the database and their runs, in this terminal."""
 
 from __future__ import annotations
 
 import logging
 import re
+import secrets
+import shutil
 import signal
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,15 +27,17 @@ from rich.progress import (
 
 from backend import repository
 from backend.db import Database
-from backend.job import engine
-from backend.naming import named_config
+from backend.job import LOG_FORMAT, engine
+from backend.naming import member_config, named_config
 from backend.settings import Settings
 from backend.tables import summary_table
-from backend.work import Terminated, Train, work
+from backend.work import Task, Terminated, Train, work
 from sae_engine.errors import ConfigError, UserError
+from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
-from sae_engine.presets import resolve_config
+from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.api import RunCreate
+from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
     MetricsRecord,
@@ -123,38 +127,132 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def train_here(settings: Settings, request: RunCreate, *, train: Train = engine) -> int:
-    """Train in this process, with a progress bar and a table at the end; returns the exit code."""
-    config = resolve_config(request.preset, request.config)
-    check_config(config)
-    config = named_config(config, request)
+def grid_from(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """`sae.k=16,32` as a field and the values to try."""
+    grid: dict[str, list[Any]] = {}
+    for text in texts:
+        field, has_values, values = text.partition("=")
+        if not has_values:
+            raise UserError(f"--grid {text} lacks its values; write --grid sae.k=16,32.")
+        grid[field.strip()] = [_value(value.strip()) for value in values.split(",")]
+    return grid
+
+
+def train_here(
+    settings: Settings,
+    request: RunCreate,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    checkpoint: RunFolder | None = None,
+    run_dir: Path | None = None,
+    train: Train = engine,
+) -> int:
+    """Train in this process, with a progress bar and a table at the end; returns the exit code.
+
+    With a `grid`, every combination of its values is a run, and those that share a pass of the
+    language model are trained together. With a `checkpoint`, the run goes on from another's. With
+    `run_dir`, the run's files are kept there.
+    """
+    if grid:
+        expanded = expand_grid(request.preset, request.config, grid)
+        configs = [member_config(config, request, label) for label, config in expanded]
+    else:
+        configs = [named_config(resolve_config(request.preset, request.config), request)]
+    for config in configs:
+        check_config(config)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
     database.prepare()
+    console = Console()
+    group_id = secrets.token_hex(5) if grid else None
+    passes: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        alone = f" {len(passes)}" if config.sae.pretrained else ""
+        passes.setdefault(config.pass_key + alone, []).append(config)
+    worst = 0
+    for together in passes.values():
+        tasks = [
+            _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
+            for config in together
+        ]
+        with (
+            _log_into([task.folder.log for task in tasks]),
+            _stop_on_interrupt(database, [task.run_id for task in tasks], console),
+            _Bar(console, len(tasks)) as bar,
+        ):
+            statuses = work(database, tasks, train, on_record=bar.show)
+        for task in tasks:
+            _print_end(database, task, console)
+        worst = max(worst, *(EXIT_CODES[status] for status in statuses))
+        if "interrupted" in statuses:
+            break
+    database.close()
+    return worst
+
+
+def _new_run(
+    database: Database,
+    settings: Settings,
+    config: RunConfig,
+    group_id: str | None,
+    checkpoint: RunFolder | None,
+    run_dir: Path | None,
+    console: Console,
+) -> Task:
+    """A row, and a folder with what the run begins from."""
     process = psutil.Process()
     with database.writing() as session:
-        run_id = repository.add_run(session, config=config, status="running").id
+        run_id = repository.add_run(session, config=config, status="running", group_id=group_id).id
         repository.set_process(session, run_id, pid=process.pid, created=process.create_time())
     folder = settings.run_folder(run_id)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console.print(f"Run [bold]{run_id}[/bold] '{config.name}' in {folder.path}", highlight=False)
-    with _log_into(folder.log), _stop_on_interrupt(database, run_id, console), _Bar(console) as bar:
-        status = work(database, run_id, config, folder, train, resume=False, on_record=bar.show)
+    if run_dir is None:
+        folder.path.mkdir(parents=True)
+    else:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        folder.path.symlink_to(run_dir.resolve(), target_is_directory=True)
+    if checkpoint is not None:
+        with published_file(folder.checkpoint) as path:
+            shutil.copyfile(checkpoint.checkpoint, path)
+    where = run_dir or folder.path
+    console.print(f"Run [bold]{run_id}[/bold] '{config.name}' in {where}", highlight=False)
+    return Task(run_id, config, folder, resume=checkpoint is not None)
+
+
+def _print_end(database: Database, task: Task, console: Console) -> None:
     with database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = repository.get_run(session, task.run_id)
         console.print(summary_table(row))
         if row.error_message:
             console.print(f"[red]{row.error_type}[/red]: {row.error_message}", highlight=False)
-            console.print(f"Log: {folder.log}", style="dim", highlight=False)
-    database.close()
-    return EXIT_CODES[status]
+            console.print(f"Log: {task.folder.log}", style="dim", highlight=False)
+
+
+def save_here(settings: Settings, request: RunCreate, folder: Path) -> int:
+    """Write the activations that a run would train on as files; returns the exit code."""
+    from sae_engine.feed import save_activations
+
+    config = resolve_config(request.preset, request.config)
+    check_config(config)
+    console = Console()
+    for record in save_activations(config, folder):
+        match record:
+            case PhaseRecord():
+                console.print(record.phase, style="dim", highlight=False)
+            case NoticeRecord():
+                console.print(record.message, highlight=False, soft_wrap=True)
+            case _:
+                pass
+    return 0
 
 
 class _Bar:
     """The progress bar, fed with records."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, num_runs: int) -> None:
+        self._num_runs = num_runs
+        self._tokens = [0] * num_runs
+        self._totals = [0] * num_runs
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -173,19 +271,23 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, record: AnyRecord) -> None:
-        """Reflect one record."""
+    def show(self, number: int, record: AnyRecord) -> None:
+        """Reflect one record of run `number`; with several runs, the bar is of all of them."""
         match record:
             case PhaseRecord():
                 self._progress.update(self._task, description=record.phase)
             case PlanRecord():
-                self._progress.update(self._task, total=record.total_tokens)
+                self._totals[number] = record.total_tokens
+                self._progress.update(self._task, total=sum(self._totals))
             case MetricsRecord():
                 shown = ("fvu", "eval_fvu")
                 values = "  ".join(
                     f"{n} {record.values[n]:.4g}" for n in shown if n in record.values
                 )
-                self._progress.update(self._task, completed=record.tokens, values=values)
+                self._tokens[number] = record.tokens
+                if self._num_runs > 1:
+                    values = f"{self._num_runs} runs"
+                self._progress.update(self._task, completed=sum(self._tokens), values=values)
             case SnapshotRecord():
                 text = f"Features of step {record.step} ({record.seconds:.1f} s)"
                 self._progress.console.print(text, style="dim", highlight=False)
@@ -197,25 +299,29 @@ class _Bar:
 
 
 @contextmanager
-def _log_into(path: Path) -> Generator[None]:
-    """Send the log to the run's file, where the pages show it."""
+def _log_into(paths: Sequence[Path]) -> Generator[None]:
+    """Send the log to the runs' files, where the pages show it."""
     root = logging.getLogger()
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers = [logging.FileHandler(path, encoding="utf-8") for path in paths]
     level = root.level
-    root.addHandler(handler)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:
         yield
     finally:
-        root.removeHandler(handler)
         root.setLevel(level)
-        handler.close()
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
 
 
 @contextmanager
-def _stop_on_interrupt(database: Database, run_id: str, console: Console) -> Generator[None]:
-    """The first Ctrl-C asks the run to stop, the second not to build features, the third ends
+def _stop_on_interrupt(
+    database: Database, run_ids: Sequence[str], console: Console
+) -> Generator[None]:
+    """The first Ctrl-C asks the runs to stop, the second not to build features, the third ends
     it.
     """
     presses = 0
@@ -226,7 +332,9 @@ def _stop_on_interrupt(database: Database, run_id: str, console: Console) -> Gen
         if presses > 2:
             raise KeyboardInterrupt
         with database.writing() as session:
-            repository.request_stop(session, run_id, force=presses == 2)
+            for row in repository.active_runs(session):
+                if row.id in run_ids:
+                    repository.request_stop(session, row.id, force=presses == 2)
         console.print(
             "Stopping; features are still built. Ctrl-C again skips them."
             if presses == 1

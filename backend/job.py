@@ -1,4 +1,5 @@
-"""A job: the process that trains one run. `python -m backend.job <run_id>`.
+"""A job: the process that trains one run, or several on one pass of the language model.
+`python -m backend.job <run_id> [<run_id> ...]`.
 
 Started by the supervisor, detached from it: it goes on when the server is gone and writes its own
 end into its row. The supervisor judges only what could not write any more.
@@ -11,7 +12,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -19,77 +20,83 @@ import psutil
 
 from backend import repository
 from backend.db import Database
-from backend.settings import load_settings
+from backend.settings import Settings, load_settings
 from backend.shapes import has_checkpoint
-from backend.work import Terminated, Train, work
-from sae_engine.files import RunFolder
+from backend.work import Task, Terminated, Train, work
+from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import AnyRecord, StopRequest
+from sae_engine.schema.records import AnyRecord
 
 NICENESS = 10
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 143}
 
 _log = logging.getLogger(__name__)
 
 
-def main(run_id: str, *, train: Train | None = None) -> int:
-    """Carry out one run of the database; returns the process's exit code."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+def main(run_ids: Sequence[str], *, train: Train | None = None) -> int:
+    """Carry out runs of the database; returns the process's exit code, the worst of theirs."""
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
     signal.signal(signal.SIGTERM, _terminate)
     settings = load_settings()
     database = Database(settings.resolved_database_url)
     try:
-        process = psutil.Process()
-        with database.writing() as session:
-            row = repository.get_run(session, run_id)
-            wanted = repository.set_process(
-                session, run_id, pid=process.pid, created=process.create_time()
-            )
-        if not wanted:
-            _log.warning("run %s is %s and not to be worked on", run_id, row.status)
+        tasks = [
+            task for run_id in run_ids if (task := _take_on(database, settings, run_id)) is not None
+        ]
+        if not tasks:
             return 0
-        if row.device == "cpu":
-            _step_back()
-        folder = settings.run_folder(run_id)
-        config = RunConfig.model_validate(row.config)
-        status = work(
-            database,
-            run_id,
-            config,
-            folder,
-            train or engine,
-            resume=has_checkpoint(folder),
-        )
-        _log.info("run %s %s", run_id, status)
-        return EXIT_CODES[status]
+        for task in tasks[1:]:  # the first one's log receives all that this process says
+            _log_into(task.folder.log)
+        statuses = work(database, tasks, train or engine)
+        for task, status in zip(tasks, statuses, strict=True):
+            _log.info("run %s %s", task.run_id, status)
+        return max(EXIT_CODES[status] for status in statuses)
     finally:
         database.close()
 
 
+def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None:
+    """Note in a run's row that this process works on it; None if it is no longer wanted."""
+    process = psutil.Process()
+    with database.writing() as session:
+        row = repository.get_run(session, run_id)
+        wanted = repository.set_process(
+            session, run_id, pid=process.pid, created=process.create_time()
+        )
+    if not wanted:
+        _log.warning("run %s is %s and not to be worked on", run_id, row.status)
+        return None
+    if row.device == "cpu":
+        _step_back()
+    folder = settings.run_folder(run_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    config = RunConfig.model_validate(row.config)
+    return Task(run_id, config, folder, resume=has_checkpoint(folder))
+
+
+def _log_into(path: Path) -> None:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+
+
 def _step_back() -> None:
     """Leave the processor to the pages when they want it."""
-    os.nice(NICENESS)
+    os.nice(NICENESS - os.nice(0))
     # A detached job is a session of its own, and where Linux groups processes by session for
     # scheduling, niceness counts only inside the group: the group needs its own.
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
-def engine(
-    config: RunConfig,
-    folder: RunFolder,
-    *,
-    should_stop: Callable[[], StopRequest],
-    resume: bool,
-) -> Iterator[AnyRecord]:
+def engine(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
     """The real engine, imported late: the run is taken on before the seconds that its import
     costs.
     """
-    from sae_engine.train import train
+    from sae_engine.train import train_together
 
-    return train(config, folder, should_stop=should_stop, resume=resume)
+    return train_together(members)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
@@ -97,4 +104,4 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

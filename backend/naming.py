@@ -15,3 +15,9 @@ def named_config(config: RunConfig, body: RunCreate) -> RunConfig:
         recipe = body.preset or config.name or "run"
         name = f"{recipe} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
     return config.model_copy(update={"name": name})
+
+
+def member_config(config: RunConfig, body: RunCreate, label: str) -> RunConfig:
+    """A sweep's member under the name of the sweep and what tells it apart."""
+    name = f"{body.name or body.config.get('name') or body.preset or config.name or 'run'} {label}"
+    return config.model_copy(update={"name": name[:200]})

@@ -40,6 +40,7 @@ def add_run(
     tags: Sequence[str] = (),
     notes: str = "",
     status: RunStatus = "queued",
+    group_id: str | None = None,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
 ) -> RunRow:
@@ -51,6 +52,7 @@ def add_run(
         status=status,
         config=config.model_dump(mode="json"),
         notes=notes,
+        group_id=group_id,
         idempotency_key=idempotency_key,
         request_digest=request_digest,
         created_at=at,
@@ -107,6 +109,7 @@ def list_runs(
     status: Sequence[RunStatus] = (),
     q: str = "",
     tag: str | None = None,
+    group_id: str | None = None,
     archived: bool = False,
     limit: int = 50,
     before: int | None = None,
@@ -126,9 +129,18 @@ def list_runs(
         )
     if tag is not None:
         query = query.where(RunRow.id.in_(select(TagRow.run_id).where(TagRow.tag == tag)))
+    if group_id is not None:
+        query = query.where(RunRow.group_id == group_id)
     if before is not None:
         query = query.where(RunRow.seq < before)
     return session.scalars(query.order_by(RunRow.seq.desc()).limit(limit)).all()
+
+
+def group(session: Session, group_id: str) -> Sequence[RunRow]:
+    """The runs of a sweep, in the order they were made."""
+    return session.scalars(
+        select(RunRow).where(RunRow.group_id == group_id).order_by(RunRow.seq)
+    ).all()
 
 
 def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
@@ -198,21 +210,36 @@ def requeue(session: Session, run_id: str) -> RunRow:
     return row
 
 
-def claim_next(session: Session, device: str) -> RunRow | None:
-    """Take the oldest queued run for `device`; of several claimants only one gets it."""
-    oldest = (
-        select(RunRow.seq)
+def claim_next(session: Session, device: str) -> Sequence[RunRow]:
+    """Take the oldest queued run for `device`, and those of its sweep that can share its pass.
+
+    Of several claimants only one gets them. A run that resumes is taken alone: the others of its
+    sweep stand elsewhere.
+    """
+    oldest = session.scalar(
+        select(RunRow)
         .where(RunRow.status == "queued")
         .order_by(RunRow.queued_at, RunRow.seq)
         .limit(1)
-        .scalar_subquery()
     )
-    return session.scalar(
+    if oldest is None:
+        return []
+    wanted = [oldest.seq]
+    if oldest.group_id is not None and oldest.step == 0:
+        key = RunConfig.model_validate(oldest.config).pass_key
+        beside = session.scalars(
+            select(RunRow).where(
+                RunRow.group_id == oldest.group_id, RunRow.status == "queued", RunRow.step == 0
+            )
+        )
+        wanted = [row.seq for row in beside if RunConfig.model_validate(row.config).pass_key == key]
+    return session.scalars(
         update(RunRow)
-        .where(RunRow.seq == oldest, RunRow.status == "queued")
+        .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(status="running", device=device, started_at=now(), phase="starting")
         .returning(RunRow)
-    )
+        .execution_options(populate_existing=True)
+    ).all()
 
 
 def active_runs(session: Session) -> Sequence[RunRow]:

@@ -161,6 +161,15 @@ def check_paths(config: RunConfig, roots: Iterable[Path]) -> None:
             _check_inside("data.dataset", file, allowed)
     elif Path(config.data.dataset).exists():
         _check_inside("data.dataset", Path(config.data.dataset), allowed)
+    for field, given in (
+        ("data.activations", config.data.activations),
+        ("sae.pretrained", config.sae.pretrained),
+    ):
+        if given is not None:
+            path = Path(given).expanduser()
+            _check_inside(field, path, allowed)
+            for file in path.rglob("*") if path.is_dir() else ():
+                _check_inside(field, file, allowed)
 
 
 def _check_inside(field: str, path: Path, allowed: list[Path]) -> None:

@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import IO
 
 import psutil
@@ -39,12 +39,12 @@ KILL_AFTER = timedelta(seconds=5)
 _log = logging.getLogger(__name__)
 
 
-JobCommand = Callable[[str], list[str]]
-"""From a run's id to the command line that carries it out."""
+JobCommand = Callable[[Sequence[str]], list[str]]
+"""From the ids of runs to the command line that carries them out in one process."""
 
 
-def job_command(run_id: str) -> list[str]:
-    return [sys.executable, "-m", "backend.job", run_id]
+def job_command(run_ids: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "backend.job", *run_ids]
 
 
 class Supervisor:
@@ -125,19 +125,21 @@ class Supervisor:
         exits = {run_id: child.poll() for run_id, child in self._children.items()}
         with self._database.reading() as session:
             rows = repository.active_runs(session)
+        working: list[RunRow] = []
         for row in rows:
             exit_code = exits.get(row.id)
             if exit_code is not None:
                 self._judge(row, exit_code)
             elif row.id in exits:
-                self._end_if_overdue(row)
+                working.append(row)
             elif row.pid is None or row.pid_created is None:
                 if row.started_at and repository.now() - row.started_at > START_GRACE:
                     self._judge(row, None)
-            elif not is_alive(row.pid, row.pid_created):
-                self._judge(row, None)
+            elif is_alive(row.pid, row.pid_created):
+                working.append(row)
             else:
-                self._end_if_overdue(row)
+                self._judge(row, None)
+        self._end_overdue(working)
         for run_id, exit_code in exits.items():
             if exit_code is not None:
                 del self._children[run_id]
@@ -167,16 +169,22 @@ class Supervisor:
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
 
-    def _end_if_overdue(self, row: RunRow) -> None:
-        """Signal a job that was forced to stop and did not within our patience."""
-        if row.force_stop_at is None or row.pid is None:
-            return
-        overdue = repository.now() - row.force_stop_at - self._patience
-        if overdue > KILL_AFTER:
-            send_signal(row.pid, signal.SIGKILL)
-        elif overdue > timedelta(0) and row.pid not in self._terminated:
-            self._terminated.add(row.pid)
-            send_signal(row.pid, signal.SIGTERM)
+    def _end_overdue(self, rows: Sequence[RunRow]) -> None:
+        """Signal a job whose runs were all forced to stop and did not within our patience."""
+        forced: dict[int, list[datetime | None]] = {}
+        for row in rows:
+            if row.pid is not None:
+                forced.setdefault(row.pid, []).append(row.force_stop_at)
+        for pid, times in forced.items():
+            known = [time for time in times if time is not None]
+            if len(known) < len(times):
+                continue
+            overdue = repository.now() - max(known) - self._patience
+            if overdue > KILL_AFTER:
+                send_signal(pid, signal.SIGKILL)
+            elif overdue > timedelta(0) and pid not in self._terminated:
+                self._terminated.add(pid)
+                send_signal(pid, signal.SIGTERM)
 
     # Starting
 
@@ -188,12 +196,12 @@ class Supervisor:
         if not counts.get("queued") or any(counts.get(status) for status in repository.ACTIVE):
             return
         with self._database.writing() as session:
-            row = repository.claim_next(session, self._device)
-        if row is not None:
-            self._start(row)
+            rows = repository.claim_next(session, self._device)
+        if rows:
+            self._start(rows)
 
-    def _start(self, row: RunRow) -> None:
-        folder = self._settings.run_folder(row.id)
+    def _start(self, rows: Sequence[RunRow]) -> None:
+        folder = self._settings.run_folder(rows[0].id)
         environment = self._settings.environment() | {
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
@@ -205,7 +213,7 @@ class Supervisor:
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.log.open("ab") as log:
                 child = subprocess.Popen(
-                    self._command(row.id),
+                    self._command([row.id for row in rows]),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -215,14 +223,16 @@ class Supervisor:
         except OSError as error:
             message = f"The run's process could not be started: {error}."
             with self._database.writing() as session:
-                repository.fail_run(
-                    session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
-                )
+                for row in rows:
+                    repository.fail_run(
+                        session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
+                    )
             return
-        self._children[row.id] = child
+        self._children |= {row.id: child for row in rows}
         try:
             created = psutil.Process(child.pid).create_time()
         except psutil.NoSuchProcess:
             return
         with self._database.writing() as session:
-            repository.set_process(session, row.id, pid=child.pid, created=created)
+            for row in rows:
+                repository.set_process(session, row.id, pid=child.pid, created=created)

@@ -1,4 +1,4 @@
-"""Carrying one run through: the engine's records become rows, and every way it can end is written
+"""Carrying runs through: the engine's records become rows, and every way it can end is written
 down.
 
 Used by a job's process and by training in the foreground. No torch here: the engine comes in as
@@ -12,8 +12,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -24,11 +24,13 @@ from backend.logs import tail
 from backend.shapes import latest_metrics
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
+from sae_engine.member import Member
 from sae_engine.schema.api import RunStatus
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
+    FailureRecord,
     MetricsRecord,
     NoticeRecord,
     PhaseRecord,
@@ -49,17 +51,17 @@ MAX_WRITE_TRIES = 5
 _log = logging.getLogger(__name__)
 
 
-class Train(Protocol):
-    """The engine's door, `sae_engine.train.train`."""
+Train = Callable[[Sequence[Member]], Iterator[tuple[int, AnyRecord]]]
+"""The engine's door, `sae_engine.train.train_together`."""
 
-    def __call__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        *,
-        should_stop: Callable[[], StopRequest],
-        resume: bool,
-    ) -> Iterator[AnyRecord]: ...
+
+class Task(NamedTuple):
+    """One run of the database that is to be carried out."""
+
+    run_id: str
+    config: RunConfig
+    folder: RunFolder
+    resume: bool
 
 
 class Terminated(BaseException):
@@ -68,39 +70,58 @@ class Terminated(BaseException):
 
 def work(
     database: Database,
-    run_id: str,
-    config: RunConfig,
-    folder: RunFolder,
+    tasks: Sequence[Task],
     train: Train,
     *,
-    resume: bool,
-    on_record: Callable[[AnyRecord], None] = lambda _: None,
-) -> RunStatus:
-    """Run the engine to its end and store what it yields; returns how the run ended."""
-    recorder = Recorder(database, run_id, resumed=resume)
+    on_record: Callable[[int, AnyRecord], None] = lambda _number, _record: None,
+) -> list[RunStatus]:
+    """Run the engine to its end and store what it yields; returns how each run ended.
 
-    def fail(status: RunStatus, kind: str, message: str) -> RunStatus:
-        recorder.fail(status, kind, message, tail(folder.log, LOG_TAIL_LINES))
-        return status
+    The runs share a pass of the language model; what ends the pass ends those that still run.
+    """
+    recorders = [Recorder(database, task.run_id, resumed=task.resume) for task in tasks]
+    ended: dict[int, RunStatus] = {}
 
+    def fail(number: int, status: RunStatus, kind: str, message: str) -> None:
+        ended[number] = status
+        log_tail = tail(tasks[number].folder.log, LOG_TAIL_LINES)
+        recorders[number].fail(status, kind, message, log_tail)
+
+    def fail_rest(status: RunStatus, kind: str, message: str) -> None:
+        for number in range(len(tasks)):
+            if number not in ended:
+                fail(number, status, kind, message)
+
+    members = [
+        Member(task.config, task.folder, recorder.stop_request, task.resume)
+        for task, recorder in zip(tasks, recorders, strict=True)
+    ]
     try:
-        for record in train(config, folder, should_stop=recorder.stop_request, resume=resume):
-            recorder.record(record)
-            on_record(record)
+        for number, record in train(members):
+            if isinstance(record, FailureRecord):
+                _log.error("run %s cannot go on: %s", tasks[number].run_id, record.message)
+                fail(number, "failed", record.error_type, record.message)
+            else:
+                recorders[number].record(record)
             if isinstance(record, EndRecord):
-                return record.reason
-        raise RuntimeError("the engine stopped without saying how the run ended")
+                ended[number] = record.reason
+            on_record(number, record)
+        if len(ended) < len(tasks):
+            raise RuntimeError("the engine stopped without saying how the run ended")
     except UserError as error:
         _log.exception("the run cannot go on")
-        return fail("failed", type(error).__name__, str(error))
+        fail_rest("failed", type(error).__name__, str(error))
     except (Terminated, KeyboardInterrupt) as error:
         signal_name = str(error) or "SIGINT"
         _log.warning("ended by %s", signal_name)
-        return fail("interrupted", signal_name, f"The run was ended from outside by {signal_name}.")
+        message = f"The run was ended from outside by {signal_name}."
+        fail_rest("interrupted", signal_name, message)
     except Exception as error:
         _log.exception("the run failed")
         first_line = next(iter(str(error).splitlines()), "")[:500]
-        return fail("failed", type(error).__name__, first_line or "It gave no reason; see the log.")
+        message = first_line or "It gave no reason; see the log."
+        fail_rest("failed", type(error).__name__, message)
+    return [ended[number] for number in range(len(tasks))]
 
 
 class Recorder:
@@ -173,8 +194,8 @@ class Recorder:
             case EndRecord():
                 repository.update_run(session, run_id, step=record.step, tokens=record.tokens)
                 repository.end_run(session, run_id, record.reason)
-            case MetricsRecord():
-                raise AssertionError("measurements are stored by _flush")
+            case MetricsRecord() | FailureRecord():
+                raise AssertionError("measurements are stored by _flush, failures by fail")
 
     def _flush(self) -> None:
         if not self._waiting:

@@ -13,16 +13,17 @@ import platform
 import sys
 import time
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from sae_engine.activations import ActivationStream, extract
-from sae_engine.corpus import Packing, heldout_rows, training_rows
+from sae_engine.activations import ActivationStream
 from sae_engine.evaluate import reconstruction_metrics
-from sae_engine.language_model import LanguageModel
+from sae_engine.feed import TextFeed
 from sae_engine.sae import TopKSAE
-from sae_engine.schema.config import DataConfig, ModelConfig, SAEConfig, TrainConfig
+from sae_engine.schema.config import ModelConfig, RunConfig, SAEConfig, TrainConfig
 from sae_engine.trainer import Budget, SAETrainer
 
 TOKENS = 500_000
@@ -41,14 +42,13 @@ RECIPES = [
 @cache
 def activations(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Shuffled training activations and held-out ones, [tokens, d_in] each."""
-    model = LanguageModel.load(ModelConfig(layer=layer))
-    data = DataConfig()
-    packing = Packing(model.tokenizer, data.ctx_len, model.bos_id, model.eos_id)
-    stream = ActivationStream(
-        model, lambda cursor: training_rows(data, packing, cursor=cursor), batch_size=512, seed=0
-    )
-    train = torch.cat([next(stream) for _ in range(TOKENS // 512)])
-    heldout = extract(model, torch.from_numpy(heldout_rows(data, packing, HELDOUT_TOKENS)))
+    config = RunConfig(model=ModelConfig(layer=layer))
+    feed = TextFeed([config])
+    stream = ActivationStream(feed.open_source, batch_size=512, seed=0)
+    train = torch.cat([next(stream)[0] for _ in range(TOKENS // 512)])
+    with TemporaryDirectory() as folder:
+        held = feed.open_heldout(HELDOUT_TOKENS, Path(folder) / "heldout")
+        heldout = held.first(0, HELDOUT_TOKENS).clone()
     return train, heldout
 
 

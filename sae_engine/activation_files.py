@@ -23,6 +23,7 @@ from sae_engine.activations import TOKENS_PER_BLOCK, rows_for, rows_per_block
 from sae_engine.corpus import Cursor
 from sae_engine.errors import ConfigError
 from sae_engine.files import published_file
+from sae_engine.preflight import activation_paths
 
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 HELDOUT_FRACTION = 0.1
@@ -83,15 +84,7 @@ def write_part(
 
 def open_set(path: Path | str) -> ActivationSet:
     """Look at the files' headers; raises `ConfigError` for what cannot be trained on."""
-    path = Path(path).expanduser()
-    if path.suffix in (".pt", ".pth", ".npy", ".pkl"):
-        raise _wrong(
-            f"'{path}' is a {path.suffix} file; activation files are .safetensors with a tensor "
-            f"'activations' [tokens, d_in] (safetensors.torch.save_file writes them)."
-        )
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files:
-        raise _wrong(f"The folder '{path}' holds no .safetensors file.")
+    files = activation_paths(path)
     train: list[Part] = []
     heldout: list[Part] = []
     shapes: set[tuple[int, str]] = set()

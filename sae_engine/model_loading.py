@@ -22,9 +22,9 @@ from huggingface_hub.errors import (
 from safetensors import safe_open
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.hook_points import layers_needed, text_config, truncate
@@ -89,7 +89,7 @@ def load_rest(config: ModelConfig, prefix: nn.Module) -> Any:
     name = model_path(config)
     with _loading(config.name), ExitStack() as stack:
         hf_config = AutoConfig.from_pretrained(name)
-        model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
+        model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
         tensors: dict[str, Any] | None = None
         if config.device_map is None:
             have = prefix.state_dict()
@@ -122,7 +122,7 @@ def _weight_files(name: str) -> Sequence[str]:
     if single is not None:
         return [single]
     index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME)
-    return get_checkpoint_shard_files(name, index)[0]
+    return get_checkpoint_shard_files(name, index)[0] or []
 
 
 def _refuse_missing(name: str, report: dict[str, Any]) -> None:

@@ -36,6 +36,9 @@ def check_config(config: RunConfig) -> None:
     model.
     """
     _check_layer(config)
+    if config.data.activations is not None:
+        activation_paths(config.data.activations)
+        return
     if is_local_dataset(config.data):
         first = next(iter(dataset_files(config.data)))
         if not any(text.strip() for text in local_documents(first, config.data.text_column)):
@@ -56,6 +59,24 @@ def check_config(config: RunConfig) -> None:
             f"train.total_tokens, "
             "data.num_samples, or data.streaming = false.",
         )
+
+
+def activation_paths(path: Path | str) -> list[Path]:
+    """The files of an activation set: the file itself, or a folder's, in order of their names."""
+    path = Path(path).expanduser()
+    if not path.is_dir() and path.suffix != ".safetensors":
+        raise ConfigError.of(
+            "data.activations",
+            f"'{path}' is no folder and its name does not end in .safetensors; activation files "
+            "are .safetensors with a tensor 'activations' [tokens, d_in] "
+            "(safetensors.torch.save_file writes them).",
+        )
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError.of("data.activations", f"The folder '{path}' holds no .safetensors file.")
+    if not files[0].exists():
+        raise ConfigError.of("data.activations", f"There is no file or folder '{path}'.")
+    return files
 
 
 def _check_layer(config: RunConfig) -> None:

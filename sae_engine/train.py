@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import yaml
 from torch import Tensor
@@ -20,6 +20,7 @@ from sae_engine.errors import UserError
 from sae_engine.feed import Feed, open_feed
 from sae_engine.files import RunFolder, published_file
 from sae_engine.heldout import SharedHeldout
+from sae_engine.member import Member, never
 from sae_engine.preflight import check_config
 from sae_engine.run import Clock, Halted, NonFiniteLossError, Run, StopSwitch
 from sae_engine.schema.config import RunConfig
@@ -30,21 +31,6 @@ from sae_engine.schema.records import (
     PhaseRecord,
     StopRequest,
 )
-
-
-def never() -> StopRequest:
-    return StopRequest.NONE
-
-
-class Member(NamedTuple):
-    """One run of several on a pass."""
-
-    config: RunConfig
-    folder: RunFolder
-    should_stop: Callable[[], StopRequest] = never
-    """Polled at least once per step and inside long work."""
-    resume: bool = False
-    """Go on from the folder's checkpoint, exactly as if the run had not stopped."""
 
 
 def train(

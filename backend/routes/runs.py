@@ -60,6 +60,7 @@ def list_runs(
     status: Annotated[list[RunStatus] | None, Query()] = None,
     q: Annotated[str, Query(max_length=200)] = "",
     tag: Annotated[str | None, Query(max_length=200)] = None,
+    group_id: Annotated[str | None, Query(max_length=40)] = None,
     archived: bool = False,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(max_length=40)] = None,
@@ -72,6 +73,7 @@ def list_runs(
             status=status or (),
             q=q,
             tag=tag,
+            group_id=group_id,
             archived=archived,
             limit=limit + 1,
             before=before,
@@ -103,7 +105,11 @@ def delete_run(run_id: str, server: Server) -> None:
     """Delete a run and its folder; refused while it runs."""
     with server.database.writing() as session:
         repository.delete_run(session, run_id)
-    shutil.rmtree(server.settings.run_folder(run_id).path, ignore_errors=True)
+    folder = server.settings.run_folder(run_id).path
+    if folder.is_symlink():  # its files were kept elsewhere by choice, and stay
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @router.post("/{run_id}/stop", status_code=202)

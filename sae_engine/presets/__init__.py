@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, TypeGuard
@@ -13,6 +16,8 @@ from pydantic import BaseModel, ValidationError
 from sae_engine.errors import ConfigError
 from sae_engine.schema.api import FieldProblem, Preset
 from sae_engine.schema.config import RunConfig
+
+MAX_GRID = 256
 
 # Two fields of which only one may be set: an override of one takes the other out of the recipe.
 _EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
@@ -61,6 +66,44 @@ def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
             if given.get(other) is not None:
                 base[section].pop(one, None)
     return validate_config(_merged(base, overrides))
+
+
+def expand_grid(
+    preset: str | None, overrides: dict[str, Any], grid: Mapping[str, Sequence[Any]]
+) -> list[tuple[str, RunConfig]]:
+    """Every combination of the grid's values over a preset and overrides, with what tells it apart.
+
+    `grid` maps fields such as `sae.k` to values; the last one varies fastest. Raises `ConfigError`.
+    """
+    for field, values in grid.items():
+        if field not in field_names():
+            close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0]}?" if close else "."
+            raise ConfigError.of(field, f"There is no such field{hint}")
+        if not values:
+            raise ConfigError.of(field, "It has no values to try.")
+        if len({repr(value) for value in values}) < len(values):
+            raise ConfigError.of(field, "It names a value twice.")
+    count = math.prod(len(values) for values in grid.values())
+    if count > MAX_GRID:
+        raise ConfigError.of(
+            next(iter(grid)), f"The grid has {count:,} combinations; {MAX_GRID} is the most."
+        )
+    expanded: list[tuple[str, RunConfig]] = []
+    for values in itertools.product(*grid.values()):
+        tree = overrides
+        for field, value in zip(grid, values, strict=True):
+            tree = _merged(tree, _nested(field, value))
+        label = " ".join(
+            f"{field.rpartition('.')[2]}={value}" for field, value in zip(grid, values, strict=True)
+        )
+        expanded.append((label, resolve_config(preset, tree)))
+    return expanded
+
+
+def _nested(field: str, value: Any) -> dict[str, Any]:
+    name, _, rest = field.partition(".")
+    return {name: _nested(rest, value) if rest else value}
 
 
 def validate_config(values: dict[str, Any]) -> RunConfig:

@@ -51,6 +51,13 @@ class RunCreate(Shape):
     notes: str = Field(default="", max_length=20_000)
 
 
+class SweepCreate(RunCreate):
+    """What starts a sweep: a run's preset and overrides, and a grid of values to try over them."""
+
+    grid: dict[str, list[Any]] = Field(min_length=1, max_length=20)
+    """Values to try by field, such as `{"sae.k": [16, 32]}`; every combination becomes a run."""
+
+
 class RunPatch(Shape):
     """What may be changed about a run after it was made; unset stays as it is."""
 
@@ -95,6 +102,13 @@ class Run(Shape):
     """The latest value of each metric."""
     error: RunError | None
     resumable: bool
+
+
+class Sweep(Shape):
+    """Runs that were started together; those that share model and text share its passes."""
+
+    id: str
+    runs: list[Run]
 
 
 class RunPage(Shape):

@@ -1,6 +1,6 @@
 """An engine that does what the run's name tells it, in milliseconds, without torch.
 
-`python -c "from tests.backend.fake_engine import main; main()" <run_id>` is a job with it.
+`python -c "from tests.backend.fake_engine import main; main()" <run_id> ...` is a job with it.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from backend import job
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
+from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
+    FailureRecord,
     MetricsRecord,
     NoticeRecord,
     PhaseRecord,
@@ -31,19 +33,29 @@ TOTAL_STEPS = 20
 BATCH_TOKENS = 100
 
 
-def fake_job(run_id: str) -> list[str]:
+def fake_job(run_ids: Sequence[str]) -> list[str]:
     """The command line of a job with this engine."""
-    return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", run_id]
+    return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", *run_ids]
 
 
 def main() -> None:
-    sys.exit(job.main(sys.argv[1], train=train))
+    sys.exit(job.main(sys.argv[1:], train=train))
 
 
-def train(
+def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+    """Several runs in turns, a record of each at a time."""
+    running = {number: _train(*member) for number, member in enumerate(members)}
+    while running:
+        for number, records in list(running.items()):
+            record = next(records)
+            if isinstance(record, EndRecord | FailureRecord):
+                del running[number]
+            yield number, record
+
+
+def _train(
     config: RunConfig,
     folder: RunFolder,
-    *,
     should_stop: Callable[[], StopRequest],
     resume: bool,
 ) -> Iterator[AnyRecord]:
@@ -61,6 +73,10 @@ def train(
     )
     if action == "refuse":
         raise UserError("The text is empty; give a dataset with text.")
+    if action == "diverge":
+        yield FailureRecord(
+            error_type="NonFiniteLossError", message="The loss became nan at step 7.", step=7
+        )
     if action == "break":
         raise ZeroDivisionError("a bug\nin two lines")
     if action == "exit":
@@ -78,6 +94,7 @@ def train(
             yield EndRecord(reason="stopped", step=TOTAL_STEPS, tokens=TOTAL_STEPS * BATCH_TOKENS)
             return
         time.sleep(0.02)
+        yield PhaseRecord(phase="waiting")
     yield NoticeRecord(level="warning", message="One latent is dead.", step=TOTAL_STEPS)
     yield SnapshotRecord(
         step=TOTAL_STEPS,

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import pytest
 import yaml
 
 from backend import repository
+from backend.checkpoints import run_folder_of
 from backend.cli import main
 from backend.db import Database
-from backend.foreground import overrides_from, request_from, train_here
+from backend.foreground import grid_from, overrides_from, request_from, train_here
 from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
+from sae_engine.member import Member
 from sae_engine.presets import presets
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
@@ -120,20 +122,15 @@ def test_a_run_that_fails_here_says_why_and_exits_with_1(
 def interrupted(presses: int) -> Callable[..., Iterator[AnyRecord]]:
     """An engine that is interrupted so many times and obeys what it is then asked."""
 
-    def train(
-        config: RunConfig,
-        folder: RunFolder,
-        *,
-        should_stop: Callable[[], StopRequest],
-        resume: bool,
-    ) -> Iterator[AnyRecord]:
-        yield PhaseRecord(phase="training")
+    def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+        [member] = members
+        yield 0, PhaseRecord(phase="training")
         for _ in range(presses):
             os.kill(os.getpid(), signal.SIGINT)
         wanted = StopRequest.STOP if presses == 1 else StopRequest.FORCE
-        while should_stop() != wanted:
+        while member.should_stop() != wanted:
             pass
-        yield EndRecord(reason="stopped", step=1, tokens=1)
+        yield 0, EndRecord(reason="stopped", step=1, tokens=1)
 
     return train
 
@@ -153,6 +150,70 @@ def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> 
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(3)) == 130
     with database.reading() as session:
         assert [row.status for row in repository.list_runs(session)] == ["interrupted"]
+
+
+def test_a_grid_makes_a_run_of_every_combination(
+    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = grid_from(["sae.k=8,16", "train.lr=1e-3,2e-3"])
+    assert grid == {"sae.k": [8, 16], "train.lr": [1e-3, 2e-3]}
+    request = ask(recipe="quick-test", name="finish")
+    assert train_here(settings, request, grid=grid, train=fake_train) == 0
+    with database.reading() as session:
+        rows = repository.list_runs(session)
+    assert {row.name for row in rows} == {
+        f"finish k={k} lr={lr}" for k in (8, 16) for lr in (0.001, 0.002)
+    }
+    assert {row.status for row in rows} == {"finished"}
+    assert len({row.group_id for row in rows}) == 1
+
+
+def test_a_run_goes_on_from_another_runs_checkpoint(
+    settings: Settings, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = RunFolder(tmp_path / "elsewhere")
+    assert (
+        train_here(
+            settings, ask(recipe="quick-test", name="one"), run_dir=source.path, train=fake_train
+        )
+        == 0
+    )
+    assert source.checkpoint.read_text() == "10"
+    (tmp_path / "elsewhere" / "config.yaml").write_text("sae: {k: 8}")
+    for path in (source.path, source.checkpoint):
+        assert run_folder_of(path).path == source.path
+    request = ask(path=source.config, name="two")
+    assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
+    with database.reading() as session:
+        newest = repository.list_runs(session)[0]
+        steps = [row.step for row in repository.metrics(session, newest.id)]
+    assert newest.config["sae"]["k"] == 8
+    assert steps == list(range(11, 21))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--load-checkpoint", "best_model.pt"], "checkpoints are safetensors"),
+        (["--load-checkpoint", "nowhere"], "There is no checkpoint or run folder 'nowhere'"),
+        (["--eval-only"], "--eval-only needs an SAE"),
+        (["--grid", "sae.k"], "write --grid sae.k=16,32"),
+        (["--grid", "sae.kk=1,2"], "did you mean sae.k?"),
+        (["--grid", "sae.k=4,4"], "names a value twice"),
+        (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid makes several runs"),
+        (["--load-activations", "acts.pt"], "activation files are .safetensors"),
+    ],
+)
+def test_a_wrong_option_of_train_says_what_is_wrong(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--quick-test", *arguments, "--data-dir", str(tmp_path / "data")]) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -89,10 +89,10 @@ def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -
     def claim() -> None:
         while True:
             with database.writing() as session:
-                row = repository.claim_next(session, "cpu")
-            if row is None:
+                rows = repository.claim_next(session, "cpu")
+            if not rows:
                 return
-            claimed.append(row.id)
+            claimed.extend(row.id for row in rows)
 
     threads = [threading.Thread(target=claim) for _ in range(4)]
     for thread in threads:
@@ -112,8 +112,7 @@ def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
     claimed: list[str] = []
     for _ in range(2):
         with database.writing() as session:
-            row = repository.claim_next(session, "cpu")
-            assert row is not None
+            [row] = repository.claim_next(session, "cpu")
             assert row.status == "running"
             assert row.device == "cpu"
             claimed.append(row.id)

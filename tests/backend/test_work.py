@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -14,11 +14,10 @@ from backend.curves import metrics_series
 from backend.db import Database
 from backend.models import RunRow
 from backend.settings import Settings
-from backend.work import Recorder, Terminated, work
+from backend.work import Recorder, Task, Terminated, work
 from sae_engine.errors import ConfigError
-from sae_engine.files import RunFolder
+from sae_engine.member import Member
 from sae_engine.presets import resolve_config
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
@@ -45,12 +44,16 @@ class Bench:
         self.folder.path.mkdir(parents=True)
 
     def work(self, records: Callable[[ShouldStop], Iterator[AnyRecord]]) -> str:
-        def train(
-            config: RunConfig, folder: RunFolder, *, should_stop: ShouldStop, resume: bool
-        ) -> Iterator[AnyRecord]:
-            yield from records(should_stop)
+        def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+            [member] = members
+            return ((0, record) for record in records(member.should_stop))
 
-        return work(self.database, self.id, self.config, self.folder, train, resume=False)
+        [status] = work(self.database, [self.task], train)
+        return status
+
+    @property
+    def task(self) -> Task:
+        return Task(self.id, self.config, self.folder, resume=False)
 
     def row(self) -> RunRow:
         with self.database.reading() as session:
@@ -71,7 +74,7 @@ def raising(error: BaseException) -> Callable[[ShouldStop], Iterator[AnyRecord]]
 
 
 def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Bench) -> None:
-    status = work(bench.database, bench.id, bench.config, bench.folder, fake_train, resume=False)
+    [status] = work(bench.database, [bench.task], fake_train)
     row = bench.row()
     assert status == row.status == "finished"
     assert (row.step, row.tokens, row.total_steps, row.total_tokens) == (20, 2000, 20, 2000)
@@ -204,3 +207,26 @@ def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
     row = bench.row()
     assert row.step == 12
     assert json.loads(row.metrics)["eval_fvu"] == 0.2
+
+
+def test_runs_on_one_pass_end_each_in_its_own_way(database: Database, settings: Settings) -> None:
+    benches = [Bench(database, settings, name) for name in ("finish", "diverge", "finish too")]
+    assert work(database, [b.task for b in benches], fake_train) == [
+        "finished",
+        "failed",
+        "finished",
+    ]
+    rows = [bench.row() for bench in benches]
+    assert [row.status for row in rows] == ["finished", "failed", "finished"]
+    assert rows[1].error_type == "NonFiniteLossError"
+    assert rows[1].error_message == "The loss became nan at step 7."
+    assert [row.step for row in rows] == [20, 0, 20]
+
+
+def test_what_ends_the_pass_ends_the_runs_that_are_still_on_it(
+    database: Database, settings: Settings
+) -> None:
+    benches = [Bench(database, settings, name) for name in ("diverge", "refuse", "finish")]
+    assert work(database, [b.task for b in benches], fake_train) == ["failed"] * 3
+    kinds = [bench.row().error_type for bench in benches]
+    assert kinds == ["NonFiniteLossError", "UserError", "UserError"]

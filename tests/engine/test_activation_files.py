@@ -144,7 +144,7 @@ def test_held_out_rows_are_whole(tmp_path: Path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda d: d / "acts.pt", r"is a \.pt file; activation files are \.safetensors"),
+        (lambda d: d / "acts.pt", r"its name does not end in \.safetensors; activation files are"),
         (lambda d: d / "nowhere.safetensors", "no file or folder"),
         (lambda d: (d / "empty").mkdir() or d / "empty", "holds no .safetensors file"),
         (lambda d: save_file({"x": torch.zeros(2)}, d / "x.safetensors") or d, "it has x"),

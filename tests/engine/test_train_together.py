@@ -13,6 +13,7 @@ from sae_engine import activations
 from sae_engine.errors import UserError
 from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.files import RunFolder
+from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -21,7 +22,7 @@ from sae_engine.schema.records import (
     MetricsRecord,
     StopRequest,
 )
-from sae_engine.train import Member, train, train_together
+from sae_engine.train import train, train_together
 from tests.engine.test_train import collected, config_of, losses
 
 VARIANTS = [

@@ -1,0 +1,23 @@
+"""One run of several on a pass of the language model: what the engine is given. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import StopRequest
+
+
+def never() -> StopRequest:
+    return StopRequest.NONE
+
+
+class Member(NamedTuple):
+    config: RunConfig
+    folder: RunFolder
+    should_stop: Callable[[], StopRequest] = never
+    """Polled at least once per step and inside long work."""
+    resume: bool = False
+    """Go on from the folder's checkpoint, exactly as if the run had not stopped."""

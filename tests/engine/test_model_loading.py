@@ -1,0 +1,111 @@
+"""The whole model made of a prefix and the files equals the one that transformers loads."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from sae_engine.errors import UserError
+from sae_engine.language_model import LanguageModel
+from sae_engine.model_loading import load_prefix, load_rest
+from sae_engine.schema.config import ModelConfig
+
+ARCHITECTURES = ["gemma2", "llama", "gpt2"]
+IDS = torch.arange(5, 37).view(2, 16)
+
+
+def in_memory(model: nn.Module) -> dict[int, int]:
+    """Bytes of each piece of memory that a model's parameters live in, by its address."""
+    storages = [p.untyped_storage() for p in model.parameters()]
+    return {s.data_ptr(): s.nbytes() for s in storages}
+
+
+def sharded(folder: Path, into: Path) -> Path:
+    """The same model in several files, each far smaller than the model."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(into, max_shard_size="60KB")
+    for file in folder.glob("tokenizer*.json"):
+        (into / file.name).write_bytes(file.read_bytes())
+    assert len(list(into.glob("model-*.safetensors"))) > 2
+    return into
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["one file", "shards"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_completed_model_equals_the_one_loaded_whole(
+    model_folders, tmp_path, architecture, layout, dtype
+):
+    folder = model_folders[architecture]
+    if layout == "shards":
+        folder = sharded(folder, tmp_path)
+    config = ModelConfig(name=str(folder), layer=1, dtype=dtype)
+    completed = load_rest(config, load_prefix([config]).model)
+    whole = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+    )
+    expected = whole.state_dict()
+    found = completed.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+    with torch.inference_mode():
+        assert torch.equal(
+            completed(IDS, use_cache=False).logits, whole.eval()(IDS, use_cache=False).logits
+        )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_only_what_the_prefix_lacks_takes_new_memory(model_folders, architecture):
+    config = ModelConfig(name=str(model_folders[architecture]), layer=1)
+    prefix = load_prefix([config]).model
+    completed = load_rest(config, prefix)
+    have = in_memory(prefix)
+    new = sum(size for place, size in in_memory(completed).items() if place not in have)
+    lacking = {
+        name: parameter
+        for name, parameter in completed.named_parameters()
+        if re.search(r"\.[23]\.|lm_head", name)  # layers 2 and 3, and Llama's head of its own
+    }
+    expected = sum(p.numel() * p.element_size() for p in lacking.values())
+    assert new == expected > 0
+    assert have.keys() <= in_memory(completed).keys()
+
+
+def test_a_model_spread_with_device_map_reads_and_measures_the_same(model_folders):
+    folder = str(model_folders["gemma2"])
+    config = ModelConfig(name=folder, layer=1, device="cpu", dtype="float32")
+    spread = LanguageModel.load(config.model_copy(update={"device_map": "auto"}))
+    plain = LanguageModel.load(config)
+    torch.testing.assert_close(spread.activations(IDS).cpu(), plain.activations(IDS))
+    assert spread.full().cross_entropy(IDS)[0] == pytest.approx(
+        plain.full().cross_entropy(IDS)[0], rel=1e-6
+    )
+
+
+def test_a_tensor_missing_from_the_files_is_refused_by_its_name(model_folders, tmp_path):
+    for file in model_folders["gemma2"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    config = ModelConfig(name=str(tmp_path), layer=1)
+    model = LanguageModel.load(config)
+    with pytest.raises(UserError, match=r"lack 1 of .*model\.layers\.3\.mlp\.up_proj\.weight"):
+        model.full()
+    with pytest.raises(UserError, match=r"lack 1 of .*layers\.3\.mlp\.up_proj\.weight"):
+        LanguageModel.load(config.model_copy(update={"layer": 3}))
+
+
+def test_a_shard_missing_from_the_folder_is_said(model_folders, tmp_path):
+    folder = sharded(model_folders["gemma2"], tmp_path)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    (folder / index["weight_map"]["model.layers.3.mlp.up_proj.weight"]).unlink()
+    with pytest.raises(UserError, match="does not hold a complete model"):
+        LanguageModel.load(ModelConfig(name=str(folder), layer=1))
