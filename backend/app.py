@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
@@ -35,7 +36,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
         "description": "What is wrong, in one sentence",
         "content": {"application/problem+json": {}},
     }
-    api = FastAPI(
+    api = FastAPIOffline(  # its reference pages load nothing from elsewhere
         title="SAE Workbench",
         version=VERSION,
         description=DESCRIPTION,

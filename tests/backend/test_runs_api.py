@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +223,12 @@ def test_the_openapi_document_and_its_reader_lie_under_api(client: TestClient) -
     document = client.get("/api/openapi.json").json()
     assert document["servers"] == [{"url": "/api"}]
     assert "/api/openapi.json" in client.get("/api/docs").text
+
+
+@pytest.mark.parametrize("page", ["/api/docs", "/api/redoc"])
+def test_the_reference_loads_nothing_from_another_machine(client: TestClient, page: str) -> None:
+    loaded = re.findall(r'<(?:script|link)[^>]*? (?:src|href)="([^"]+)"', client.get(page).text)
+    assert any(url.endswith(".js") for url in loaded)
+    for url in loaded:
+        assert url.startswith("/api/")
+        assert client.get(url).status_code == 200
