@@ -12,11 +12,14 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.config import DataConfig
 from sae_engine.stdlib_text import Split, stdlib_documents
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
 
 EMBEDDED_CORPUS = "python-stdlib"
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -26,6 +29,8 @@ file).
 """
 MAX_RETRIES = 5
 HUB_TIMEOUT_SECONDS = 5
+CONVERTED = "refs/convert/parquet"
+"""The revision in which the hub keeps a dataset that it has converted to Parquet."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,24 +71,31 @@ def _local(config: DataConfig) -> Iterator[Document]:
 
 
 def _hub(config: DataConfig, start: int) -> Iterator[Document]:
-    """Read from the hub; a dropped connection is taken up again where it broke, a few times."""
-    number, failures, opened = start, 0, False
+    """Read from the hub; a dropped connection is taken up again where it broke, a few times.
+
+    Raises `UserError` for a dataset that cannot be had or is not as it should be.
+    """
+    info = _ask_hub(config)
+    where = _conversion(config) if _is_script(config, info) else {"name": config.subset}
+    number, failures = start, 0
     while True:
         try:
-            rows = _open_hub(config)
-            opened = True
+            rows = _open_hub(config, where)
             for row in rows.skip(number) if number else rows:
                 yield Document(number, _text(row[config.text_column], config.text_column))
                 number, failures = number + 1, 0
             return
+        except UserError:
+            raise
+        except ValueError as error:  # Arrow's, among others
+            raise UserError(
+                f"'{config.dataset}' cannot be read at document {number:,}: {error}"
+            ) from error
         except Exception as error:
             if not is_connection_error(error):
                 raise
-            if not opened:
-                raise UserError(
-                    f"The dataset '{config.dataset}' cannot be reached: check the network, or use "
-                    f"a local file or the embedded '{EMBEDDED_CORPUS}'."
-                ) from error
+            if info is None:
+                raise _unreachable(config) from error
             failures += 1
             if failures > MAX_RETRIES:
                 raise UserError(
@@ -96,6 +108,43 @@ def _hub(config: DataConfig, start: int) -> Iterator[Document]:
             time.sleep(min(2**failures, 30))
 
 
+def _ask_hub(config: DataConfig) -> DatasetInfo | None:
+    """What the hub says about a dataset; None if it is not asked or does not answer.
+
+    One question, as the downloader would try an unreachable hub for long. A dataset that is not
+    streamed may be in the cache.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if is_offline_mode():
+        return None
+    try:
+        return HfApi().dataset_info(config.dataset, timeout=HUB_TIMEOUT_SECONDS)
+    except RepositoryNotFoundError as error:
+        raise _no_dataset(config) from error
+    except Exception as error:
+        if not is_connection_error(error):
+            raise
+        if config.streaming:
+            raise _unreachable(config) from error
+        return None
+
+
+def _unreachable(config: DataConfig) -> UserError:
+    return UserError(
+        f"The dataset '{config.dataset}' cannot be reached: check the network, or use a local file "
+        f"or the embedded '{EMBEDDED_CORPUS}'."
+    )
+
+
+def _no_dataset(config: DataConfig) -> UserError:
+    return UserError(
+        f"There is no dataset '{config.dataset}' on the Hugging Face hub (or it is private and "
+        "HF_TOKEN is not set)."
+    )
+
+
 def is_connection_error(error: BaseException) -> bool:
     """Whether the network is to blame.
 
@@ -106,31 +155,60 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, OSError) or "TransportError" in names
 
 
-def _open_hub(config: DataConfig) -> Any:
+def _open_hub(config: DataConfig, where: dict[str, Any]) -> Any:
     """Raises `UserError` for a dataset that cannot be had, connection errors as they come."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub import HfApi, is_offline_mode
-    from huggingface_hub.errors import RepositoryNotFoundError
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     try:
-        if config.streaming and not is_offline_mode():
-            # One question first: the downloader would try an unreachable hub for long.
-            HfApi().dataset_info(config.dataset, timeout=HUB_TIMEOUT_SECONDS)
-        rows = load_dataset(
-            config.dataset, config.subset, split=config.split, streaming=config.streaming
-        )
-    except (DatasetNotFoundError, RepositoryNotFoundError) as error:
+        rows = load_dataset(config.dataset, **where, split=config.split, streaming=config.streaming)
+    except DatasetNotFoundError as error:
+        if "gated" not in str(error):
+            raise _no_dataset(config) from error
         raise UserError(
-            f"There is no dataset '{config.dataset}' on the Hugging Face hub, or it is gated or "
-            "private: accept its terms and set HF_TOKEN."
+            f"'{config.dataset}' is gated: accept its terms on its Hugging Face page and set "
+            "HF_TOKEN to a token of that account."
         ) from error
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"The dataset '{config.dataset}' could not be opened: {error}") from error
+    except (ValueError, DatasetsError, EmptyDatasetError) as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise UserError(
+            f"The dataset '{config.dataset}' could not be opened: {error}{cause}"
+        ) from error
     columns = rows.column_names or list(next(iter(rows), {}))
+    if not columns:
+        raise UserError(f"The split '{config.split}' of '{config.dataset}' is empty.")
     if config.text_column not in columns:
         raise _no_column(config.text_column, f"'{config.dataset}'", ", ".join(columns))
     return rows
+
+
+def _is_script(config: DataConfig, info: DatasetInfo | None) -> bool:
+    """Whether a dataset is made by a script of its own, which `datasets` no longer runs."""
+    script = f"{config.dataset.rpartition('/')[2]}.py"
+    return info is not None and any(file.rfilename == script for file in info.siblings or [])
+
+
+def _conversion(config: DataConfig) -> dict[str, Any]:
+    """Where the hub's own conversion of a script to Parquet is, as `load_dataset` wants it."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        files = HfApi().list_repo_files(config.dataset, repo_type="dataset", revision=CONVERTED)
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"'{config.dataset}' is a script, which is not run, and the hub has no conversion of "
+            "it to Parquet; use another dataset or a local file."
+        ) from error
+    subsets = sorted({file.split("/")[0] for file in files if file.endswith(".parquet")})
+    subset = config.subset or (subsets[0] if len(subsets) == 1 else None)
+    if subset not in subsets:
+        raise ConfigError.of(
+            "data.subset", f"'{config.dataset}' has these: {', '.join(subsets)}; name one of them."
+        )
+    _log.info("%s is a script; reading the hub's conversion to Parquet instead", config.dataset)
+    return {"data_dir": subset, "revision": CONVERTED}
 
 
 def is_local_dataset(config: DataConfig) -> bool:
