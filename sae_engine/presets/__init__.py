@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sae_engine.errors import ConfigError
+from sae_engine.presets.other_names import advice
 from sae_engine.schema.api import FieldProblem, Preset
 from sae_engine.schema.config import RunConfig
 
@@ -77,9 +78,7 @@ def expand_grid(
     """
     for field, values in grid.items():
         if field not in field_names():
-            close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            raise ConfigError.of(field, f"There is no such field{hint}")
+            raise ConfigError([_unknown(field)])
         if not values:
             raise ConfigError.of(field, "It has no values to try.")
         if len({repr(value) for value in values}) < len(values):
@@ -111,7 +110,7 @@ def validate_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_problem(e) for e in error.errors()]) from None
+        raise ConfigError([problem for e in error.errors() for problem in _problems(e)]) from None
 
 
 def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -129,20 +128,28 @@ def _is_tree(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def _problem(error: Any) -> FieldProblem:
+def _problems(error: Any) -> list[FieldProblem]:
     path = ".".join(str(part) for part in error["loc"])
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path, field_names(), n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]}?" if close else "."
-        return FieldProblem(field=path, message=f"There is no such field{hint}")
+        inside = [f"{path}.{key}" for key in value] if _is_tree(value) else []
+        return [_unknown(field) for field in inside or [path]]
     message = error["msg"].removeprefix("Value error, ")
     subject = message.split(" ", 1)[0]
     if subject in field_names():  # a rule about several fields names the one to change first
         path = subject
     if error["type"] != "value_error":
         message = f"{message} (got {value!r})."[:500]
-    return FieldProblem(field=path, message=message)
+    return [FieldProblem(field=path, message=message)]
+
+
+def _unknown(field: str) -> FieldProblem:
+    message = advice(field)
+    if message is None:
+        close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]}?" if close else "."
+        message = f"There is no such field{hint}"
+    return FieldProblem(field=field, message=message)
 
 
 def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -4,6 +4,7 @@ from pydantic import BaseModel
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets import field_names, get_preset, presets, resolve_config
+from sae_engine.presets.other_names import CALLED_HERE
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import METRICS
 
@@ -63,6 +64,31 @@ def test_a_wrong_value_is_named_with_its_field(overrides, field, words):
     with pytest.raises(ConfigError, match=words) as caught:
         resolve_config("tiny", overrides)
     assert caught.value.problems[0].field == field
+
+
+def test_every_field_of_another_trainers_file_is_answered_with_ours():
+    theirs = {
+        "model": {"input_dim": 2304, "hidden_dim": 9216, "k": 128, "tied_weights": True},
+        "data": {"model_name": "google/gemma-2-2b", "layer_name": "model.layers.15"},
+        "training": {"learning_rate": 1e-3, "batch_size": 256, "use_wandb": True, "grad_clip": 1},
+    }
+    with pytest.raises(ConfigError) as caught:
+        resolve_config(None, theirs)
+    answers = {problem.field: problem.message for problem in caught.value.problems}
+    assert set(answers) == {f"{section}.{key}" for section in theirs for key in theirs[section]}
+    assert answers["model.hidden_dim"] == "It is called sae.d_sae here."
+    assert answers["training.learning_rate"] == "It is called train.lr here."
+    assert answers["model.input_dim"].endswith("leave it out.")
+    assert answers["training.grad_clip"] == "There is no such field; did you mean train.grad_clip?"
+
+
+def test_what_other_names_point_to_exists():
+    assert set(CALLED_HERE.values()) <= set(field_names())
+
+
+def test_an_empty_section_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="training: There is no such field"):
+        resolve_config(None, {"training": {}})
 
 
 def test_an_unknown_preset_is_answered_with_the_names_there_are():
