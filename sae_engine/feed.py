@@ -37,6 +37,8 @@ class Feed(Protocol):
     """Where activations come from."""
 
     device: torch.device
+    notices: list[str]
+    """Sentences about it that a person should know."""
 
     @property
     def model(self) -> LanguageModel | None:
@@ -72,7 +74,7 @@ class TextFeed:
         first, *others = (config.model for config in configs)
         self._data = configs[0].data
         self.model = LanguageModel.load(first, also=others)
-        self.device = self.model.device
+        self.device, self.notices = self.model.device, self.model.notices
         self._packing = Packing(
             self.model.tokenizer, self._data.ctx_len, self.model.bos_id, self.model.eos_id
         )
@@ -117,6 +119,7 @@ class FileFeed:
         self._config = config
         self._files = open_set(config.data.activations)
         self.device = resolve_device(config.model)
+        self.notices: list[str] = []
         self._model: LanguageModel | None = None
 
     @property

@@ -26,6 +26,11 @@ from sae_engine.schema.config import ModelConfig
 LOGITS_PER_CHUNK = 2**26
 """Largest number of logits held at once while measuring cross-entropy (256 MiB in float32)."""
 
+OVERFLOW = (
+    "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can pass the largest "
+    "number, 65,504, and become infinite. Set model.dtype to bfloat16 or float32 if that happens."
+)
+
 Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
 
 
@@ -44,7 +49,8 @@ class LanguageModel:
 
     Attributes: `hooks`, the distinct hook points, that of the first configuration first; `d_in`,
     the width of the activations there; `vocab_size`; `tokenizer`, a `tokenizers.Tokenizer` that
-    reads a literal `<bos>` as text; `bos_id` (None if the model has none) and `eos_id`.
+    reads a literal `<bos>` as text; `bos_id` (None if the model has none) and `eos_id`; `notices`,
+    sentences about the model that a person should know.
     """
 
     def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
@@ -65,7 +71,11 @@ class LanguageModel:
             if i is not None
         )
         """Ids whose positions never enter the buffer, the statistics or the feature index."""
-        self.vocab_size: int = text_config(model.config).vocab_size
+        language = text_config(model.config)
+        self.vocab_size: int = language.vocab_size
+        self.notices: list[str] = []
+        if self.dtype == torch.float16 and language.model_type.startswith("gemma"):
+            self.notices.append(OVERFLOW.format(name=self.config.name))
 
         points = list(dict.fromkeys(find_hook_point(config, model) for config in configs))
         probe = torch.full(

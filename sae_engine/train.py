@@ -28,6 +28,7 @@ from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
     FailureRecord,
+    NoticeRecord,
     PhaseRecord,
     StopRequest,
 )
@@ -71,6 +72,8 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
 
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
     feed = open_feed(configs)
+    for notice in feed.notices:
+        yield from _to_all(members, NoticeRecord(level="warning", message=notice))
     if any(config.train.num_epochs is not None for config in configs):
         yield from _to_all(members, PhaseRecord(phase="counting the training text"))
     with ExitStack() as stack:

@@ -282,3 +282,16 @@ def test_a_folder_without_weights_is_refused_in_a_sentence(model_folders, tmp_pa
 def test_a_model_that_is_not_cached_says_what_to_do_when_the_hub_is_off():
     with pytest.raises(UserError, match="not in the local cache and HF_HUB_OFFLINE is set"):
         LanguageModel.load(ModelConfig(name="nobody/has-this-model", layer=0))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "warned"),
+    [("gemma2", "float16", True), ("gemma2", "bfloat16", False), ("llama", "float16", False)],
+)
+def test_a_gemma_model_in_float16_is_loaded_with_a_warning(
+    model_folders, architecture, dtype, warned
+):
+    config = ModelConfig(name=str(model_folders[architecture]), layer=1, dtype=dtype)
+    model = LanguageModel.load(config)
+    assert model.activations(ids_of()).dtype == getattr(torch, dtype)
+    assert ["become infinite" in notice for notice in model.notices] == [True] * warned

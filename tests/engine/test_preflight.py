@@ -61,3 +61,13 @@ def test_epochs_of_an_unbounded_stream_are_refused():
     config = resolve_config("gemma-2-2b", {"train": {"num_epochs": 1}})
     with pytest.raises(ConfigError, match=r"length is not known; give train\.total_tokens"):
         check_config(config)
+
+
+def test_the_recipe_of_the_original_repository_is_as_it_was():
+    config = resolve_config("gemma-2-2b-seed", {})
+    check_config(config)
+    assert (config.model.name, config.hook_name) == ("google/gemma-2-2b", "layer 15 resid_post")
+    assert (config.sae.num_latents(2304), config.sae.k) == (9216, 128)
+    assert config.sae.tied_weights
+    assert config.sae.normalize_decoder
+    assert (config.data.num_samples, config.train.num_epochs) == (100_000, 5)

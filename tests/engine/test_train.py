@@ -253,3 +253,13 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_loaded(
     with pytest.raises(ConfigError, match="Layer 11 does not exist"):
         next(train(config, RunFolder(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_gemma_model_in_float16_trains_and_its_danger_is_said(model_folders, tmp_path: Path):
+    config = config_of(model_folders["gemma2"], model={"dtype": "float16"})
+    records = list(train(config, RunFolder(tmp_path)))
+    assert all(math.isfinite(loss) for loss in losses(records).values())
+    notices = [r for r in records if isinstance(r, NoticeRecord) and "float16" in r.message]
+    assert [notice.level for notice in notices] == ["warning"]
+    assert isinstance(records[-1], EndRecord)
+    assert records[-1].reason == "finished"
