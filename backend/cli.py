@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,32 @@ from typing import Any
 from backend.settings import Settings, load_settings
 from sae_engine.errors import UserError
 
-TRAIN_OPTIONS = {
-    "--config": True,
-    "--name": True,
-    "--data-dir": True,
-    "--quick-test": False,
-    "--load-checkpoint": True,
-    "--eval-only": False,
-    "--save-activations": True,
-    "--load-activations": True,
-    "--run-dir": True,
-    "--grid": True,
-    "--help": False,
+OWN_OPTIONS = {
+    "train": {
+        "--config": True,
+        "--name": True,
+        "--data-dir": True,
+        "--quick-test": False,
+        "--load-checkpoint": True,
+        "--eval-only": False,
+        "--save-activations": True,
+        "--load-activations": True,
+        "--run-dir": True,
+        "--grid": True,
+        "--help": False,
+    },
+    "import": {
+        "--model": True,
+        "--layer": True,
+        "--site": True,
+        "--name": True,
+        "--data-dir": True,
+        "--help": False,
+    },
 }
-"""Options of `train` that are no fields of the configuration, and whether a value follows."""
+"""Options of the commands that take any field of the configuration, beside those fields, and
+whether a value follows.
+"""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -36,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     fields: list[str] = []
-    if arguments[:1] == ["train"]:
-        arguments, fields = _without_fields(arguments)
+    if arguments and arguments[0] in OWN_OPTIONS:
+        arguments, fields = _without_fields(arguments, OWN_OPTIONS[arguments[0]])
     options = _parser().parse_args(arguments)
     try:
         return options.action(options, fields)
@@ -48,8 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _without_fields(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Part the configuration's fields (`--section.field VALUE`) from the arguments of `train`
+def _without_fields(
+    arguments: list[str], options: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
+    """Part the configuration's fields (`--section.field VALUE`) from the arguments of the command
     itself.
 
     argparse alone would take a field's value for the recipe.
@@ -59,9 +73,9 @@ def _without_fields(arguments: list[str]) -> tuple[list[str], list[str]]:
     waiting = iter(arguments)
     for argument in waiting:
         name = argument.partition("=")[0]
-        if not argument.startswith("--") or name in TRAIN_OPTIONS:
+        if not argument.startswith("--") or name in options:
             own.append(argument)
-            if TRAIN_OPTIONS.get(name) and "=" not in argument:
+            if options.get(name) and "=" not in argument:
                 own += islice(waiting, 1)
         else:
             fields.append(argument)
@@ -130,6 +144,23 @@ def _parser() -> argparse.ArgumentParser:
         "--run-dir", type=Path, metavar="PATH", help="keep the run's files in this folder"
     )
 
+    imports = command(
+        "import",
+        _import,
+        "Evaluate an SAE that was trained elsewhere, and build its features.",
+        usage="%(prog)s PATH --model NAME --layer N [--section.field VALUE ...] [OPTIONS]",
+        epilog="The text that it is evaluated on can be chosen like a run's, such as "
+        "--data.dataset my-text.jsonl.",
+    )
+    imports.add_argument(
+        "path", type=Path, metavar="PATH",
+        help="file or folder of an SAE; a run's folder says itself what it reads",
+    )  # fmt: skip
+    imports.add_argument("--model", metavar="NAME", help="the language model that it reads")
+    imports.add_argument("--layer", type=int, metavar="N", help="the layer that it reads")
+    imports.add_argument("--site", metavar="SITE", help="resid_post (default), mlp_out or attn_out")
+    imports.add_argument("--name", help="what the run is called")
+
     runs = command("runs", _runs, "List the runs.")
     runs.add_argument("--all", action="store_true", help="archived ones too")
 
@@ -167,7 +198,8 @@ def _up(options: argparse.Namespace, _: list[str]) -> int:
 
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
     from backend.checkpoints import require_checkpoint, run_folder_of
-    from backend.foreground import grid_from, request_from, save_here, train_here
+    from backend.command_line import grid_from, request_from
+    from backend.foreground import save_here, train_here
 
     if options.load_activations is not None:
         fields += ["--data.activations", options.load_activations]
@@ -191,6 +223,16 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
                         "--run-dir.")  # fmt: skip
     checkpoint = None if source is None or options.eval_only else require_checkpoint(source)
     return train_here(settings, request, grid=grid, checkpoint=checkpoint, run_dir=options.run_dir)
+
+
+def _import(options: argparse.Namespace, fields: list[str]) -> int:
+    from backend.command_line import import_from
+    from backend.foreground import train_here
+
+    for field in ("name", "layer", "site"):
+        value = getattr(options, "model" if field == "name" else field)
+        fields += [] if value is None else [f"--model.{field}={value}"]
+    return train_here(_settings(options), import_from(options.path, fields, options.name))
 
 
 def _runs(options: argparse.Namespace, _: list[str]) -> int:

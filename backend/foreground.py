@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import shutil
 import signal
@@ -11,10 +10,9 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import psutil
-import yaml
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,7 +30,6 @@ from backend.naming import member_config, named_config
 from backend.settings import Settings
 from backend.tables import summary_table
 from backend.work import Task, Terminated, Train, work
-from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid, resolve_config
@@ -47,95 +44,7 @@ from sae_engine.schema.records import (
     SnapshotRecord,
 )
 
-DEFAULT_RECIPE = "tiny"
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130}
-
-
-def request_from(
-    *, recipe: str | None, path: Path | None, flags: Sequence[str], name: str | None
-) -> RunCreate:
-    """What a command line asks for: flags over the file over the recipe. Raises `UserError`."""
-    overrides = read_config_file(path) if path else {}
-    from_file = overrides.pop("preset", None)
-    preset = recipe or from_file or (None if path else DEFAULT_RECIPE)
-    overrides = _merged(overrides, overrides_from(flags))
-    return RunCreate(preset=preset, config=overrides, name=name, notes="")
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """A YAML file's configuration tree, which may also name a `preset`."""
-    try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise UserError(f"Cannot read '{path}': {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' is not valid YAML: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(
-            f"'{path}' holds a {type(tree).__name__}; "
-            "it should hold fields such as `sae: {k: 32}`."
-        )
-    return cast(dict[str, Any], tree)
-
-
-def overrides_from(flags: Sequence[str]) -> dict[str, Any]:
-    """`--sae.k 64 --train.lr=3e-4` as a nested dict; values are read as YAML, `3e-4` as a number
-    too.
-    """
-    nested: dict[str, Any] = {}
-    waiting = list(flags)
-    while waiting:
-        flag = waiting.pop(0)
-        if not flag.startswith("--"):
-            raise UserError(
-                f"'{flag}' is not expected here; write fields as --section.field VALUE."
-            )
-        field, has_value, text = flag[2:].partition("=")
-        if not has_value:
-            if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"{flag} lacks its value.")
-            text = waiting.pop(0)
-        section = nested
-        *parents, last = field.split(".")
-        for parent in parents:
-            below: object = section.setdefault(parent, {})
-            if not isinstance(below, dict):
-                raise ConfigError.of(field, f"'{parent}' was given a value of its own.")
-            section = cast(dict[str, Any], below)
-        section[last] = _value(text)
-    return nested
-
-
-def _value(text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if value is None or isinstance(value, bool | int | float | str) else text
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = _merged(cast(Any, below), cast(Any, value)) if both else value
-    return merged
-
-
-def grid_from(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`sae.k=16,32` as a field and the values to try."""
-    grid: dict[str, list[Any]] = {}
-    for text in texts:
-        field, has_values, values = text.partition("=")
-        if not has_values:
-            raise UserError(f"--grid {text} lacks its values; write --grid sae.k=16,32.")
-        grid[field.strip()] = [_value(value.strip()) for value in values.split(",")]
-    return grid
 
 
 def train_here(

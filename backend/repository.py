@@ -213,8 +213,8 @@ def requeue(session: Session, run_id: str) -> RunRow:
 def claim_next(session: Session, device: str) -> Sequence[RunRow]:
     """Take the oldest queued run for `device`, and those of its sweep that can share its pass.
 
-    Of several claimants only one gets them. A run that resumes is taken alone: the others of its
-    sweep stand elsewhere.
+    Of several claimants only one gets them. A run that resumes is taken alone, because the others
+    of its sweep stand elsewhere, and so is one that trains nothing.
     """
     oldest = session.scalar(
         select(RunRow)
@@ -225,21 +225,31 @@ def claim_next(session: Session, device: str) -> Sequence[RunRow]:
     if oldest is None:
         return []
     wanted = [oldest.seq]
-    if oldest.group_id is not None and oldest.step == 0:
+    if oldest.group_id is not None and _begins(oldest):
         key = RunConfig.model_validate(oldest.config).pass_key
         beside = session.scalars(
-            select(RunRow).where(
-                RunRow.group_id == oldest.group_id, RunRow.status == "queued", RunRow.step == 0
-            )
+            select(RunRow).where(RunRow.group_id == oldest.group_id, RunRow.status == "queued")
         )
-        wanted = [row.seq for row in beside if RunConfig.model_validate(row.config).pass_key == key]
-    return session.scalars(
+        wanted = [
+            row.seq
+            for row in beside
+            if _begins(row) and RunConfig.model_validate(row.config).pass_key == key
+        ]
+    claimed = session.scalars(
         update(RunRow)
         .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(status="running", device=device, started_at=now(), phase="starting")
         .returning(RunRow)
         .execution_options(populate_existing=True)
     ).all()
+    return sorted(claimed, key=lambda row: row.seq)
+
+
+def _begins(row: RunRow) -> bool:
+    """Whether a queued run is to be trained from its beginning: it does not resume, nor is its SAE
+    trained already.
+    """
+    return row.queued_at == row.created_at and not row.config["sae"].get("pretrained")
 
 
 def active_runs(session: Session) -> Sequence[RunRow]:

@@ -36,6 +36,8 @@ def check_config(config: RunConfig) -> None:
     model.
     """
     _check_layer(config)
+    if config.sae.pretrained is not None:
+        _check_pretrained(Path(config.sae.pretrained).expanduser())
     if config.data.activations is not None:
         activation_paths(config.data.activations)
         return
@@ -79,6 +81,17 @@ def activation_paths(path: Path | str) -> list[Path]:
     return files
 
 
+def _check_pretrained(path: Path) -> None:
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise ConfigError.of(
+            "sae.pretrained",
+            f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); save its "
+            "tensors with safetensors.torch.save_file and name that file.",
+        )
+    if not path.exists():
+        raise ConfigError.of("sae.pretrained", f"There is no file or folder '{path}'.")
+
+
 def _check_layer(config: RunConfig) -> None:
     folder = Path(model_path(config.model)).expanduser()
     looks_local = config.model.name.startswith(("/", "./", "../", "~"))
@@ -100,7 +113,8 @@ def _check_layer(config: RunConfig) -> None:
             f"{num_layers - 1}.",
         )
     width = described.get("hidden_size") or described.get("n_embd")
-    if config.model.hook_point is None and config.sae.d_sae is None and width:
+    shape_is_ours = config.sae.d_sae is None and config.sae.pretrained is None
+    if config.model.hook_point is None and shape_is_ours and width:
         try:
             config.sae.num_latents(width)
         except ValueError as error:

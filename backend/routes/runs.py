@@ -32,7 +32,18 @@ def create_run(
     """Queue a run. The same `Idempotency-Key` with the same body answers with the run it made
     before.
     """
-    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    run = queue_run(server, body, idempotency_key, request_digest(body))
+    response.headers["Location"] = f"/api/runs/{run.id}"
+    return run
+
+
+def request_digest(body: RunCreate) -> str:
+    """What tells a request from another one that carries the same `Idempotency-Key`."""
+    return hashlib.sha256(f"{type(body).__name__} {body.model_dump_json()}".encode()).hexdigest()
+
+
+def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, digest: str) -> Run:
+    """Check what is asked for and queue it, unless the same request has done so before."""
     config = resolve_config(body.preset, body.config)
     check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
     check_config(config)
@@ -50,7 +61,6 @@ def create_run(
                 request_digest=digest,
             )
     server.supervisor.wake()
-    response.headers["Location"] = f"/api/runs/{row.id}"
     return _shape(server, row)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from fastapi import APIRouter, Header
 
 from backend import repository
 from backend.naming import member_config
+from backend.routes.runs import request_digest
 from backend.security import check_paths
 from backend.services import Server
 from backend.shapes import run_shape
@@ -29,7 +29,7 @@ def create_sweep(
     """Queue a run for every combination of the grid's values; all of them or, if one is wrong,
     none.
     """
-    digest = hashlib.sha256(b"sweep" + body.model_dump_json().encode()).hexdigest()
+    digest = request_digest(body)
     members = expand_grid(body.preset, body.config, body.grid)
     for _, config in members:
         check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])

@@ -58,6 +58,19 @@ class SweepCreate(RunCreate):
     """Values to try by field, such as `{"sae.k": [16, 32]}`; every combination becomes a run."""
 
 
+class ImportCreate(RunCreate):
+    """What registers an SAE that was trained elsewhere: a run that evaluates and indexes it."""
+
+    path: str = Field(min_length=1, max_length=500)
+    """Its file or folder: a run's, or one of SAELens, Gemma Scope or dictionary_learning."""
+    model: str = Field(min_length=1, max_length=500)
+    """The language model whose activations it reads, as in `model.name`."""
+    layer: int | None = Field(default=None, ge=0)
+    """Give this or `hook_point`."""
+    site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
+    hook_point: str | None = Field(default=None, max_length=300)
+
+
 class RunPatch(Shape):
     """What may be changed about a run after it was made; unset stays as it is."""
 

@@ -16,8 +16,9 @@ import yaml
 from backend import repository
 from backend.checkpoints import run_folder_of
 from backend.cli import main
+from backend.command_line import grid_from, overrides_from, request_from
 from backend.db import Database
-from backend.foreground import grid_from, overrides_from, request_from, train_here
+from backend.foreground import train_here
 from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder

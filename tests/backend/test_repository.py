@@ -119,6 +119,25 @@ def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
     assert claimed == [second, first]
 
 
+def test_of_a_sweep_those_that_begin_are_claimed_together_in_their_order(
+    database: Database,
+) -> None:
+    config = resolve_config("quick-test", {"name": "member"})
+    inspected = resolve_config("quick-test", {"name": "m", "sae": {"pretrained": "/an/sae"}})
+    with database.writing() as session:
+        made = [
+            repository.add_run(session, config=each, group_id="g").id
+            for each in (config, inspected, config, inspected, config)
+        ]
+        repository.request_stop(session, made[2], force=False)
+        repository.requeue(session, made[2])
+    claimed: list[list[str]] = []
+    for _ in range(4):
+        with database.writing() as session:
+            claimed.append([row.id for row in repository.claim_next(session, "cpu")])
+    assert claimed == [[made[0], made[4]], [made[1]], [made[3]], [made[2]]]
+
+
 @pytest.mark.parametrize("status", STATUSES)
 def test_a_stop_is_taken_in_every_state_that_has_not_ended(
     database: Database, status: RunStatus

@@ -27,6 +27,8 @@ def test_every_preset_passes(name: str):
             "sae.k",
             r"sae\.k = 200 is larger than the 192 latents",
         ),
+        ({"sae": {"pretrained": "/no/such"}}, "sae.pretrained", "no file or folder '/no/such'"),
+        ({"sae": {"pretrained": "best_model.pt"}}, "sae.pretrained", "it can hold code"),
     ],
 )
 def test_what_can_be_known_beforehand_is_refused_with_field_and_remedy(overrides, field, words):

@@ -1,0 +1,154 @@
+"""SAEs trained elsewhere become runs, over REST and in the shell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from starlette.testclient import TestClient
+
+from backend import repository
+from backend.cli import main
+from backend.command_line import import_from
+from backend.db import Database
+from backend.foreground import train_here
+from backend.settings import Settings
+from sae_engine.errors import UserError
+from sae_engine.presets import resolve_config
+from sae_engine.schema.api import Run
+from tests.backend.conftest import wait_for_status
+from tests.backend.fake_engine import train as fake_train
+
+
+@pytest.fixture
+def sae(settings: Settings) -> Path:
+    """A file where REST may read; what is in it is the engine's business."""
+    path = settings.data_dir / "their-sae" / "sae_weights.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    return path
+
+
+def post(client: TestClient, path: Path, **more: object):
+    body = {"path": str(path), "model": "tiny-gemma2", "layer": 1, **more}
+    return client.post("/api/imports", json={k: v for k, v in body.items() if v is not None})
+
+
+def test_an_import_is_a_run_that_looks_into_the_file(client: TestClient, sae: Path) -> None:
+    index = {"index": {"tokens": 2000}, "sae": {"k": 8}}
+    answer = post(client, sae, site="mlp_out", preset="quick-test", config=index, tags=["theirs"])
+    assert answer.status_code == 201, answer.text
+    run = Run.model_validate_json(answer.content)
+    assert answer.headers["location"] == f"/api/runs/{run.id}"
+    assert (run.name, run.tags) == ("their-sae", ["theirs"])
+    assert run.config.sae.pretrained == str(sae)
+    assert (run.config.sae.d_sae, run.config.sae.expansion_factor) == (None, None)
+    assert (run.config.model.name, run.config.model.layer) == ("tiny-gemma2", 1)
+    assert (run.config.model.site, run.config.index.tokens) == ("mlp_out", 2000)
+    assert wait_for_status(client, run.id, "finished", "failed").status == "finished"
+
+
+def test_a_hook_point_takes_the_layers_place(client: TestClient, sae: Path) -> None:
+    answer = post(client, sae, layer=None, hook_point="model.layers.1.mlp", name="mlp")
+    assert answer.status_code == 201
+    assert answer.json()["config"]["model"]["hook_point"] == "model.layers.1.mlp"
+    assert answer.json()["name"] == "mlp"
+
+
+def test_the_same_key_imports_once(client: TestClient, sae: Path) -> None:
+    def send(**more: object):
+        body = {"path": str(sae), "model": "tiny-gemma2", "layer": 1, **more}
+        return client.post("/api/imports", json=body, headers={"Idempotency-Key": "once"})
+
+    assert send().json()["id"] == send().json()["id"]
+    assert send(name="other").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({"layer": None}, "layer", "or its hook_point"),
+        ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
+        ({"model": "/etc"}, "model.name", "outside the folders"),
+        ({"model": None}, "model", "required"),
+        ({"config": {"model": 3}}, "model", "group of fields"),
+        ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
+    ],
+)
+def test_an_import_that_makes_no_sense_is_refused(
+    client: TestClient, sae: Path, changes: dict, field: str, words: str
+) -> None:
+    answer = post(client, sae, **changes)
+    assert answer.status_code == 422
+    [problem] = answer.json()["errors"]
+    assert problem["field"] == field
+    assert words in problem["message"]
+
+
+def test_files_elsewhere_are_not_read_nor_told_apart(
+    client: TestClient, settings: Settings, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.safetensors"
+    secret.write_bytes(b"")
+    link = settings.data_dir / "link.safetensors"
+    link.symlink_to(secret)
+    folder = settings.data_dir / "folder"
+    folder.mkdir()
+    (folder / "params.npz").symlink_to(secret)
+    for path in (secret, tmp_path / "nothing.safetensors", link, folder):
+        answer = post(client, path)
+        assert answer.status_code == 422
+        assert "lies outside the folders that runs may read" in answer.text
+    assert client.get("/api/runs").json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("absent.safetensors", "There is no file or folder"), ("ae.pt", "it can hold code")],
+)
+def test_what_is_no_sae_is_said_at_once(
+    client: TestClient, sae: Path, name: str, words: str
+) -> None:
+    answer = post(client, sae.with_name(name))
+    assert answer.status_code == 422
+    assert words in answer.text
+
+
+def test_the_shell_imports_with_any_field_of_the_configuration(
+    settings: Settings, database: Database, sae: Path
+) -> None:
+    flags = ["--model.name=tiny-gemma2", "--model.layer=3", "--data.ctx_len=64"]
+    request = import_from(sae, flags, "theirs")
+    assert train_here(settings, request, train=fake_train) == 0
+    with database.reading() as session:
+        [row] = repository.list_runs(session)
+    assert (row.name, row.status) == ("theirs", "finished")
+    assert row.config["sae"]["pretrained"] == str(sae)
+    assert (row.config["model"]["layer"], row.config["data"]["ctx_len"]) == (3, 64)
+
+
+def test_a_runs_folder_says_itself_what_it_reads(tmp_path: Path) -> None:
+    theirs = resolve_config("quick-test", {"model": {"layer": 3}, "sae": {"d_sae": 64, "k": 4}})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs.model_dump(mode="json")))
+    request = import_from(tmp_path, ["--index.tokens=5000"], None)
+    config = resolve_config(request.preset, request.config)
+    assert (config.model.layer, config.data) == (3, theirs.data)
+    assert (config.sae.pretrained, config.index.tokens) == (str(tmp_path), 5000)
+    assert request.name == tmp_path.name
+
+
+def test_without_a_model_the_shell_asks_for_one(sae: Path) -> None:
+    for flags in ([], ["--model.name=gpt2"], ["--model.layer=1"]):
+        with pytest.raises(UserError, match="--model NAME --layer N"):
+            import_from(sae, flags, None)
+
+
+def test_the_import_command_takes_its_options_and_fields_in_any_order(
+    tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "tiny-gemma2", "--layer", "77", "--data-dir", str(tmp_path / "x")]
+    assert main(["import", "--data.ctx_len", "64", str(sae), *options]) == 2
+    assert "Layer 77 does not exist" in capsys.readouterr().err
+    assert main(["import", str(sae), "--name", "x" * 300, *options]) == 2
+    assert "--name: String should have at most 200" in capsys.readouterr().err
