@@ -38,15 +38,22 @@ class WandbTracker:
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         try:
-            import wandb  # pyright: ignore[reportMissingImports]
+            import wandb
         except ImportError:
             raise _missing("train.wandb_project", "wandb") from None
-        self._run = wandb.init(
-            project=config.train.wandb_project,
-            name=config.name or None,
-            dir=str(folder.path),
-            config=config.model_dump(mode="json"),
-        )
+        try:
+            self._run = wandb.init(
+                project=config.train.wandb_project,
+                name=config.name or None,
+                dir=str(folder.path),
+                config=config.model_dump(mode="json"),
+            )
+        except wandb.Error as error:
+            raise ConfigError.of(
+                "train.wandb_project",
+                f"Weights & Biases cannot be used: {error} Set WANDB_API_KEY, or "
+                "WANDB_MODE=offline to keep its files in the run's folder.",
+            ) from error
 
     def log(self, record: MetricsRecord) -> None:
         self._run.log({**record.values, "tokens": record.tokens}, step=record.step)
@@ -71,7 +78,7 @@ class Trackers:
 
 
 def open_trackers(config: RunConfig, folder: RunFolder) -> Trackers:
-    """Raises `ConfigError` if a tracker is asked for whose package is not installed."""
+    """Raises `ConfigError` if a tracker is asked for that is not installed or cannot be used."""
     trackers: list[Tracker] = []
     if config.train.tensorboard:
         trackers.append(TensorBoardTracker(folder))
