@@ -13,20 +13,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from sae_engine.language_model import SpliceModel
-from sae_engine.sae import TopKSAE
+from sae_engine.sae import SAE
 
 TOKENS_PER_CHUNK = 4096
 
 
 @torch.inference_mode()
 def reconstruction_metrics(
-    sae: TopKSAE,
+    sae: SAE,
     activations: Float[Tensor, "n d_in"],
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive` over the whole set.
 
-    `sae` maps raw activations (see `TopKSAE.folded`). Sums are kept in float64 and do not depend on
+    `sae` maps raw activations (see `SAE.folded`). Sums are kept in float64 and do not depend on
     the chunking.
     """
     device = sae.W_dec.device
@@ -62,7 +62,7 @@ def reconstruction_metrics(
 
 def cross_entropy_metrics(
     model: SpliceModel,
-    sae: TopKSAE,
+    sae: SAE,
     ids: Int[Tensor, "rows ctx"],
     mean: Float[Tensor, " d_in"],
     check_stop: Callable[[], None] = lambda: None,

@@ -17,7 +17,7 @@ from sae_engine.evaluate import cross_entropy_metrics, reconstruction_metrics
 from sae_engine.feature_index.build import IndexCorpus, build_index
 from sae_engine.feed import Feed
 from sae_engine.files import RunFolder
-from sae_engine.sae import TopKSAE
+from sae_engine.sae import SAE
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord, SnapshotRecord
 
@@ -88,11 +88,11 @@ class HeldoutWork:
         if self._shared.activations.token_ids is None:
             yield NoticeRecord(level="warning", message=NO_FEATURES)
 
-    def reconstruction(self, sae: TopKSAE, num_tokens: int) -> dict[str, float]:
+    def reconstruction(self, sae: SAE, num_tokens: int) -> dict[str, float]:
         """Held-out metrics of a folded SAE over the first `num_tokens` tokens."""
         return reconstruction_metrics(sae, self._first(num_tokens), self._check_stop)
 
-    def cross_entropy(self, sae: TopKSAE) -> Iterator[dict[str, float]]:
+    def cross_entropy(self, sae: SAE) -> Iterator[dict[str, float]]:
         """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens, if their
         text is known.
         """
@@ -104,7 +104,7 @@ class HeldoutWork:
         mean = self._first(num_tokens).float().mean(0)
         yield cross_entropy_metrics(model.full(), sae, ids, mean, self._check_stop, hook=self._hook)
 
-    def index(self, sae: TopKSAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
+    def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
         """Build and publish the feature index of a folded SAE, if the tokens are known."""
         heldout, model = self._shared.activations, self._shared.feed.model
         if heldout.token_ids is None or model is None:

@@ -1,13 +1,14 @@
-"""The TopK sparse autoencoder: its equations, its trainable form, its published file.
+"""Sparse autoencoders: their equations, the trainable form of TopK, their published file.
 
-Fed by `train`; read by `evaluate`, `feature_index.build` and anyone who loads `sae.safetensors`.
+Fed by `train` and `interop`; read by `evaluate`, `feature_index.build` and anyone who loads
+`sae.safetensors`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -28,19 +29,22 @@ class Code(NamedTuple):
     indices: Int[Tensor, "n k"]
 
 
-class TopKSAE(nn.Module):
-    """z = TopK(ReLU((x - b_dec) W_enc + b_enc)),  x_hat = z W_dec + b_dec   (Gao et al. 2024, arXiv
-    2406.04093)
+class SAE(nn.Module):
+    """pre = (x - b_dec) W_enc + b_enc,  z = what is kept of pre,  x_hat = z W_dec + b_dec
 
-    TopK keeps the k latents with the largest ReLU(pre_i) |W_dec,i|, so that a latent's row can be
-    given unit norm, the norm folded into its encoder, without changing any code. In memory both
-    matrices are rows of latents, [d_sae, d_in]; the published file has Gemma Scope's orientation,
-    `W_enc [d_in, d_sae]`.
+    What is kept is the subclass's business.
+    In memory both matrices are rows of latents, [d_sae, d_in]; the published file has Gemma Scope's
+    orientation, `W_enc [d_in, d_sae]`.
     """
 
-    def __init__(self, d_in: int, d_sae: int, k: int, *, tied: bool = False) -> None:
+    architecture: ClassVar[str]
+    formula: ClassVar[str]
+    """The code, with the published file's names."""
+    k: int | None
+    """Width of every code; None if it is as wide as the most active row needs."""
+
+    def __init__(self, d_in: int, d_sae: int, *, tied: bool = False) -> None:
         super().__init__()
-        self.k = k
         self.tied = tied
         self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
         if not tied:
@@ -60,6 +64,98 @@ class TopKSAE(nn.Module):
     def encoder_rows(self) -> Float[Tensor, "d_sae d_in"]:
         return self.W_dec if self.tied else self.W_enc
 
+    @property
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        return self.W_dec.detach().norm(dim=1)
+
+    def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        return torch.addmm(self.b_enc, x - self.b_dec, self.encoder_rows.T)
+
+    def encode(self, x: Float[Tensor, "n d_in"]) -> Code:
+        return self.code_of(self.pre_activations(x))
+
+    def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
+        """What is kept of pre-activations."""
+        raise NotImplementedError
+
+    def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
+        return decode(code.acts, code.indices, self.W_dec) + self.b_dec
+
+    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def folded(self, scale: float) -> Self:
+        """The same map on raw activations x instead of scaled ones `scale * x`, with unit-norm
+        decoder rows.
+
+        With s the scale and n_i the row norms: W_enc n, W_dec / n, b_enc n / s, b_dec / s; codes
+        are divided by s and multiplied by n, their latents stay the same.
+        """
+        norms = self.decoder_norms.clamp_min(1e-12)
+        plain = self._blank().to(self.W_dec.device)
+        plain.W_enc.copy_(self.encoder_rows * norms[:, None])
+        plain.W_dec.copy_(self.W_dec / norms[:, None])
+        plain.b_enc.copy_(self.b_enc * norms / scale)
+        plain.b_dec.copy_(self.b_dec / scale)
+        return plain.requires_grad_(False)
+
+    def _blank(self) -> Self:
+        """An untied SAE of the same kind and shape, all zero."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write the published file. Call it on a `folded` SAE; publish the path with
+        `files.published_file`.
+        """
+        metadata = {"activation": self.architecture}
+        if self.k is not None:
+            metadata["k"] = str(self.k)
+        tensors = {"W_enc": self.encoder_rows.detach().T.contiguous()}
+        for name, tensor in self.state_dict().items():
+            if name != "W_enc":
+                tensors[name] = tensor.contiguous()
+        save_file(tensors, path, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a published file; raises `UserError` if it is not one, or of another kind than
+        this class.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            sae = sae_of(
+                W_enc=tensors["W_enc"].T,
+                b_enc=tensors["b_enc"],
+                W_dec=tensors["W_dec"],
+                b_dec=tensors["b_dec"],
+                k=int(metadata["k"]) if metadata["activation"] == "topk" else None,
+                threshold=tensors["threshold"] if metadata["activation"] == "jumprelu" else None,
+            )
+        except Exception as error:
+            raise UserError(f"'{path}' is not an SAE in this format: {error}") from error
+        if not isinstance(sae, cls):
+            raise UserError(f"'{path}' holds a {sae.architecture} SAE, not a {cls.architecture}.")
+        return sae
+
+
+class TopKSAE(SAE):
+    """z = TopK(ReLU(pre)),  pre = (x - b_dec) W_enc + b_enc,  x_hat = z W_dec + b_dec
+    (Gao et al. 2024, arXiv 2406.04093)
+
+    TopK keeps the k latents with the largest ReLU(pre_i) |W_dec,i|, so that a latent's row can be
+    given unit norm, the norm folded into its encoder, without changing any code.
+    """
+
+    architecture = "topk"
+    formula = "topk(relu((x - b_dec) @ W_enc + b_enc), k)"
+
+    def __init__(self, d_in: int, d_sae: int, k: int, *, tied: bool = False) -> None:
+        super().__init__(d_in, d_sae, tied=tied)
+        self.k: int = k
+
     @torch.no_grad()
     def initialize_(self, seed: int, b_dec: Float[Tensor, " d_in"]) -> None:
         """Random unit-norm decoder rows, the encoder their transpose, the given decoder bias."""
@@ -71,21 +167,9 @@ class TopKSAE(nn.Module):
         self.b_enc.zero_()
         self.b_dec.copy_(b_dec)
 
-    def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        return torch.addmm(self.b_enc, x - self.b_dec, self.encoder_rows.T)
-
-    def encode(self, x: Float[Tensor, "n d_in"]) -> Code:
-        return self.code_of(self.pre_activations(x))
-
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
         """Keep the k latents of each row that move the reconstruction most."""
-        return Code(*select_topk(pre, self.W_dec.detach().norm(dim=1), self.k))
-
-    def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
-        return decode(code.acts, code.indices, self.W_dec) + self.b_dec
-
-    def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        return self.decode(self.encode(x))
+        return Code(*select_topk(pre, self.decoder_norms, self.k))
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
@@ -103,70 +187,92 @@ class TopKSAE(nn.Module):
             along * self.W_dec / self.W_dec.pow(2).sum(dim=1, keepdim=True).clamp_min(1e-12)
         )
 
+    def _blank(self) -> Self:
+        return type(self)(self.d_in, self.d_sae, self.k)
+
+
+class JumpReLUSAE(SAE):
+    """z = ReLU(pre) where pre > threshold, else 0,  pre = (x - b_dec) W_enc + b_enc,
+    x_hat = z W_dec + b_dec   (Rajamanoharan et al. 2024, arXiv 2407.14435)
+
+    One threshold per latent, [d_sae]. Not trained here: Gemma Scope's SAEs are of this kind, and so
+    are BatchTopK and ReLU ones once they are trained.
+    """
+
+    architecture = "jumprelu"
+    formula = "relu(pre) * (pre > threshold), pre = (x - b_dec) @ W_enc + b_enc"
+    k = None
+    threshold: Tensor
+
+    def __init__(self, d_in: int, d_sae: int) -> None:
+        super().__init__(d_in, d_sae)
+        self.register_buffer("threshold", torch.zeros(d_sae))
+
+    def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
+        """Keep what passes its threshold; rows with fewer latents than the fullest are filled
+        with zeros.
+        """
+        z = torch.where(pre > self.threshold, torch.relu(pre), 0)
+        width = max(1, int((z > 0).sum(dim=1).max()))
+        return Code(*z.topk(width, dim=-1, sorted=False))
+
     @torch.no_grad()
-    def folded(self, scale: float) -> TopKSAE:
-        """The same map on raw activations x instead of scaled ones `scale * x`, with unit-norm
-        decoder rows.
+    def folded(self, scale: float) -> Self:
+        plain = super().folded(scale)
+        plain.threshold.copy_(self.threshold * self.decoder_norms.clamp_min(1e-12) / scale)
+        return plain
 
-        With s the scale and n_i the row norms: W_enc n, W_dec / n, b_enc n / s, b_dec / s; codes
-        are divided by s and multiplied by n, their latents stay the same.
-        """
-        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
-        plain = TopKSAE(self.d_in, self.d_sae, self.k).to(self.W_dec.device)
-        plain.W_enc.copy_(self.encoder_rows * norms[:, None])
-        plain.W_dec.copy_(self.W_dec / norms[:, None])
-        plain.b_enc.copy_(self.b_enc * norms / scale)
-        plain.b_dec.copy_(self.b_dec / scale)
-        return plain.requires_grad_(False)
+    def _blank(self) -> Self:
+        return type(self)(self.d_in, self.d_sae)
 
-    def save(self, path: Path) -> None:
-        """Write the published file. Call it on a `folded` SAE; publish the path with
-        `files.published_file`.
-        """
-        save_file(
-            {
-                "W_enc": self.encoder_rows.detach().T.contiguous(),
-                "b_enc": self.b_enc.detach(),
-                "W_dec": self.W_dec.detach().contiguous(),
-                "b_dec": self.b_dec.detach(),
-            },
-            path,
-            metadata={"activation": "topk", "k": str(self.k)},
-        )
 
-    @classmethod
-    def load(cls, path: Path | str) -> TopKSAE:
-        """Read a published file; raises `UserError` if it is not one."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {
-                    name: file.get_tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")
-                }
-                k = int(metadata["k"])
-        except Exception as error:
-            raise UserError(f"'{path}' is not a TopK SAE in this format: {error}") from error
-        d_sae, d_in = tensors["W_dec"].shape
-        sae = cls(d_in, d_sae, k)
-        with torch.no_grad():
-            sae.W_enc.copy_(tensors["W_enc"].T)
-            for name in ("b_enc", "W_dec", "b_dec"):
-                getattr(sae, name).copy_(tensors[name])
-        return sae.requires_grad_(False)
+@torch.no_grad()
+def sae_of(
+    *,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    k: int | None = None,
+    threshold: Tensor | None = None,
+) -> SAE:
+    """An SAE with the given tensors, both matrices [d_sae, d_in]: TopK if `k` is given, JumpReLU if
+    `threshold` [d_sae] is.
+
+    Raises `UserError` for shapes that do not fit.
+    """
+    assert (k is None) != (threshold is None)
+    if W_dec.ndim != 2:
+        raise UserError(f"W_dec has shape {list(W_dec.shape)}, not two axes.")
+    d_sae, d_in = W_dec.shape
+    sae = JumpReLUSAE(d_in, d_sae) if k is None else TopKSAE(d_in, d_sae, k)
+    given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    if threshold is not None:
+        given["threshold"] = threshold
+    for name, target in sae.state_dict().items():
+        if given[name].shape != target.shape:
+            raise UserError(
+                f"{name} has shape {list(given[name].shape)} where W_dec asks for "
+                f"{list(target.shape)} (latents first)."
+            )
+        target.copy_(given[name])
+    if k is not None and not 0 < k <= d_sae:
+        raise UserError(f"k = {k} does not lie between 1 and the {d_sae} latents.")
+    return sae.requires_grad_(False)
 
 
 def write_sae_config(
-    path: Path, sae: TopKSAE, *, model_name: str, hook_name: str, dataset: str, ctx_len: int
+    path: Path, sae: SAE, *, model_name: str, hook_name: str, dataset: str, ctx_len: int
 ) -> None:
     """Write `cfg.json`: what the published tensors are and where their inputs come from."""
     path.write_text(
         json.dumps(
             {
-                "architecture": "topk",
+                "architecture": sae.architecture,
                 "d_in": sae.d_in,
                 "d_sae": sae.d_sae,
-                "k": sae.k,
-                "activation": "topk(relu((x - b_dec) @ W_enc + b_enc), k)",
+                **({} if sae.k is None else {"k": sae.k}),
+                "activation": sae.formula,
                 "dtype": "float32",
                 "model_name": model_name,
                 "hook_name": hook_name,

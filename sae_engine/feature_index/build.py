@@ -8,8 +8,9 @@ and tokens; nothing is [N, d_sae].
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +82,7 @@ def build_index(
     corpus: IndexCorpus,
     encode: Encode,
     W_dec: Tensor,
-    k: int,
+    k: int | None,
     tokenizer: Tokenizer,
     vocab_size: int,
     write_sae: Callable[[Path], None],
@@ -92,11 +93,13 @@ def build_index(
 ) -> SnapshotRecord:
     """Publish `features/<step>/` in one rename and say what it covers.
 
-    `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]); `W_dec` is
-    [d_sae, d_in]; `unembed` is [vocab, d_in] with the final norm's weight multiplied in; `tokens`
-    is how many the SAE was trained on. Logits and neighbors are computed only for a `final` index.
-    `check_stop` is called often and raises to abort, which leaves nothing behind. Raises
-    `ActivationRangeError` for activations that float16 cannot hold.
+    `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]), or, for
+    `k` None, to codes as wide as the fullest of those n; the corpus is then encoded twice, first to
+    learn how wide the index must be. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in] with the
+    final norm's weight multiplied in; `tokens` is how many the SAE was trained on. Logits and
+    neighbors are computed only for a `final` index. `check_stop` is called often and raises to
+    abort, which leaves nothing behind. Raises `ActivationRangeError` for activations that float16
+    cannot hold.
     """
     began = time.perf_counter()
     corpus = corpus if max_tokens is None else corpus.first(max_tokens)
@@ -110,7 +113,9 @@ def build_index(
     with published_folder(folder.feature_index(step)) as target:
         save_array(target, "token_ids", corpus.token_ids.astype(np.uint32))
         save_array(target, "row_starts", corpus.row_starts.astype(np.int64))
-        fired = _write_codes(target, corpus.activations, encode, W_dec, k, check_stop)
+        codes = partial(_codes, corpus.activations, encode, W_dec.device, check_stop)
+        width = k or max(indices.shape[1] for _, indices in codes())
+        fired = _write_codes(target, codes(), d_sae, width)
         invert_by_latent(target, fired, check_stop=check_stop)
         invert_by_token(target, vocab_size, check_stop=check_stop)
         rank_tokens_by_latent(target, check_stop=check_stop)
@@ -127,7 +132,7 @@ def build_index(
             tokens=tokens,
             num_tokens=num_tokens,
             num_rows=len(corpus.row_starts) - 1,
-            k=k,
+            k=width,
             d_sae=d_sae,
             vocab_size=vocab_size,
             final=final,
@@ -143,33 +148,43 @@ def build_index(
 
 
 @torch.no_grad()
-def _write_codes(
-    folder: Path,
+def _codes(
     activations: NDArray[Any],
     encode: Encode,
-    W_dec: Tensor,
-    k: int,
+    device: torch.device,
     check_stop: Callable[[], None],
+) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+    """Acts and indices of the corpus, chunk by chunk."""
+    for a in range(0, len(activations), ENCODE_CHUNK_TOKENS):
+        check_stop()
+        x = _as_tensor(activations[a : a + ENCODE_CHUNK_TOKENS]).to(device, torch.float32)
+        acts, indices = encode(x)
+        assert acts.shape == indices.shape
+        assert len(acts) == len(x)
+        yield acts.float().cpu().numpy(), indices.cpu().numpy()
+
+
+def _write_codes(
+    folder: Path,
+    codes: Iterator[tuple[NDArray[np.float32], NDArray[Any]]],
+    d_sae: int,
+    width: int,
 ) -> NDArray[np.int64]:
-    """Write `indices` and `acts`; return how often each latent is active, [d_sae]."""
-    d_sae = len(W_dec)
+    """Write `indices` and `acts`, filled with zeros to `width`; return how often each latent is
+    active, [d_sae].
+    """
     index_type = np.uint16 if d_sae <= 2**16 else np.uint32
     fired = np.zeros(d_sae, np.int64)
     with (
-        ArrayWriter(folder, "indices", index_type, k) as indices_out,
-        ArrayWriter(folder, "acts", np.float16, k) as acts_out,
+        ArrayWriter(folder, "indices", index_type, width) as indices_out,
+        ArrayWriter(folder, "acts", np.float16, width) as acts_out,
     ):
-        for a in range(0, len(activations), ENCODE_CHUNK_TOKENS):
-            check_stop()
-            x = _as_tensor(activations[a : a + ENCODE_CHUNK_TOKENS]).to(W_dec.device, torch.float32)
-            acts_tensor, indices_tensor = encode(x)
-            acts = acts_tensor.float().cpu().numpy()
-            indices = indices_tensor.cpu().numpy()
-            assert acts.shape == indices.shape == (len(x), k)
+        for acts, indices in codes:
             half = _to_half(acts, indices)
             fired += np.bincount(indices[half > 0], minlength=d_sae)
-            indices_out.append(indices)
-            acts_out.append(half)
+            missing = ((0, 0), (0, width - acts.shape[1]))
+            indices_out.append(np.pad(indices, missing))
+            acts_out.append(np.pad(half, missing))
     return fired
 
 

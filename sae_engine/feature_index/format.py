@@ -44,7 +44,7 @@ class IndexArrays:
     row_starts: NDArray[np.int64]
     """[R + 1]: where rows begin, and N."""
     indices: NDArray[Any]
-    """[N, k] latents; uint16 if they fit, else uint32."""
+    """[N, k] latents; uint16 if they fit, else uint32. k is the width of the widest code."""
     acts: NDArray[np.float16]
     """[N, k]"""
 

@@ -104,6 +104,28 @@ def test_sorting_in_small_ranges_and_chunks_changes_nothing(
         assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
 
 
+def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 3)
+    case = case_of_rows(
+        [[5, 6, 7, 8], [6, 5, 5]], lambda n: {i: 1.0 + n - i for i in range(n % 5)}, d_sae=6
+    )
+
+    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        where = x[:, 0].long()
+        acts, indices = torch.from_numpy(case.acts)[where], torch.from_numpy(case.indices)[where]
+        width = max(1, int((acts > 0).sum(1).max()))
+        return acts[:, :width], indices[:, :width]
+
+    filled = build(tmp_path / "filled", case)
+    varying = build(tmp_path / "varying", case, encode=encode, k=None)
+    assert_agrees(arrays_of(varying), case)
+    for file in filled.glob("*.npy"):
+        assert file.read_bytes() == (varying / file.name).read_bytes(), file.name
+    assert open_index(varying)[0].k == 4
+
+
 def test_more_than_65536_latents_use_wide_indices(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6]], lambda n: {70_000: 1.0 + n}, d_sae=70_001)
     arrays = arrays_of(build(tmp_path, case))

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sae_engine.errors import UserError
-from sae_engine.sae import TopKSAE
+from sae_engine.sae import SAE, JumpReLUSAE, TopKSAE, sae_of
 
 
 def random_sae(
@@ -21,6 +21,17 @@ def random_sae(
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
         sae.W_dec.mul_(torch.rand(d_sae, 1, generator=generator) * 3 + 0.1)
     return sae
+
+
+def random_jumprelu(seed: int, d_in: int = 6, d_sae: int = 20) -> JumpReLUSAE:
+    """The same with thresholds; some are negative, which must not let negative values through."""
+    topk = random_sae(seed, d_in, d_sae)
+    sae = JumpReLUSAE(d_in, d_sae)
+    with torch.no_grad():
+        for name, parameter in topk.named_parameters():
+            sae.get_parameter(name).copy_(parameter)
+        sae.threshold.copy_(torch.randn(d_sae, generator=torch.Generator().manual_seed(seed)))
+    return sae.requires_grad_(False)
 
 
 def by_the_equations(sae: TopKSAE, x: torch.Tensor) -> tuple[list[set[int]], torch.Tensor]:
@@ -37,7 +48,7 @@ def by_the_equations(sae: TopKSAE, x: torch.Tensor) -> tuple[list[set[int]], tor
     return kept, torch.stack(outputs)
 
 
-def active_sets(sae: TopKSAE, x: torch.Tensor) -> list[set[int]]:
+def active_sets(sae: SAE, x: torch.Tensor) -> list[set[int]]:
     code = sae.encode(x)
     return [set(i[a > 0].tolist()) for a, i in zip(code.acts.detach(), code.indices, strict=True)]
 
@@ -106,6 +117,63 @@ def test_a_saved_sae_comes_back_the_same(tmp_path: Path):
     assert loaded.k == sae.k
     for name, parameter in sae.named_parameters():
         assert torch.equal(dict(loaded.named_parameters())[name], parameter)
+
+
+def jumprelu_by_the_equations(sae: JumpReLUSAE, x: torch.Tensor) -> torch.Tensor:
+    """Dense codes, entry by entry."""
+    z = torch.zeros(len(x), sae.d_sae)
+    for n, row in enumerate(x):
+        for i in range(sae.d_sae):
+            pre = float((row - sae.b_dec) @ sae.W_enc[i] + sae.b_enc[i])
+            if pre > max(0.0, float(sae.threshold[i])):
+                z[n, i] = pre
+    return z
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 100))
+def test_jumprelu_keeps_what_passes_its_threshold_before_and_after_folding(seed: int, scale: float):
+    sae = random_jumprelu(seed)
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(seed + 1))
+    z = jumprelu_by_the_equations(sae, x)
+    margins = sae.pre_activations(x) - sae.threshold.clamp_min(0)
+    assume(margins.abs().min() > 1e-4)  # rounding decides nothing
+    code = sae.encode(x)
+    assert code.acts.shape[1] == max(1, int((z > 0).sum(1).max()))
+    dense = torch.zeros_like(z).scatter(1, code.indices, code.acts)
+    torch.testing.assert_close(dense, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(x), z @ sae.W_dec + sae.b_dec, rtol=1e-4, atol=1e-3)
+    folded = sae.folded(scale)
+    assert active_sets(folded, x / scale) == [set(row.nonzero().flatten().tolist()) for row in z]
+    torch.testing.assert_close(folded(x / scale) * scale, sae(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(20))
+
+
+def test_jumprelu_codes_are_one_wide_where_nothing_passes():
+    sae = random_jumprelu(0)
+    sae.threshold.fill_(1e6)
+    code = sae.encode(torch.randn(3, 6))
+    assert code.acts.tolist() == [[0.0]] * 3
+
+
+def test_a_saved_jumprelu_sae_comes_back_the_same_and_is_no_topk_one(tmp_path: Path):
+    sae = random_jumprelu(2).folded(3.0)
+    sae.save(tmp_path / "sae.safetensors")
+    tensors = load_file(tmp_path / "sae.safetensors")
+    assert sorted(tensors) == ["W_dec", "W_enc", "b_dec", "b_enc", "threshold"]
+    loaded = SAE.load(tmp_path / "sae.safetensors")
+    assert isinstance(loaded, JumpReLUSAE)
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    with pytest.raises(UserError, match="holds a jumprelu SAE, not a topk"):
+        TopKSAE.load(tmp_path / "sae.safetensors")
+
+
+def test_tensors_that_do_not_fit_are_refused_by_name():
+    tensors = {"W_enc": torch.zeros(4, 3), "W_dec": torch.zeros(4, 3), "b_dec": torch.zeros(3)}
+    with pytest.raises(UserError, match=r"b_enc has shape \[1\]"):
+        sae_of(**tensors, b_enc=torch.zeros(1), k=2)
+    with pytest.raises(UserError, match="k = 5 does not lie between 1 and the 4 latents"):
+        sae_of(**tensors, b_enc=torch.zeros(4), k=5)
 
 
 def test_a_file_that_is_no_sae_is_refused_with_its_name(tmp_path: Path):
