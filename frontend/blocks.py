@@ -111,9 +111,16 @@ def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
         f'<div class="wb-head"><div class="wb-crumb">{crumb}<span>/</span></div>'
         f"<h1>{escaped(run.name)}</h1>{badge(run.status)}"
         f'<span class="wb-muted wb-what">{escaped(run.config.model.name)} · '
-        f"{escaped(run.config.hook_name)}</span>"
+        f"{escaped(run.config.hook_name)}{sweep_link(run)}</span>"
         f'<nav class="wb-tabs">{tabs}</nav></div>'
     )
+
+
+def sweep_link(run: Run) -> str:
+    """Leads from a run to the others of its sweep; nothing for a run of its own."""
+    if run.group_id is None:
+        return ""
+    return " · " + link("./", "sweep", {"group": run.group_id}, css="wb-sweep")
 
 
 def notice(body: str, *, level: str = "info", title: str = "") -> str:

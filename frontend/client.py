@@ -101,12 +101,14 @@ class WorkbenchClient:
         *,
         status: RunStatus | None = None,
         q: str | None = None,
+        group_id: str | None = None,
         archived: bool | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunPage:
-        """One page of runs, newest first."""
-        query = {"status": status, "q": q, "archived": archived, "limit": limit, "cursor": cursor}
+        """One page of runs, newest first; those of a sweep have its `group_id`."""
+        query: dict[str, object] = {"status": status, "q": q, "group_id": group_id}
+        query |= {"archived": archived, "limit": limit, "cursor": cursor}
         return self._read(RunPage, "/runs", query)
 
     def create_run(self, body: RunCreate, *, idempotency_key: str | None = None) -> Run:
@@ -132,6 +134,11 @@ class WorkbenchClient:
         """Ask a run to end soon and keep its features; `force` skips building them."""
         query = {"force": force} if force else {}
         answer = self._send("POST", f"/runs/{_segment(run_id)}/stop", query)
+        return Run.model_validate_json(answer.content)
+
+    def resume_run(self, run_id: str) -> Run:
+        """Queue a run that ended early to go on from its last checkpoint."""
+        answer = self._send("POST", f"/runs/{_segment(run_id)}/resume")
         return Run.model_validate_json(answer.content)
 
     def metrics(

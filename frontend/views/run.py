@@ -98,6 +98,12 @@ def _buttons(run: Run) -> None:
             client().stop_run(run.id, force=True)
             forget_cached()
             st.rerun()
+    if run.resumable:
+        tip = "Goes on from its last checkpoint, on the same curve."
+        if st.button("Resume", icon=":material/play_arrow:", key="resume", help=tip):
+            client().resume_run(run.id)
+            forget_cached()
+            st.rerun()
     tip = "New run from these settings"
     if st.button("Clone", icon=":material/content_copy:", key="clone", help=tip):
         open_page("launch", clone=run.id)

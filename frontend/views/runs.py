@@ -6,12 +6,21 @@ import html
 
 import streamlit as st
 
-from frontend.blocks import badge, empty_state, html_block, link, progress_bar, show_linked
+from frontend.blocks import (
+    badge,
+    empty_state,
+    html_block,
+    link,
+    progress_bar,
+    show_linked,
+    sweep_link,
+)
 from frontend.cards import fraction_done, metric_text
 from frontend.state import bound, client, live, open_page, param
 from frontend.token_view import escaped
 from frontend.words import DASH, age, duration, elapsed, percent, short_count
 from sae_engine.schema.api import Run, RunPage, RunStatus
+from sae_engine.schema.config import SAEConfig
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",
@@ -26,13 +35,14 @@ PAGE_SIZE = 50
 
 def show() -> None:
     """The page."""
-    status, query = _status(), param("q")
-    if status is None and query is None and not client().runs(limit=1).items:
+    status, query, group = _status(), param("q"), param("group")
+    if status is None and query is None and group is None and not client().runs(limit=1).items:
         _welcome()
         return
     title, search, filters, new = st.columns([2, 3, 2, 1.3], vertical_alignment="center")
     with title:
-        html_block('<h1 class="wb-title">Runs</h1>')
+        name, back = ("Sweep", link("./", "All runs", {})) if group else ("Runs", "")
+        show_linked(f'<h1 class="wb-title">{name}</h1>{back}', key="runs-title")
     with search:
         key, write = bound("q", query or "")
         st.text_input(
@@ -86,6 +96,7 @@ def _table() -> None:
     page = client().runs(
         status=_status(),
         q=param("q"),
+        group_id=param("group"),
         limit=PAGE_SIZE,
         cursor=param("cursor"),
     )
@@ -107,8 +118,8 @@ def _table() -> None:
 def _older(page: RunPage) -> str:
     if page.next_cursor is None:
         return ""
-    query = {"q": param("q"), "status": _status(), "cursor": page.next_cursor}
-    return f'<p class="wb-more">{link("./", "Older runs", query)}</p>'
+    kept = {"q": param("q"), "status": _status(), "group": param("group")}
+    return f'<p class="wb-more">{link("./", "Older runs", kept | {"cursor": page.next_cursor})}</p>'
 
 
 _NUM = ' class="num"'
@@ -131,15 +142,13 @@ def _row(run: Run) -> str:
     share = percent(fraction) if fraction is not None else ""
     speed = run.metrics.get("tokens_per_second")
     fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
-    sae = run.config.sae
-    width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
     name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
-    trained_on = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}"
+    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
     cells = (
-        f'{name}<span class="wb-sub">{trained_on}</span>',
+        f'{name}<span class="wb-sub">{where}</span>',
         badge(run.status),
         f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{share}</span>',
-        f"{width}<small> k {sae.k}</small>",
+        _latents(run.config.sae),
         metric_text(run, fvu),
         metric_text(run, "l0"),
         metric_text(run, "ce_delta"),
@@ -149,6 +158,13 @@ def _row(run: Run) -> str:
     )
     columns = zip(_COLUMNS, cells, strict=True)
     return f"<tr>{''.join(f'<td{css}>{cell}</td>' for (_, css, _), cell in columns)}</tr>"
+
+
+def _latents(sae: SAEConfig) -> str:
+    if sae.pretrained is not None:
+        return "<small>imported</small>"
+    width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
+    return f"{width}<small> k {sae.k}</small>"
 
 
 if __name__ == "__main__":

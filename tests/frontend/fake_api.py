@@ -49,8 +49,11 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
 
 def _add_runs(app: FastAPI, world: World) -> None:
     @app.get("/api/runs")
-    def runs(status: str | None = None, q: str = "", limit: int = 50) -> api.RunPage:
+    def runs(
+        status: str | None = None, q: str = "", group_id: str | None = None, limit: int = 50
+    ) -> api.RunPage:
         found = [world.look(run_id) for run_id in reversed(world.runs)]
+        found = [run for run in found if group_id in (None, run.group_id)]
         kept = [r for r in found if status in (None, r.status) and q.lower() in r.name.lower()]
         return api.RunPage(items=kept[:limit], next_cursor=None)
 
@@ -87,6 +90,12 @@ def _add_runs(app: FastAPI, world: World) -> None:
     @app.post("/api/runs/{run_id}/stop", status_code=202)
     def stop(run_id: str, force: bool = False) -> api.Run:
         update = {"status": "stopped" if force else "stopping"}
+        world.runs[run_id] = world.look(run_id).model_copy(update=update)
+        return world.runs[run_id]
+
+    @app.post("/api/runs/{run_id}/resume", status_code=202)
+    def resume(run_id: str) -> api.Run:
+        update = {"status": "queued", "resumable": False, "error": None}
         world.runs[run_id] = world.look(run_id).model_copy(update=update)
         return world.runs[run_id]
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from tests.frontend.conftest import FakeServer
@@ -130,6 +131,39 @@ def test_an_ended_run_cannot_be_stopped_and_can_be_deleted(open_page: Open, worl
     app.button(key="delete").click().run()
     assert "finished" not in world.runs
     assert "lr too high" in shown(app)
+
+
+def test_a_run_that_ended_early_can_be_resumed(open_page: Open, world: World) -> None:
+    assert "resume" not in [button.key for button in open_page("run", id="failed").button]
+    world.runs["failed"] = world.runs["failed"].model_copy(update={"resumable": True})
+    st.cache_data.clear()
+    app = open_page("run", id="failed")
+    app.button(key="resume").click().run()
+    assert world.runs["failed"].status == "queued"
+    assert "resume" not in [button.key for button in app.button]
+
+
+def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None:
+    for name in ("finished", "failed"):
+        world.runs[name] = world.runs[name].model_copy(update={"group_id": "g7"})
+    assert shown(open_page("runs")).count('href="./?group=g7"') == 2
+    assert 'href="./?group=g7"' in shown(open_page("run", id="finished"))
+    text = shown(open_page("runs", group="g7"))
+    assert "tiny baseline" in text
+    assert "lr too high" in text
+    assert ESCAPED not in text
+    assert 'href="./">All runs' in text
+
+
+def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, world: World) -> None:
+    config = world.runs["finished"].config
+    sae = config.sae.model_copy(update={"pretrained": "/saes/theirs"})
+    world.runs["finished"] = world.runs["finished"].model_copy(
+        update={"config": config.model_copy(update={"sae": sae})}
+    )
+    text = shown(open_page("runs", q="baseline"))
+    assert "<small>imported</small>" in text
+    assert "k 32" not in text
 
 
 def test_a_failed_run_says_why_in_words(open_page: Open) -> None:
