@@ -21,6 +21,16 @@ compiled: Callable[..., Any] = numba.njit(
 can be written. It releases the interpreter, so that threads run it side by side.
 """
 
+compiled_finite: Callable[..., Any] = numba.njit(
+    nogil=True,
+    cache=_CACHED,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz", "arcp", "nnan"},
+)
+"""The same for functions that take maxima, which vectorize only where NaN need not be kept: theirs
+is an arbitrary number then.
+"""
+
 
 @cache
 def _pool(workers: int) -> ThreadPoolExecutor:

@@ -21,7 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from sae_engine.kernels.compiled import compiled
+from sae_engine.kernels.compiled import compiled, compiled_finite
 
 Float32 = NDArray[np.float32]
 
@@ -109,7 +109,66 @@ def _make_add_products(typingctx: Any, x: Any, x_stride: Any, w: Any, pairs: Any
 _add_products: Any = intrinsic(_make_add_products)
 
 
-@compiled
+def _make_score_group(
+    typingctx: Any, sums: Any, gains: Any, offsets: Any, errors: Any, scale: Any, x_error: Any,
+    scores: Any,
+) -> Any:  # fmt: skip
+    """scores[c] = sums[c] scale gains[c] + offsets[c]; returns the largest of scores[c] - x_error
+    errors[c].
+
+    Addresses of GROUP int32 and float32 and two float32. Written out because compilers do not
+    vectorize a maximum.
+    """
+    single = types.float32
+    signature = single(
+        types.uintp, types.uintp, types.uintp, types.uintp, single, single, types.uintp
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, gains, offsets, errors, scale, x_error, scores = arguments
+        i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+        ints, floats = ir.VectorType(i32, 8), ir.VectorType(f32, 8)
+        undefined = ir.Constant(floats, ir.Undefined)
+
+        def at(address: Any, half: int, kind: Any) -> Any:
+            return builder.inttoptr(builder.add(address, i64(32 * half)), kind.as_pointer())
+
+        def load(address: Any, half: int, kind: Any) -> Any:
+            value = builder.load(at(address, half, kind))
+            value.align = 4
+            return value
+
+        def spread(value: Any) -> Any:
+            vector = builder.insert_element(undefined, value, i32(0))
+            return builder.shuffle_vector(vector, undefined, ir.Constant(ints, [0] * 8))
+
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        scale, x_error = spread(scale), spread(x_error)
+        bounds = []
+        for half in (0, 1):
+            gain = builder.fmul(scale, load(gains, half, floats))
+            product = builder.fmul(builder.sitofp(load(sums, half, ints), floats), gain)
+            score = builder.fadd(product, load(offsets, half, floats))
+            builder.store(score, at(scores, half, floats)).align = 4
+            error = builder.fmul(x_error, load(errors, half, floats))
+            bounds.append(builder.fsub(score, error))
+        best = larger(*bounds)
+        for distance in (4, 2, 1):
+            order = [(i + distance) % 8 for i in range(8)]
+            best = larger(
+                best, builder.shuffle_vector(best, undefined, ir.Constant(ints, order))
+            )
+        return builder.extract_element(best, i32(0))
+
+    return signature, generate
+
+
+_score_group: Any = intrinsic(_make_score_group)
+
+
+@compiled_finite
 def round_row(row: Float32, norm_limit: float, rounded: Any) -> np.float32:
     """Round a row [d] to int16 multiples [>= d] of the scale that is returned."""
     squares = np.float32(0)
@@ -155,7 +214,7 @@ def write_panels(
         write_panel(W_enc, p, norm_limit, panels, scales)
 
 
-@compiled
+@compiled_finite
 def integer_scores(
     x: Any,
     x_scales: Float32,
@@ -196,19 +255,20 @@ def integer_scores(
                     count,
                     np.uint64(sums_at + 64 * r),
                 )
-        first = p * GROUP
+        skip = 4 * GROUP * p
         for r in range(n):
-            scale, x_error = x_scales[r], x_errors[r]
-            best = np.float32(-np.inf)
-            for c in range(GROUP):
-                j = first + c
-                score = np.float32(sums[r, c]) * (scale * gains[j]) + offsets[j]
-                scores[r, j] = score
-                best = max(best, score - x_error * errors[j])
-            group_bounds[r, p] = best
+            group_bounds[r, p] = _score_group(
+                np.uint64(sums_at + 64 * r),
+                np.uint64(gains.ctypes.data + skip),
+                np.uint64(offsets.ctypes.data + skip),
+                np.uint64(errors.ctypes.data + skip),
+                x_scales[r],
+                x_errors[r],
+                np.uint64(scores.ctypes.data + r * scores.strides[0] + skip),
+            )
 
 
-@compiled
+@compiled_finite
 def float_group_bounds(scores: Float32, group_bounds: Float32) -> None:
     """Each group's best score, for scores [n, 16 P] that are exact already."""
     for r in range(scores.shape[0]):
