@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backend import repository
+from backend.db import open_database
+from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 
 
-def run_folder_of(path: Path) -> RunFolder:
-    """The run's folder that a path names: itself, its `sae.safetensors` or its checkpoint.
+def run_folder_of(path: Path, settings: Settings) -> RunFolder:
+    """The run's folder that a path names: itself, its `sae.safetensors` or its checkpoint; or that
+    of the run with this id or name.
 
     Raises `UserError` for anything else.
     """
@@ -19,7 +23,13 @@ def run_folder_of(path: Path) -> RunFolder:
             "checkpoints are safetensors: name a run's folder, or its checkpoints/last.safetensors."
         )
     if not path.exists():
-        raise UserError(f"There is no checkpoint or run folder '{path}'.")
+        if len(path.parts) > 1:
+            raise UserError(f"There is no checkpoint or run folder '{path}'.")
+        with (
+            open_database(settings.resolved_database_url) as database,
+            database.reading() as session,
+        ):
+            return settings.run_folder(repository.find_run(session, str(path)).id)
     candidates = [path] if path.is_dir() else [path.parent, path.parent.parent]
     for folder in map(RunFolder, candidates):
         if folder.config.exists():

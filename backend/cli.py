@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument(
         "--load-checkpoint", type=Path, metavar="PATH",
-        help="go on from another run's checkpoint, as a new run with its configuration",
+        help="go on from another run's checkpoint as a new run with its configuration; PATH is its "
+        "folder, the file, or the run's id",
     )  # fmt: skip
     train.add_argument(
         "--eval-only", action="store_true",
@@ -203,7 +204,8 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
 
     if options.load_activations is not None:
         fields += ["--data.activations", options.load_activations]
-    source = run_folder_of(options.load_checkpoint) if options.load_checkpoint else None
+    settings = _settings(options)
+    source = run_folder_of(options.load_checkpoint, settings) if options.load_checkpoint else None
     if options.eval_only and source is not None:
         fields += ["--sae.pretrained", str(source.path.resolve())]
     request = request_from(
@@ -214,7 +216,6 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
     )
     if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
         raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
-    settings = _settings(options)
     if options.save_activations is not None:
         return save_here(settings, request, options.save_activations)
     grid = grid_from(options.grid)

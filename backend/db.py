@@ -79,6 +79,17 @@ class Database:
         self.engine.dispose()
 
 
+@contextmanager
+def open_database(url: str) -> Generator[Database]:
+    """The database at `url`, its tables made where there are none; closed afterwards."""
+    database = Database(url)
+    database.prepare()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 def _use_explicit_transactions(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]

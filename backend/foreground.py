@@ -24,16 +24,17 @@ from rich.progress import (
 )
 
 from backend import repository
-from backend.db import Database
+from backend.db import Database, open_database
 from backend.job import LOG_FORMAT, engine
 from backend.naming import member_config, named_config
 from backend.settings import Settings
 from backend.tables import summary_table
 from backend.work import Task, Terminated, Train, work
+from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid, resolve_config
-from sae_engine.schema.api import RunCreate
+from sae_engine.schema.api import RunCreate, RunStatus
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -69,34 +70,45 @@ def train_here(
         configs = [named_config(resolve_config(request.preset, request.config), request)]
     for config in configs:
         check_config(config)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.resolved_database_url)
-    database.prepare()
-    console = Console()
+    if run_dir is not None and run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError(f"'{run_dir}' is not empty; name a new folder for the run.")
     group_id = secrets.token_hex(5) if grid else None
-    passes: dict[str, list[RunConfig]] = {}
-    for config in configs:
-        alone = f" {len(passes)}" if config.sae.pretrained else ""
-        passes.setdefault(config.pass_key + alone, []).append(config)
+    console = Console()
     worst = 0
-    for together in passes.values():
-        tasks = [
-            _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
-            for config in together
-        ]
-        with (
-            _log_into([task.folder.log for task in tasks]),
-            _stop_on_interrupt(database, [task.run_id for task in tasks], console),
-            _Bar(console, len(tasks)) as bar,
-        ):
-            statuses = work(database, tasks, train, on_record=bar.show)
-        for task in tasks:
-            _print_end(database, task, console)
-        worst = max(worst, *(EXIT_CODES[status] for status in statuses))
-        if "interrupted" in statuses:
-            break
-    database.close()
+    with open_database(settings.resolved_database_url) as database:
+        for together in _passes(configs):
+            tasks = [
+                _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
+                for config in together
+            ]
+            statuses = _work_here(database, tasks, train, console)
+            worst = max(worst, *(EXIT_CODES[status] for status in statuses))
+            if "interrupted" in statuses:
+                break
     return worst
+
+
+def _passes(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """The runs that are trained together; one whose SAE is trained already stands alone."""
+    shared: dict[str, list[RunConfig]] = {}
+    for number, config in enumerate(configs):
+        key = f"alone {number}" if config.sae.pretrained else config.pass_key
+        shared.setdefault(key, []).append(config)
+    return list(shared.values())
+
+
+def _work_here(
+    database: Database, tasks: Sequence[Task], train: Train, console: Console
+) -> Sequence[RunStatus]:
+    with (
+        _log_into([task.folder.log for task in tasks]),
+        _stop_on_interrupt(database, [task.run_id for task in tasks], console),
+        _Bar(console, len(tasks)) as bar,
+    ):
+        statuses = work(database, tasks, train, on_record=bar.show)
+    for task in tasks:
+        _print_end(database, task, console)
+    return statuses
 
 
 def _new_run(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from backend import repository
-from backend.db import Database
+from backend.db import open_database
 from backend.models import RunRow
 from backend.settings import Settings
 from backend.shapes import latest_metrics
@@ -33,8 +33,10 @@ SUMMARY_METRICS = (
 def print_runs(settings: Settings, *, archived: bool, console: Console | None = None) -> None:
     """List the newest runs of the data folder."""
     table = Table("id", "name", "status", "step", "FVU", "made", box=None)
-    database = _opened(settings)
-    with database.reading() as session:
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.reading() as session,
+    ):
         rows = list(repository.list_runs(session, limit=200))
         if archived:
             rows += repository.list_runs(session, archived=True, limit=200)
@@ -45,7 +47,6 @@ def print_runs(settings: Settings, *, archived: bool, console: Console | None = 
             made = f"{row.created_at.astimezone():%Y-%m-%d %H:%M}"
             figure = "" if fvu is None else f"{fvu:.4f}"
             table.add_row(row.id, escape(row.name), row.status, steps, figure, made)
-    database.close()
     (console or Console()).print(table if table.row_count else "No runs yet.")
 
 
@@ -64,12 +65,13 @@ def print_lookup(
     """Print the features that go with `text`; raises `UserError` where there is nothing to look
     into.
     """
-    database = _opened(settings)
-    with database.reading() as session:
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.reading() as session,
+    ):
         row = repository.find_run(session, run)
         steps = [made.step for made in repository.snapshots(session, row.id)]
         labels = repository.labels(session, row.id)
-    database.close()
     if not steps:
         raise UserError(f"The run '{row.name}' has no features yet.")
     if snapshot is not None and snapshot not in steps:
@@ -127,10 +129,3 @@ def summary_table(row: RunRow) -> Table:
 def _duration(start: datetime, end: datetime) -> str:
     seconds = round((end - start).total_seconds())
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _opened(settings: Settings) -> Database:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.resolved_database_url)
-    database.prepare()
-    return database

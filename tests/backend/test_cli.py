@@ -182,7 +182,8 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     assert source.checkpoint.read_text() == "10"
     (tmp_path / "elsewhere" / "config.yaml").write_text("sae: {k: 8}")
     for path in (source.path, source.checkpoint):
-        assert run_folder_of(path).path == source.path
+        assert run_folder_of(path, settings).path == source.path
+    assert run_folder_of(Path("one"), settings).checkpoint.samefile(source.checkpoint)
     request = ask(path=source.config, name="two")
     assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
     with database.reading() as session:
@@ -196,7 +197,9 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     ("arguments", "words"),
     [
         (["--load-checkpoint", "best_model.pt"], "checkpoints are safetensors"),
-        (["--load-checkpoint", "nowhere"], "There is no checkpoint or run folder 'nowhere'"),
+        (["--load-checkpoint", "no/where"], "There is no checkpoint or run folder 'no/where'"),
+        (["--load-checkpoint", "nowhere"], "There is no run 'nowhere'"),
+        (["--run-dir", "."], "'.' is not empty"),
         (["--eval-only"], "--eval-only needs an SAE"),
         (["--grid", "sae.k"], "write --grid sae.k=16,32"),
         (["--grid", "sae.kk=1,2"], "did you mean sae.k?"),
@@ -213,6 +216,7 @@ def test_a_wrong_option_of_train_says_what_is_wrong(
     words: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
     assert main(["train", "--quick-test", *arguments, "--data-dir", str(tmp_path / "data")]) == 2
     assert words in capsys.readouterr().err
 
