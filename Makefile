@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each of them works on a fresh machine: it makes .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help run test check
+.PHONY: help run test check coverage
 
 BIN := .venv/bin
 # Passed on: make run ARGS="--port 9000", make test ARGS="tests/engine -x".
@@ -18,6 +18,9 @@ run: .venv/installed  ## install what is missing and start everything; ARGS="--p
 
 test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/engine -x"
 	@$(BIN)/python -m pytest $(ARGS)
+
+coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 check: .venv/installed-dev  ## lint, formatting, types, and who may import whom
 	@$(BIN)/ruff check .
