@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from backend import problems
-from backend.routes import features, imports, lookup, metrics, runs, sweeps, system
+from backend.routes import exports, features, imports, lookup, metrics, runs, sweeps, system
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
@@ -45,7 +45,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
     )
     api.state.services = Services(settings, command)
     problems.install(api)
-    for module in (system, runs, sweeps, imports, metrics, features, lookup):
+    for module in (system, runs, sweeps, imports, metrics, features, lookup, exports):
         api.include_router(module.router)
     return api
 

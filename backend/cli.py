@@ -9,10 +9,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from backend.settings import Settings, load_settings
 from sae_engine.errors import UserError
+from sae_engine.schema.api import ExportFormat
 
 OWN_OPTIONS = {
     "train": {
@@ -177,6 +178,11 @@ def _parser() -> argparse.ArgumentParser:
     lookup.add_argument(
         "--snapshot", type=int, metavar="STEP", help="a step; the newest if not given"
     )
+
+    export = command("export", _export, "Write a run's SAE for another program.")
+    export.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    export.add_argument("--format", default="saelens", choices=get_args(ExportFormat))
     return parser
 
 
@@ -256,6 +262,14 @@ def _lookup(options: argparse.Namespace, _: list[str]) -> int:
         limit=options.limit,
         snapshot=options.snapshot,
     )
+    return 0
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.exports import export_here
+
+    export_here(_settings(options), options.run, options.folder)
+    print(f"Written: {options.folder}")
     return 0
 
 
