@@ -21,7 +21,7 @@ from sae_engine.errors import ConfigError, UserError
 from sae_engine.feed import Feed
 from sae_engine.files import RunFolder, published_file
 from sae_engine.heldout import HeldoutWork, SharedHeldout
-from sae_engine.sae import TopKSAE, write_sae_config
+from sae_engine.sae import SAE, TopKSAE, write_sae_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, MetricsRecord, PhaseRecord, PlanRecord, StopRequest
 from sae_engine.trackers import open_trackers
@@ -163,18 +163,19 @@ class Run:
         """
         config, trainer = self.config.train, self.trainer
         self._began = clock.began
-        lr = trainer.lr
+        lr, step = trainer.lr, trainer.steps_done + 1
+        is_last = step == trainer.budget.total_steps
+        is_logged = step == 1 or is_last or step % config.log_every == 0
         with clock.sae_step():
-            result = trainer.step(batch)
-        step = trainer.steps_done
+            result = trainer.step(batch, measured=is_logged)
         self._measured = {}
         with clock.pause():
-            if step == 1 or self.is_done or step % config.log_every == 0:
+            if is_logged:
                 values = {n: v.item() for n, v in result.metrics()._asdict().items()}
                 values |= {"lr": lr, "frac_dead": trainer.frac_dead}
                 yield self._metrics(values | clock.values(stream))
                 self._refuse_nonfinite()
-            if not self.is_done:  # what the last step asks for is done once, by `finish`
+            if not is_last:  # what the last step asks for is done once, by `finish`
                 yield from self._look_at_itself(step)
                 if _due(step, config.save_every):
                     self._save(stream)
@@ -262,18 +263,8 @@ class Run:
         )
         save_checkpoint(self.folder, trainer, state)
 
-    def _publish(self, sae: TopKSAE, folder: RunFolder) -> None:
-        with published_file(folder.sae) as path:
-            sae.save(path)
-        with published_file(folder.sae_config) as path:
-            write_sae_config(
-                path,
-                sae,
-                model_name=self.config.model.name,
-                hook_name=self._hook_name,
-                dataset=self.config.data.dataset,
-                ctx_len=self.config.data.ctx_len,
-            )
+    def _publish(self, sae: SAE, folder: RunFolder) -> None:
+        publish_sae(sae, folder, self.config, self._hook_name)
 
     def _folded(self) -> TopKSAE:
         return self.trainer.sae.folded(self.trainer.scale)
@@ -283,6 +274,21 @@ class Run:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
+
+
+def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) -> None:
+    """Write `sae.safetensors` and the `cfg.json` that says where its inputs come from."""
+    with published_file(folder.sae) as path:
+        sae.save(path)
+    with published_file(folder.sae_config) as path:
+        write_sae_config(
+            path,
+            sae,
+            model_name=config.model.name,
+            hook_name=hook_name,
+            dataset=config.data.dataset,
+            ctx_len=config.data.ctx_len,
+        )
 
 
 def _due(step: int, *intervals: int | None) -> bool:

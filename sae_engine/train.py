@@ -20,6 +20,7 @@ from sae_engine.errors import UserError
 from sae_engine.feed import Feed, open_feed
 from sae_engine.files import RunFolder, published_file
 from sae_engine.heldout import SharedHeldout
+from sae_engine.inspect_run import inspect_pretrained
 from sae_engine.member import Member, never
 from sae_engine.preflight import check_config
 from sae_engine.run import Clock, Halted, NonFiniteLossError, Run, StopSwitch
@@ -58,7 +59,8 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
     All members have the same `RunConfig.pass_key`, and those that resume stand at the same place.
     Each one's last record is an `EndRecord` or a `FailureRecord`: a member that is stopped or fails
     leaves, the others go on. A member's SAE is what it would be if it were trained alone. Raises
-    `UserError` when none can start or go on.
+    `UserError` when none can start or go on. Those with `sae.pretrained` train nothing and take
+    turns.
     """
     configs = [member.config for member in members]
     for config in configs:
@@ -70,6 +72,10 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
             tree = member.config.model_dump(mode="json")
             path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
 
+    if configs[0].sae.pretrained is not None:
+        for number, member in enumerate(members):
+            yield from _inspect(number, member)
+        return
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
     feed = open_feed(configs)
     for notice in feed.notices:
@@ -86,6 +92,15 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
             yield number, run.plan
         resume = [member.resume and member.folder.checkpoint.exists() for member in members]
         yield from _Pass(feed, runs).records(resume)
+
+
+def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
+    """A member whose SAE was trained elsewhere."""
+    try:
+        for record in inspect_pretrained(member):
+            yield number, record
+    except UserError as error:
+        yield number, FailureRecord(error_type=type(error).__name__, message=str(error), step=0)
 
 
 class _Pass:

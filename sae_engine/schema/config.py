@@ -205,8 +205,8 @@ class RunConfig(Section):
     def pass_key(self) -> str:
         """Equal for runs that can be trained together on one pass of the language model.
 
-        They may differ in anything but the model (its hook point may differ), the text and the
-        batch size.
+        They may differ in anything but the model (its hook point may differ), the text, the
+        batch size, and whether they train at all.
         """
         same = self.model_dump(
             mode="json",
@@ -216,6 +216,7 @@ class RunConfig(Section):
                 "train": {"batch_size_tokens"},
             },
         )
+        same["trains"] = self.sae.pretrained is None
         return json.dumps(same, sort_keys=True)
 
     @property

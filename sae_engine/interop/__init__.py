@@ -1,0 +1,1 @@
+"""SAEs in and out: `load` reads those trained elsewhere, `export` writes ours for SAELens."""

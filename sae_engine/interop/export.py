@@ -1,0 +1,79 @@
+"""Writes an SAE in SAELens's format. No torch here, so that the web process can do it.
+
+Both formats name and orient the tensors alike, so that they are copied as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder, published_folder
+
+SAELENS_VERSION = "6.54.12"
+"""Whose `cfg.json` is written."""
+SAELENS_SITES = {
+    "resid_post": "hook_resid_post",
+    "mlp_out": "hook_mlp_out",
+    "attn_out": "hook_attn_out",
+}
+"""What TransformerLens calls our sites, after `blocks.<layer>.`."""
+
+
+def export_saelens(folder: RunFolder, target: Path) -> None:
+    """Write the run's newest SAE into the new folder `target`, which `SAE.load_from_disk` of
+    SAELens 6 opens: the same latents and the same reconstructions.
+
+    Raises `UserError` if there is no SAE yet, or `target` exists.
+    """
+    if target.exists():
+        raise UserError(f"'{target}' exists already; name a new folder.")
+    if not folder.sae.is_file() or not folder.sae_config.is_file():
+        raise UserError(f"'{folder.path}' holds no sae.safetensors with its cfg.json to export.")
+    described = json.loads(folder.sae_config.read_text("utf-8"))
+    config = _saelens_config(described, _saelens_hook(folder) or described["hook_name"])
+    with published_folder(target) as made:
+        shutil.copyfile(folder.sae, made / "sae_weights.safetensors")
+        (made / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]:
+    """SAELens's `cfg.json` from ours."""
+    config: dict[str, Any] = {
+        "architecture": described["architecture"],
+        "d_in": described["d_in"],
+        "d_sae": described["d_sae"],
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "model_name": described["model_name"],
+            "hook_name": hook_name,
+            "hf_hook_name": described["hook_name"],
+            "dataset_path": described["dataset"],
+            "context_size": described["ctx_len"],
+            "prepend_bos": True,
+            "trained_with": "SAE Workbench",
+        },
+    }
+    if "k" in described:
+        config |= {"k": described["k"], "rescale_acts_by_decoder_norm": False}
+    return config
+
+
+def _saelens_hook(folder: RunFolder) -> str | None:
+    """TransformerLens's name of a run's site; None if the run read another module."""
+    if not folder.config.is_file():
+        return None
+    model = yaml.safe_load(folder.config.read_text("utf-8"))["model"]
+    if model["hook_point"]:
+        return None
+    return f"blocks.{model['layer']}.{SAELENS_SITES[model['site']]}"
