@@ -30,6 +30,10 @@ class Objective(NamedTuple):
     grad_clip: float
     """Largest norm of the whole gradient; infinite never clips."""
     normalize_decoder: bool
+    wants_norm: bool = True
+    """Whether the gradient's norm is to be reported; else it may be a bound that shows that
+    nothing is clipped.
+    """
 
 
 class Outcome(NamedTuple):
@@ -40,7 +44,7 @@ class Outcome(NamedTuple):
     indices: Int[Tensor, "n k"]
     auxk: Float[Tensor, ""]
     grad_norm: Float[Tensor, ""]
-    """Before clipping."""
+    """Before clipping; see `Objective.wants_norm`."""
 
 
 class Stepper(Protocol):
@@ -164,10 +168,11 @@ class CompiledStepper:
         b_dec_grad = x_hat_grad.sum(0) - b_enc_grad @ sae.encoder_rows
         if extra is not None:
             b_enc_grad.index_add_(0, extra.latents, extra.b_enc)
-        grad_norm = math.sqrt(
-            found.squared_norm + b_enc_grad.square().sum().item() + b_dec_grad.square().sum().item()
-        )
-        clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
+        biases = math.hypot(b_enc_grad.norm().item(), b_dec_grad.norm().item())
+        grad_norm, clip = math.hypot(found.norm_bound, biases), 1.0
+        if objective.wants_norm or grad_norm > objective.grad_clip:
+            grad_norm = math.hypot(kernels.squared_norm(found) ** 0.5, biases)
+            clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
         self._steps += 1
         dec = self._moments["W_dec"]
         enc = dec if sae.tied else self._moments["W_enc"]

@@ -134,8 +134,10 @@ class SAETrainer:
     def frac_dead(self) -> float:
         return (self.since_fired > self.dead_threshold).float().mean().item()
 
-    def step(self, batch: Float[Tensor, "n d_in"]) -> StepResult:
-        """One optimizer step on raw activations."""
+    def step(self, batch: Float[Tensor, "n d_in"], *, measured: bool = True) -> StepResult:
+        """One optimizer step on raw activations; `measured` says that its metrics will be asked
+        for.
+        """
         x = batch.float() * self.scale
         objective = Objective(
             variance=self.variance,
@@ -143,6 +145,7 @@ class SAETrainer:
             l1_lambda=self.config.l1_lambda,
             grad_clip=self.config.grad_clip or math.inf,
             normalize_decoder=self._normalize_decoder,
+            wants_norm=measured,
         )
         dead = (self.since_fired > self.dead_threshold).nonzero().squeeze(-1)
         outcome = self.stepper.step(x, objective, dead, self.lr)

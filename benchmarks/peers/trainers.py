@@ -85,7 +85,7 @@ def ours(task: Task, feed: Feed) -> Exported:
     trainer = SAETrainer(sae, SAEConfig(d_sae=task.d_sae, k=task.k), config, budget)
     trainer.fit_input_(torch.cat([feed.batch(i) for i in range(8)]), task.seed)
     for batch in feed:
-        trainer.step(batch)
+        trainer.step(batch, measured=False)
     trained = sae.folded(trainer.scale)
     W_enc = trained.W_enc.T.contiguous()
     return Exported(W_enc, trained.b_enc - trained.b_dec @ W_enc, trained.W_dec, trained.b_dec)

@@ -5,6 +5,7 @@ Read `search` for how the code is found and `rows` for how gradients and Adam ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -45,16 +46,17 @@ class RowGradients(NamedTuple):
     tokens: NDArray[np.int32]
     values: NDArray[np.float32]
     pair_grads: NDArray[np.float32]
-    extra_of: NDArray[np.int32]
-    extra_dec: NDArray[np.float32]
-    extra_enc: NDArray[np.float32]
     centered: NDArray[np.float32]
     x_hat_grad: NDArray[np.float32]
+    extra_of: NDArray[np.int32]
+    """[d_sae]: the row of `extra_*` that belongs to a latent, or -1."""
+    extra_dec: NDArray[np.float32]
+    extra_enc: NDArray[np.float32]
     bias_grads: Float[Tensor, " d_sae"]
     """Sum of each latent's pre-activation gradients; AuxK's not among them."""
     normalize: bool
-    squared_norm: float = 0.0
-    """Of the gradients in W_dec and W_enc."""
+    norm_bound: float
+    """At least the norm of the gradients in W_dec and W_enc."""
 
 
 class CpuKernels:
@@ -162,7 +164,7 @@ class CpuKernels:
         *,
         normalize: bool,
     ) -> RowGradients:
-        """All that `update` needs, and the norm it is clipped by.
+        """All that `update` needs.
 
         `x_hat_grad` is dL/dx_hat, `act_grad` what each activation adds to L's derivative besides.
         With `normalize`, decoder gradients lose their part along the row.
@@ -171,47 +173,63 @@ class CpuKernels:
         tokens = np.empty(num_pairs, np.int32)
         values, pair_grads = np.empty(num_pairs, np.float32), np.empty(num_pairs, np.float32)
         rows.sort_by_latent(acts.numpy(), indices.numpy(), self._starts, tokens, values)
+        bias_grads = torch.zeros(self.d_sae)
+        x_norms, grad_norms = (
+            np.empty(len(acts), np.float32),
+            np.empty(len(acts), np.float32),
+        )
+        rows.row_norms(centered.numpy(), x_norms)
+        rows.row_norms(x_hat_grad.numpy(), grad_norms)
+
+        def part(first: int, last: int) -> float:
+            return rows.pre_activation_gradients(
+                first, last, self._starts, tokens, values, x_hat_grad.numpy(),
+                self._W_dec.detach().numpy(), act_grad, grad_norms, x_norms, pair_grads,
+                bias_grads.numpy(),
+            )  # fmt: skip
+
+        bound = self._sum_over_latents(part) ** 0.5
         extra_of = np.full(self.d_sae, -1, np.int32)
         extra_dec = extra_enc = np.empty((0, self.d_in), np.float32)
         if extra is not None:
             extra_of[extra.latents.numpy()] = np.arange(len(extra.latents))
             extra_dec, extra_enc = extra.W_dec.numpy(), extra.W_enc.numpy()
-        found = RowGradients(
-            tokens, values, pair_grads, extra_of, extra_dec, extra_enc, centered.numpy(),
-            x_hat_grad.numpy(), torch.zeros(self.d_sae), normalize,
+            bound += float(extra.W_dec.norm() + extra.W_enc.norm())
+        return RowGradients(
+            tokens, values, pair_grads, centered.numpy(), x_hat_grad.numpy(), extra_of, extra_dec,
+            extra_enc, bias_grads, normalize, bound,
         )  # fmt: skip
-        bounds = self._latent_bounds()
-        squares = np.zeros(len(bounds) - 1)
 
-        def part(number: int, _thread: int) -> None:
-            squares[number] = rows.gradients(
-                bounds[number], bounds[number + 1], self._starts, tokens, values,
-                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(), act_grad,
-                normalize, self._tied, extra_of, extra_dec, extra_enc, pair_grads,
-                found.bias_grads.numpy(),
+    def squared_norm(self, found: RowGradients) -> float:
+        """Squared norm of the gradients in W_dec and W_enc."""
+
+        def part(first: int, last: int) -> float:
+            return rows.squared_norm(
+                first, last, self._starts, found.tokens, found.values, found.pair_grads,
+                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(), found.normalize,
+                self._tied, found.extra_of, found.extra_dec, found.extra_enc,
             )  # fmt: skip
 
-        in_parallel(part, len(bounds) - 1)
-        return found._replace(squared_norm=float(squares.sum()))
+        return self._sum_over_latents(part)
 
     def update(
         self, found: RowGradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
     ) -> None:
         """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`."""
-        bounds = self._latent_bounds()
 
-        def part(number: int, _thread: int) -> None:
+        def part(first: int, last: int) -> float:
             rows.update(
-                bounds[number], bounds[number + 1], self._starts, found.tokens, found.values,
-                found.pair_grads, found.x_hat_grad, found.centered,
-                self._W_dec.detach().numpy(), self._W_enc.detach().numpy(),
-                dec.mean.numpy(), dec.square.numpy(), enc.mean.numpy(), enc.square.numpy(),
-                found.normalize, self._tied, found.extra_of, found.extra_dec, found.extra_enc,
-                clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON,
+                first, last, self._starts, found.tokens, found.values, found.pair_grads,
+                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(),
+                self._W_enc.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
+                enc.mean.numpy(), enc.square.numpy(), found.normalize, self._tied,
+                found.extra_of, found.extra_dec, found.extra_enc, clip,
+                lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON,
                 self._norms, self._norm_limit, self._panels, self._scales,
             )  # fmt: skip
+            return 0.0
 
-        in_parallel(part, len(bounds) - 1)
+        self._sum_over_latents(part)
 
     def _refresh(self) -> None:
         """Make norms and shadow again if the weights were changed by anything but `update`."""
@@ -223,14 +241,15 @@ class CpuKernels:
         if not len(self._panels):
             self._scales[:] = 1
             return
-        bounds = self._latent_bounds()
-        in_parallel(
-            lambda part, _thread: search.write_panels(
-                self._W_enc.detach().numpy(), bounds[part], bounds[part + 1], self._norm_limit,
-                self._panels, self._scales,
-            ),
-            len(bounds) - 1,
-        )  # fmt: skip
+
+        def part(first: int, last: int) -> float:
+            search.write_panels(
+                self._W_enc.detach().numpy(), first, last, self._norm_limit, self._panels,
+                self._scales,
+            )  # fmt: skip
+            return 0.0
+
+        self._sum_over_latents(part)
 
     def _blocks(self, n: int) -> list[int]:
         """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
@@ -240,9 +259,19 @@ class CpuKernels:
         size = -(-size // search.TILE_ROWS) * search.TILE_ROWS
         return [*range(0, n, size), n]
 
-    def _latent_bounds(self) -> list[int]:
+    def _sum_over_latents(self, work: Callable[[int, int], float]) -> float:
+        """Call `work(first, last)` for all latents, in parts of whole groups; the sum of what it
+        returns.
+        """
         size = -(-self._padded // search.GROUP // PARTS) * search.GROUP
-        return [*range(0, self.d_sae, size), self.d_sae]
+        bounds = [*range(0, self.d_sae, size), self.d_sae]
+        found = np.zeros(len(bounds) - 1)
+
+        def part(number: int, _thread: int) -> None:
+            found[number] = work(bounds[number], bounds[number + 1])
+
+        in_parallel(part, len(bounds) - 1)
+        return float(found.sum())
 
     def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(values, (0, self._padded - self.d_sae))

@@ -1,8 +1,9 @@
 """What a training step does to rows of latents on a CPU: decode, gradients, Adam.
 
 No gradient of the whole [d_sae, d_in] is ever held. The batch's (latent, token) pairs are sorted by
-latent once; then a latent's gradient row is summed in cache, used and forgotten. One pass sums the
-norm for clipping, a second one applies Adam and writes weight and moments once. Latents are
+latent once; then a latent's gradient row is summed in cache, used and forgotten: in one pass that
+applies Adam and writes weight and moments once, and, only when clipping may be needed or the norm
+is asked for, in another one before it. Latents are
 independent, so threads share them without atomics and the result does not depend on timing.
 """
 
@@ -136,44 +137,70 @@ def sum_rows(
 
 
 @compiled
-def gradients(
+def pre_activation_gradients(
     first: int,
     last: int,
     starts: Any,
     tokens: Any,
     values: Float32,
     x_hat_grad: Float32,
-    centered: Float32,
     W_dec: Float32,
     act_grad: float,
+    grad_norms: Float32,
+    x_norms: Float32,
+    pair_grads: Float32,
+    bias_grads: Float32,
+) -> float | np.floating:
+    """Gradients of the pre-activations of the latents `first` to `last`.
+
+    x_hat_grad [n, d_in] is dL/dx_hat, `act_grad` what every activation adds to L's derivative (the
+    L1 term); `grad_norms` and `x_norms` [n] are the norms of x_hat_grad's and the centered inputs'
+    rows. Writes `pair_grads` (beside `values`) and their sums over each latent's tokens,
+    `bias_grads` [d_sae]. Returns an upper bound of the squared norm of the latents' gradients in
+    W_dec and W_enc, by the triangle inequality.
+    """
+    squares = 0.0
+    for j in range(first, last):
+        bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
+        for p in range(starts[j], starts[j + 1]):
+            t = tokens[p]
+            gradient = dot(x_hat_grad[t], W_dec[j]) + np.float32(act_grad)
+            pair_grads[p] = gradient
+            bias += gradient
+            dec += values[p] * grad_norms[t]
+            enc += abs(gradient) * x_norms[t]
+        bias_grads[j] = bias
+        squares += (dec + enc) * (dec + enc)
+    return squares
+
+
+@compiled
+def squared_norm(
+    first: int,
+    last: int,
+    starts: Any,
+    tokens: Any,
+    values: Float32,
+    pair_grads: Float32,
+    x_hat_grad: Float32,
+    centered: Float32,
+    W_dec: Float32,
     project: bool,
     tied: bool,
     extra: Any,
     extra_dec: Float32,
     extra_enc: Float32,
-    pair_grads: Float32,
-    bias_grads: Float32,
 ) -> float:
-    """Gradients of the pre-activations of the latents `first` to `last`.
+    """Squared norm of the gradients in W_dec and W_enc of the latents `first` to `last`.
 
-    x_hat_grad [n, d_in] is dL/dx_hat, `act_grad` what every activation adds to L's derivative (the
-    L1 term). extra[j] >= 0 names the row of `extra_*` that holds more gradient for latent j (AuxK).
-    Writes `pair_grads` (beside `values`) and their sums over each latent's tokens, `bias_grads`
-    [d_sae]; returns the squared norm of the latents' gradients in W_dec and W_enc.
+    extra[j] >= 0 names the row of `extra_*` that holds more gradient for latent j (AuxK).
     """
     d_in = W_dec.shape[1]
     dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
     squares = 0.0
     for j in range(first, last):
-        begin, end, more = starts[j], starts[j + 1], extra[j]
-        if begin == end and more < 0:
-            bias_grads[j] = 0
+        if starts[j] == starts[j + 1] and extra[j] < 0:
             continue
-        bias = np.float32(0)
-        for p in range(begin, end):
-            pair_grads[p] = dot(x_hat_grad[tokens[p]], W_dec[j]) + np.float32(act_grad)
-            bias += pair_grads[p]
-        bias_grads[j] = bias
         row_gradients(
             j,
             starts,
@@ -185,7 +212,7 @@ def gradients(
             W_dec[j],
             project,
             tied,
-            more,
+            extra[j],
             extra_dec,
             extra_enc,
             dec,

@@ -157,9 +157,7 @@ def _make_score_group(
         best = larger(*bounds)
         for distance in (4, 2, 1):
             order = [(i + distance) % 8 for i in range(8)]
-            best = larger(
-                best, builder.shuffle_vector(best, undefined, ir.Constant(ints, order))
-            )
+            best = larger(best, builder.shuffle_vector(best, undefined, ir.Constant(ints, order)))
         return builder.extract_element(best, i32(0))
 
     return signature, generate

@@ -186,6 +186,37 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
             torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=2e-6, msg=name)
 
 
+@settings(deadline=None)
+@given(SIZES, st.integers(0, 10_000), st.booleans())
+def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(size, seed: int, tied: bool):
+    n, d_in, d_sae, k = size
+    generator = torch.Generator().manual_seed(seed)
+    sae = TopKSAE(d_in, d_sae, k, tied=tied)
+    sae.initialize_(seed, torch.zeros(d_in))
+    kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, k)
+    x = torch.randn(n, d_in, generator=generator)
+    acts, indices, _ = kernels.forward(x, sae.b_enc.data)
+    gradient = torch.randn(n, d_in, generator=generator)
+    found = kernels.gradients(x, acts, indices, gradient, 0.1, None, normalize=tied)
+    assert found.norm_bound >= kernels.squared_norm(found) ** 0.5 * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("grad_clip", [1e-3, 1e3])
+def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float):
+    x = torch.randn(64, 24, generator=torch.Generator().manual_seed(0))
+    states = []
+    for wants_norm in (True, False):
+        sae = TopKSAE(24, 80, 4)
+        sae.initialize_(0, torch.zeros(24))
+        stepper = CompiledStepper(sae)
+        objective = Objective(24.0, 0.0, 0.0, grad_clip, False, wants_norm)
+        outcome = stepper.step(x, objective, torch.empty(0, dtype=torch.long), 1e-3)
+        states.append(stepper.state() | {"grad_norm": outcome.grad_norm})
+    assert states[1].pop("grad_norm") >= states[0].pop("grad_norm")
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
 def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
     """Whether rounding may decide which latents are in some token's code, or AuxK's."""
     scores = (sae.pre_activations(x) * sae.W_dec.norm(dim=1)).detach()
