@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -28,7 +29,7 @@ from backend.db import Database, open_database
 from backend.job import LOG_FORMAT, engine
 from backend.naming import member_config, named_config
 from backend.settings import Settings
-from backend.tables import summary_table
+from backend.tables import summary_table, sweep_table
 from backend.work import Task, Terminated, Train, work
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
@@ -106,8 +107,7 @@ def _work_here(
         _Bar(console, len(tasks)) as bar,
     ):
         statuses = work(database, tasks, train, on_record=bar.show)
-    for task in tasks:
-        _print_end(database, task, console)
+    _print_end(database, tasks, console)
     return statuses
 
 
@@ -136,16 +136,20 @@ def _new_run(
         with published_file(folder.checkpoint) as path:
             shutil.copyfile(checkpoint.checkpoint, path)
     where = run_dir or folder.path
-    console.print(f"Run [bold]{run_id}[/bold] '{config.name}' in {where}", highlight=False)
+    name = escape(config.name)
+    console.print(f"Run [bold]{run_id}[/bold] '{name}' in {where}", highlight=False)
     return Task(run_id, config, folder, resume=checkpoint is not None)
 
 
-def _print_end(database: Database, task: Task, console: Console) -> None:
+def _print_end(database: Database, tasks: Sequence[Task], console: Console) -> None:
     with database.reading() as session:
-        row = repository.get_run(session, task.run_id)
-        console.print(summary_table(row))
+        rows = [repository.get_run(session, task.run_id) for task in tasks]
+    console.print(sweep_table(rows) if len(rows) > 1 else summary_table(rows[0]))
+    for row, task in zip(rows, tasks, strict=True):
         if row.error_message:
-            console.print(f"[red]{row.error_type}[/red]: {row.error_message}", highlight=False)
+            of = f"'{escape(row.name)}': " if len(rows) > 1 else ""
+            message = f"{of}[red]{row.error_type}[/red]: {escape(row.error_message)}"
+            console.print(message, highlight=False)
             console.print(f"Log: {task.folder.log}", style="dim", highlight=False)
 
 
@@ -161,7 +165,7 @@ def save_here(settings: Settings, request: RunCreate, folder: Path) -> int:
             case PhaseRecord():
                 console.print(record.phase, style="dim", highlight=False)
             case NoticeRecord():
-                console.print(record.message, highlight=False, soft_wrap=True)
+                console.print(record.message, markup=False, highlight=False, soft_wrap=True)
             case _:
                 pass
     return 0
@@ -199,7 +203,7 @@ class _Bar:
                 self._progress.update(self._task, description=record.phase)
             case PlanRecord():
                 self._totals[number] = record.total_tokens
-                self._progress.update(self._task, total=sum(self._totals))
+                self._progress.update(self._task, total=sum(self._totals) or None)
             case MetricsRecord():
                 shown = ("fvu", "eval_fvu")
                 values = "  ".join(
@@ -214,7 +218,9 @@ class _Bar:
                 self._progress.console.print(text, style="dim", highlight=False)
             case NoticeRecord():
                 style = "yellow" if record.level == "warning" else "dim"
-                self._progress.console.print(record.message, style=style, highlight=False)
+                self._progress.console.print(
+                    record.message, style=style, markup=False, highlight=False
+                )
             case _:
                 pass
 

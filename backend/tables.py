@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from rich.console import Console
@@ -28,6 +29,9 @@ SUMMARY_METRICS = (
     "fvu",
     "frac_dead",
 )
+
+
+SWEEP_METRICS = ("eval_fvu", "eval_l0", "frac_alive", "ce_delta")
 
 
 def print_runs(settings: Settings, *, archived: bool, console: Console | None = None) -> None:
@@ -123,6 +127,18 @@ def summary_table(row: RunRow) -> Table:
         if name in latest:
             metric = METRICS[name]
             table.add_row(metric.title, f"{latest[name]:.4f} {metric.unit}".rstrip())
+    return table
+
+
+def sweep_table(rows: Sequence[RunRow]) -> Table:
+    """How the runs of a sweep ended, one to a line."""
+    table = Table("id", "name", "status", box=None)
+    for name in SWEEP_METRICS:
+        table.add_column(METRICS[name].title, justify="right")
+    for row in rows:
+        latest = latest_metrics(row)
+        figures = [f"{latest[name]:.4f}" if name in latest else "" for name in SWEEP_METRICS]
+        table.add_row(row.id, escape(row.name), row.status, *figures)
     return table
 
 

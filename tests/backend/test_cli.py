@@ -95,17 +95,17 @@ def test_a_file_that_is_no_configuration_is_refused(
 def test_training_here_makes_a_run_that_the_server_shows(
     settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = ask(recipe="quick-test", name="finish here")
+    request = ask(recipe="quick-test", name="finish [b]here")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
         [row] = repository.list_runs(session)
         assert len(repository.metrics(session, row.id)) == 20
-    assert (row.status, row.name, row.pid) == ("finished", "finish here", os.getpid())
+    assert (row.status, row.name, row.pid) == ("finished", "finish [b]here", os.getpid())
     printed = capsys.readouterr().out
-    assert row.id in printed
+    assert f"{row.id} 'finish [b]here'" in printed
     assert "Held-out FVU" in printed
     assert main(["runs", "--data-dir", str(settings.data_dir)]) == 0
-    assert "finish here" in capsys.readouterr().out
+    assert "finish [b]here" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_here_says_why_and_exits_with_1(
@@ -154,8 +154,12 @@ def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> 
 
 
 def test_a_grid_makes_a_run_of_every_combination(
-    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+    settings: Settings,
+    database: Database,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     grid = grid_from(["sae.k=8,16", "train.lr=1e-3,2e-3"])
     assert grid == {"sae.k": [8, 16], "train.lr": [1e-3, 2e-3]}
     request = ask(recipe="quick-test", name="finish")
@@ -167,6 +171,8 @@ def test_a_grid_makes_a_run_of_every_combination(
     }
     assert {row.status for row in rows} == {"finished"}
     assert len({row.group_id for row in rows}) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("finish k=8 lr=0.001 finished 0.1000" in " ".join(line.split()) for line in lines)
 
 
 def test_a_run_goes_on_from_another_runs_checkpoint(
