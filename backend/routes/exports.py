@@ -14,7 +14,7 @@ from starlette.background import BackgroundTask
 from backend import repository
 from backend.errors import ConflictError
 from backend.services import Server
-from sae_engine.saelens_export import export_saelens
+from sae_engine.interop.export import export_saelens
 from sae_engine.schema.api import ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
