@@ -221,9 +221,9 @@ def _read_dictionary_learning(weights: Weights) -> PretrainedSAE:
 
 
 READERS: tuple[tuple[Callable[[Weights], bool], Callable[[Weights], PretrainedSAE]], ...] = (
+    (lambda w: w.path.stem == "sae_weights" and w.has_beside("cfg.json"), _read_saelens),
     (lambda w: "activation" in w.metadata, _read_ours),
     (lambda w: "encoder.weight" in w and "W_dec" in w, _read_sparsify),
-    (lambda w: "W_enc" in w and w.has_beside("cfg.json"), _read_saelens),
     (lambda w: "W_enc" in w and w.path.stem == "params", _read_gemma_scope),
     (lambda w: w.has_beside("config.json"), _read_dictionary_learning),
     (lambda w: "W_enc" in w and w.path.suffix == ".npz", _read_gemma_scope),

@@ -1,0 +1,381 @@
+"""SAEs of other libraries, against their formulas written out: what each library would compute."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder
+from sae_engine.interop.export import export_saelens
+from sae_engine.interop.load import PretrainedSAE, load_pretrained, place_of
+from sae_engine.presets import resolve_config
+from sae_engine.sae import JumpReLUSAE, TopKSAE, write_sae_config
+from tests.engine.test_sae import random_jumprelu, random_sae
+
+D_IN, D_SAE, K = 6, 20, 4
+
+
+class Parts:
+    """Random tensors of an SAE, in SAELens's orientation: W_enc [d_in, d_sae]."""
+
+    def __init__(self, seed: int = 0, *, unit_rows: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.W_enc, self.W_dec = normal(D_IN, D_SAE), normal(D_SAE, D_IN)
+        if unit_rows:
+            self.W_dec = self.W_dec / self.W_dec.norm(dim=1, keepdim=True)
+        self.b_enc, self.b_dec = normal(D_SAE), 3 * normal(D_IN)
+        self.threshold = normal(D_SAE).abs()
+        self.x = normal(50, D_IN) + self.b_dec
+        self.norms = self.W_dec.norm(dim=1)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        names = ("W_enc", "W_dec", "b_enc", "b_dec")
+        return {name: getattr(self, name).contiguous() for name in names}
+
+    @property
+    def linear(self) -> dict[str, Tensor]:
+        """Names and orientation of `torch.nn.Linear`."""
+        return {
+            "encoder.weight": self.W_enc.T.contiguous(),
+            "encoder.bias": self.b_enc,
+            "decoder.weight": self.W_dec.T.contiguous(),
+            "b_dec": self.b_dec,
+        }
+
+    @property
+    def pre(self) -> Tensor:
+        return (self.x - self.b_dec) @ self.W_enc + self.b_enc
+
+    @property
+    def uncentered(self) -> Tensor:
+        return self.x @ self.W_enc + self.b_enc
+
+    def decoded(self, z: Tensor) -> Tensor:
+        return z @ self.W_dec + self.b_dec
+
+
+def keep_largest(scores: Tensor) -> Tensor:
+    values, indices = scores.topk(K, dim=-1)
+    return torch.zeros_like(scores).scatter(-1, indices, values.relu())
+
+
+def write(
+    folder: Path, tensors: dict[str, Tensor], weights: str, config: dict, name: str = "cfg.json"
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / weights)
+    (folder / name).write_text(json.dumps(config), "utf-8")
+    return folder
+
+
+def saelens(folder: Path, parts: Parts, extra: dict[str, Tensor], **config: object) -> Path:
+    return write(folder, parts.tensors | extra, "sae_weights.safetensors", config)
+
+
+def assert_same(got: PretrainedSAE, x: Tensor, z: Tensor, x_hat: Tensor) -> None:
+    """Same latents and reconstructions; activations in units of the decoder rows' norms, which
+    are 1 afterwards.
+    """
+    sae = got.sae
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
+    code = sae.encode(x)
+    dense = torch.zeros_like(z).scatter(1, code.indices, code.acts)
+    torch.testing.assert_close(dense, z, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae(x), x_hat, rtol=1e-4, atol=1e-4)
+    assert (z > 0).any()
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.fixture
+def unit() -> Parts:
+    return Parts(unit_rows=True)
+
+
+def test_saelens_topk_that_ranks_by_norm(parts: Parts, tmp_path: Path):
+    folder = saelens(
+        tmp_path, parts, {}, architecture="topk", k=K, rescale_acts_by_decoder_norm=True,
+        metadata={"model_name": "gemma-2-2b", "hook_name": "blocks.12.hook_resid_post"},
+    )  # fmt: skip
+    got = load_pretrained(folder)
+    z = keep_largest(parts.pre * parts.norms)
+    assert_same(got, parts.x, z, parts.decoded(z / parts.norms))
+    assert isinstance(got.sae, TopKSAE)
+    assert got[1:] == ("SAELens", [], "gemma-2-2b", 12, "resid_post")
+
+
+def test_saelens_topk_of_version_3_with_unit_rows(unit: Parts, tmp_path: Path):
+    folder = saelens(
+        tmp_path, unit, {}, activation_fn_str="topk", activation_fn_kwargs={"k": K},
+        hook_name="blocks.3.hook_mlp_out", model_name="gpt2", normalize_activations="none",
+    )  # fmt: skip
+    got = load_pretrained(folder)
+    z = keep_largest(unit.pre)
+    assert_same(got, unit.x, z, unit.decoded(z))
+    assert got[1:] == ("SAELens", [], "gpt2", 3, "mlp_out")
+
+
+def test_topk_by_pre_activations_alone_is_refused_where_norms_differ(parts: Parts, tmp_path: Path):
+    folder = saelens(tmp_path, parts, {}, architecture="topk", k=K)
+    with pytest.raises(UserError, match=r"decoder rows differ in norm \(.* to .*\)"):
+        load_pretrained(folder)
+
+
+def test_nearly_equal_norms_are_taken_with_a_note(unit: Parts, tmp_path: Path):
+    unit.W_dec = unit.W_dec * torch.linspace(1, 1.005, D_SAE)[:, None]
+    got = load_pretrained(saelens(tmp_path, unit, {}, architecture="topk", k=K))
+    assert ["differ in norm by 0.5%" in note for note in got.notes] == [True]
+
+
+@pytest.mark.parametrize("centers", [True, False])
+def test_saelens_jumprelu(parts: Parts, tmp_path: Path, centers: bool):
+    folder = saelens(
+        tmp_path, parts, {"threshold": parts.threshold}, architecture="jumprelu",
+        apply_b_dec_to_input=centers,
+    )  # fmt: skip
+    got = load_pretrained(folder / "sae_weights.safetensors")
+    pre = parts.pre if centers else parts.uncentered
+    z = torch.where(pre > parts.threshold, pre.relu(), 0)
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+    assert isinstance(got.sae, JumpReLUSAE)
+
+
+def test_saelens_batchtopk_checkpoint_becomes_jumprelu(parts: Parts, tmp_path: Path):
+    folder = saelens(
+        tmp_path, parts, {"topk_threshold": torch.tensor(0.7, dtype=torch.double)},
+        architecture="batchtopk", k=K, rescale_acts_by_decoder_norm=True,
+    )  # fmt: skip
+    got = load_pretrained(folder)
+    scaled = parts.pre * parts.norms
+    z = torch.where(scaled > 0.7, scaled, 0)
+    assert_same(got, parts.x, z, parts.decoded(z / parts.norms))
+
+
+def test_saelens_standard_with_a_finetuned_scale(parts: Parts, tmp_path: Path):
+    scale = torch.linspace(0.5, 2, D_SAE)
+    folder = saelens(tmp_path, parts, {"scaling_factor": scale}, architecture="standard")
+    got = load_pretrained(folder)
+    z = parts.pre.relu()
+    assert_same(got, parts.x, z * scale * parts.norms, parts.decoded(z * scale))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"architecture": "gated"}, "SAELens's 'gated'"),
+        ({"architecture": "standard", "activation_fn": "tanh-relu"}, "'tanh-relu'"),
+        ({"architecture": "topk"}, "does not say its k"),
+        ({"architecture": "jumprelu"}, "no tensor 'threshold'"),
+        ({"architecture": "topk", "k": 4, "normalize_activations": "layer_norm"}, "'layer_norm'"),
+    ],
+)
+def test_saelens_files_that_cannot_be_the_same_here_are_refused(
+    parts: Parts, tmp_path: Path, config: dict, sentence: str
+):
+    with pytest.raises(UserError, match=sentence):
+        load_pretrained(saelens(tmp_path, parts, {}, **config))
+
+
+def test_saelens_attention_heads_come_with_a_note_how_to_read_them(unit: Parts, tmp_path: Path):
+    got = load_pretrained(
+        saelens(tmp_path, unit, {}, hook_name="blocks.3.attn.hook_z", hook_point_head_index=None)
+    )
+    assert "o_proj" in got.notes[0]
+    assert (got.layer, got.site) == (3, None)
+
+
+@pytest.mark.parametrize("release", [1, 2])
+def test_gemma_scope_does_not_center_its_inputs(parts: Parts, tmp_path: Path, release: int):
+    folder = tmp_path / "gemma-scope-9b-it-res" / "layer_20" / "width_16k" / "average_l0_91"
+    folder.mkdir(parents=True)
+    tensors = parts.tensors | {"threshold": parts.threshold}
+    if release == 1:
+        np.savez(folder / "params.npz", **{n: t.numpy() for n, t in tensors.items()})
+    else:
+        small = {name.replace("W_", "w_"): t for name, t in tensors.items()}
+        save_file(small, folder / "params.safetensors")
+        (folder / "config.json").write_text('{"architecture": "jump_relu"}')
+    got = load_pretrained(folder)
+    pre = parts.uncentered
+    z = torch.where(pre > parts.threshold, pre, 0)
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+    assert got[1:] == ("Gemma Scope", [], "google/gemma-2-9b-it", 20, "resid_post")
+
+
+def test_a_gemma_scope_transcoder_is_refused(parts: Parts, tmp_path: Path):
+    path = tmp_path / "gemma-scope-2b-pt-transcoders" / "params.npz"
+    path.parent.mkdir()
+    np.savez(path, **{n: t.numpy() for n, t in parts.tensors.items()})
+    with pytest.raises(UserError, match="is a transcoder"):
+        load_pretrained(path)
+
+
+def test_an_npz_with_pickled_objects_is_not_opened(tmp_path: Path):
+    np.savez(tmp_path / "params.npz", W_enc=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="cannot be read as tensors"):
+        load_pretrained(tmp_path)
+
+
+def test_sparsify(unit: Parts, tmp_path: Path):
+    tensors = unit.linear | {"W_dec": unit.W_dec}
+    del tensors["decoder.weight"]
+    config = {"k": K, "num_latents": D_SAE, "d_in": D_IN, "activation": "topk"}
+    got = load_pretrained(write(tmp_path / "layers.10.mlp", tensors, "sae.safetensors", config))
+    z = keep_largest(unit.pre)
+    assert_same(got, unit.x, z, unit.decoded(z))
+    assert got[1:] == ("sparsify", [], None, 10, "mlp_out")
+    with pytest.raises(UserError, match="transcoder"):
+        load_pretrained(write(tmp_path, tensors, "sae.safetensors", config | {"transcode": True}))
+
+
+def trainer(kind: str, **more: object) -> dict:
+    return {
+        "trainer": {
+            "dict_class": kind, "lm_name": "EleutherAI/pythia-70m", "layer": 3, "k": K,
+            "submodule_name": "resid_post_layer_3", **more,
+        }
+    }  # fmt: skip
+
+
+def dictionary_learning(folder: Path, tensors: dict[str, Tensor], config: dict) -> Path:
+    return write(folder, tensors, "ae.safetensors", config, "config.json")
+
+
+def test_dictionary_learning_topk_ignores_its_threshold(unit: Parts, tmp_path: Path):
+    tensors = unit.linear | {"k": torch.tensor(K), "threshold": torch.tensor(0.9)}
+    got = load_pretrained(dictionary_learning(tmp_path, tensors, trainer("AutoEncoderTopK")))
+    z = keep_largest(unit.pre)
+    assert_same(got, unit.x, z, unit.decoded(z))
+    assert got[1:] == ("dictionary_learning", [], "EleutherAI/pythia-70m", 3, "resid_post")
+
+
+@pytest.mark.parametrize("threshold", [0.9, -1.0])
+def test_dictionary_learning_batchtopk_keeps_what_passes_one_threshold(
+    parts: Parts, tmp_path: Path, threshold: float
+):
+    tensors = parts.linear | {"k": torch.tensor(K), "threshold": torch.tensor(threshold)}
+    got = load_pretrained(dictionary_learning(tmp_path, tensors, trainer("BatchTopKSAE")))
+    z = parts.pre.relu() * (parts.pre.relu() > threshold)
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+    assert ["never set" in note for note in got.notes] == [True] * (threshold < 0)
+
+
+def test_dictionary_learning_matryoshka_and_jumprelu(parts: Parts, tmp_path: Path):
+    tensors = parts.tensors | {"threshold": torch.tensor(0.5)}
+    config = trainer("MatryoshkaBatchTopKSAE")
+    got = load_pretrained(dictionary_learning(tmp_path / "a", tensors, config))
+    z = torch.where(parts.pre > 0.5, parts.pre, 0)
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+    tensors["threshold"] = parts.threshold
+    config = trainer("JumpReluAutoEncoder")
+    got = load_pretrained(dictionary_learning(tmp_path / "b", tensors, config))
+    z = torch.where(parts.uncentered > parts.threshold, parts.uncentered, 0)
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+
+
+def test_dictionary_learning_relu(parts: Parts, tmp_path: Path):
+    tensors = parts.linear
+    tensors["bias"] = tensors.pop("b_dec")
+    got = load_pretrained(dictionary_learning(tmp_path, tensors, trainer("AutoEncoder")))
+    z = parts.pre.relu()
+    assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
+
+
+def test_a_pickle_is_refused_with_the_line_that_converts_it(parts: Parts, tmp_path: Path):
+    torch.save(parts.linear, tmp_path / "ae.pt")
+    with pytest.raises(UserError, match=r"is a pickle.*save_file\((.*)\)\.$") as caught:
+        load_pretrained(tmp_path)
+    call = str(caught.value).split("save_file(")[1].removesuffix(").")
+    argument = call.rsplit(", ", 1)[0].replace("'ae.pt'", repr(str(tmp_path / "ae.pt")))
+    tensors = eval(argument, {"torch": torch})  # the line does what it says
+    assert torch.equal(tensors["encoder.weight"], parts.W_enc.T)
+
+
+def test_what_is_no_sae_is_refused_by_name(tmp_path: Path):
+    with pytest.raises(UserError, match=r"There is no SAE at .*nowhere"):
+        load_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"holds none of sae\.safetensors"):
+        load_pretrained(tmp_path)
+    save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="holds lm_head: no SAE of"):
+        load_pretrained(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_our_own_file_comes_back_bit_for_bit(tmp_path: Path, kind: str):
+    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
+    folder = published(tmp_path, sae)
+    for path in (folder.path, folder.sae):
+        got = load_pretrained(path)
+        assert got[1:] == ("SAE Workbench", [], "some/model", 2, "resid_post")
+        for name, tensor in sae.state_dict().items():
+            assert torch.equal(got.sae.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: str):
+    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
+    folder = published(tmp_path / "run", sae)
+    model = {"name": "some/model", "layer": 2, "site": "attn_out"}
+    config = resolve_config("tiny", {"model": model})
+    folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    export_saelens(folder, tmp_path / "export")
+
+    described = json.loads((tmp_path / "export/cfg.json").read_text())
+    assert described["architecture"] == kind
+    assert described["apply_b_dec_to_input"] is True
+    assert described.get("k") == sae.k
+    assert described["metadata"]["hook_name"] == "blocks.2.hook_attn_out"
+    tensors = load_file(tmp_path / "export/sae_weights.safetensors")
+    pre = (torch.ones(1, 6) - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    torch.testing.assert_close(pre, sae.pre_activations(torch.ones(1, 6)))
+    again = load_pretrained(tmp_path / "export")
+    assert (again.format, again.layer, again.site) == ("SAELens", 2, "attn_out")
+    x = torch.randn(30, 6)
+    torch.testing.assert_close(again.sae(x), sae(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="exists already"):
+        export_saelens(folder, tmp_path / "export")
+
+
+def published(path: Path, sae: TopKSAE | JumpReLUSAE) -> RunFolder:
+    folder = RunFolder(path)
+    path.mkdir(parents=True, exist_ok=True)
+    sae.save(folder.sae)
+    described = {"model_name": "some/model", "hook_name": "model.layers.2", "dataset": "text"}
+    write_sae_config(folder.sae_config, sae, ctx_len=64, **described)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "place"),
+    [
+        ("blocks.12.hook_resid_post", (12, "resid_post")),
+        ("blocks.12.hook_resid_pre", (11, "resid_post")),
+        ("blocks.0.hook_mlp_out", (0, "mlp_out")),
+        ("model.layers.7", (7, "resid_post")),
+        ("model.layers.7.post_feedforward_layernorm", (7, "mlp_out")),
+        ("transformer.h.3.attn", (3, "attn_out")),
+        ("layers.10", (10, "resid_post")),
+        ("blocks.5.attn.hook_z", (5, None)),
+        ("model.embed_tokens", (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_layer_and_site_are_read_from_a_hooks_name(hook_name: str | None, place: tuple):
+    assert place_of(hook_name) == place
