@@ -21,11 +21,7 @@ from torch import Tensor
 
 from sae_engine.corpus import Cursor, PackedRows
 from sae_engine.language_model import LanguageModel
-
-TOKENS_PER_FORWARD = 4096
-"""Tokens that the language model reads in one call."""
-TOKENS_PER_BLOCK = 32_768
-"""Tokens that are extracted and shuffled together; an activation waits for at most two blocks."""
+from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 
 
 def rows_per_block(ctx_len: int) -> int:

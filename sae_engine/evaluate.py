@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from sae_engine.language_model import SpliceModel
 from sae_engine.sae import SAE
+from sae_engine.sizes import TOKENS_PER_FORWARD
 
 TOKENS_PER_CHUNK = 4096
 
@@ -68,7 +69,6 @@ def cross_entropy_metrics(
     check_stop: Callable[[], None] = lambda: None,
     *,
     hook: int = 0,
-    rows_per_call: int = 16,
 ) -> dict[str, float]:
     """`ce_delta` in nats per token, and `ce_loss_score` against zero and against mean ablation.
 
@@ -83,7 +83,7 @@ def cross_entropy_metrics(
     }
     sums = dict.fromkeys(replacements, 0.0)
     count = 0
-    for part in ids.split(rows_per_call):
+    for part in ids.split(max(1, TOKENS_PER_FORWARD // ids.shape[1])):
         for name, replace in replacements.items():
             check_stop()
             loss, num_predictions = model.cross_entropy(part, replace, hook)

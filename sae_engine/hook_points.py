@@ -6,7 +6,6 @@ to the residual stream; all that is known about it is here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -40,13 +39,9 @@ def layers_needed(configs: Sequence[ModelConfig], num_layers: int) -> int | None
 
 
 def _layers_needed(config: ModelConfig, num_layers: int) -> int | None:
-    if config.hook_point is None:
-        layer = config.layer
-    else:
-        numbers = re.findall(r"\.(\d+)(?=\.|$)", config.hook_point)
-        if not numbers:
-            return None
-        layer = int(numbers[0])
+    layer = config.deepest_layer
+    if layer is None:
+        return None
     if layer >= num_layers:
         field = "model.hook_point" if config.hook_point else "model.layer"
         raise ConfigError.of(

@@ -22,9 +22,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.hook_points import HookPoint, find_hook_point, in_running_order, text_config
 from sae_engine.model_loading import load_prefix, load_rest
 from sae_engine.schema.config import ModelConfig
-
-LOGITS_PER_CHUNK = 2**26
-"""Largest number of logits held at once while measuring cross-entropy (256 MiB in float32)."""
+from sae_engine.sizes import LOGITS_PER_CHUNK
 
 OVERFLOW = (
     "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can pass the largest "
@@ -161,11 +159,11 @@ class LanguageModel:
         head = model.get_output_embeddings()
         if head is None or head.weight.shape[1] != self.d_in:
             return None
-        weight = head.weight.detach().float()
+        weight = head.weight.detach()
         norm = getattr(model.base_model, "norm", None) or getattr(model.base_model, "ln_f", None)
         if norm is None or getattr(norm, "weight", None) is None:
-            return weight
-        # Gemma's norms multiply by 1 + weight.
+            return weight.float()
+        # Gemma's norms multiply by 1 + weight. A float32 row turns the product into float32.
         gain = norm.weight.float() + (1.0 if model.config.model_type.startswith("gemma") else 0.0)
         return weight * gain
 

@@ -10,10 +10,12 @@ from fastapi import APIRouter
 
 from backend import repository
 from backend.devices import gpus
+from backend.security import check_paths
 from backend.services import Server
 from backend.version import VERSION
-from sae_engine.presets import presets
-from sae_engine.schema.api import Health, Preset, System
+from sae_engine.estimate import estimate
+from sae_engine.presets import presets, resolve_config
+from sae_engine.schema.api import Estimate, EstimateRequest, Health, Preset, System
 from sae_engine.schema.config import RunConfig
 
 router = APIRouter(tags=["system"])
@@ -35,6 +37,14 @@ def config_schema() -> dict[str, Any]:
 def config_presets() -> list[Preset]:
     """The recipes that a run can start from."""
     return list(presets().values())
+
+
+@router.post("/config/estimate")
+def config_estimate(body: EstimateRequest, server: Server) -> Estimate:
+    """What a run would take, on the device that it would get."""
+    config = resolve_config(body.preset, body.config)
+    check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
+    return estimate(config, gpu=bool(gpus()) and config.model.device != "cpu")
 
 
 @router.get("/system")

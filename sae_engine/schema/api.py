@@ -52,6 +52,43 @@ class RunCreate(Shape):
     notes: str = Field(default="", max_length=20_000)
 
 
+class EstimateRequest(Shape):
+    """The run whose needs are asked for: a preset, overrides on it, or both, as in `RunCreate`."""
+
+    preset: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class MemoryPart(Shape):
+    """One of the things that are in memory at the same time."""
+
+    name: str
+    bytes: int
+
+
+class Estimate(Shape):
+    """What a run will take."""
+
+    d_in: int
+    """Width of the activations."""
+    d_sae: int
+    parameters: int
+    """Of the SAE."""
+    model_parameters: int
+    """Of the language model's layers that are loaded to train."""
+    tokens: int | None
+    """Tokens trained on; null where it depends on the length of the text."""
+    steps: int | None
+    checkpoint_bytes: int
+    disk_bytes: int
+    """At most, in the run's folder."""
+    memory: list[MemoryPart]
+    """Of the device, in the phase that takes most; on a CPU, over what the program itself takes."""
+    memory_bytes: int
+    device: Literal["cpu", "gpu"]
+    """Which device the memory is of."""
+
+
 class SweepCreate(RunCreate):
     """What starts a sweep: a run's preset and overrides, and a grid of values to try over them."""
 

@@ -7,6 +7,7 @@ column. A knob's default, bound, unit and help stand once, under its field.
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -41,6 +42,14 @@ class ModelConfig(Section):
     """`auto` takes a GPU if there is one."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads a large language model over several GPUs."""
+
+    @property
+    def deepest_layer(self) -> int | None:
+        """The decoder layer that is read, or that the hook point lies in; None if it names none."""
+        if self.hook_point is None:
+            return self.layer
+        number = re.search(r"\.(\d+)(?=\.|$)", self.hook_point)
+        return int(number[1]) if number else None
 
 
 class DataConfig(Section):

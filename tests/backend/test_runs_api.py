@@ -212,6 +212,18 @@ def test_presets_schema_health_and_system_answer(client: TestClient) -> None:
     assert 0 < system["disk_free_bytes"] <= system["disk_total_bytes"]
 
 
+def test_an_estimate_answers_for_a_preset_and_overrides(client: TestClient) -> None:
+    asked = {"preset": "tiny", "config": {"sae": {"d_sae": 1024}}}
+    found = client.post("/api/config/estimate", json=asked).json()
+    assert (found["d_in"], found["d_sae"]) == (192, 1024)
+    assert found["parameters"] == 2 * 1024 * 192 + 1024 + 192
+    assert found["memory_bytes"] == sum(part["bytes"] for part in found["memory"])
+    refused = problem(client.post("/api/config/estimate", json={"preset": "huge"}), 422)
+    assert "There is no preset 'huge'" in str(refused)
+    outside = {"config": {"model": {"name": "/etc"}}}
+    problem(client.post("/api/config/estimate", json=outside), 422)
+
+
 def test_operations_have_the_names_of_their_functions_each_once(tmp_path: Path) -> None:
     paths = create_api(Settings(data_dir=tmp_path)).openapi()["paths"]
     names = [call["operationId"] for path in paths.values() for call in path.values()]

@@ -1,0 +1,239 @@
+"""What a run will take, from its configuration and its model's `config.json`: nothing is loaded, no
+torch is imported.
+
+The memory is that of the most demanding of the phases a run goes through, so it is a sum of parts
+that are there at the same time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_engine.errors import ConfigError
+from sae_engine.preflight import model_path
+from sae_engine.schema.api import Estimate, MemoryPart
+from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
+
+FLOAT32 = 4
+BYTES_PER_ENTRY = 12
+"""An active latent at a token in a feature index: sorted by token, and again by latent."""
+
+UNGATED = {"bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"} | {
+    "opt",
+    "phi",
+}
+"""Kinds of models whose MLP has two matrices; all others are counted with three."""
+
+GEMMA_2_2B: dict[str, Any] = {
+    "model_type": "gemma2",
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 256_000,
+}
+"""Known here, because it is behind a license and recipes are made for it."""
+
+
+class ModelShape(NamedTuple):
+    """The sizes of a language model that decide its memory."""
+
+    d_model: int
+    d_mlp: int
+    mlp_matrices: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    num_positions: int
+    """Of learned position embeddings; 0 without."""
+    vectors_per_layer: int
+    """Norms and biases, in multiples of `d_model`, roughly."""
+    tied_head: bool
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embeddings."""
+        return (self.vocab_size + self.num_positions) * self.d_model
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one decoder layer."""
+        attention = 2 * self.d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
+        mlp = self.mlp_matrices * self.d_model * self.d_mlp
+        return attention + mlp + self.vectors_per_layer * self.d_model
+
+    @property
+    def head(self) -> int:
+        """Parameters of the unembedding, where it is not the embedding."""
+        return 0 if self.tied_head else self.vocab_size * self.d_model
+
+    def prefix(self, num_layers: int) -> int:
+        """Parameters of the first layers, without the head."""
+        return self.embedding + num_layers * self.layer + self.d_model
+
+
+def model_shape(described: Mapping[str, Any]) -> ModelShape:
+    """Read a `config.json`; raises `KeyError` for one that lacks a size."""
+    described = described.get("text_config") or described
+    kind = str(described["model_type"])
+    is_gpt2 = kind == "gpt2"
+    d_model = described["n_embd"] if is_gpt2 else described["hidden_size"]
+    num_heads = described["n_head"] if is_gpt2 else described["num_attention_heads"]
+    is_gemma = kind.startswith("gemma")
+    gated = kind not in UNGATED
+    return ModelShape(
+        d_model=d_model,
+        d_mlp=(described.get("n_inner") or 4 * d_model)
+        if is_gpt2
+        else described["intermediate_size"],
+        mlp_matrices=3 if gated else 2,
+        num_layers=described["n_layer"] if is_gpt2 else described["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=described.get("num_key_value_heads") or num_heads,
+        head_dim=described.get("head_dim") or d_model // num_heads,
+        vocab_size=described["vocab_size"],
+        num_positions=described["n_positions"] if is_gpt2 else 0,
+        vectors_per_layer=(4 if is_gemma and kind != "gemma" else 2) if gated else 13,
+        tied_head=described.get("tie_word_embeddings", is_gemma or is_gpt2),
+    )
+
+
+def describe_model(config: ModelConfig) -> Mapping[str, Any]:
+    """A model's `config.json`, from its folder, the hub's cache or the hub.
+
+    Raises `ConfigError` when it cannot be had.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name = model_path(config)
+    folder = Path(name).expanduser()
+    try:
+        if not folder.is_dir() and config.name == "google/gemma-2-2b":
+            return GEMMA_2_2B
+        path = (
+            folder / "config.json"
+            if folder.is_dir()
+            else Path(hf_hub_download(name, "config.json", etag_timeout=5))
+        )
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError.of(
+            "model.name", f"The config.json of '{config.name}' cannot be had: {error}"
+        ) from error
+
+
+def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
+    """What a run of `config` takes on a GPU or on the CPU; raises `ConfigError`."""
+    try:
+        shape = model_shape(describe_model(config.model))
+    except KeyError as error:
+        raise ConfigError.of(
+            "model.name",
+            f"The sizes of '{config.model.name}' are not known: its config.json lacks {error}.",
+        ) from error
+    d_in = _hook_width(config.model, shape)
+    d_sae = config.sae.num_latents(d_in)
+    matrices = 1 if config.sae.tied_weights else 2
+    parameters = matrices * d_sae * d_in + d_sae + d_in
+    published = (2 * d_sae * d_in + d_sae + d_in) * FLOAT32
+    checkpoint = 3 * parameters * FLOAT32 + 8 * d_sae
+    batch = config.train.batch_size_tokens
+    steps = config.train.total_tokens // batch if config.train.total_tokens else None
+    memory = _memory(config, shape, d_in, d_sae, parameters * FLOAT32, published, gpu=gpu)
+    return Estimate(
+        d_in=d_in,
+        d_sae=d_sae,
+        parameters=parameters,
+        model_parameters=shape.prefix(_layers(config.model, shape)),
+        tokens=steps * batch if steps else None,
+        steps=steps,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=_disk(config, steps, d_in, checkpoint, published),
+        memory=[MemoryPart(name=name, bytes=size) for name, size in memory.items() if size],
+        memory_bytes=sum(memory.values()),
+        device="gpu" if gpu else "cpu",
+    )
+
+
+def _memory(
+    config: RunConfig,
+    shape: ModelShape,
+    d_in: int,
+    d_sae: int,
+    sae: int,
+    published: int,
+    *,
+    gpu: bool,
+) -> dict[str, int]:
+    """Bytes by part in the phase that takes most."""
+    width = _element_bytes(config.model, gpu=gpu)
+    num_layers = _layers(config.model, shape)
+    batch = config.train.batch_size_tokens
+    block = TOKENS_PER_BLOCK * d_in * width
+    always = {
+        "language model up to the hook": shape.prefix(num_layers) * width,
+        "SAE": sae,
+        "Adam": 2 * sae,
+        "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
+    }
+    forward = _forward(config, shape, width)
+    missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
+    dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
+    window = block + block // 2
+    splice = {
+        "waiting activations": window,
+        "remaining layers": missing,
+        "published SAE": published,
+    }
+    phases: list[dict[str, int]] = [
+        {"waiting activations": 3 * block + block // 2, "one forward pass": forward},
+        {"waiting activations": 4 * block},
+        {"waiting activations": window, "one step": dense + 4 * batch * d_in * FLOAT32},
+        splice | {"one forward pass": forward, "logits": 3 * LOGITS_PER_CHUNK * FLOAT32},
+        splice | {"unembedding": shape.vocab_size * shape.d_model * FLOAT32},
+    ]
+    return always | max(phases, key=lambda phase: sum(phase.values()))
+
+
+def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
+    """Bytes of what one call of the language model holds at once, its result left out."""
+    ctx = config.data.ctx_len
+    tokens = max(1, TOKENS_PER_FORWARD // ctx) * ctx
+    # Scores before and after the soft-cap or softmax, and the masks.
+    attention = tokens * ctx * (2 * shape.num_heads + 2) * width
+    mlp = shape.mlp_matrices * tokens * shape.d_mlp * width
+    return max(attention, mlp) + 4 * tokens * shape.d_model * width
+
+
+def _disk(config: RunConfig, steps: int | None, d_in: int, checkpoint: int, published: int) -> int:
+    """Bytes in a run's folder at the end, and the held-out activations that lie there meanwhile."""
+    every = config.train.snapshot_every
+    snapshots = (steps or 0) // every if every else 0
+    entries = snapshots * config.index.snapshot_tokens + config.index.tokens
+    indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
+    heldout = max(config.data.heldout_tokens, config.index.tokens) * d_in * FLOAT32
+    return 2 * checkpoint + 2 * published + indexes + heldout
+
+
+def _layers(config: ModelConfig, shape: ModelShape) -> int:
+    """How many layers are loaded to read at the hook point."""
+    layer = config.deepest_layer
+    return shape.num_layers if layer is None else min(layer + 1, shape.num_layers)
+
+
+def _hook_width(config: ModelConfig, shape: ModelShape) -> int:
+    name = (config.hook_point or "").rpartition(".")[2]
+    inner = {("gate_proj", "output"), ("up_proj", "output"), ("down_proj", "input")}
+    return shape.d_mlp if (name, config.hook_io) in inner else shape.d_model
+
+
+def _element_bytes(config: ModelConfig, *, gpu: bool) -> int:
+    return 2 if config.dtype in ("bfloat16", "float16") or (config.dtype == "auto" and gpu) else 4

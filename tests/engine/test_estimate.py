@@ -1,0 +1,96 @@
+"""The estimate's numbers against counted parameters and written files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sae_engine.activations import BEGINNING
+from sae_engine.checkpoint import TrainState, save_checkpoint
+from sae_engine.errors import ConfigError
+from sae_engine.estimate import GEMMA_2_2B, estimate, model_shape
+from sae_engine.files import RunFolder
+from sae_engine.model_loading import load_prefix
+from sae_engine.preflight import embedded_model_folder
+from sae_engine.presets import presets, resolve_config
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import SAEConfig, TrainConfig
+from sae_engine.trainer import Budget, SAETrainer
+
+
+def folder_of(model_folders: dict[str, Path], name: str) -> Path:
+    return embedded_model_folder() if name == "embedded" else model_folders[name]
+
+
+@pytest.mark.parametrize("name", ["embedded", "gemma2", "llama", "gpt2"])
+def test_a_models_parameters_are_counted_to_within_a_percent(model_folders, name):
+    folder = folder_of(model_folders, name)
+    config = resolve_config("tiny", {"model": {"name": str(folder), "layer": 1}})
+    prefix = load_prefix([config.model]).model
+    counted = sum(p.numel() for p in prefix.parameters())
+    assert estimate(config, gpu=False).model_parameters == pytest.approx(counted, rel=0.01)
+    shape = model_shape(json.loads((folder / "config.json").read_text("utf-8")))
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    expected = sum(p.numel() for p in whole.parameters())
+    assert shape.prefix(shape.num_layers) + shape.head == pytest.approx(expected, rel=0.01)
+
+
+def test_gemma_2_2b_has_the_published_number_of_parameters():
+    shape = model_shape(GEMMA_2_2B)
+    assert shape.prefix(26) + shape.head == 2_614_341_888
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_and_checkpoint_are_those_that_are_written(tmp_path, tied):
+    shape = SAEConfig(d_sae=512, k=16, tied_weights=tied, normalize_decoder=tied)
+    overrides = {"sae": shape.model_dump(exclude_unset=True)}
+    expected = estimate(resolve_config("tiny", overrides), gpu=False)
+    sae = TopKSAE(expected.d_in, expected.d_sae, shape.k, tied=tied)
+    assert expected.parameters == sum(p.numel() for p in sae.parameters())
+    trainer = SAETrainer(sae, shape, TrainConfig(), Budget(10, 1000))
+    trainer.fit_input_(torch.randn(64, expected.d_in), 0)
+    trainer.step(torch.randn(64, expected.d_in))
+    folder = RunFolder(tmp_path)
+    state = TrainState(1, 64, 0.0, 1.0, 1.0, 1.0, BEGINNING, "")
+    save_checkpoint(folder, trainer, state)
+    assert folder.checkpoint.stat().st_size == pytest.approx(expected.checkpoint_bytes, rel=0.01)
+
+
+def test_steps_and_tokens_are_whole_batches_and_unknown_for_epochs():
+    found = estimate(resolve_config("tiny", {}), gpu=False)
+    assert (found.steps, found.tokens) == (976, 976 * 512)
+    found = estimate(resolve_config("tiny", {"train": {"num_epochs": 1}}), gpu=False)
+    assert (found.steps, found.tokens) == (None, None)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_memory_is_the_sum_of_its_parts_for_every_preset(gpu):
+    for preset in presets().values():
+        found = estimate(preset.config, gpu=gpu)
+        assert found.memory_bytes == sum(part.bytes for part in found.memory)
+        assert found.device == ("gpu" if gpu else "cpu")
+
+
+def test_gemma_2_2b_fits_the_gpu_that_its_presets_ask_for():
+    for name in ("gemma-2-2b", "gemma-2-2b-seed"):
+        assert estimate(resolve_config(name, {}), gpu=True).memory_bytes < 12 * 2**30
+
+
+def test_a_width_inside_the_mlp_is_known():
+    inner = {"model": {"hook_point": "model.layers.2.mlp.down_proj", "hook_io": "input"}}
+    assert estimate(resolve_config("tiny", inner), gpu=False).d_in == 768
+
+
+def test_a_model_whose_config_cannot_be_had_is_named():
+    config = resolve_config("tiny", {"model": {"name": "nobody/has-this-model"}})
+    with pytest.raises(ConfigError, match=r"config\.json of 'nobody/has-this-model' cannot be had"):
+        estimate(config, gpu=False)
+
+
+def test_a_model_without_a_size_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 8}')
+    config = resolve_config("tiny", {"model": {"name": str(tmp_path)}})
+    with pytest.raises(ConfigError, match="lacks 'num_attention_heads'"):
+        estimate(config, gpu=False)
