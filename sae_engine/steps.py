@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_engine.kernels import decode, select_topk
 from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, CpuKernels, ExtraGradients, Moments
 from sae_engine.loss import auxk_loss
 from sae_engine.sae import TopKSAE
@@ -68,7 +67,6 @@ def open_stepper(sae: TopKSAE) -> Stepper:
 
 def auxk(
     sae: TopKSAE,
-    dead: Int[Tensor, " D"],
     W_dec: Float[Tensor, "D d_in"],
     W_enc: Float[Tensor, "D d_in"],
     b_enc: Float[Tensor, " D"],
@@ -77,12 +75,20 @@ def auxk(
 ) -> Float[Tensor, ""]:
     """The dead latents' own loss (`loss.auxk_loss`), from the given rows of theirs.
 
-    Its gradient reaches those rows and nothing else: the decoder's bias takes no part, neither in
-    the reconstruction nor, as a constant, in the encoder.
+    For each token the d_in / 2 strongest take part. The gradient reaches those rows and nothing
+    else: the decoder's bias takes no part, neither in the reconstruction nor, as a constant, in the
+    encoder.
     """
     pre = torch.addmm(b_enc, x - sae.b_dec.detach(), W_enc.T)
-    acts, indices = select_topk(pre, W_dec.detach().norm(dim=1), min(sae.d_in // 2, len(dead)))
-    return auxk_loss(x - x_hat, decode(acts, indices, W_dec))
+    acts = torch.relu(pre)
+    k_aux = sae.d_in // 2
+    # Few dead latents are positive for a token, so mostly there is nothing to choose. (Looking
+    # makes a GPU wait, where choosing is cheap.)
+    if len(W_dec) > k_aux and (pre.is_cuda or int((acts > 0).sum(1).max()) > k_aux):
+        scores = pre.detach() * W_dec.detach().norm(dim=1)
+        chosen = scores.topk(k_aux, dim=-1, sorted=False).indices
+        acts = acts * torch.zeros_like(pre).scatter(-1, chosen, 1.0)
+    return auxk_loss(x - x_hat, acts @ W_dec)
 
 
 class AutogradStepper:
@@ -105,7 +111,7 @@ class AutogradStepper:
         auxiliary = x.new_zeros(())
         if len(dead) and objective.auxk_alpha:
             auxiliary = auxk(
-                sae, dead, sae.W_dec[dead], sae.encoder_rows[dead], sae.b_enc[dead], x, x_hat
+                sae, sae.W_dec[dead], sae.encoder_rows[dead], sae.b_enc[dead], x, x_hat
             )
             loss = loss + objective.auxk_alpha * auxiliary
         self._optimizer.zero_grad(set_to_none=True)
@@ -191,7 +197,7 @@ class CompiledStepper:
             W_dec = sae.W_dec[dead].requires_grad_()
             W_enc = sae.encoder_rows[dead].requires_grad_()
             b_enc = sae.b_enc[dead].requires_grad_()
-            loss = auxk(sae, dead, W_dec, W_enc, b_enc, x, x_hat)
+            loss = auxk(sae, W_dec, W_enc, b_enc, x, x_hat)
             gradients = torch.autograd.grad(alpha * loss, (W_dec, W_enc, b_enc))
         return loss.detach(), ExtraGradients(dead, *gradients)
 
