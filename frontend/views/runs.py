@@ -41,8 +41,11 @@ def show() -> None:
         return
     title, search, filters, new = st.columns([2, 3, 2, 1.3], vertical_alignment="center")
     with title:
-        name, back = ("Sweep", link("./", "All runs", {})) if group else ("Runs", "")
-        show_linked(f'<h1 class="wb-title">{name}</h1>{back}', key="runs-title")
+        if group is None:
+            html_block('<h1 class="wb-title">Runs</h1>')
+        else:
+            crumb = f'<div class="wb-crumb">{link("./", "Runs", {})}<span>/</span></div>'
+            show_linked(f'<div class="wb-head">{crumb}<h1>Sweep</h1></div>', key="sweep-title")
     with search:
         key, write = bound("q", query or "")
         st.text_input(
@@ -150,7 +153,7 @@ def _row(run: Run) -> str:
         f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{share}</span>',
         _latents(run.config.sae),
         metric_text(run, fvu),
-        metric_text(run, "l0"),
+        metric_text(run, "l0" if "l0" in run.metrics else "eval_l0"),
         metric_text(run, "ce_delta"),
         short_count(speed) if isinstance(speed, float) else DASH,
         duration(elapsed(run.started_at, run.ended_at)),

@@ -152,7 +152,7 @@ def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None
     assert "tiny baseline" in text
     assert "lr too high" in text
     assert ESCAPED not in text
-    assert 'href="./">All runs' in text
+    assert 'href="./">Runs' in text
 
 
 def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, world: World) -> None:
