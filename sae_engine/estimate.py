@@ -147,6 +147,7 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
     checkpoint = 3 * parameters * FLOAT32 + 8 * d_sae
     batch = config.train.batch_size_tokens
     steps = config.train.total_tokens // batch if config.train.total_tokens else None
+    width = _element_bytes(config.model, gpu=gpu)
     memory = _memory(config, shape, d_in, d_sae, parameters * FLOAT32, published, gpu=gpu)
     return Estimate(
         d_in=d_in,
@@ -156,7 +157,7 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
         tokens=steps * batch if steps else None,
         steps=steps,
         checkpoint_bytes=checkpoint,
-        disk_bytes=_disk(config, steps, d_in, checkpoint, published),
+        disk_bytes=_disk(config, steps, d_in * width, checkpoint, published),
         memory=[MemoryPart(name=name, bytes=size) for name, size in memory.items() if size],
         memory_bytes=sum(memory.values()),
         device="gpu" if gpu else "cpu",
@@ -188,7 +189,7 @@ def _memory(
     missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
     dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
     window = block + block // 2
-    splice = {
+    beside = {
         "waiting activations": window,
         "remaining layers": missing,
         "published SAE": published,
@@ -197,8 +198,10 @@ def _memory(
         {"waiting activations": 3 * block + block // 2, "one forward pass": forward},
         {"waiting activations": 4 * block},
         {"waiting activations": window, "one step": dense + 4 * batch * d_in * FLOAT32},
-        splice | {"one forward pass": forward, "logits": 3 * LOGITS_PER_CHUNK * FLOAT32},
-        splice | {"unembedding": shape.vocab_size * shape.d_model * FLOAT32},
+        beside | {"one forward pass": forward},
+        beside | {"dense codes": 2 * TOKENS_PER_FORWARD * d_sae * FLOAT32},
+        beside | {"logits": 3 * LOGITS_PER_CHUNK * FLOAT32},
+        beside | {"unembedding": shape.vocab_size * shape.d_model * FLOAT32},
     ]
     return always | max(phases, key=lambda phase: sum(phase.values()))
 
@@ -207,19 +210,27 @@ def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
     """Bytes of what one call of the language model holds at once, its result left out."""
     ctx = config.data.ctx_len
     tokens = max(1, TOKENS_PER_FORWARD // ctx) * ctx
-    # Scores before and after the soft-cap or softmax, and the masks.
-    attention = tokens * ctx * (2 * shape.num_heads + 2) * width
-    mlp = shape.mlp_matrices * tokens * shape.d_mlp * width
-    return max(attention, mlp) + 4 * tokens * shape.d_model * width
+    scores = tokens * ctx * shape.num_heads * width
+    # Queries and keys before and after their rotation, values, keys and values once per query
+    # head; scores before and after each operation on them (softmax is float32); two masks.
+    projections = tokens * shape.head_dim * (4 * shape.num_heads + 3 * shape.num_kv_heads) * width
+    attention = projections + (2 if width == FLOAT32 else 3) * scores + 2 * tokens * ctx * width
+    # A layer keeps its attention's weights until its end.
+    mlp = shape.mlp_matrices * tokens * shape.d_mlp * width + scores
+    return max(attention, mlp) + 2 * tokens * shape.d_model * width
 
 
-def _disk(config: RunConfig, steps: int | None, d_in: int, checkpoint: int, published: int) -> int:
-    """Bytes in a run's folder at the end, and the held-out activations that lie there meanwhile."""
+def _disk(
+    config: RunConfig, steps: int | None, activation: int, checkpoint: int, published: int
+) -> int:
+    """Bytes in a run's folder at the end, and the held-out activations that lie there meanwhile;
+    `activation` is the size of one.
+    """
     every = config.train.snapshot_every
     snapshots = (steps or 0) // every if every else 0
     entries = snapshots * config.index.snapshot_tokens + config.index.tokens
     indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
-    heldout = max(config.data.heldout_tokens, config.index.tokens) * d_in * FLOAT32
+    heldout = max(config.data.heldout_tokens, config.index.tokens) * activation
     return 2 * checkpoint + 2 * published + indexes + heldout
 
 
