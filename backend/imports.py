@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from sae_engine.errors import ConfigError
 from sae_engine.schema.api import ImportCreate, RunCreate
+from sae_engine.schema.config import PretrainedFormat
 
 
 def import_request(body: ImportCreate) -> RunCreate:
@@ -24,16 +25,20 @@ def import_request(body: ImportCreate) -> RunCreate:
         raise ConfigError.of("layer", "Give the layer that the SAE reads, or its hook_point.")
     return RunCreate(
         preset=body.preset,
-        config=with_pretrained(config | {"model": model}, body.path),
+        config=with_pretrained(config | {"model": model}, body.path, body.format),
         name=body.name or name_of(Path(body.path)),
         tags=body.tags,
         notes=body.notes,
     )
 
 
-def with_pretrained(config: dict[str, Any], path: str) -> dict[str, Any]:
+def with_pretrained(
+    config: dict[str, Any], path: str, format: PretrainedFormat | None = None
+) -> dict[str, Any]:
     """Overrides for looking into the SAE at `path`: its shape is the file's, not a preset's."""
     sae = {"pretrained": path, "d_sae": None, "expansion_factor": None}
+    if format is not None:
+        sae["pretrained_format"] = format
     return config | {"sae": _section(config, "sae") | sae}
 
 

@@ -49,7 +49,7 @@ def _inspected(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     config, folder = member.config, member.folder
     assert config.sae.pretrained is not None
     yield PhaseRecord(phase="reading the SAE")
-    pretrained = load_pretrained(config.sae.pretrained)
+    pretrained = load_pretrained(config.sae.pretrained, config.sae.pretrained_format)
     for note in pretrained.notes + _differences(config, pretrained):
         yield NoticeRecord(level="warning", message=note)
     yield PhaseRecord(phase="loading the language model")

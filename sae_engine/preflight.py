@@ -85,8 +85,8 @@ def _check_pretrained(path: Path) -> None:
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         raise ConfigError.of(
             "sae.pretrained",
-            f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); save its "
-            "tensors with safetensors.torch.save_file and name that file.",
+            f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); save "
+            "its tensors with safetensors.torch.save_file and name that file.",
         )
     if not path.exists():
         raise ConfigError.of("sae.pretrained", f"There is no file or folder '{path}'.")

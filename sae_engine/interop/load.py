@@ -17,6 +17,7 @@ from sae_engine.errors import UserError
 from sae_engine.interop.export import SAELENS_SITES
 from sae_engine.interop.weights import Weights
 from sae_engine.sae import SAE
+from sae_engine.schema.config import PretrainedFormat
 
 
 class PretrainedSAE(NamedTuple):
@@ -47,15 +48,16 @@ ATTENTION_HEADS = (
 )
 
 
-def load_pretrained(path: Path | str) -> PretrainedSAE:
+def load_pretrained(path: Path | str, wanted: PretrainedFormat | None = None) -> PretrainedSAE:
     """Read a trained SAE: a run's folder or its `sae.safetensors`; a folder of SAELens, sparsify or
     dictionary_learning; Gemma Scope's `params.npz` or its second release's `params.safetensors`.
 
-    Raises `UserError` in one sentence for what cannot be read, or would not be the same SAE here.
+    It is read as the format `wanted`, or as what it looks like. Raises `UserError` in one sentence
+    for what cannot be read, or would not be the same SAE here.
     """
     weights = Weights.at(Path(path).expanduser())
-    for is_of, read in READERS:
-        if is_of(weights):
+    for name, is_of, read in READERS:
+        if name == wanted or (wanted is None and is_of(weights)):
             return read(weights)
     raise UserError(
         f"'{weights.path}' holds {', '.join(sorted(weights.tensors)[:8])}: no SAE of SAE "
@@ -220,12 +222,14 @@ def _read_dictionary_learning(weights: Weights) -> PretrainedSAE:
     )
 
 
-READERS: tuple[tuple[Callable[[Weights], bool], Callable[[Weights], PretrainedSAE]], ...] = (
-    (lambda w: w.path.stem == "sae_weights" and w.has_beside("cfg.json"), _read_saelens),
-    (lambda w: "activation" in w.metadata, _read_ours),
-    (lambda w: "encoder.weight" in w and "W_dec" in w, _read_sparsify),
-    (lambda w: "W_enc" in w and w.path.stem == "params", _read_gemma_scope),
-    (lambda w: w.has_beside("config.json"), _read_dictionary_learning),
-    (lambda w: "W_enc" in w and w.path.suffix == ".npz", _read_gemma_scope),
+READERS: tuple[
+    tuple[PretrainedFormat, Callable[[Weights], bool], Callable[[Weights], PretrainedSAE]], ...
+] = (
+    ("saelens", lambda w: w.path.stem == "sae_weights" and w.has_beside("cfg.json"), _read_saelens),
+    ("sae-workbench", lambda w: "activation" in w.metadata, _read_ours),
+    ("sparsify", lambda w: "encoder.weight" in w and "W_dec" in w, _read_sparsify),
+    ("gemma-scope", lambda w: "W_enc" in w and w.path.stem == "params", _read_gemma_scope),
+    ("dictionary_learning", lambda w: w.has_beside("config.json"), _read_dictionary_learning),
+    ("gemma-scope", lambda w: "W_enc" in w and w.path.suffix == ".npz", _read_gemma_scope),
 )
 """How a format is known, and its reader; the first that fits is taken."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import PretrainedFormat, RunConfig
 
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
 ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "interrupted"})
@@ -101,6 +101,8 @@ class ImportCreate(RunCreate):
 
     path: str = Field(min_length=1, max_length=500)
     """Its file or folder: a run's, or one of SAELens, Gemma Scope or dictionary_learning."""
+    format: PretrainedFormat | None = None
+    """How to read it; unset finds out from the files."""
     model: str = Field(min_length=1, max_length=500)
     """The language model whose activations it reads, as in `model.name`."""
     layer: int | None = Field(default=None, ge=0)

@@ -13,6 +13,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
+PretrainedFormat = Literal[
+    "sae-workbench", "saelens", "sparsify", "gemma-scope", "dictionary_learning"
+]
 
 
 class Section(BaseModel):
@@ -100,6 +103,8 @@ class SAEConfig(Section):
     """A trained SAE to evaluate and look into, instead of training one: a run's folder, or a file
     or folder of SAELens, Gemma Scope or dictionary_learning.
     """
+    pretrained_format: PretrainedFormat | None = None
+    """How to read `pretrained`; unset finds out from the files."""
 
     @model_validator(mode="after")
     def _shape_is_possible(self) -> Self:

@@ -37,12 +37,13 @@ def post(client: TestClient, path: Path, **more: object):
 
 def test_an_import_is_a_run_that_looks_into_the_file(client: TestClient, sae: Path) -> None:
     index = {"index": {"tokens": 2000}, "sae": {"k": 8}}
-    answer = post(client, sae, site="mlp_out", preset="quick-test", config=index, tags=["theirs"])
+    more = {"site": "mlp_out", "preset": "quick-test", "config": index, "tags": ["theirs"]}
+    answer = post(client, sae, format="saelens", **more)
     assert answer.status_code == 201, answer.text
     run = Run.model_validate_json(answer.content)
     assert answer.headers["location"] == f"/api/runs/{run.id}"
     assert (run.name, run.tags) == ("their-sae", ["theirs"])
-    assert run.config.sae.pretrained == str(sae)
+    assert (run.config.sae.pretrained, run.config.sae.pretrained_format) == (str(sae), "saelens")
     assert (run.config.sae.d_sae, run.config.sae.expansion_factor) == (None, None)
     assert (run.config.model.name, run.config.model.layer) == ("tiny-gemma2", 1)
     assert (run.config.model.site, run.config.index.tokens) == ("mlp_out", 2000)
@@ -68,6 +69,7 @@ def test_the_same_key_imports_once(client: TestClient, sae: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
+        ({"format": "pickle"}, "format", "'saelens'"),
         ({"layer": None}, "layer", "or its hook_point"),
         ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
         ({"model": "/etc"}, "model.name", "outside the folders"),

@@ -131,6 +131,13 @@ def test_saelens_topk_of_version_3_with_unit_rows(unit: Parts, tmp_path: Path):
     assert got[1:] == ("SAELens", [], "gpt2", 3, "mlp_out")
 
 
+def test_a_format_that_is_insisted_on_is_the_one_that_is_read(unit: Parts, tmp_path: Path):
+    folder = saelens(tmp_path, unit, {}, architecture="topk", k=K)
+    assert load_pretrained(folder, "saelens").format == "SAELens"
+    with pytest.raises(UserError, match=r"config\.json' cannot be read"):
+        load_pretrained(folder, "dictionary_learning")
+
+
 def test_topk_by_pre_activations_alone_is_refused_where_norms_differ(parts: Parts, tmp_path: Path):
     folder = saelens(tmp_path, parts, {}, architecture="topk", k=K)
     with pytest.raises(UserError, match=r"decoder rows differ in norm \(.* to .*\)"):
