@@ -149,7 +149,8 @@ def quality(options: argparse.Namespace) -> None:
     steps = size.num_tokens // size.batch
     print("| trainer | settings | FVU | MMCS | dead | tokens/s |\n|---|---|---|---|---|---|")
     for trainer in options.only:
-        for tuned in (False, True) if trainer != "ours" else (False,):
+        # tuned, sparsify is sparsify-adam
+        for tuned in (False,) if trainer in ("ours", "sparsify") else (False, True):
             lr = {"lr": 1e-3} if tuned else {}
             result = run(
                 trainer, size._replace(steps=steps), data, options.venvs, judged=True,

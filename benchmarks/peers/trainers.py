@@ -48,7 +48,9 @@ WARM_STEPS = 0.1
 
 
 class Feed:
-    """Batches of the file, read one by one, wrapping around; keeps when each was asked for."""
+    """Batches of the file, read one by one, wrapping around; keeps when each was asked for, in the
+    latest pass over it.
+    """
 
     def __init__(self, path: Path, task: Task) -> None:
         with path.open("rb") as file:
@@ -60,6 +62,7 @@ class Feed:
         self.times: list[float] = []
 
     def __iter__(self) -> Iterator[Tensor]:
+        self.times = []  # a trainer may have read it before, to measure norms
         for number in range(self._task.steps):
             self.times.append(time.perf_counter())
             yield self.batch(number)
@@ -270,7 +273,7 @@ def peak_bytes() -> int:
 def main() -> None:
     warnings.filterwarnings("ignore")
     task = Task(**json.loads(sys.argv[1]))
-    exec(IMPORTS[task.trainer])
+    exec(f"import torch._dynamo; {IMPORTS[task.trainer]}")  # PyTorch's optimizers import the former
     torch.manual_seed(task.seed)
     planted = Planted(*(Path(task.data) / f"{name}.npy" for name in Planted._fields))
     feed = Feed(planted.train, task)
