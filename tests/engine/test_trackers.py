@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,9 +73,18 @@ def tensorboard_curves(folder: Path) -> Curves:
 
 
 def wandb_records(folder: Path) -> list[Record]:
-    """The records of the one offline run in a folder."""
+    """The records of the one offline run in a folder.
+
+    A process of wandb's own writes them, and can end after the run's `finish` has returned.
+    """
     [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return [Record.FromString(data) for data in log_entries(path.read_bytes())]
+    deadline = time.monotonic() + 60
+    while True:
+        records = [Record.FromString(data) for data in log_entries(path.read_bytes())]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < deadline, "wandb did not write the run's end"
+        time.sleep(0.05)
 
 
 def log_entries(content: bytes) -> Iterator[bytes]:
@@ -90,6 +100,8 @@ def log_entries(content: bytes) -> Iterator[bytes]:
             place += block - place % block
             continue
         length = int.from_bytes(content[place + 4 : place + 6], "little")
+        if place + head + length > len(content):  # still being written
+            return
         kind = content[place + 6]
         entry += content[place + head : place + head + length]
         place += head + length
