@@ -18,7 +18,9 @@ from tests.house.repository import ROOT, tracked_files
 _README = (ROOT / "README.md").read_text("utf-8")
 _MANUALS = _README + "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))
 _COMMAND = Path(sys.executable).with_name("sae-workbench")
-_SHELL_LINES = re.findall(r"sae-workbench ((?:up|train|lookup)\b.*)$", _MANUALS, re.MULTILINE)
+_SHELL_LINES = re.findall(
+    r"sae-workbench ((?:up|train|lookup|export|import)\b.*)$", _MANUALS, re.MULTILINE
+)
 _SETTINGS = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
 
 
