@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.interop.export import SAELENS_SITES
@@ -105,10 +107,7 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
         described.get("hook_name") or described.get("hook_point")
     ).endswith("hook_z"):
         notes.append(ATTENTION_HEADS)
-    W_dec, k, threshold = weights["W_dec"], None, None
-    for name in ("scaling_factor", "finetuning_scaling_factor"):
-        if name in weights:  # activations are multiplied with it before they are decoded
-            W_dec = W_dec * weights[name][:, None]
+    W_dec, k, threshold = _finetuned_decoder(weights), None, None
     if kind == "topk":
         k = weights.k(config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k"))
     elif kind == "standard":
@@ -137,6 +136,17 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
     return PretrainedSAE(sae, "SAELens", notes, described.get("model_name"), *place)
 
 
+def _finetuned_decoder(weights: Weights) -> Float[Tensor, "d_sae d_in"]:
+    """`W_dec`; of SAEs fine-tuned by one factor per latent, which multiplies its activation before
+    it is decoded, with that factor.
+    """
+    W_dec = weights["W_dec"]
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        if name in weights:
+            W_dec = W_dec * weights[name][:, None]
+    return W_dec
+
+
 def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
     """Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) and its second release: JumpReLU on
     inputs that are not centered. Model, site and layer stand in the path.
@@ -158,7 +168,7 @@ def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
     sae = weights.converted(
         weights["W_enc"].T,
         weights["b_enc"],
-        weights["W_dec"],
+        _finetuned_decoder(weights),
         weights["b_dec"],
         notes,
         threshold=weights["threshold"],

@@ -225,6 +225,15 @@ def test_gemma_scope_does_not_center_its_inputs(parts: Parts, tmp_path: Path, re
     assert got[1:] == ("Gemma Scope", [], "google/gemma-2-9b-it", 20, "resid_post")
 
 
+def test_gemma_scope_with_a_finetuned_scale(parts: Parts, tmp_path: Path):
+    scale = torch.linspace(0.5, 2, D_SAE)
+    tensors = parts.tensors | {"threshold": parts.threshold, "scaling_factor": scale}
+    np.savez(tmp_path / "params.npz", **{n: t.numpy() for n, t in tensors.items()})
+    got = load_pretrained(tmp_path)
+    z = torch.where(parts.uncentered > parts.threshold, parts.uncentered, 0)
+    assert_same(got, parts.x, z * scale * parts.norms, parts.decoded(z * scale))
+
+
 def test_a_gemma_scope_transcoder_is_refused(parts: Parts, tmp_path: Path):
     path = tmp_path / "gemma-scope-2b-pt-transcoders" / "params.npz"
     path.parent.mkdir()
