@@ -27,7 +27,7 @@ Float32 = NDArray[np.float32]
 
 GROUP = 16
 """Latents in one panel of the shadow; their scores are bounded together."""
-TILE_ROWS = 4
+TILE_ROWS = 6
 """Tokens whose dot products with a panel are kept in registers."""
 PAIRS_PER_PASS = 256
 """Pairs of coordinates after which a panel's part leaves the first-level cache."""

@@ -115,20 +115,20 @@ def test_forward_on_degenerate_input(case: str):
 @given(st.integers(1, 300), st.integers(0, 10_000), st.floats(0, 4))
 def test_the_integer_scores_keep_within_their_bound(d_in: int, seed: int, tail: float):
     """Also for heavy-tailed rows, where one coordinate takes most of the range."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, n = torch.Generator().manual_seed(seed), search.TILE_ROWS
     rows = torch.randn(16, d_in, generator=generator)
     rows = rows * (tail * torch.randn(16, d_in, generator=generator)).exp()
     x = (
-        torch.randn(4, d_in, generator=generator)
-        * (tail * torch.randn(4, d_in, generator=generator)).exp()
+        torch.randn(n, d_in, generator=generator)
+        * (tail * torch.randn(n, d_in, generator=generator)).exp()
     )
     limit = search.largest_norm(d_in)
     pairs = -(-d_in // 2)
     panels, scales = np.zeros((1, pairs, 16), np.int32), np.zeros(16, np.float32)
     search.write_panels(rows.numpy(), 0, 16, limit, panels, scales)
-    rounded, x_scales = np.zeros((4, 2 * pairs), np.int16), np.zeros(4, np.float32)
+    rounded, x_scales = np.zeros((n, 2 * pairs), np.int16), np.zeros(n, np.float32)
     search.round_rows(x.numpy(), limit, rounded, x_scales)
-    scores, bounds = np.zeros((4, 16), np.float32), np.zeros((4, 1), np.float32)
+    scores, bounds = np.zeros((n, 16), np.float32), np.zeros((n, 1), np.float32)
     errors = scales * np.float32(limit * search.error_factor(d_in))
     x_errors = x_scales * np.float32(limit)
     if not search.HAS_AVX2:
