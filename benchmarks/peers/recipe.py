@@ -1,0 +1,84 @@
+"""What learning rate, decoder constraint and AuxK make of our trainer on the planted dictionary S1.
+
+    python benchmarks/peers/recipe.py --data DIR                       # the table in LOG.md
+    python benchmarks/peers/recipe.py --data DIR "lr=0.001,auxk=0.1"   # one recipe of your own
+
+2,097,152 tokens, 2,048 steps; about a minute each on two cores. `lr` unset is the default, `dead`
+is `dead_feature_threshold`, `tokens` shortens the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare import SIZES
+from planted import Exported, judge, plant
+from trainers import Feed, Task
+
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import SAEConfig, TrainConfig
+from sae_engine.trainer import Budget, SAETrainer
+
+RECIPES = [
+    "",
+    "lr=0.0005",
+    "lr=0.001",
+    "lr=0.004",
+    "lr=0.001,normalize=1",
+    "lr=0.001,auxk=0",
+    "lr=0.001,auxk=0.125",
+    "lr=0.001,dead=65536",
+    "lr=0.001,schedule=cosine",
+]
+
+
+def run(data: Path, recipe: dict[str, str]) -> str:
+    size = SIZES["S1"]
+    planted = plant(data / "S1", size.d_in, size.num_directions, size.num_tokens)
+    tokens = int(recipe.get("tokens", size.num_tokens))
+    steps = tokens // size.batch
+    feed = Feed(planted.train, Task("ours", "", size.d_sae, size.k, size.batch, steps))
+    settings: dict[str, Any] = {"batch_size_tokens": size.batch}
+    settings |= {"lr": float(recipe["lr"])} if "lr" in recipe else {}
+    settings |= {"auxk_alpha": float(recipe["auxk"])} if "auxk" in recipe else {}
+    settings |= {"dead_feature_threshold": int(recipe["dead"])} if "dead" in recipe else {}
+    settings |= {"lr_schedule": recipe["schedule"]} if "schedule" in recipe else {}
+    shape = SAEConfig(
+        d_sae=size.d_sae, k=size.k, normalize_decoder=bool(int(recipe.get("normalize", "0")))
+    )
+    sae = TopKSAE(size.d_in, size.d_sae, size.k)
+    trainer = SAETrainer(sae, shape, TrainConfig(**settings), Budget(steps, tokens))
+    trainer.fit_input_(torch.cat([feed.batch(i) for i in range(8)]), seed=0)
+    began = time.perf_counter()
+    for batch in feed:
+        trainer.step(batch, measured=False)
+    seconds = time.perf_counter() - began
+    trained = sae.folded(trainer.scale)
+    W_enc = trained.W_enc.T.contiguous()
+    b_enc = trained.b_enc - trained.b_dec @ W_enc
+    result = judge(planted, Exported(W_enc, b_enc, trained.W_dec, trained.b_dec), size.k)
+    return (
+        f"| {trainer.peak_lr:.2g} | {result['fvu']:.4f} | {result['mmcs']:.4f} | "
+        f"{result['dead']:.2%} | {seconds:.0f} s |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("recipes", nargs="*", default=RECIPES)
+    options = parser.parse_args()
+    print("| recipe | peak lr | FVU | MMCS | dead | time |\n|---|---|---|---|---|---|")
+    for recipe in options.recipes:
+        settings = dict(part.split("=") for part in recipe.split(",") if part)
+        print(f"| {recipe or 'default'} {run(options.data, settings)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
