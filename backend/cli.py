@@ -219,11 +219,12 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
         path=options.config or (source.config if source else None),
         flags=fields,
         name=options.name,
+        suffix="" if source is None else "evaluated" if options.eval_only else "continued",
     )
     if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
         raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
     if options.save_activations is not None:
-        return save_here(settings, request, options.save_activations)
+        return save_here(request, options.save_activations)
     grid = grid_from(options.grid)
     if len(grid) and (source is not None or options.run_dir is not None):
         raise UserError("--grid makes several runs; it goes with neither --load-checkpoint nor "

@@ -19,13 +19,22 @@ DEFAULT_RECIPE = "tiny"
 
 
 def request_from(
-    *, recipe: str | None, path: Path | None, flags: Sequence[str], name: str | None
+    *,
+    recipe: str | None,
+    path: Path | None,
+    flags: Sequence[str],
+    name: str | None,
+    suffix: str = "",
 ) -> RunCreate:
-    """What a command line asks for: flags over the file over the recipe. Raises `UserError`."""
+    """What a command line asks for: flags over the file over the recipe; without a `name` of its
+    own it has the file's, and the `suffix`. Raises `UserError`.
+    """
     overrides = read_config_file(path) if path else {}
     from_file = overrides.pop("preset", None)
     preset = recipe or from_file or (None if path else DEFAULT_RECIPE)
     overrides = _merged(overrides, overrides_from(flags))
+    if name is None and suffix:
+        name = f"{overrides.get('name', '')} {suffix}".strip()[-200:]
     return _asked(preset=preset, config=overrides, name=name)
 
 

@@ -137,7 +137,8 @@ def _new_run(
             shutil.copyfile(checkpoint.checkpoint, path)
     where = run_dir or folder.path
     name = escape(config.name)
-    console.print(f"Run [bold]{run_id}[/bold] '{name}' in {where}", highlight=False)
+    made = f"Run [bold]{run_id}[/bold] '{name}' in {escape(str(where))}"
+    console.print(made, highlight=False, soft_wrap=True)
     return Task(run_id, config, folder, resume=checkpoint is not None)
 
 
@@ -153,7 +154,7 @@ def _print_end(database: Database, tasks: Sequence[Task], console: Console) -> N
             console.print(f"Log: {task.folder.log}", style="dim", highlight=False)
 
 
-def save_here(settings: Settings, request: RunCreate, folder: Path) -> int:
+def save_here(request: RunCreate, folder: Path) -> int:
     """Write the activations that a run would train on as files; returns the exit code."""
     from sae_engine.feed import save_activations
 
