@@ -68,8 +68,10 @@ def python_of(trainer: str, venvs: Path) -> str:
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", venv], check=True)
         pip = [python, "-m", "pip", "install", "--quiet"]
-        subprocess.run([*pip, f"torch=={torch.__version__.split('+')[0]}", "numpy"], check=True)
-        subprocess.run([*pip, *PACKAGES[trainer]], check=True)
+        release = f"torch=={torch.__version__.split('+')[0]}"
+        subprocess.run([*pip, release, "numpy"], check=True)
+        # named again: some peers bring packages for whose sake pip would take another PyTorch
+        subprocess.run([*pip, release, *PACKAGES[trainer]], check=True)
         # beside the CPU build of PyTorch it breaks transformers, and nothing here needs it
         subprocess.run([python, "-m", "pip", "uninstall", "-qy", "torchvision"], check=True)
     return str(python)
