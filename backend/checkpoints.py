@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from backend import repository
 from backend.db import open_database
@@ -11,9 +12,17 @@ from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 
 
-def run_folder_of(path: Path, settings: Settings) -> RunFolder:
-    """The run's folder that a path names: itself, its `sae.safetensors` or its checkpoint; or that
-    of the run with this id or name.
+class Source(NamedTuple):
+    """What a new run begins from."""
+
+    folder: RunFolder
+    """Of the run that left it."""
+    sae: RunFolder
+    """Where the SAE is that `--eval-only` looks into: the run's folder, or that of its best SAE."""
+
+
+def source_of(path: Path, settings: Settings) -> Source:
+    """A run by its folder, its `sae.safetensors`, its checkpoint, its best SAE, its id or its name.
 
     Raises `UserError` for anything else.
     """
@@ -22,25 +31,33 @@ def run_folder_of(path: Path, settings: Settings) -> RunFolder:
             f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); "
             "checkpoints are safetensors: name a run's folder, or its checkpoints/last.safetensors."
         )
-    if not path.exists():
-        if len(path.parts) > 1:
-            raise UserError(f"There is no checkpoint or run folder '{path}'.")
+    if not path.exists() and len(path.parts) == 1:
         with (
             open_database(settings.resolved_database_url) as database,
             database.reading() as session,
         ):
-            return settings.run_folder(repository.find_run(session, str(path)).id)
-    candidates = [path] if path.is_dir() else [path.parent, path.parent.parent]
-    for folder in map(RunFolder, candidates):
+            path = settings.run_folder(repository.find_run(session, str(path)).id).path
+    if not path.exists():
+        raise UserError(f"There is no checkpoint or run folder '{path}'.")
+    real = path.resolve()
+    for folder in map(RunFolder, [real, *real.parents[:3]]):
         if folder.config.exists():
-            return folder
+            if real in (folder.path, folder.sae, folder.checkpoint):
+                return Source(folder, folder)
+            if real in (folder.best.path, folder.best.sae):
+                return Source(folder, folder.best)
     raise UserError(
-        f"'{path}' does not belong to a run's folder: there is no config.yaml beside it."
+        f"'{path}' is neither a run's folder, with a config.yaml, nor an SAE or checkpoint in one."
     )
 
 
-def require_checkpoint(folder: RunFolder) -> RunFolder:
-    """Raises `UserError` if the run left nothing to go on from."""
-    if not folder.checkpoint.exists():
-        raise UserError(f"The run in '{folder.path}' has no checkpoint to go on from.")
-    return folder
+def checkpoint_of(source: Source) -> RunFolder:
+    """The folder of the checkpoint to go on from; raises `UserError` if there is none."""
+    if source.sae is not source.folder:
+        raise UserError(
+            f"'{source.sae.path}' holds an SAE without its optimizer; training goes on from the "
+            f"run's last checkpoint: name '{source.folder.path}'."
+        )
+    if not source.folder.checkpoint.exists():
+        raise UserError(f"The run in '{source.folder.path}' has no checkpoint to go on from.")
+    return source.folder

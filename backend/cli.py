@@ -41,6 +41,16 @@ OWN_OPTIONS = {
 """Options of the commands that take any field of the configuration, beside those fields, and
 whether a value follows.
 """
+APART = [
+    ("grid", "load_checkpoint"),
+    ("grid", "run_dir"),
+    ("save_activations", "grid"),
+    ("save_activations", "load_checkpoint"),
+    ("save_activations", "load_activations"),
+    ("save_activations", "eval_only"),
+    ("save_activations", "run_dir"),
+]
+"""Options of `train` that do not go together."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -128,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--load-checkpoint", type=Path, metavar="PATH",
         help="go on from another run's checkpoint as a new run with its configuration; PATH is its "
-        "folder, the file, or the run's id",
+        "folder, a file in it, or the run's id",
     )  # fmt: skip
     train.add_argument(
         "--eval-only", action="store_true",
@@ -204,19 +214,23 @@ def _up(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def _train(options: argparse.Namespace, fields: list[str]) -> int:
-    from backend.checkpoints import require_checkpoint, run_folder_of
+    from backend.checkpoints import checkpoint_of, source_of
     from backend.command_line import grid_from, request_from
     from backend.foreground import save_here, train_here
 
+    for one, other in APART:
+        if getattr(options, one) and getattr(options, other):
+            flags = [f"--{name.replace('_', '-')}" for name in (one, other)]
+            raise UserError(f"{flags[0]} and {flags[1]} do not go together; give one of them.")
     if options.load_activations is not None:
         fields += ["--data.activations", options.load_activations]
     settings = _settings(options)
-    source = run_folder_of(options.load_checkpoint, settings) if options.load_checkpoint else None
+    source = source_of(options.load_checkpoint, settings) if options.load_checkpoint else None
     if options.eval_only and source is not None:
-        fields += ["--sae.pretrained", str(source.path.resolve())]
+        fields += ["--sae.pretrained", str(source.sae.path)]
     request = request_from(
         recipe="quick-test" if options.quick_test else options.recipe,
-        path=options.config or (source.config if source else None),
+        path=options.config or (source.folder.config if source else None),
         flags=fields,
         name=options.name,
         suffix="" if source is None else "evaluated" if options.eval_only else "continued",
@@ -225,12 +239,14 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
         raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
     if options.save_activations is not None:
         return save_here(request, options.save_activations)
-    grid = grid_from(options.grid)
-    if len(grid) and (source is not None or options.run_dir is not None):
-        raise UserError("--grid makes several runs; it goes with neither --load-checkpoint nor "
-                        "--run-dir.")  # fmt: skip
-    checkpoint = None if source is None or options.eval_only else require_checkpoint(source)
-    return train_here(settings, request, grid=grid, checkpoint=checkpoint, run_dir=options.run_dir)
+    checkpoint = None if source is None or options.eval_only else checkpoint_of(source)
+    return train_here(
+        settings,
+        request,
+        grid=grid_from(options.grid),
+        checkpoint=checkpoint,
+        run_dir=options.run_dir,
+    )
 
 
 def _import(options: argparse.Namespace, fields: list[str]) -> int:

@@ -88,14 +88,14 @@ def expand_grid(
         raise ConfigError.of(
             next(iter(grid)), f"The grid has {count:,} combinations; {MAX_GRID} is the most."
         )
+    last = [field.rpartition(".")[2] for field in grid]
+    names = last if len(set(last)) == len(last) else list(grid)
     expanded: list[tuple[str, RunConfig]] = []
     for values in itertools.product(*grid.values()):
         tree = overrides
         for field, value in zip(grid, values, strict=True):
             tree = _merged(tree, _nested(field, value))
-        label = " ".join(
-            f"{field.rpartition('.')[2]}={value}" for field, value in zip(grid, values, strict=True)
-        )
+        label = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         expanded.append((label, resolve_config(preset, tree)))
     return expanded
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from backend import repository
-from backend.checkpoints import run_folder_of
+from backend.checkpoints import checkpoint_of, source_of
 from backend.cli import main
 from backend.command_line import grid_from, overrides_from, request_from
 from backend.db import Database
@@ -187,9 +187,8 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     )
     assert source.checkpoint.read_text() == "10"
     (tmp_path / "elsewhere" / "config.yaml").write_text("sae: {k: 8}")
-    for path in (source.path, source.checkpoint):
-        assert run_folder_of(path, settings).path == source.path
-    assert run_folder_of(Path("one"), settings).checkpoint.samefile(source.checkpoint)
+    for path in (source.path, source.checkpoint, Path("one")):
+        assert checkpoint_of(source_of(path, settings)).path == source.path
     request = ask(path=source.config, name="two")
     assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
     with database.reading() as session:
@@ -197,6 +196,25 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
         steps = [row.step for row in repository.metrics(session, newest.id)]
     assert newest.config["sae"]["k"] == 8
     assert steps == list(range(11, 21))
+
+
+def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
+    settings: Settings, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.best.path.mkdir(parents=True)
+    for path in (run.config, run.best.sae, run.sae):
+        path.touch()
+    assert source_of(run.sae, settings).sae.path == run.path
+    for path in (run.best.path, run.best.sae):
+        source = source_of(path, settings)
+        assert source.sae.path == run.best.path
+        with pytest.raises(UserError, match="without its optimizer"):
+            checkpoint_of(source)
+    with pytest.raises(UserError, match="no checkpoint to go on from"):
+        checkpoint_of(source_of(run.path, settings))
+    with pytest.raises(UserError, match="neither a run's folder"):
+        source_of(run.checkpoints, settings)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +228,11 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
         (["--grid", "sae.k"], "write --grid sae.k=16,32"),
         (["--grid", "sae.kk=1,2"], "did you mean sae.k?"),
         (["--grid", "sae.k=4,4"], "names a value twice"),
-        (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid makes several runs"),
+        (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid and --run-dir do not go together"),
+        (
+            ["--save-activations", "x", "--grid", "sae.k=4,8"],
+            "--save-activations and --grid do not go together",
+        ),
         (["--load-activations", "acts.pt"], "activation files are .safetensors"),
     ],
 )

@@ -38,6 +38,11 @@ def test_every_combination_becomes_a_run_of_one_group(client: TestClient) -> Non
     assert {run["id"] for run in listed} == {run.id for run in made.runs}
 
 
+def test_fields_that_end_alike_are_told_apart_in_the_names(client: TestClient) -> None:
+    made = make(client, {"seed": [0, 1], "data.seed": [5]})
+    assert [run.name for run in made.runs] == [f"finish seed={n} data.seed=5" for n in (0, 1)]
+
+
 def test_runs_that_can_share_a_pass_share_a_process(client: TestClient, database: Database) -> None:
     made = make(client, {"sae.k": [8, 16], "data.seed": [0, 1]}, name="wait")
     seed_0, seed_1 = made.runs[::2], made.runs[1::2]
