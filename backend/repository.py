@@ -271,14 +271,16 @@ def set_process(session: Session, run_id: str, *, pid: int, created: float) -> b
     return _execute(session, _active(run_id).values(pid=pid, pid_created=created))
 
 
-def stop_request(session: Session, run_id: str) -> StopRequest:
-    """What a run has been asked to do."""
-    row = session.execute(
-        select(RunRow.status, RunRow.force_stop_at).where(RunRow.id == run_id)
-    ).one_or_none()
-    if row is None or row.force_stop_at is not None:
-        return StopRequest.FORCE
-    return StopRequest.STOP if row.status == "stopping" else StopRequest.NONE
+def stop_requests(session: Session, run_ids: Sequence[str]) -> dict[str, StopRequest]:
+    """What each run has been asked to do; one that was deleted is to end at once."""
+    requests = dict.fromkeys(run_ids, StopRequest.FORCE)
+    for row in session.execute(
+        select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(RunRow.id.in_(run_ids))
+    ):
+        if row.force_stop_at is None:
+            stopping = row.status == "stopping"
+            requests[row.id] = StopRequest.STOP if stopping else StopRequest.NONE
+    return requests
 
 
 def end_run(session: Session, run_id: str, status: RunStatus) -> bool:

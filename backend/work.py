@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy.exc import OperationalError
@@ -40,9 +41,11 @@ from sae_engine.schema.records import (
 )
 
 POLL_SECONDS = 0.25
-"""How often a run looks whether it should stop, and the longest that a measurement waits to be
-stored.
+"""How often a pass looks whether its runs should stop, and how long a run's measurements wait to be
+stored together; of several runs on a pass each waits so many times as long, within
+`LONGEST_WAIT_SECONDS`.
 """
+LONGEST_WAIT_SECONDS = 2.0
 SPEED_WINDOW = 20
 """Points on the curve from which the remaining time is told."""
 LOG_TAIL_LINES = 60
@@ -79,7 +82,12 @@ def work(
 
     The runs share a pass of the language model; what ends the pass ends those that still run.
     """
-    recorders = [Recorder(database, task.run_id, resumed=task.resume) for task in tasks]
+    wait_seconds = min(POLL_SECONDS * len(tasks), LONGEST_WAIT_SECONDS)
+    recorders = [
+        Recorder(database, task.run_id, resumed=task.resume, wait_seconds=wait_seconds)
+        for task in tasks
+    ]
+    requests = StopRequests(database, [task.run_id for task in tasks])
     ended: dict[int, RunStatus] = {}
 
     def fail(number: int, status: RunStatus, kind: str, message: str) -> None:
@@ -92,9 +100,13 @@ def work(
             if number not in ended:
                 fail(number, status, kind, message)
 
+    def should_stop(number: int) -> StopRequest:
+        recorders[number].store_waiting()
+        return requests.of(tasks[number].run_id)
+
     members = [
-        Member(task.config, task.folder, recorder.stop_request, task.resume)
-        for task, recorder in zip(tasks, recorders, strict=True)
+        Member(task.config, task.folder, partial(should_stop, number), task.resume)
+        for number, task in enumerate(tasks)
     ]
     try:
         for number, record in train(members):
@@ -124,17 +136,42 @@ def work(
     return [ended[number] for number in range(len(tasks))]
 
 
+class StopRequests:
+    """What the runs on a pass are asked to do; the database is asked once for all of them."""
+
+    def __init__(self, database: Database, run_ids: Sequence[str]) -> None:
+        self._database = database
+        self._requests = dict.fromkeys(run_ids, StopRequest.NONE)
+        self._next_poll = 0.0
+
+    def of(self, run_id: str) -> StopRequest:
+        """Cheap enough to be called in every step."""
+        at = time.monotonic()
+        if at >= self._next_poll:
+            self._next_poll = at + POLL_SECONDS
+            with self._database.reading() as session:
+                self._requests = repository.stop_requests(session, list(self._requests))
+        return self._requests[run_id]
+
+
 class Recorder:
     """Writes one run's records into the database as they come."""
 
-    def __init__(self, database: Database, run_id: str, *, resumed: bool) -> None:
+    def __init__(
+        self,
+        database: Database,
+        run_id: str,
+        *,
+        resumed: bool,
+        wait_seconds: float = POLL_SECONDS,
+    ) -> None:
+        """A measurement waits at most `wait_seconds` for others to be stored with."""
         self._database = database
         self._run_id = run_id
+        self._wait_seconds = wait_seconds
         self._first_after_resume = resumed
         self._waiting: list[MetricsRecord] = []
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
-        self._request = StopRequest.NONE
-        self._next_poll = 0.0
         self._next_write = 0.0
         with database.reading() as session:
             row = repository.get_run(session, run_id)
@@ -145,22 +182,15 @@ class Recorder:
         """Store a record; measurements that come in quick succession are stored together."""
         if isinstance(record, MetricsRecord):
             self._waiting.append(record)
-            if time.monotonic() >= self._next_write:
-                self._flush()
+            self.store_waiting()
             return
         self._flush()
         self._write(lambda session: self._store(session, record))
 
-    def stop_request(self) -> StopRequest:
-        """What the run is asked to do; cheap enough to be called in every step."""
-        at = time.monotonic()
-        if at >= self._next_poll:
-            self._next_poll = at + POLL_SECONDS
-            if self._waiting and at >= self._next_write:
-                self._flush()
-            with self._database.reading() as session:
-                self._request = repository.stop_request(session, self._run_id)
-        return self._request
+    def store_waiting(self) -> None:
+        """Store the measurements that have waited long enough."""
+        if self._waiting and time.monotonic() >= self._next_write:
+            self._flush()
 
     def fail(self, status: RunStatus, kind: str, message: str, log_tail: str) -> None:
         """Store that the run failed or was interrupted."""
@@ -206,7 +236,7 @@ class Recorder:
             self._latest.update(record.values)
         self._write(lambda session: self._store_metrics(session, records))
         self._waiting = []
-        self._next_write = time.monotonic() + POLL_SECONDS
+        self._next_write = time.monotonic() + self._wait_seconds
 
     def _store_metrics(self, session: Session, records: list[MetricsRecord]) -> None:
         if self._first_after_resume:

@@ -186,12 +186,13 @@ def test_a_job_learns_of_stop_and_force(database: Database) -> None:
             if force is not None:
                 repository.request_stop(session, run_id, force=force)
         with database.reading() as session:
-            assert repository.stop_request(session, run_id) == StopRequest(expected)
+            requests = repository.stop_requests(session, [run_id])
+        assert requests == {run_id: StopRequest(expected)}
 
 
 def test_a_job_whose_run_was_deleted_is_told_to_end(database: Database) -> None:
     with database.reading() as session:
-        assert repository.stop_request(session, "gone") == StopRequest.FORCE
+        assert repository.stop_requests(session, ["gone"]) == {"gone": StopRequest.FORCE}
 
 
 def test_deleting_a_run_takes_along_all_that_hangs_on_it(database: Database) -> None:

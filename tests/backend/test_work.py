@@ -230,3 +230,21 @@ def test_what_ends_the_pass_ends_the_runs_that_are_still_on_it(
     assert work(database, [b.task for b in benches], fake_train) == ["failed"] * 3
     kinds = [bench.row().error_type for bench in benches]
     assert kinds == ["NonFiniteLossError", "UserError", "UserError"]
+
+
+def test_of_runs_on_one_pass_each_is_told_what_it_was_asked(
+    database: Database, settings: Settings
+) -> None:
+    benches = [Bench(database, settings, name) for name in ("a", "b", "c")]
+    wanted = [StopRequest.NONE, StopRequest.STOP, StopRequest.FORCE]
+
+    def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+        with database.writing() as session:
+            repository.request_stop(session, benches[1].id, force=False)
+            repository.request_stop(session, benches[2].id, force=True)
+        while [member.should_stop() for member in members] != wanted:
+            pass
+        for number in range(len(members)):
+            yield number, EndRecord(reason="stopped", step=1, tokens=1)
+
+    assert work(database, [b.task for b in benches], train) == ["stopped"] * 3
