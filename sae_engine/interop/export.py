@@ -6,6 +6,7 @@ Both formats name and orient the tensors alike, so that they are copied as they 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,13 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
 
 
 def _saelens_hook(folder: RunFolder) -> str | None:
-    """TransformerLens's name of a run's site; None if the run read another module."""
+    """TransformerLens's name of what a run reads; None if it has none, or nobody wrote it down."""
     if not folder.config.is_file():
         return None
     model = yaml.safe_load(folder.config.read_text("utf-8"))["model"]
-    if model["hook_point"]:
+    if not model["hook_point"]:
+        return f"blocks.{model['layer']}.{SAELENS_SITES[model['site']]}"
+    layer = re.search(r"\.(\d+)$", model["hook_point"])
+    if layer is None:
         return None
-    return f"blocks.{model['layer']}.{SAELENS_SITES[model['site']]}"
+    return f"blocks.{layer[1]}.hook_resid_{'pre' if model['hook_io'] == 'input' else 'post'}"

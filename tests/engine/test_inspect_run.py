@@ -122,6 +122,13 @@ def test_an_sae_of_another_width_is_refused_with_both_widths(inspecting, tmp_pat
         list(train(inspecting(tmp_path / "sae.safetensors"), RunFolder(tmp_path / "run")))
 
 
+def test_a_stop_while_the_model_loads_leaves_nothing(inspecting, topk: Path, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    records = list(train(inspecting(topk), folder, should_stop=lambda: StopRequest.STOP))
+    assert records[-1] == EndRecord(reason="stopped", step=0, tokens=0)
+    assert not folder.sae.exists()
+
+
 def test_a_stop_keeps_the_features_and_leaves_out_the_cross_entropy(
     inspecting, topk: Path, tmp_path: Path
 ):

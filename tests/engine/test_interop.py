@@ -369,6 +369,29 @@ def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: s
         export_saelens(folder, tmp_path / "export")
 
 
+@pytest.mark.parametrize(
+    ("model", "hook_name"),
+    [
+        ({"layer": 3}, "blocks.3.hook_resid_post"),
+        ({"layer": 3, "site": "mlp_out"}, "blocks.3.hook_mlp_out"),
+        ({"hook_point": "model.layers.15"}, "blocks.15.hook_resid_post"),
+        ({"hook_point": "model.layers.15", "hook_io": "input"}, "blocks.15.hook_resid_pre"),
+        ({"hook_point": "model.layers.2.self_attn.o_proj"}, "model.layers.2"),  # as in cfg.json
+        (None, "model.layers.2"),
+    ],
+)
+def test_an_export_names_what_was_read_as_transformerlens_does(
+    tmp_path: Path, model: dict | None, hook_name: str
+):
+    folder = published(tmp_path / "run", random_sae(1).folded(1.0))
+    if model is not None:
+        config = resolve_config("tiny", {"model": model})
+        folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    export_saelens(folder, tmp_path / "export")
+    described = json.loads((tmp_path / "export/cfg.json").read_text())
+    assert described["metadata"]["hook_name"] == hook_name
+
+
 def published(path: Path, sae: TopKSAE | JumpReLUSAE) -> RunFolder:
     folder = RunFolder(path)
     path.mkdir(parents=True, exist_ok=True)
