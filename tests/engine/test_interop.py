@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_engine.errors import UserError
-from sae_engine.files import RunFolder
-from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import PretrainedSAE, load_pretrained, place_of
-from sae_engine.presets import resolve_config
-from sae_engine.sae import JumpReLUSAE, TopKSAE, write_sae_config
-from tests.engine.test_sae import random_jumprelu, random_sae
+from sae_engine.sae import JumpReLUSAE, TopKSAE
 
 D_IN, D_SAE, K = 6, 20, 4
 
@@ -234,12 +229,33 @@ def test_gemma_scope_with_a_finetuned_scale(parts: Parts, tmp_path: Path):
     assert_same(got, parts.x, z * scale * parts.norms, parts.decoded(z * scale))
 
 
-def test_a_gemma_scope_transcoder_is_refused(parts: Parts, tmp_path: Path):
-    path = tmp_path / "gemma-scope-2b-pt-transcoders" / "params.npz"
-    path.parent.mkdir()
+@pytest.mark.parametrize(
+    ("folder", "sentence"),
+    [
+        ("gemma-scope-2b-pt-transcoders/layer_3", "is a transcoder"),
+        ("gemma-scope-2b-pt-res/embedding", "is an SAE of the token embeddings"),
+    ],
+)
+def test_what_gemma_scope_has_beside_saes_of_layers_is_refused(
+    parts: Parts, tmp_path: Path, folder: str, sentence: str
+):
+    path = tmp_path / folder / "params.npz"
+    path.parent.mkdir(parents=True)
     np.savez(path, **{n: t.numpy() for n, t in parts.tensors.items()})
-    with pytest.raises(UserError, match="is a transcoder"):
+    with pytest.raises(UserError, match=sentence):
         load_pretrained(path)
+
+
+def test_gemma_scopes_attention_saes_come_with_a_note_how_to_read_them(
+    parts: Parts, tmp_path: Path
+):
+    path = tmp_path / "gemma-scope-2b-pt-att" / "layer_3" / "params.npz"
+    path.parent.mkdir(parents=True)
+    tensors = parts.tensors | {"threshold": parts.threshold}
+    np.savez(path, **{n: t.numpy() for n, t in tensors.items()})
+    got = load_pretrained(path)
+    assert (got.model_name, got.layer, got.site) == ("google/gemma-2-2b", 3, None)
+    assert "o_proj" in got.notes[0]
 
 
 def test_an_npz_with_pickled_objects_is_not_opened(tmp_path: Path):
@@ -258,6 +274,9 @@ def test_sparsify(unit: Parts, tmp_path: Path):
     assert got[1:] == ("sparsify", [], None, 10, "mlp_out")
     with pytest.raises(UserError, match="transcoder"):
         load_pretrained(write(tmp_path, tensors, "sae.safetensors", config | {"transcode": True}))
+    write(tmp_path, tensors, "sae.safetensors", config | {"activation": "groupmax"})
+    with pytest.raises(UserError, match="'groupmax' activation"):
+        load_pretrained(tmp_path)
 
 
 def trainer(kind: str, **more: object) -> dict:
@@ -313,6 +332,12 @@ def test_dictionary_learning_relu(parts: Parts, tmp_path: Path):
     assert_same(got, parts.x, z * parts.norms, parts.decoded(z))
 
 
+def test_dictionary_learning_gated_is_refused(unit: Parts, tmp_path: Path):
+    folder = dictionary_learning(tmp_path, unit.linear, trainer("GatedAutoEncoder"))
+    with pytest.raises(UserError, match="dictionary_learning's 'GatedAutoEncoder'"):
+        load_pretrained(folder)
+
+
 def test_a_pickle_is_refused_with_the_line_that_converts_it(parts: Parts, tmp_path: Path):
     torch.save(parts.linear, tmp_path / "ae.pt")
     with pytest.raises(UserError, match=r"is a pickle.*save_file\((.*)\)\.$") as caught:
@@ -331,74 +356,6 @@ def test_what_is_no_sae_is_refused_by_name(tmp_path: Path):
     save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="holds lm_head: no SAE of"):
         load_pretrained(tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_our_own_file_comes_back_bit_for_bit(tmp_path: Path, kind: str):
-    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
-    folder = published(tmp_path, sae)
-    for path in (folder.path, folder.sae):
-        got = load_pretrained(path)
-        assert got[1:] == ("SAE Workbench", [], "some/model", 2, "resid_post")
-        for name, tensor in sae.state_dict().items():
-            assert torch.equal(got.sae.state_dict()[name], tensor), name
-
-
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: str):
-    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
-    folder = published(tmp_path / "run", sae)
-    model = {"name": "some/model", "layer": 2, "site": "attn_out"}
-    config = resolve_config("tiny", {"model": model})
-    folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    export_saelens(folder, tmp_path / "export")
-
-    described = json.loads((tmp_path / "export/cfg.json").read_text())
-    assert described["architecture"] == kind
-    assert described["apply_b_dec_to_input"] is True
-    assert described.get("k") == sae.k
-    assert described["metadata"]["hook_name"] == "blocks.2.hook_attn_out"
-    tensors = load_file(tmp_path / "export/sae_weights.safetensors")
-    pre = (torch.ones(1, 6) - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
-    torch.testing.assert_close(pre, sae.pre_activations(torch.ones(1, 6)))
-    again = load_pretrained(tmp_path / "export")
-    assert (again.format, again.layer, again.site) == ("SAELens", 2, "attn_out")
-    x = torch.randn(30, 6)
-    torch.testing.assert_close(again.sae(x), sae(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="exists already"):
-        export_saelens(folder, tmp_path / "export")
-
-
-@pytest.mark.parametrize(
-    ("model", "hook_name"),
-    [
-        ({"layer": 3}, "blocks.3.hook_resid_post"),
-        ({"layer": 3, "site": "mlp_out"}, "blocks.3.hook_mlp_out"),
-        ({"hook_point": "model.layers.15"}, "blocks.15.hook_resid_post"),
-        ({"hook_point": "model.layers.15", "hook_io": "input"}, "blocks.15.hook_resid_pre"),
-        ({"hook_point": "model.layers.2.self_attn.o_proj"}, "model.layers.2"),  # as in cfg.json
-        (None, "model.layers.2"),
-    ],
-)
-def test_an_export_names_what_was_read_as_transformerlens_does(
-    tmp_path: Path, model: dict | None, hook_name: str
-):
-    folder = published(tmp_path / "run", random_sae(1).folded(1.0))
-    if model is not None:
-        config = resolve_config("tiny", {"model": model})
-        folder.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    export_saelens(folder, tmp_path / "export")
-    described = json.loads((tmp_path / "export/cfg.json").read_text())
-    assert described["metadata"]["hook_name"] == hook_name
-
-
-def published(path: Path, sae: TopKSAE | JumpReLUSAE) -> RunFolder:
-    folder = RunFolder(path)
-    path.mkdir(parents=True, exist_ok=True)
-    sae.save(folder.sae)
-    described = {"model_name": "some/model", "hook_name": "model.layers.2", "dataset": "text"}
-    write_sae_config(folder.sae_config, sae, ctx_len=64, **described)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import load_pretrained
 from sae_engine.presets import resolve_config
 from sae_engine.sae import SAE
-from tests.engine.test_interop import published
+from tests.engine.test_export import published
 from tests.engine.test_sae import random_jumprelu, random_sae
 
 OURS = {"topk": random_sae, "jumprelu": random_jumprelu}
