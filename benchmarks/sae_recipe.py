@@ -61,10 +61,13 @@ def run(
     lr: float | None = None,
     normalize: bool = False,
     tied: bool = False,
+    dead: int | None = None,
 ) -> str:
     train, heldout = activations(layer)
     shape = SAEConfig(d_sae=d_sae, k=k, normalize_decoder=normalize, tied_weights=tied)
-    config = TrainConfig(total_tokens=len(train), batch_size_tokens=batch, lr=lr)
+    config = TrainConfig(
+        total_tokens=len(train), batch_size_tokens=batch, lr=lr, dead_feature_threshold=dead
+    )
     steps = len(train) // batch
     sae = TopKSAE(train.shape[1], d_sae, k, tied=tied)
     trainer = SAETrainer(sae, shape, config, Budget(steps, steps * batch))

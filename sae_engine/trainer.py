@@ -82,8 +82,12 @@ def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) 
 
 
 def dead_threshold(config: TrainConfig, budget: Budget) -> int:
-    """Tokens without firing after which a latent is dead."""
-    return config.dead_feature_threshold or min(10_000_000, max(1, budget.total_tokens // 8))
+    """Tokens without firing after which a latent is dead.
+
+    Gao et al. 2024 take 10M in runs of billions. A share of a shorter run keeps AuxK at work in it:
+    see `benchmarks/LOG.md`.
+    """
+    return config.dead_feature_threshold or min(10_000_000, max(1, budget.total_tokens // 128))
 
 
 class SAETrainer:

@@ -30,8 +30,9 @@ RECIPES = [
     "lr=0.004",
     "lr=0.001,normalize=1",
     "lr=0.001,auxk=0",
-    "lr=0.001,auxk=0.125",
+    "auxk=1",
     "lr=0.001,dead=65536",
+    "dead=262144",
     "lr=0.001,schedule=cosine",
 ]
 

@@ -161,7 +161,7 @@ class TrainConfig(Section):
     """Weight of an L1 penalty on the kept activations; TopK needs none."""
     dead_feature_threshold: PositiveInt | None = None
     """Tokens without firing after which a latent counts as dead; unset is min(10M, total tokens
-    / 8).
+    / 128).
     """
     log_every: PositiveInt = 10
     """Steps between points on the curves."""

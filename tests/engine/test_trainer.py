@@ -204,8 +204,8 @@ def test_the_default_learning_rate_falls_to_the_papers_law_in_long_runs():
     assert default_lr(2**14, 1000) > default_lr(2**14, 10_000) > 2e-4
 
 
-def test_the_dead_threshold_is_an_eighth_of_the_run_and_at_most_ten_million():
-    assert dead_threshold(TrainConfig(total_tokens=800_000), Budget(1, 800_000)) == 100_000
-    assert dead_threshold(TrainConfig(total_tokens=10**9), Budget(1, 10**9)) == 10_000_000
+def test_the_dead_threshold_is_a_small_share_of_the_run_and_at_most_ten_million():
+    assert dead_threshold(TrainConfig(total_tokens=1_280_000), Budget(1, 1_280_000)) == 10_000
+    assert dead_threshold(TrainConfig(total_tokens=10**10), Budget(1, 10**10)) == 10_000_000
     chosen = TrainConfig(total_tokens=10**9, dead_feature_threshold=5)
     assert dead_threshold(chosen, Budget(1, 10**9)) == 5
