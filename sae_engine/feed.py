@@ -201,7 +201,7 @@ def save_activations(
         path = folder / f"train-{number:05d}.safetensors"
         write_part(path, torch.cat(values), np.concatenate(ids), starts, origin)
         saved, number = saved + size, number + 1
-        yield PhaseRecord(phase=f"saving activations: {saved:,} of {wanted:,} tokens")
+        yield PhaseRecord(phase=f"saving activations: {min(saved, wanted):,} of {wanted:,} tokens")
     yield NoticeRecord(
         level="info",
         message=f"{saved:,} training and {heldout.num_tokens:,} held-out activations are in "

@@ -7,6 +7,7 @@ Fed by `train` and `interop`; read by `evaluate`, `feature_index.build` and anyo
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -29,7 +30,7 @@ class Code(NamedTuple):
     indices: Int[Tensor, "n k"]
 
 
-class SAE(nn.Module):
+class SAE(nn.Module, ABC):
     """pre = (x - b_dec) W_enc + b_enc,  z = what is kept of pre,  x_hat = z W_dec + b_dec
 
     What is kept is the subclass's business.
@@ -74,9 +75,9 @@ class SAE(nn.Module):
     def encode(self, x: Float[Tensor, "n d_in"]) -> Code:
         return self.code_of(self.pre_activations(x))
 
+    @abstractmethod
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
         """What is kept of pre-activations."""
-        raise NotImplementedError
 
     def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
         return decode(code.acts, code.indices, self.W_dec) + self.b_dec
@@ -100,9 +101,9 @@ class SAE(nn.Module):
         plain.b_dec.copy_(self.b_dec / scale)
         return plain.requires_grad_(False)
 
+    @abstractmethod
     def _blank(self) -> Self:
         """An untied SAE of the same kind and shape, all zero."""
-        raise NotImplementedError
 
     def save(self, path: Path) -> None:
         """Write the published file. Call it on a `folded` SAE; publish the path with
