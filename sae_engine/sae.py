@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from sae_engine.errors import UserError
 from sae_engine.kernels import decode, select_topk
 
+INIT_ROWS = 4096
+"""Rows that are drawn at once: no second copy of a large matrix."""
+
 
 class Code(NamedTuple):
     """A sparse code: the kept activations (some may be 0: not active) and their latents'
@@ -95,8 +98,8 @@ class SAE(nn.Module, ABC):
         """
         norms = self.decoder_norms.clamp_min(1e-12)
         plain = self._blank().to(self.W_dec.device)
-        plain.W_enc.copy_(self.encoder_rows * norms[:, None])
-        plain.W_dec.copy_(self.W_dec / norms[:, None])
+        torch.mul(self.encoder_rows, norms[:, None], out=plain.W_enc)
+        torch.div(self.W_dec, norms[:, None], out=plain.W_dec)
         plain.b_enc.copy_(self.b_enc * norms / scale)
         plain.b_dec.copy_(self.b_dec / scale)
         return plain.requires_grad_(False)
@@ -161,8 +164,9 @@ class TopKSAE(SAE):
     def initialize_(self, seed: int, b_dec: Float[Tensor, " d_in"]) -> None:
         """Random unit-norm decoder rows, the encoder their transpose, the given decoder bias."""
         generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(self.d_sae, self.d_in, generator=generator)
-        self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+        for rows in self.W_dec.split(INIT_ROWS):
+            rows.copy_(torch.randn(rows.shape, generator=generator))
+            rows.div_(rows.norm(dim=1, keepdim=True))
         if not self.tied:
             self.W_enc.copy_(self.W_dec)
         self.b_enc.zero_()

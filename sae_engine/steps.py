@@ -162,12 +162,12 @@ class CompiledStepper:
     ) -> Outcome:
         sae, kernels = self._sae, self._kernels
         centered = x - sae.b_dec
-        acts, indices, x_hat = kernels.forward(centered, sae.b_enc)
-        x_hat += sae.b_dec
+        codes = kernels.forward(centered, sae.b_enc)
+        x_hat = codes.decoded.add_(sae.b_dec)
         auxiliary, extra = self._auxk(x, x_hat, objective.auxk_alpha, dead)
         x_hat_grad = (x_hat - x).mul_(2 / (len(x) * objective.variance))
         found = kernels.gradients(
-            centered, acts, indices, x_hat_grad, objective.l1_lambda / len(x), extra,
+            centered, codes, x_hat_grad, objective.l1_lambda / len(x), extra,
             normalize=objective.normalize_decoder,
         )  # fmt: skip
         b_enc_grad = found.bias_grads
@@ -185,7 +185,7 @@ class CompiledStepper:
         kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._steps)
         self._update_bias("b_enc", b_enc_grad * clip, lr)
         self._update_bias("b_dec", b_dec_grad * clip, lr)
-        return Outcome(x_hat, acts, indices, auxiliary, torch.tensor(grad_norm))
+        return Outcome(x_hat, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
 
     def _auxk(
         self, x: Tensor, x_hat: Tensor, alpha: float, dead: Tensor

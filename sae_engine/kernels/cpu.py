@@ -17,8 +17,10 @@ from torch import Tensor
 from sae_engine.kernels import rows, search
 from sae_engine.kernels.compiled import in_parallel, num_threads
 
-BLOCK_BYTES = 2**18
-"""Rounded tokens that are searched together: about half of a second-level cache."""
+BLOCK_TOKENS, BLOCK_BYTES = 128, 2**18
+"""Tokens that are searched together, at most: rounded they fill half of a second-level cache, and
+their scores are still in a cache when candidates are chosen.
+"""
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -40,21 +42,23 @@ class ExtraGradients(NamedTuple):
     b_enc: Float[Tensor, " D"]
 
 
-class RowGradients(NamedTuple):
-    """Gradients of a batch, by (latent, token) pairs in order of latent."""
+class Codes(NamedTuple):
+    """Codes of n tokens and their reconstruction without the bias."""
 
-    tokens: NDArray[np.int32]
-    values: NDArray[np.float32]
-    pair_grads: NDArray[np.float32]
-    centered: NDArray[np.float32]
-    x_hat_grad: NDArray[np.float32]
-    extra_of: NDArray[np.int32]
-    """[d_sae]: the row of `extra_*` that belongs to a latent, or -1."""
-    extra_dec: NDArray[np.float32]
-    extra_enc: NDArray[np.float32]
+    acts: Float[Tensor, "n k"]
+    indices: Int[Tensor, "n k"]
+    """int32"""
+    kept: NDArray[np.int32]
+    """[n]: how many of a row are active, the first ones; the others are 0."""
+    decoded: Float[Tensor, "n d_in"]
+
+
+class Gradients(NamedTuple):
+    """What `CpuKernels.gradients` found."""
+
+    rows: rows.RowGradients
     bias_grads: Float[Tensor, " d_sae"]
     """Sum of each latent's pre-activation gradients; AuxK's not among them."""
-    normalize: bool
     norm_bound: float
     """At least the norm of the gradients in W_dec and W_enc."""
 
@@ -80,22 +84,54 @@ class CpuKernels:
         self._norms = np.zeros(self.d_sae, np.float32)
         self._norm_limit = search.largest_norm(self.d_in)
         self._seen = (-1, -1)
-        self._starts = np.zeros(self.d_sae + 1, np.int32)
-        self._scratch: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._block_scratch: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        # Mostly never touched: as many candidates as there are latents are rare.
+        self._found = np.empty((0, self.d_sae), np.int32)
+        self._exact = np.empty((0, self.d_sae), np.float32)
 
-    def forward(
-        self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]
-    ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"], Float[Tensor, "n d_in"]]:
-        """Codes of x - b_dec and their reconstruction without the bias.
+    def forward(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
+        """Codes of x - b_dec.
 
         The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
         activations are computed in float32.
         """
         self._refresh()
         n = len(centered)
-        acts = torch.empty(n, self._k)
-        indices = torch.empty(n, self._k, dtype=torch.int32)
-        decoded = torch.empty_like(centered)
+        if len(self._found) < n:
+            self._found = np.empty((n, self.d_sae), np.int32)
+            self._exact = np.empty((n, self.d_sae), np.float32)
+        found, exact, counts = self._found[:n], self._exact[:n], np.empty(n, np.int32)
+        bounds = self._find(centered, b_enc, found, counts)
+        pairs = self._pairs(found, counts)
+        x, bias = centered.numpy(), b_enc.detach().numpy()
+
+        def score(first: int, last: int) -> float:
+            rows.exact_scores(
+                first, last, pairs, x, self._W_enc.detach().numpy(), bias, self._norms, exact
+            )
+            return 0.0
+
+        self._sum_over_latents(score)
+        acts, decoded = torch.empty(n, self._k), torch.empty_like(centered)
+        indices, kept = torch.empty(n, self._k, dtype=torch.int32), np.empty(n, np.int32)
+
+        def keep(part: int, _thread: int) -> None:
+            block = slice(bounds[part], bounds[part + 1])
+            code = acts.numpy()[block], indices.numpy()[block], kept[block]
+            rows.keep_best(found[block], counts[block], exact[block], self._norms, self._k, *code)
+            rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[block])
+
+        in_parallel(keep, len(bounds) - 1)
+        return Codes(acts, indices, kept, decoded)
+
+    def _find(
+        self,
+        centered: Tensor,
+        b_enc: Tensor,
+        found: NDArray[np.int32],
+        counts: NDArray[np.int32],
+    ) -> list[int]:
+        """Each token's candidates; returns where blocks of tokens begin."""
         gains = self._pad(self._norms) * self._scales
         offsets = self._pad(self._norms * b_enc.detach().numpy())
         offsets[self.d_sae :] = -np.inf
@@ -103,21 +139,28 @@ class CpuKernels:
         if not search.HAS_AVX2:
             errors[:] = 0
         group_errors = errors.reshape(-1, search.GROUP).max(axis=1)
-        bounds = self._blocks(n)
+        bounds = self._blocks(len(centered))
 
         def block(part: int, thread: int) -> None:
-            first, last = bounds[part], bounds[part + 1]
-            x = centered[first:last]
-            scores, group_bounds, x_errors = self._scores(x, b_enc, gains, offsets, errors, thread)
-            rows.select_and_decode(
-                x.numpy(), scores, group_bounds, errors, group_errors, x_errors,
-                self._W_enc.detach().numpy(), b_enc.detach().numpy(),
-                self._W_dec.detach().numpy(), self._norms, self._k, acts[first:last].numpy(),
-                indices[first:last].numpy(), decoded[first:last].numpy(),
+            here = slice(bounds[part], bounds[part + 1])
+            scores, group_bounds, x_errors = self._scores(
+                centered[here], b_enc, gains, offsets, errors, thread
+            )
+            rows.find_candidates(
+                scores, group_bounds, errors, group_errors, x_errors, self._k, found[here],
+                counts[here],
             )  # fmt: skip
 
         in_parallel(block, len(bounds) - 1)
-        return acts, indices.long(), decoded
+        return bounds
+
+    def _pairs(self, latents: NDArray[np.int32], counts: NDArray[np.int32]) -> rows.Pairs:
+        total = int(counts.sum())
+        pairs = rows.Pairs(
+            np.empty(self.d_sae + 1, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
+        )
+        rows.sort_by_latent(latents, counts, pairs)
+        return pairs
 
     def _scores(
         self,
@@ -131,9 +174,9 @@ class CpuKernels:
         """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
         n = len(x)
         padded = -(-n // search.TILE_ROWS) * search.TILE_ROWS
-        buffers = self._scratch.get(thread)
+        buffers = self._block_scratch.get(thread)
         if buffers is None or len(buffers[0]) < padded:
-            buffers = self._scratch[thread] = (
+            buffers = self._block_scratch[thread] = (
                 np.empty((padded, self._padded), np.float32),
                 np.empty((padded, self._padded // search.GROUP), np.float32),
             )
@@ -156,76 +199,76 @@ class CpuKernels:
     def gradients(
         self,
         centered: Float[Tensor, "n d_in"],
-        acts: Float[Tensor, "n k"],
-        indices: Int[Tensor, "n k"],
+        codes: Codes,
         x_hat_grad: Float[Tensor, "n d_in"],
         act_grad: float,
         extra: ExtraGradients | None,
         *,
         normalize: bool,
-    ) -> RowGradients:
+    ) -> Gradients:
         """All that `update` needs.
 
         `x_hat_grad` is dL/dx_hat, `act_grad` what each activation adds to L's derivative besides.
         With `normalize`, decoder gradients lose their part along the row.
         """
-        num_pairs = acts.numel()
-        tokens = np.empty(num_pairs, np.int32)
-        values, pair_grads = np.empty(num_pairs, np.float32), np.empty(num_pairs, np.float32)
-        rows.sort_by_latent(acts.numpy(), indices.numpy(), self._starts, tokens, values)
-        bias_grads = torch.zeros(self.d_sae)
-        x_norms, grad_norms = (
-            np.empty(len(acts), np.float32),
-            np.empty(len(acts), np.float32),
-        )
-        rows.row_norms(centered.numpy(), x_norms)
-        rows.row_norms(x_hat_grad.numpy(), grad_norms)
-
-        def part(first: int, last: int) -> float:
-            return rows.pre_activation_gradients(
-                first, last, self._starts, tokens, values, x_hat_grad.numpy(),
-                self._W_dec.detach().numpy(), act_grad, grad_norms, x_norms, pair_grads,
-                bias_grads.numpy(),
-            )  # fmt: skip
-
-        bound = self._sum_over_latents(part) ** 0.5
+        pairs = self._pairs(codes.indices.numpy(), codes.kept)
         extra_of = np.full(self.d_sae, -1, np.int32)
         extra_dec = extra_enc = np.empty((0, self.d_in), np.float32)
+        extra_norm = 0.0
         if extra is not None:
             extra_of[extra.latents.numpy()] = np.arange(len(extra.latents))
             extra_dec, extra_enc = extra.W_dec.numpy(), extra.W_enc.numpy()
-            bound += float(extra.W_dec.norm() + extra.W_enc.norm())
-        return RowGradients(
-            tokens, values, pair_grads, centered.numpy(), x_hat_grad.numpy(), extra_of, extra_dec,
-            extra_enc, bias_grads, normalize, bound,
-        )  # fmt: skip
-
-    def squared_norm(self, found: RowGradients) -> float:
-        """Squared norm of the gradients in W_dec and W_enc."""
+            extra_norm = float(extra.W_dec.norm() + extra.W_enc.norm())
+        gradients = rows.RowGradients(
+            pairs,
+            np.empty(len(pairs.tokens), np.float32),
+            np.empty(len(pairs.tokens), np.float32),
+            centered.numpy(),
+            x_hat_grad.numpy(),
+            extra_of,
+            extra_dec,
+            extra_enc,
+            normalize,
+            self._tied,
+        )
+        bias_grads = torch.empty(self.d_sae)
+        x_norms = np.empty(len(centered), np.float32)
+        grad_norms = np.empty(len(centered), np.float32)
+        rows.row_norms(gradients.centered, x_norms)
+        rows.row_norms(gradients.x_hat_grad, grad_norms)
 
         def part(first: int, last: int) -> float:
-            return rows.squared_norm(
-                first, last, self._starts, found.tokens, found.values, found.pair_grads,
-                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(), found.normalize,
-                self._tied, found.extra_of, found.extra_dec, found.extra_enc,
+            return rows.pre_activation_gradients(
+                first, last, gradients, codes.acts.numpy(), self._W_dec.detach().numpy(), act_grad,
+                grad_norms, x_norms, bias_grads.numpy(),
             )  # fmt: skip
 
-        return self._sum_over_latents(part)
+        bound = self._sum_over_latents(part) ** 0.5 + extra_norm
+        return Gradients(gradients, bias_grads, bound)
+
+    def squared_norm(self, found: Gradients) -> float:
+        """Squared norm of the gradients in W_dec and W_enc."""
+        W_dec = self._W_dec.detach().numpy()
+        return self._sum_over_latents(
+            lambda first, last: rows.squared_norm(first, last, found.rows, W_dec)
+        )
 
     def update(
-        self, found: RowGradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
+        self, found: Gradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
     ) -> None:
         """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`."""
+        weights = rows.Weights(
+            self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
+            self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
+        )  # fmt: skip
+        adam = rows.AdamStep(
+            clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON
+        )
 
         def part(first: int, last: int) -> float:
             rows.update(
-                first, last, self._starts, found.tokens, found.values, found.pair_grads,
-                found.x_hat_grad, found.centered, self._W_dec.detach().numpy(),
-                self._W_enc.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
-                enc.mean.numpy(), enc.square.numpy(), found.normalize, self._tied,
-                found.extra_of, found.extra_dec, found.extra_enc, clip,
-                lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON,
-                self._norms, self._norm_limit, self._panels, self._scales,
+                first, last, found.rows, weights, adam, self._norms, self._norm_limit,
+                self._panels, self._scales,
             )  # fmt: skip
             return 0.0
 
@@ -254,7 +297,8 @@ class CpuKernels:
     def _blocks(self, n: int) -> list[int]:
         """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
         threads = num_threads()
-        rounds = max(1, round(n * self.d_in * 2 / threads / BLOCK_BYTES))
+        most = min(BLOCK_TOKENS, BLOCK_BYTES // (2 * self.d_in))
+        rounds = max(1, round(n / threads / max(1, most)))
         size = -(-n // (threads * rounds))
         size = -(-size // search.TILE_ROWS) * search.TILE_ROWS
         return [*range(0, n, size), n]

@@ -3,13 +3,14 @@
 No gradient of the whole [d_sae, d_in] is ever held. The batch's (latent, token) pairs are sorted by
 latent once; then a latent's gradient row is summed in cache, used and forgotten: in one pass that
 applies Adam and writes weight and moments once, and, only when clipping may be needed or the norm
-is asked for, in another one before it. Latents are
-independent, so threads share them without atomics and the result does not depend on timing.
+is asked for, in another one before it. The exact scores of the search's candidates are found in the
+same order, so that a row of weights is read once per batch. Latents are independent, so threads
+share them without atomics and the result does not depend on timing.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,66 @@ from sae_engine.kernels.compiled import compiled
 from sae_engine.kernels.search import GROUP, candidates, kth_largest, write_panel
 
 Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+class Pairs(NamedTuple):
+    """(latent, token) pairs in order of latent, then token."""
+
+    starts: Int32
+    """[d_sae + 1]: where each latent's pairs begin."""
+    tokens: Int32
+    """[pairs]"""
+    slots: Int32
+    """[pairs]: the place of each within its token's row of latents."""
+
+
+class RowGradients(NamedTuple):
+    """All that the gradients of the rows are summed from."""
+
+    pairs: Pairs
+    acts: Float32
+    """[pairs]"""
+    pre_grads: Float32
+    """[pairs]: gradients of the pre-activations."""
+    centered: Float32
+    """[n, d_in]: x - b_dec."""
+    x_hat_grad: Float32
+    """[n, d_in]: dL/dx_hat."""
+    extra_of: Int32
+    """[d_sae]: the row of `extra_*` that holds more gradient for a latent (AuxK), or -1."""
+    extra_dec: Float32
+    extra_enc: Float32
+    project: bool
+    """Whether the part of a decoder gradient along its row is removed."""
+    tied: bool
+
+
+class Weights(NamedTuple):
+    """Rows [d_sae, d_in] and Adam's running means of their gradients and of the squares; when tied,
+    those of the encoder are the decoder's own.
+    """
+
+    dec: Float32
+    dec_mean: Float32
+    dec_square: Float32
+    enc: Float32
+    enc_mean: Float32
+    enc_square: Float32
+
+
+class AdamStep(NamedTuple):
+    """One step of Adam."""
+
+    clip: float
+    """What gradients are multiplied by."""
+    size: float
+    """lr / (1 - beta1^t)"""
+    root_correction: float
+    """1 / sqrt(1 - beta2^t)"""
+    beta1: float
+    beta2: float
+    epsilon: float
 
 
 @compiled
@@ -40,93 +101,156 @@ def row_norms(rows: Float32, norms: Float32) -> None:
 
 
 @compiled
-def select_and_decode(
-    centered: Float32,
+def find_candidates(
     scores: Float32,
     group_bounds: Float32,
     errors: Float32,
     group_errors: Float32,
     x_errors: Float32,
-    W_enc: Float32,
-    b_enc: Float32,
-    W_dec: Float32,
-    norms: Float32,
     k: int,
-    acts: Float32,
-    indices: Any,
-    decoded: Float32,
+    found: Int32,
+    counts: Int32,
 ) -> None:
-    """Codes of a block of tokens, and their reconstruction without the bias.
+    """The candidates of a block of n tokens: the first `counts[r]` of `found[r]`.
 
-    centered [n, d_in] is x - b_dec; the scores' arguments are those of `candidates`, for n tokens;
-    acts and indices [n, k] and decoded [n, d_in] are written. A token with fewer than k positive
-    pre-activations is filled with zeros.
+    Arguments are those of `search.candidates`, for n tokens; found is [n, d_sae].
     """
-    d_in = W_dec.shape[1]
     scratch = np.empty(scores.shape[1], np.float32)
-    exact = np.empty(scores.shape[1], np.float32)
-    found = np.empty(scores.shape[1], np.int32)
-    for r in range(centered.shape[0]):
-        count = candidates(
-            scores[r], group_bounds[r], errors, group_errors, x_errors[r], k, scratch, found
+    for r in range(counts.shape[0]):
+        counts[r] = candidates(
+            scores[r], group_bounds[r], errors, group_errors, x_errors[r], k, scratch, found[r]
         )
-        for i in range(count):
-            j = found[i]
-            exact[i] = (dot(centered[r], W_enc[j]) + b_enc[j]) * norms[j]
-            scratch[i] = exact[i]
-        threshold = np.float32(0)
-        if count > k:
-            threshold = max(threshold, kth_largest(scratch, count, k))
-        row = decoded[r]
-        row[:] = 0
-        kept = 0
-        for above in (True, False):  # those equal to the k-th only fill what is left
-            for i in range(count):
-                is_kept = exact[i] > threshold if above else exact[i] == threshold
-                if is_kept and exact[i] > 0 and kept < k:
-                    j = found[i]
-                    act = exact[i] / norms[j]
-                    acts[r, kept] = act
-                    indices[r, kept] = j
-                    kept += 1
-                    feature = W_dec[j]
-                    for c in range(d_in):
-                        row[c] += act * feature[c]
-        while kept < k:
-            acts[r, kept] = 0
-            indices[r, kept] = 0
-            kept += 1
 
 
 @compiled
-def sort_by_latent(acts: Float32, indices: Any, starts: Any, tokens: Any, values: Float32) -> None:
-    """The active pairs of [n, k] codes in order of latent, then token.
-
-    `starts` [d_sae + 1] receives where each latent's pairs begin in `tokens` and `values` [n k].
-    """
-    n, k = acts.shape
+def sort_by_latent(latents: Int32, counts: Int32, pairs: Pairs) -> None:
+    """Fill `pairs` with the first counts[r] of latents[r], for every token r."""
+    starts = pairs.starts
     starts[:] = 0
-    for r in range(n):
-        for i in range(k):
-            if acts[r, i] > 0:
-                starts[indices[r, i] + 1] += 1
+    for r in range(counts.shape[0]):
+        for i in range(counts[r]):
+            starts[latents[r, i] + 1] += 1
     for j in range(1, starts.shape[0]):
         starts[j] += starts[j - 1]
-    for r in range(n):
-        for i in range(k):
-            if acts[r, i] > 0:
-                j = indices[r, i]
-                tokens[starts[j]] = r
-                values[starts[j]] = acts[r, i]
-                starts[j] += 1
+    for r in range(counts.shape[0]):
+        for i in range(counts[r]):
+            j = latents[r, i]
+            pairs.tokens[starts[j]] = r
+            pairs.slots[starts[j]] = i
+            starts[j] += 1
     for j in range(starts.shape[0] - 1, 0, -1):
         starts[j] = starts[j - 1]
     starts[0] = 0
 
 
 @compiled
+def exact_scores(
+    first: int,
+    last: int,
+    pairs: Pairs,
+    centered: Float32,
+    W_enc: Float32,
+    b_enc: Float32,
+    norms: Float32,
+    scores: Float32,
+) -> None:
+    """scores[token, slot] = pre_j |W_dec,j| for the pairs of the latents `first` to `last`."""
+    for j in range(first, last):
+        for p in range(pairs.starts[j], pairs.starts[j + 1]):
+            t = pairs.tokens[p]
+            scores[t, pairs.slots[p]] = (dot(centered[t], W_enc[j]) + b_enc[j]) * norms[j]
+
+
+@compiled
+def keep_best(
+    found: Int32,
+    counts: Int32,
+    scores: Float32,
+    norms: Float32,
+    k: int,
+    acts: Float32,
+    latents: Int32,
+    kept: Int32,
+) -> None:
+    """The codes of n tokens: of their candidates the k with the largest positive scores.
+
+    Writes the activations and their latents [n, k] and how many there are, kept [n]; the rest of a
+    row is filled with zeros.
+    """
+    scratch = np.empty(max(1, counts.max()), np.float32)
+    for r in range(counts.shape[0]):
+        count = counts[r]
+        threshold = np.float32(0)
+        if count > k:
+            scratch[:count] = scores[r, :count]
+            threshold = max(threshold, kth_largest(scratch, count, k))
+        n = 0
+        for above in (True, False):  # those equal to the k-th only fill what is left
+            for i in range(count):
+                score = scores[r, i]
+                is_kept = score > threshold if above else score == threshold
+                if is_kept and score > 0 and n < k:
+                    acts[r, n] = score / norms[found[r, i]]
+                    latents[r, n] = found[r, i]
+                    n += 1
+        kept[r] = n
+        acts[r, n:] = 0
+        latents[r, n:] = 0
+
+
+@compiled
+def decode(acts: Float32, latents: Int32, kept: Int32, W_dec: Float32, decoded: Float32) -> None:
+    """decoded [n, d_in] = the sums of the codes' decoder rows, without the bias."""
+    for r in range(kept.shape[0]):
+        row = decoded[r]
+        row[:] = 0
+        for i in range(kept[r]):
+            act, feature = acts[r, i], W_dec[latents[r, i]]
+            for c in range(row.shape[0]):
+                row[c] += act * feature[c]
+
+
+@compiled
+def pre_activation_gradients(
+    first: int,
+    last: int,
+    gradients: RowGradients,
+    codes: Float32,
+    W_dec: Float32,
+    act_grad: float,
+    grad_norms: Float32,
+    x_norms: Float32,
+    bias_grads: Float32,
+) -> float:
+    """Gradients of the pre-activations of the latents `first` to `last`.
+
+    codes [n, k] are the activations, `act_grad` what every activation adds to L's derivative (the
+    L1 term); `grad_norms` and `x_norms` [n] are the norms of x_hat_grad's and the centered inputs'
+    rows. Writes `acts`, `pre_grads` and their sums over each latent's tokens, `bias_grads` [d_sae].
+    Returns an upper bound of the squared norm of the latents' gradients in W_dec and W_enc, by the
+    triangle inequality.
+    """
+    pairs = gradients.pairs
+    squares = 0.0
+    for j in range(first, last):
+        bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
+        for p in range(pairs.starts[j], pairs.starts[j + 1]):
+            t = pairs.tokens[p]
+            act = codes[t, pairs.slots[p]]
+            gradient = dot(gradients.x_hat_grad[t], W_dec[j]) + np.float32(act_grad)
+            gradients.acts[p] = act
+            gradients.pre_grads[p] = gradient
+            bias += gradient
+            dec += act * grad_norms[t]
+            enc += abs(gradient) * x_norms[t]
+        bias_grads[j] = bias
+        squares += (dec + enc) * (dec + enc)
+    return squares
+
+
+@compiled
 def sum_rows(
-    first: int, last: int, tokens: Any, weights: Float32, rows: Float32, total: Float32
+    first: int, last: int, tokens: Int32, weights: Float32, rows: Float32, total: Float32
 ) -> None:
     """total = sum of weights[p] rows[tokens[p]] over the pairs `first` to `last`."""
     total[:] = 0
@@ -137,251 +261,103 @@ def sum_rows(
 
 
 @compiled
-def pre_activation_gradients(
-    first: int,
-    last: int,
-    starts: Any,
-    tokens: Any,
-    values: Float32,
-    x_hat_grad: Float32,
-    W_dec: Float32,
-    act_grad: float,
-    grad_norms: Float32,
-    x_norms: Float32,
-    pair_grads: Float32,
-    bias_grads: Float32,
-) -> float | np.floating:
-    """Gradients of the pre-activations of the latents `first` to `last`.
-
-    x_hat_grad [n, d_in] is dL/dx_hat, `act_grad` what every activation adds to L's derivative (the
-    L1 term); `grad_norms` and `x_norms` [n] are the norms of x_hat_grad's and the centered inputs'
-    rows. Writes `pair_grads` (beside `values`) and their sums over each latent's tokens,
-    `bias_grads` [d_sae]. Returns an upper bound of the squared norm of the latents' gradients in
-    W_dec and W_enc, by the triangle inequality.
-    """
-    squares = 0.0
-    for j in range(first, last):
-        bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
-        for p in range(starts[j], starts[j + 1]):
-            t = tokens[p]
-            gradient = dot(x_hat_grad[t], W_dec[j]) + np.float32(act_grad)
-            pair_grads[p] = gradient
-            bias += gradient
-            dec += values[p] * grad_norms[t]
-            enc += abs(gradient) * x_norms[t]
-        bias_grads[j] = bias
-        squares += (dec + enc) * (dec + enc)
-    return squares
-
-
-@compiled
-def squared_norm(
-    first: int,
-    last: int,
-    starts: Any,
-    tokens: Any,
-    values: Float32,
-    pair_grads: Float32,
-    x_hat_grad: Float32,
-    centered: Float32,
-    W_dec: Float32,
-    project: bool,
-    tied: bool,
-    extra: Any,
-    extra_dec: Float32,
-    extra_enc: Float32,
-) -> float:
-    """Squared norm of the gradients in W_dec and W_enc of the latents `first` to `last`.
-
-    extra[j] >= 0 names the row of `extra_*` that holds more gradient for latent j (AuxK).
-    """
-    d_in = W_dec.shape[1]
-    dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
-    squares = 0.0
-    for j in range(first, last):
-        if starts[j] == starts[j + 1] and extra[j] < 0:
-            continue
-        row_gradients(
-            j,
-            starts,
-            tokens,
-            values,
-            pair_grads,
-            x_hat_grad,
-            centered,
-            W_dec[j],
-            project,
-            tied,
-            extra[j],
-            extra_dec,
-            extra_enc,
-            dec,
-            enc,
-        )
-        squares += dot(dec, dec)
-        if not tied:
-            squares += dot(enc, enc)
-    return squares
+def has_gradient(j: int, gradients: RowGradients) -> bool:
+    starts = gradients.pairs.starts
+    return starts[j] < starts[j + 1] or gradients.extra_of[j] >= 0
 
 
 @compiled
 def row_gradients(
-    j: int,
-    starts: Any,
-    tokens: Any,
-    values: Float32,
-    pair_grads: Float32,
-    x_hat_grad: Float32,
-    centered: Float32,
-    row: Float32,
-    project: bool,
-    tied: bool,
-    more: int,
-    extra_dec: Float32,
-    extra_enc: Float32,
-    dec: Float32,
-    enc: Float32,
+    j: int, gradients: RowGradients, W_dec: Float32, dec: Float32, enc: Float32
 ) -> None:
-    """One latent's gradient in its decoder row and its encoder row (both in `dec` when tied).
-
-    With `project`, the part of the decoder's along the row is removed.
-    """
-    sum_rows(starts[j], starts[j + 1], tokens, values, x_hat_grad, dec)
-    sum_rows(starts[j], starts[j + 1], tokens, pair_grads, centered, enc)
+    """One latent's gradient in its decoder row and its encoder row (both in `dec` when tied)."""
+    g = gradients
+    first, last = g.pairs.starts[j], g.pairs.starts[j + 1]
+    sum_rows(first, last, g.pairs.tokens, g.acts, g.x_hat_grad, dec)
+    sum_rows(first, last, g.pairs.tokens, g.pre_grads, g.centered, enc)
+    more = g.extra_of[j]
     if more >= 0:
         for c in range(dec.shape[0]):
-            dec[c] += extra_dec[more, c]
-            enc[c] += extra_enc[more, c]
-    if tied:
+            dec[c] += g.extra_dec[more, c]
+            enc[c] += g.extra_enc[more, c]
+    if g.tied:
         for c in range(dec.shape[0]):
             dec[c] += enc[c]
-    if project:
+    if g.project:
+        row = W_dec[j]
         along = dot(dec, row) / max(dot(row, row), np.float32(1e-12))
         for c in range(dec.shape[0]):
             dec[c] -= along * row[c]
 
 
 @compiled
-def adam(
-    weight: Float32,
-    gradient: Float32,
-    scale: float,
-    mean: Float32,
-    square: Float32,
-    step_size: float,
-    root_correction: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
-) -> None:
-    """Adam on one row, its gradient times `scale`.
+def squared_norm(first: int, last: int, gradients: RowGradients, W_dec: Float32) -> float:
+    """Squared norm of the gradients in W_dec and W_enc of the latents `first` to `last`."""
+    d_in = W_dec.shape[1]
+    dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
+    squares = 0.0
+    for j in range(first, last):
+        if has_gradient(j, gradients):
+            row_gradients(j, gradients, W_dec, dec, enc)
+            squares += dot(dec, dec)
+            if not gradients.tied:
+                squares += dot(enc, enc)
+    return squares
 
-    `step_size` is lr / (1 - beta1^t), `root_correction` 1 / sqrt(1 - beta2^t).
-    """
-    b1, b2 = np.float32(beta1), np.float32(beta2)
-    rest1 = np.float32((1 - beta1) * scale)
-    rest2 = np.float32((1 - beta2) * scale * scale)
-    size, root, eps = np.float32(step_size), np.float32(root_correction), np.float32(epsilon)
+
+@compiled
+def adam(
+    weight: Float32, gradient: Float32, mean: Float32, square: Float32, step: AdamStep
+) -> None:
+    """Adam on one row."""
+    b1, b2 = np.float32(step.beta1), np.float32(step.beta2)
+    rest1 = np.float32((1 - step.beta1) * step.clip)
+    rest2 = np.float32((1 - step.beta2) * step.clip * step.clip)
+    size, root = np.float32(step.size), np.float32(step.root_correction)
+    epsilon = np.float32(step.epsilon)
     for c in range(weight.shape[0]):
         m = b1 * mean[c] + rest1 * gradient[c]
         v = b2 * square[c] + rest2 * gradient[c] * gradient[c]
         mean[c] = m
         square[c] = v
-        weight[c] -= size * m / (np.sqrt(v) * root + eps)
+        weight[c] -= size * m / (np.sqrt(v) * root + epsilon)
 
 
 @compiled
 def update(
     first: int,
     last: int,
-    starts: Any,
-    tokens: Any,
-    values: Float32,
-    pair_grads: Float32,
-    x_hat_grad: Float32,
-    centered: Float32,
-    W_dec: Float32,
-    W_enc: Float32,
-    dec_mean: Float32,
-    dec_square: Float32,
-    enc_mean: Float32,
-    enc_square: Float32,
-    normalize: bool,
-    tied: bool,
-    extra: Any,
-    extra_dec: Float32,
-    extra_enc: Float32,
-    clip: float,
-    step_size: float,
-    root_correction: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
+    gradients: RowGradients,
+    weights: Weights,
+    step: AdamStep,
     norms: Float32,
     norm_limit: float,
     panels: Any,
     scales: Float32,
 ) -> None:
-    """Adam on the latents `first` to `last`, their gradients multiplied by `clip`.
+    """Adam on the latents `first` to `last`; decoder rows get unit norm again with `project`.
 
     Rewrites the latents' decoder norms and, unless `panels` is empty, their shadow.
     """
-    d_in = W_dec.shape[1]
+    d_in = weights.dec.shape[1]
     dec, enc = np.zeros(d_in, np.float32), np.zeros(d_in, np.float32)
     is_zero = True
     for j in range(first, last):
-        if starts[j] < starts[j + 1] or extra[j] >= 0:
-            row_gradients(
-                j,
-                starts,
-                tokens,
-                values,
-                pair_grads,
-                x_hat_grad,
-                centered,
-                W_dec[j],
-                normalize,
-                tied,
-                extra[j],
-                extra_dec,
-                extra_enc,
-                dec,
-                enc,
-            )
+        if has_gradient(j, gradients):
+            row_gradients(j, gradients, weights.dec, dec, enc)
             is_zero = False
         elif not is_zero:
             dec[:] = 0
             enc[:] = 0
             is_zero = True
-        adam(
-            W_dec[j],
-            dec,
-            clip,
-            dec_mean[j],
-            dec_square[j],
-            step_size,
-            root_correction,
-            beta1,
-            beta2,
-            epsilon,
-        )
-        if normalize:
-            inverse = np.float32(1) / max(norm(W_dec[j]), np.float32(1e-12))
+        row = weights.dec[j]
+        adam(row, dec, weights.dec_mean[j], weights.dec_square[j], step)
+        if gradients.project:
+            inverse = np.float32(1) / max(norm(row), np.float32(1e-12))
             for c in range(d_in):
-                W_dec[j, c] *= inverse
-        if not tied:
-            adam(
-                W_enc[j],
-                enc,
-                clip,
-                enc_mean[j],
-                enc_square[j],
-                step_size,
-                root_correction,
-                beta1,
-                beta2,
-                epsilon,
-            )
-        norms[j] = norm(W_dec[j])
+                row[c] *= inverse
+        if not gradients.tied:
+            adam(weights.enc[j], enc, weights.enc_mean[j], weights.enc_square[j], step)
+        norms[j] = norm(row)
         if panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
-            write_panel(W_enc, j // GROUP, norm_limit, panels, scales)
+            write_panel(weights.enc, j // GROUP, norm_limit, panels, scales)

@@ -58,16 +58,17 @@ def test_forward_finds_the_codes_of_the_reference(has_avx2: bool, size, seed: in
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "HAS_AVX2", has_avx2)
-        acts, indices, decoded = CpuKernels(W_dec, W_enc, k).forward(x, b_enc)
+        acts, indices, kept, decoded = CpuKernels(W_dec, W_enc, k).forward(x, b_enc)
+    assert kept.tolist() == (acts > 0).sum(1).tolist()
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, k)
-    dense = torch.zeros(n, d_sae).scatter_add_(1, indices, acts)
+    dense = torch.zeros(n, d_sae).scatter_add_(1, indices.long(), acts)
     torch.testing.assert_close(decoded, dense @ W_dec, rtol=1e-4, atol=1e-4)
 
 
 def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size():
     W_dec, W_enc, b_enc = random_rows(0, 4096, 256, spread=0.2)
     x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
-    acts, indices, _ = CpuKernels(W_dec, W_enc, 32).forward(x, b_enc)
+    acts, indices, *_ = CpuKernels(W_dec, W_enc, 32).forward(x, b_enc)
     pre = torch.addmm(b_enc, x, W_enc.T)
     reference_acts, reference = select_topk(pre, W_dec.norm(dim=1), 32)
     same = (indices.sort(1).values == reference.sort(1).values).all(1)
@@ -96,7 +97,7 @@ def test_forward_on_degenerate_input(case: str):
     else:
         x *= 1e-15
         b_enc *= 1e-15
-    acts, indices, decoded = CpuKernels(W_dec, W_enc, 5).forward(x, b_enc)
+    acts, indices, _, decoded = CpuKernels(W_dec, W_enc, 5).forward(x, b_enc)
     if case == "equal rows":  # any k of them are right
         expected = (x @ W_enc[0]).relu()[:, None].expand(-1, 5)
         torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-6)
@@ -143,6 +144,19 @@ def test_the_integer_scores_keep_within_their_bound(d_in: int, seed: int, tail: 
     assert bool((bounds[:, 0] <= true.amax(1).numpy()).all())
 
 
+@settings(deadline=None)
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=60), st.integers(1, 70))
+def test_k_values_reach_the_threshold_of_a_bisection(values: list[float], k: int):
+    array = np.array(values, np.float32)
+    threshold = search.reached_by(array, len(array), k)
+    assert threshold >= 0
+    reached = (array >= threshold).sum()
+    if threshold > 0:
+        assert reached >= k
+    if reached > k:  # no more than those within the last bisection of the k-th
+        assert threshold >= np.sort(array)[-k] - max(values) / 2**search.BISECTIONS * 1.001
+
+
 def test_the_largest_integer_dot_product_does_not_overflow():
     """A row with itself, scaled to the largest norm, is the extreme case of Cauchy-Schwarz."""
     if not search.HAS_AVX2:
@@ -150,7 +164,7 @@ def test_the_largest_integer_dot_product_does_not_overflow():
     for d_in in (2, 16, 300, 2304, 9000):
         row = torch.ones(1, d_in).expand(16, d_in).contiguous()
         kernels = CpuKernels(row.clone(), row.clone(), 1)
-        acts, _, _ = kernels.forward(row[:4], torch.zeros(16))
+        acts, *_ = kernels.forward(row[:4], torch.zeros(16))
         torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)
 
 
@@ -195,9 +209,9 @@ def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(size, seed: in
     sae.initialize_(seed, torch.zeros(d_in))
     kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, k)
     x = torch.randn(n, d_in, generator=generator)
-    acts, indices, _ = kernels.forward(x, sae.b_enc.data)
+    codes = kernels.forward(x, sae.b_enc.data)
     gradient = torch.randn(n, d_in, generator=generator)
-    found = kernels.gradients(x, acts, indices, gradient, 0.1, None, normalize=tied)
+    found = kernels.gradients(x, codes, gradient, 0.1, None, normalize=tied)
     assert found.norm_bound >= kernels.squared_norm(found) ** 0.5 * (1 - 1e-5)
 
 
@@ -238,7 +252,7 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
     x = torch.randn(6, 10, generator=torch.Generator().manual_seed(6))
     kernels.forward(x, b_enc)
     W_enc.mul_(-1)
-    acts, indices, _ = kernels.forward(x, b_enc)
+    acts, indices, *_ = kernels.forward(x, b_enc)
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
 
 
