@@ -26,7 +26,7 @@ def auxk_loss(
     `residual` is treated as a constant. A residual without variance gives 0 rather than NaN.
     """
     residual = residual.detach()
-    variance = (residual - residual.mean(0)).pow(2).sum(-1).mean()
+    variance = total_variance(residual)
     error = (residual - residual_hat).pow(2).sum(-1).mean()
     return torch.where(
         variance > 0, error / variance.clamp_min(torch.finfo(variance.dtype).tiny), 0.0

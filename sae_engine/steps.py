@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, CpuKernels, ExtraGradients, Moments
-from sae_engine.loss import auxk_loss
+from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, Codes, CpuKernels, Moments
+from sae_engine.loss import auxk_loss, total_variance
 from sae_engine.sae import TopKSAE
 
 
@@ -82,9 +82,7 @@ def auxk(
     pre = torch.addmm(b_enc, x - sae.b_dec.detach(), W_enc.T)
     acts = torch.relu(pre)
     k_aux = sae.d_in // 2
-    # Few dead latents are positive for a token, so mostly there is nothing to choose. (Looking
-    # makes a GPU wait, where choosing is cheap.)
-    if len(W_dec) > k_aux and (pre.is_cuda or int((acts > 0).sum(1).max()) > k_aux):
+    if len(W_dec) > k_aux:
         scores = pre.detach() * W_dec.detach().norm(dim=1)
         chosen = scores.topk(k_aux, dim=-1, sorted=False).indices
         acts = acts * torch.zeros_like(pre).scatter(-1, chosen, 1.0)
@@ -164,16 +162,15 @@ class CompiledStepper:
         centered = x - sae.b_dec
         codes = kernels.forward(centered, sae.b_enc)
         x_hat = codes.decoded.add_(sae.b_dec)
-        auxiliary, extra = self._auxk(x, x_hat, objective.auxk_alpha, dead)
-        x_hat_grad = (x_hat - x).mul_(2 / (len(x) * objective.variance))
+        residual = x - x_hat
+        auxiliary, of_auxk = self._auxk(residual, centered, objective.auxk_alpha, dead)
+        x_hat_grad = residual.mul_(-2 / (len(x) * objective.variance))
         found = kernels.gradients(
-            centered, codes, x_hat_grad, objective.l1_lambda / len(x), extra,
+            centered, (codes, x_hat_grad), of_auxk, objective.l1_lambda / len(x),
             normalize=objective.normalize_decoder,
         )  # fmt: skip
-        b_enc_grad = found.bias_grads
-        b_dec_grad = x_hat_grad.sum(0) - b_enc_grad @ sae.encoder_rows
-        if extra is not None:
-            b_enc_grad.index_add_(0, extra.latents, extra.b_enc)
+        b_dec_grad = x_hat_grad.sum(0) - found.code_bias_grads @ sae.encoder_rows
+        b_enc_grad = found.code_bias_grads + found.auxk_bias_grads
         biases = math.hypot(b_enc_grad.norm().item(), b_dec_grad.norm().item())
         grad_norm, clip = math.hypot(found.norm_bound, biases), 1.0
         if objective.wants_norm or grad_norm > objective.grad_clip:
@@ -188,18 +185,20 @@ class CompiledStepper:
         return Outcome(x_hat, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
 
     def _auxk(
-        self, x: Tensor, x_hat: Tensor, alpha: float, dead: Tensor
-    ) -> tuple[Tensor, ExtraGradients | None]:
-        if not len(dead) or not alpha:
+        self, residual: Tensor, centered: Tensor, alpha: float, dead: Tensor
+    ) -> tuple[Tensor, tuple[Codes, Tensor] | None]:
+        """`auxk` and, times `alpha`, its gradient in what the dead latents decode to."""
+        k_aux = min(self._sae.d_in // 2, len(dead))
+        if not k_aux or not alpha:
             return torch.zeros(()), None
-        sae = self._sae
-        with torch.enable_grad():
-            W_dec = sae.W_dec[dead].requires_grad_()
-            W_enc = sae.encoder_rows[dead].requires_grad_()
-            b_enc = sae.b_enc[dead].requires_grad_()
-            loss = auxk(sae, W_dec, W_enc, b_enc, x, x_hat)
-            gradients = torch.autograd.grad(alpha * loss, (W_dec, W_enc, b_enc))
-        return loss.detach(), ExtraGradients(dead, *gradients)
+        codes = self._kernels.forward_auxk(centered, self._sae.b_enc, dead, k_aux)
+        variance = total_variance(residual).item()
+        if variance == 0:
+            return torch.zeros(()), None
+        # As in `loss.auxk_loss`, with as few passes over memory as possible.
+        error = codes.decoded.sub_(residual)
+        loss = error.norm().square() / (len(error) * variance)
+        return loss, (codes, error.mul_(2 * alpha / (len(error) * variance)))
 
     def _update_bias(self, name: str, gradient: Tensor, lr: float) -> None:
         mean, square = self._moments[name]

@@ -33,15 +33,6 @@ class Moments(NamedTuple):
     square: Tensor
 
 
-class ExtraGradients(NamedTuple):
-    """Gradients of some latents' rows that do not come from the TopK code (AuxK)."""
-
-    latents: Int[Tensor, " D"]
-    W_dec: Float[Tensor, "D d_in"]
-    W_enc: Float[Tensor, "D d_in"]
-    b_enc: Float[Tensor, " D"]
-
-
 class Codes(NamedTuple):
     """Codes of n tokens and their reconstruction without the bias."""
 
@@ -57,8 +48,9 @@ class Gradients(NamedTuple):
     """What `CpuKernels.gradients` found."""
 
     rows: rows.RowGradients
-    bias_grads: Float[Tensor, " d_sae"]
-    """Sum of each latent's pre-activation gradients; AuxK's not among them."""
+    code_bias_grads: Float[Tensor, " d_sae"]
+    """Sum of each latent's pre-activation gradients, without AuxK's."""
+    auxk_bias_grads: Float[Tensor, " d_sae"]
     norm_bound: float
     """At least the norm of the gradients in W_dec and W_enc."""
 
@@ -112,16 +104,46 @@ class CpuKernels:
             return 0.0
 
         self._sum_over_latents(score)
-        acts, decoded = torch.empty(n, self._k), torch.empty_like(centered)
-        indices, kept = torch.empty(n, self._k, dtype=torch.int32), np.empty(n, np.int32)
+        return self._keep_and_decode(found, counts, exact, self._k, bounds)
 
-        def keep(part: int, _thread: int) -> None:
-            block = slice(bounds[part], bounds[part + 1])
-            code = acts.numpy()[block], indices.numpy()[block], kept[block]
-            rows.keep_best(found[block], counts[block], exact[block], self._norms, self._k, *code)
-            rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[block])
+    def forward_auxk(
+        self,
+        centered: Float[Tensor, "n d_in"],
+        b_enc: Float[Tensor, " d_sae"],
+        dead: Int[Tensor, " D"],
+        k_aux: int,
+    ) -> Codes:
+        """Codes of the `k_aux` strongest among the dead latents that are positive.
 
-        in_parallel(keep, len(bounds) - 1)
+        Few of them are, so that after one matmul of their rows all goes by pairs.
+        """
+        pre = torch.addmm(b_enc[dead], centered, self._W_enc[dead].T)
+        scores = pre.mul_(torch.from_numpy(self._norms)[dead]).numpy()
+        found = np.tile(dead.numpy().astype(np.int32), (len(centered), 1))
+        counts = np.full(len(centered), len(dead), np.int32)
+        bounds = self._blocks(len(centered))
+        return self._keep_and_decode(found, counts, scores, k_aux, bounds)
+
+    def _keep_and_decode(
+        self,
+        found: NDArray[np.int32],
+        counts: NDArray[np.int32],
+        scores: NDArray[np.float32],
+        k: int,
+        bounds: list[int],
+    ) -> Codes:
+        """The k best of each token's candidates and what they give, by blocks of tokens."""
+        n = len(counts)
+        acts, decoded = torch.empty(n, k), torch.empty(n, self.d_in)
+        indices, kept = torch.empty(n, k, dtype=torch.int32), np.empty(n, np.int32)
+
+        def block(part: int, _thread: int) -> None:
+            here = slice(bounds[part], bounds[part + 1])
+            code = acts.numpy()[here], indices.numpy()[here], kept[here]
+            rows.keep_best(found[here], counts[here], scores[here], self._norms, k, *code)
+            rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[here])
+
+        in_parallel(block, len(bounds) - 1)
         return Codes(acts, indices, kept, decoded)
 
     def _find(
@@ -199,52 +221,50 @@ class CpuKernels:
     def gradients(
         self,
         centered: Float[Tensor, "n d_in"],
-        codes: Codes,
-        x_hat_grad: Float[Tensor, "n d_in"],
+        code: tuple[Codes, Float[Tensor, "n d_in"]],
+        auxk: tuple[Codes, Float[Tensor, "n d_in"]] | None,
         act_grad: float,
-        extra: ExtraGradients | None,
         *,
         normalize: bool,
     ) -> Gradients:
-        """All that `update` needs.
+        """All that `update` needs, from codes and the gradients of what they decode to.
 
-        `x_hat_grad` is dL/dx_hat, `act_grad` what each activation adds to L's derivative besides.
-        With `normalize`, decoder gradients lose their part along the row.
+        `act_grad` is what each activation of the code adds to L's derivative besides. With
+        `normalize`, decoder gradients lose their part along the row.
         """
+        x = centered.numpy()
+        x_norms = np.empty(len(x), np.float32)
+        rows.row_norms(x, x_norms)
+        of_code, code_bias, bound = self._by_pairs(*code, act_grad, x_norms)
+        if auxk is None:
+            nothing = rows.Pairs(np.zeros(self.d_sae + 1, np.int32), *[np.empty(0, np.int32)] * 2)
+            of_auxk = of_code._replace(pairs=nothing)
+            auxk_bias = torch.zeros(self.d_sae)
+        else:
+            of_auxk, auxk_bias, more = self._by_pairs(*auxk, 0.0, x_norms)
+            bound += more
+        gradients = rows.RowGradients(of_code, of_auxk, x, normalize, self._tied)
+        return Gradients(gradients, code_bias, auxk_bias, bound)
+
+    def _by_pairs(
+        self, codes: Codes, out_grad: Tensor, act_grad: float, x_norms: NDArray[np.float32]
+    ) -> tuple[rows.PairGradients, Tensor, float]:
+        """A reconstruction's gradients, those of the biases, and a bound of the rows' norm."""
         pairs = self._pairs(codes.indices.numpy(), codes.kept)
-        extra_of = np.full(self.d_sae, -1, np.int32)
-        extra_dec = extra_enc = np.empty((0, self.d_in), np.float32)
-        extra_norm = 0.0
-        if extra is not None:
-            extra_of[extra.latents.numpy()] = np.arange(len(extra.latents))
-            extra_dec, extra_enc = extra.W_dec.numpy(), extra.W_enc.numpy()
-            extra_norm = float(extra.W_dec.norm() + extra.W_enc.norm())
-        gradients = rows.RowGradients(
-            pairs,
-            np.empty(len(pairs.tokens), np.float32),
-            np.empty(len(pairs.tokens), np.float32),
-            centered.numpy(),
-            x_hat_grad.numpy(),
-            extra_of,
-            extra_dec,
-            extra_enc,
-            normalize,
-            self._tied,
-        )
+        acts, pre_grads = (np.empty(len(pairs.tokens), np.float32) for _ in range(2))
+        gradients = rows.PairGradients(pairs, acts, pre_grads, out_grad.numpy())
+        out_norms = np.empty(len(x_norms), np.float32)
+        rows.row_norms(gradients.out_grad, out_norms)
         bias_grads = torch.empty(self.d_sae)
-        x_norms = np.empty(len(centered), np.float32)
-        grad_norms = np.empty(len(centered), np.float32)
-        rows.row_norms(gradients.centered, x_norms)
-        rows.row_norms(gradients.x_hat_grad, grad_norms)
 
         def part(first: int, last: int) -> float:
             return rows.pre_activation_gradients(
                 first, last, gradients, codes.acts.numpy(), self._W_dec.detach().numpy(), act_grad,
-                grad_norms, x_norms, bias_grads.numpy(),
+                out_norms, x_norms, bias_grads.numpy(),
             )  # fmt: skip
 
-        bound = self._sum_over_latents(part) ** 0.5 + extra_norm
-        return Gradients(gradients, bias_grads, bound)
+        squares = self._sum_over_latents(part)
+        return gradients, bias_grads, squares**0.5
 
     def squared_norm(self, found: Gradients) -> float:
         """Squared norm of the gradients in W_dec and W_enc."""

@@ -33,22 +33,26 @@ class Pairs(NamedTuple):
     """[pairs]: the place of each within its token's row of latents."""
 
 
-class RowGradients(NamedTuple):
-    """All that the gradients of the rows are summed from."""
+class PairGradients(NamedTuple):
+    """What a reconstruction from sparse codes gives the rows, by pairs."""
 
     pairs: Pairs
     acts: Float32
     """[pairs]"""
     pre_grads: Float32
     """[pairs]: gradients of the pre-activations."""
+    out_grad: Float32
+    """[n, d_in]: gradient of the reconstruction."""
+
+
+class RowGradients(NamedTuple):
+    """All that the gradients of the rows are summed from."""
+
+    code: PairGradients
+    auxk: PairGradients
+    """Of the dead latents' own reconstruction; without pairs if there is none."""
     centered: Float32
     """[n, d_in]: x - b_dec."""
-    x_hat_grad: Float32
-    """[n, d_in]: dL/dx_hat."""
-    extra_of: Int32
-    """[d_sae]: the row of `extra_*` that holds more gradient for a latent (AuxK), or -1."""
-    extra_dec: Float32
-    extra_enc: Float32
     project: bool
     """Whether the part of a decoder gradient along its row is removed."""
     tied: bool
@@ -179,18 +183,23 @@ def keep_best(
     """
     scratch = np.empty(max(1, counts.max()), np.float32)
     for r in range(counts.shape[0]):
-        count = counts[r]
-        threshold = np.float32(0)
-        if count > k:
-            scratch[:count] = scores[r, :count]
-            threshold = max(threshold, kth_largest(scratch, count, k))
+        positive = 0
+        for i in range(counts[r]):
+            if scores[r, i] > 0:
+                scratch[positive] = scores[r, i]
+                positive += 1
+        is_choice = positive > k
+        threshold = kth_largest(scratch, positive, k) if is_choice else np.float32(0)
         n = 0
-        for above in (True, False):  # those equal to the k-th only fill what is left
-            for i in range(count):
-                score = scores[r, i]
-                is_kept = score > threshold if above else score == threshold
-                if is_kept and score > 0 and n < k:
-                    acts[r, n] = score / norms[found[r, i]]
+        for i in range(counts[r]):
+            if scores[r, i] > threshold:
+                acts[r, n] = scores[r, i] / norms[found[r, i]]
+                latents[r, n] = found[r, i]
+                n += 1
+        if is_choice:  # those equal to the k-th fill what is left
+            for i in range(counts[r]):
+                if scores[r, i] == threshold and n < k:
+                    acts[r, n] = threshold / norms[found[r, i]]
                     latents[r, n] = found[r, i]
                     n += 1
         kept[r] = n
@@ -214,18 +223,18 @@ def decode(acts: Float32, latents: Int32, kept: Int32, W_dec: Float32, decoded: 
 def pre_activation_gradients(
     first: int,
     last: int,
-    gradients: RowGradients,
+    gradients: PairGradients,
     codes: Float32,
     W_dec: Float32,
     act_grad: float,
-    grad_norms: Float32,
+    out_norms: Float32,
     x_norms: Float32,
     bias_grads: Float32,
 ) -> float:
     """Gradients of the pre-activations of the latents `first` to `last`.
 
     codes [n, k] are the activations, `act_grad` what every activation adds to L's derivative (the
-    L1 term); `grad_norms` and `x_norms` [n] are the norms of x_hat_grad's and the centered inputs'
+    L1 term); `out_norms` and `x_norms` [n] are the norms of out_grad's and the centered inputs'
     rows. Writes `acts`, `pre_grads` and their sums over each latent's tokens, `bias_grads` [d_sae].
     Returns an upper bound of the squared norm of the latents' gradients in W_dec and W_enc, by the
     triangle inequality.
@@ -237,23 +246,22 @@ def pre_activation_gradients(
         for p in range(pairs.starts[j], pairs.starts[j + 1]):
             t = pairs.tokens[p]
             act = codes[t, pairs.slots[p]]
-            gradient = dot(gradients.x_hat_grad[t], W_dec[j]) + np.float32(act_grad)
+            gradient = dot(gradients.out_grad[t], W_dec[j]) + np.float32(act_grad)
             gradients.acts[p] = act
             gradients.pre_grads[p] = gradient
             bias += gradient
-            dec += act * grad_norms[t]
+            dec += act * out_norms[t]
             enc += abs(gradient) * x_norms[t]
         bias_grads[j] = bias
         squares += (dec + enc) * (dec + enc)
-    return squares
+    return float(squares)
 
 
 @compiled
-def sum_rows(
+def add_rows(
     first: int, last: int, tokens: Int32, weights: Float32, rows: Float32, total: Float32
 ) -> None:
-    """total = sum of weights[p] rows[tokens[p]] over the pairs `first` to `last`."""
-    total[:] = 0
+    """total += sum of weights[p] rows[tokens[p]] over the pairs `first` to `last`."""
     for p in range(first, last):
         row, weight = rows[tokens[p]], weights[p]
         for c in range(total.shape[0]):
@@ -261,9 +269,19 @@ def sum_rows(
 
 
 @compiled
+def add_pairs(
+    j: int, gradients: PairGradients, centered: Float32, dec: Float32, enc: Float32
+) -> None:
+    g = gradients
+    first, last = g.pairs.starts[j], g.pairs.starts[j + 1]
+    add_rows(first, last, g.pairs.tokens, g.acts, g.out_grad, dec)
+    add_rows(first, last, g.pairs.tokens, g.pre_grads, centered, enc)
+
+
+@compiled
 def has_gradient(j: int, gradients: RowGradients) -> bool:
-    starts = gradients.pairs.starts
-    return starts[j] < starts[j + 1] or gradients.extra_of[j] >= 0
+    code, auxk = gradients.code.pairs.starts, gradients.auxk.pairs.starts
+    return code[j] < code[j + 1] or auxk[j] < auxk[j + 1]
 
 
 @compiled
@@ -271,19 +289,14 @@ def row_gradients(
     j: int, gradients: RowGradients, W_dec: Float32, dec: Float32, enc: Float32
 ) -> None:
     """One latent's gradient in its decoder row and its encoder row (both in `dec` when tied)."""
-    g = gradients
-    first, last = g.pairs.starts[j], g.pairs.starts[j + 1]
-    sum_rows(first, last, g.pairs.tokens, g.acts, g.x_hat_grad, dec)
-    sum_rows(first, last, g.pairs.tokens, g.pre_grads, g.centered, enc)
-    more = g.extra_of[j]
-    if more >= 0:
-        for c in range(dec.shape[0]):
-            dec[c] += g.extra_dec[more, c]
-            enc[c] += g.extra_enc[more, c]
-    if g.tied:
+    dec[:] = 0
+    enc[:] = 0
+    add_pairs(j, gradients.code, gradients.centered, dec, enc)
+    add_pairs(j, gradients.auxk, gradients.centered, dec, enc)
+    if gradients.tied:
         for c in range(dec.shape[0]):
             dec[c] += enc[c]
-    if g.project:
+    if gradients.project:
         row = W_dec[j]
         along = dot(dec, row) / max(dot(row, row), np.float32(1e-12))
         for c in range(dec.shape[0]):

@@ -211,7 +211,7 @@ def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(size, seed: in
     x = torch.randn(n, d_in, generator=generator)
     codes = kernels.forward(x, sae.b_enc.data)
     gradient = torch.randn(n, d_in, generator=generator)
-    found = kernels.gradients(x, codes, gradient, 0.1, None, normalize=tied)
+    found = kernels.gradients(x, (codes, gradient), None, 0.1, normalize=tied)
     assert found.norm_bound >= kernels.squared_norm(found) ** 0.5 * (1 - 1e-5)
 
 
