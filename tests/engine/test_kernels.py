@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_engine.kernels import search, select_topk
 from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.loss import total_variance
 from sae_engine.sae import TopKSAE
 from sae_engine.steps import AutogradStepper, CompiledStepper, Objective
 
@@ -187,8 +188,8 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
     for step in range(3):
         x = torch.randn(n, d_in, generator=generator) + start
         dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
-        if near_tie(twins[0][0], x, dead):
-            return  # either latent is right; from here on the twins may differ
+        if near_tie(twins[0][0], x, dead) or is_perfect(twins[0][0], x):
+            return  # rounding decides: from here on the twins may differ
         outcomes = [s.step(x, objective, dead, 1e-5) for _, s in twins]
         torch.testing.assert_close(
             outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
@@ -244,6 +245,11 @@ def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
     return is_close(scores, sae.k) or (
         len(dead) > 0 and sae.d_in > 1 and is_close(scores[:, dead], sae.d_in // 2)
     )
+
+
+def is_perfect(sae: TopKSAE, x: Tensor) -> bool:
+    """Whether all of the residual's variance, by which AuxK is divided, is rounding."""
+    return bool(total_variance((x - sae(x)).detach()) < 1e-6)
 
 
 def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
