@@ -65,6 +65,11 @@ def open_stepper(sae: TopKSAE) -> Stepper:
     return CompiledStepper(sae) if sae.W_dec.device.type == "cpu" else AutogradStepper(sae)
 
 
+def k_auxk(d_in: int) -> int:
+    """How many dead latents rebuild a token's residual; Gao et al. 2024, appendix A.2."""
+    return max(1, d_in // 2)
+
+
 def auxk(
     sae: TopKSAE,
     W_dec: Float[Tensor, "D d_in"],
@@ -81,7 +86,7 @@ def auxk(
     """
     pre = torch.addmm(b_enc, x - sae.b_dec.detach(), W_enc.T)
     acts = torch.relu(pre)
-    k_aux = sae.d_in // 2
+    k_aux = k_auxk(sae.d_in)
     if len(W_dec) > k_aux:
         scores = pre.detach() * W_dec.detach().norm(dim=1)
         chosen = scores.topk(k_aux, dim=-1, sorted=False).indices
@@ -188,9 +193,9 @@ class CompiledStepper:
         self, residual: Tensor, centered: Tensor, alpha: float, dead: Tensor
     ) -> tuple[Tensor, tuple[Codes, Tensor] | None]:
         """`auxk` and, times `alpha`, its gradient in what the dead latents decode to."""
-        k_aux = min(self._sae.d_in // 2, len(dead))
-        if not k_aux or not alpha:
+        if not len(dead) or not alpha:
             return torch.zeros(()), None
+        k_aux = min(k_auxk(self._sae.d_in), len(dead))
         codes = self._kernels.forward_auxk(centered, self._sae.b_enc, dead, k_aux)
         variance = total_variance(residual).item()
         if variance == 0:

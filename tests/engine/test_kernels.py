@@ -13,7 +13,7 @@ from sae_engine.kernels import search, select_topk
 from sae_engine.kernels.cpu import CpuKernels
 from sae_engine.loss import total_variance
 from sae_engine.sae import TopKSAE
-from sae_engine.steps import AutogradStepper, CompiledStepper, Objective
+from sae_engine.steps import AutogradStepper, CompiledStepper, Objective, k_auxk
 
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
@@ -243,7 +243,7 @@ def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
         return bool((scores.abs() < 1e-3).any())
 
     return is_close(scores, sae.k) or (
-        len(dead) > 0 and sae.d_in > 1 and is_close(scores[:, dead], sae.d_in // 2)
+        len(dead) > 0 and is_close(scores[:, dead], k_auxk(sae.d_in))
     )
 
 
