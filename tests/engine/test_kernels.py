@@ -185,6 +185,7 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
         sae = TopKSAE(d_in, d_sae, k, tied=tied)
         sae.initialize_(seed, start)
         twins.append((sae, stepper(sae)))
+    largest_norm = 1.0
     for step in range(3):
         x = torch.randn(n, d_in, generator=generator) + start
         dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
@@ -195,10 +196,12 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
             outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
         )
         torch.testing.assert_close(outcomes[1].auxk, outcomes[0].auxk, rtol=1e-3, atol=1e-5)
+        largest_norm = max(largest_norm, outcomes[0].grad_norm.item())
     states = [s.state() for _, s in twins]
     for name, expected in states[0].items():
         if name.endswith("mean") or name == "step":
-            torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=2e-6, msg=name)
+            atol = 2e-6 * largest_norm
+            torch.testing.assert_close(states[1][name], expected, rtol=1e-3, atol=atol, msg=name)
 
 
 @settings(deadline=None)
