@@ -8,6 +8,8 @@ ARGS ?=
 # Extra options for pip, such as the index of another build of PyTorch.
 PIP_ARGS ?=
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
+# Once here, or for ten seconds in a machine's first training step.
+COMPILE = $(BIN)/python -m sae_engine.kernels
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
@@ -30,10 +32,12 @@ check: .venv/installed-dev  ## lint, formatting, types, and who may import whom
 
 .venv/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) .
+	@$(COMPILE)
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) ".[dev]"
+	@$(COMPILE)
 	@touch .venv/installed $@
 
 # The first Python that answers and is new enough; a version manager's shim may exist and still fail.
