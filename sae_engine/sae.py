@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,10 @@ from sae_engine.kernels import decode, select_topk
 
 INIT_ROWS = 4096
 """Rows that are drawn at once: no second copy of a large matrix."""
+
+
+# typing.Self cannot be checked function by function, as the tests do.
+_SAE = TypeVar("_SAE", bound="SAE")
 
 
 class Code(NamedTuple):
@@ -89,7 +93,7 @@ class SAE(nn.Module, ABC):
         return self.decode(self.encode(x))
 
     @torch.no_grad()
-    def folded(self, scale: float) -> Self:
+    def folded(self: _SAE, scale: float) -> _SAE:
         """The same map on raw activations x instead of scaled ones `scale * x`, with unit-norm
         decoder rows.
 
@@ -105,7 +109,7 @@ class SAE(nn.Module, ABC):
         return plain.requires_grad_(False)
 
     @abstractmethod
-    def _blank(self) -> Self:
+    def _blank(self: _SAE) -> _SAE:
         """An untied SAE of the same kind and shape, all zero."""
 
     def save(self, path: Path) -> None:
@@ -122,7 +126,7 @@ class SAE(nn.Module, ABC):
         save_file(tensors, path, metadata=metadata)
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
+    def load(cls: type[_SAE], path: Path | str) -> _SAE:
         """Read a published file; raises `UserError` if it is not one, or of another kind than
         this class.
         """
@@ -192,8 +196,8 @@ class TopKSAE(SAE):
             along * self.W_dec / self.W_dec.pow(2).sum(dim=1, keepdim=True).clamp_min(1e-12)
         )
 
-    def _blank(self) -> Self:
-        return type(self)(self.d_in, self.d_sae, self.k)
+    def _blank(self) -> TopKSAE:
+        return TopKSAE(self.d_in, self.d_sae, self.k)
 
 
 class JumpReLUSAE(SAE):
@@ -222,13 +226,13 @@ class JumpReLUSAE(SAE):
         return Code(*z.topk(width, dim=-1, sorted=False))
 
     @torch.no_grad()
-    def folded(self, scale: float) -> Self:
+    def folded(self, scale: float) -> JumpReLUSAE:
         plain = super().folded(scale)
         plain.threshold.copy_(self.threshold * self.decoder_norms.clamp_min(1e-12) / scale)
         return plain
 
-    def _blank(self) -> Self:
-        return type(self)(self.d_in, self.d_sae)
+    def _blank(self) -> JumpReLUSAE:
+        return JumpReLUSAE(self.d_in, self.d_sae)
 
 
 @torch.no_grad()

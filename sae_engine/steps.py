@@ -7,7 +7,7 @@ Used by `trainer`, which decides what the loss is made of and what is reported.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     """Before clipping; see `Objective.wants_norm`."""
 
 
+@runtime_checkable
 class Stepper(Protocol):
     """Holds an SAE's Adam state and does its steps."""
 

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import os
 
+from jaxtyping import install_import_hook
+
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
     del os.environ[_name]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
+
+# Shapes in signatures are checked while tests run, and cost nothing in use.
+install_import_hook(
+    [
+        "sae_engine.evaluate",
+        "sae_engine.kernels.cpu",
+        "sae_engine.kernels.reference",
+        "sae_engine.loss",
+        "sae_engine.sae",
+        "sae_engine.steps",
+        "sae_engine.trainer",
+    ],
+    "beartype.beartype",
+)
