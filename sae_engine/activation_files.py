@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -65,7 +65,7 @@ class ActivationSet(NamedTuple):
 def write_part(
     path: Path,
     activations: Float[Tensor, "n d_in"],
-    token_ids: Int[np.ndarray, " n"],
+    token_ids: Integer[np.ndarray, " n"],
     row_starts: Int[np.ndarray, " rows_plus_1"],
     origin: Origin,
 ) -> None:

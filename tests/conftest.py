@@ -14,9 +14,14 @@ os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
 # Shapes in signatures are checked while tests run, and cost nothing in use.
 install_import_hook(
     [
+        "sae_engine.activation_files",
+        "sae_engine.corpus",
         "sae_engine.evaluate",
+        "sae_engine.interop.load",
+        "sae_engine.interop.weights",
         "sae_engine.kernels.cpu",
         "sae_engine.kernels.reference",
+        "sae_engine.language_model",
         "sae_engine.loss",
         "sae_engine.sae",
         "sae_engine.steps",
