@@ -46,6 +46,8 @@ class Services:
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
         self.indexes = IndexCache()
+        self.exporting = threading.Lock()
+        """Held by the one export that is being written."""
 
 
 def _services(request: Request) -> Services:
