@@ -71,8 +71,8 @@ def export_neuronpedia(source: ExportSource, folder: Path) -> None:
 
 
 def _write(file: TextIO, row: dict[str, Any]) -> None:
-    json.dump(row, file, ensure_ascii=False, separators=(",", ":"))
-    file.write("\n")
+    # In one piece: json.dump encodes in Python, many times slower.
+    file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def _model_id(source: ExportSource) -> str:
