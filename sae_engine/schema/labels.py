@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from sae_engine.schema.api import Shape
+from pydantic import Field
+
+from sae_engine.schema.api import FeatureSort, Shape
 
 LabelAuthor = Literal["person", "model"]
 
@@ -45,3 +47,58 @@ class FeatureLabel(Shape):
     notes: str
     starred: bool
     origin: LabelOrigin
+
+
+LabelJobStatus = Literal["running", "finished", "cancelled", "failed", "interrupted"]
+
+
+class LabelRequest(Shape):
+    """Which features a language model shall label.
+
+    Those that never fired have nothing to be labeled by, and a person's label stays as it is.
+    """
+
+    features: list[int] | None = Field(default=None, min_length=1, max_length=200_000)
+    """These; unset takes the first `limit` by `sort`."""
+    limit: int = Field(default=100, ge=1, le=200_000)
+    sort: FeatureSort = "max_activation"
+    relabel: bool = False
+    """Also those that a model has labeled before."""
+    snapshot: int | None = Field(default=None, ge=0)
+    """A step; unset is the newest."""
+
+
+class LabelEstimate(Shape):
+    """What labeling will take; tokens are estimated from a few features' texts."""
+
+    model: str
+    features: int
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    """Without what a reasoning model thinks aloud."""
+    cost: float | None
+    """In the currency of the prices that are set; null without them."""
+
+
+class LabelJob(Shape):
+    """The labeling of some features, as it stands."""
+
+    id: int
+    status: LabelJobStatus
+    model: str
+    snapshot: int
+    total: int
+    labeled: int
+    kept: int
+    """Features whose label a person wrote meanwhile."""
+    failed: int
+    """Features that no usable answer came for."""
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float | None
+    problem: str | None
+    """The last thing that went wrong, in words."""
+    created_at: datetime
+    ended_at: datetime | None
