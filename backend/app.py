@@ -14,7 +14,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from backend import problems
-from backend.routes import exports, features, imports, lookup, metrics, runs, sweeps, system
+from backend.label_repository import settle_label_jobs
+from backend.routes import (
+    exports,
+    features,
+    imports,
+    labels,
+    lookup,
+    metrics,
+    runs,
+    sweeps,
+    system,
+)
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
@@ -45,7 +56,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
     )
     api.state.services = Services(settings, command)
     problems.install(api)
-    for module in (system, runs, sweeps, imports, metrics, features, lookup, exports):
+    for module in (system, runs, sweeps, imports, metrics, features, labels, lookup, exports):
         api.include_router(module.router)
     return api
 
@@ -56,10 +67,13 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
     services: Services = api.state.services
     services.settings.data_dir.mkdir(parents=True, exist_ok=True)
     services.database.prepare()
+    with services.database.writing() as session:
+        settle_label_jobs(session)
     services.supervisor.start()
     try:
         yield
     finally:
+        services.labeler.close()
         services.supervisor.close()
         services.database.close()
 

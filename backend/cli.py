@@ -189,10 +189,23 @@ def _parser() -> argparse.ArgumentParser:
         "--snapshot", type=int, metavar="STEP", help="a step; the newest if not given"
     )
 
-    export = command("export", _export, "Write a run's SAE for another program.")
+    export = command(
+        "export",
+        _export,
+        "Write a run's SAE or its features for other programs and people.",
+        epilog="saelens: the SAE, for SAELens. html: static pages that need no server. jsonl: one "
+        "line per feature, in Neuronpedia's field names. neuronpedia: the folder that Neuronpedia "
+        "imports. parquet: tables of features, contexts and token statistics.",
+    )
     export.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     export.add_argument("--format", default="saelens", choices=get_args(ExportFormat))
+    export.add_argument(
+        "--snapshot", type=int, metavar="STEP", help="whose features; the newest if not given"
+    )
+    export.add_argument(
+        "--include-dead", action="store_true", help="also features that never fired"
+    )
     return parser
 
 
@@ -285,8 +298,15 @@ def _lookup(options: argparse.Namespace, _: list[str]) -> int:
 def _export(options: argparse.Namespace, _: list[str]) -> int:
     from backend.exports import export_here
 
-    export_here(_settings(options), options.run, options.folder)
-    print(f"Written: {options.folder}")
+    left_out = export_here(
+        _settings(options),
+        options.run,
+        options.folder,
+        format=options.format,
+        snapshot=options.snapshot,
+        include_dead=options.include_dead,
+    )
+    print(f"Written: {options.folder}" + (f". {left_out}" if left_out else ""))
     return 0
 
 

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
+from backend.migrations import SCHEMA_VERSION, migrate
 from backend.models import Base, SchemaVersionRow
 from sae_engine.errors import UserError
 
-SCHEMA_VERSION = 1
 BUSY_TIMEOUT_SECONDS = 30.0
 
 
@@ -55,8 +55,8 @@ class Database:
             yield session
 
     def prepare(self) -> None:
-        """Make the tables where there are none; raises `UserError` for tables of another
-        version.
+        """Make the tables where there are none and bring older ones up to date; raises `UserError`
+        for tables of a later version.
         """
         if self._is_sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -67,8 +67,10 @@ class Database:
             if not inspect(connection).has_table(SchemaVersionRow.__tablename__):
                 Base.metadata.create_all(connection)
                 session.add(SchemaVersionRow(version=SCHEMA_VERSION))
-            version = session.scalar(select(SchemaVersionRow.version))
-        if version != SCHEMA_VERSION:
+            version = session.scalar(select(SchemaVersionRow.version)) or 0
+            if version < SCHEMA_VERSION:
+                migrate(connection, version)
+        if version > SCHEMA_VERSION:
             raise UserError(
                 f"The database {self._url.render_as_string()} has schema version {version}, this "
                 f"program knows version {SCHEMA_VERSION}; use the SAE Workbench that wrote it, or "

@@ -1,4 +1,4 @@
-"""A run's SAE written for another program, from the shell."""
+"""A run's SAE written for another program, or its features for people and programs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,57 @@ from pathlib import Path
 
 from backend import repository
 from backend.db import open_database
-from backend.settings import Settings
+from backend.label_repository import written_labels
+from backend.settings import SOURCE_ROOT, Settings
+from sae_engine.errors import UserError
+from sae_engine.feature_export.source import ExportSource
+from sae_engine.feature_export.write import export_features
+from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
+from sae_engine.schema.api import ExportFormat
+from sae_engine.schema.config import RunConfig
+
+STYLE = SOURCE_ROOT / "frontend" / "style.css"
+"""The style sheet of the pages; the server does not import them."""
 
 
-def export_here(settings: Settings, run: str, target: Path) -> None:
-    """Write the SAE of the run that `run` names into the new folder `target`.
+def export_here(
+    settings: Settings,
+    run: str,
+    target: Path,
+    *,
+    format: ExportFormat,
+    snapshot: int | None = None,
+    include_dead: bool = False,
+) -> str:
+    """Write the run that `run` names into the new folder `target`; returns what is left out.
 
-    Raises `UserError` for an unknown run, one without an SAE, or a folder that exists.
+    Raises `UserError` for an unknown run, one without an SAE or features, or a folder that exists.
     """
     with (
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
     ):
         row = repository.find_run(session, run)
-    export_saelens(settings.run_folder(row.id), target)
+        steps = [made.step for made in repository.snapshots(session, row.id)]
+        labels = written_labels(session, row.id)
+    folder = settings.run_folder(row.id)
+    if format == "saelens":
+        export_saelens(folder, target)
+        return ""
+    if not steps:
+        raise UserError(f"The run '{row.name}' has no features yet.")
+    if snapshot is not None and snapshot not in steps:
+        raise UserError(
+            f"There is no snapshot at step {snapshot}; there are {', '.join(map(str, steps))}."
+        )
+    source = ExportSource(
+        index=FeatureIndex.open(folder.feature_index(steps[-1] if snapshot is None else snapshot)),
+        run_id=row.id,
+        run_name=row.name,
+        config=RunConfig.model_validate(row.config),
+        labels=labels,
+        include_dead=include_dead,
+    )
+    export_features(source, format, target, style=STYLE.read_text("utf-8"))
+    return source.left_out

@@ -136,7 +136,7 @@ class NoticeRow(Base):
 
 
 class LabelRow(Base):
-    """What a person wrote about one feature of a run."""
+    """What a person wrote about one feature of a run, or a model proposed."""
 
     __tablename__ = "labels"
 
@@ -145,3 +145,36 @@ class LabelRow(Base):
     label: Mapped[str] = mapped_column(Text)
     notes: Mapped[str] = mapped_column(Text)
     starred: Mapped[bool]
+
+    author: Mapped[str | None]
+    """Of the label: `person` or `model`; null for a person's of before this was noted."""
+    model: Mapped[str | None]
+    prompt_version: Mapped[str | None]
+    written_at: Mapped[datetime | None]
+    score: Mapped[str | None] = mapped_column(Text)
+    """A `DetectionScore` as JSON."""
+
+
+class LabelJobRow(Base):
+    """The automatic labeling of some features of a run."""
+
+    __tablename__ = "label_jobs"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
+    status: Mapped[str] = mapped_column(index=True)
+    snapshot: Mapped[int]
+    model: Mapped[str]
+    total: Mapped[int]
+    labeled: Mapped[int] = mapped_column(default=0)
+    kept: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    calls: Mapped[int] = mapped_column(default=0)
+    prompt_tokens: Mapped[int] = mapped_column(default=0)
+    completion_tokens: Mapped[int] = mapped_column(default=0)
+    problem: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    pid: Mapped[int]
+    pid_created: Mapped[float]
+    """Of the server that does it, as in `RunRow`."""

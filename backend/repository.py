@@ -408,4 +408,12 @@ def label(session: Session, run_id: str, feature: int) -> LabelUpdate:
 
 
 def set_label(session: Session, run_id: str, feature: int, update: LabelUpdate) -> None:
-    session.merge(LabelRow(run_id=run_id, feature=feature, **update.model_dump()))
+    """Write what a person says; a label that the person changed is the person's from then on."""
+    row = session.get(LabelRow, (run_id, feature))
+    if row is None:
+        row = LabelRow(run_id=run_id, feature=feature, label="")
+        session.add(row)
+    if row.label != update.label or row.author is None:
+        row.author, row.written_at = "person", now()
+        row.model = row.prompt_version = row.score = None
+    row.label, row.notes, row.starred = update.label, update.notes, update.starred

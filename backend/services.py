@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from backend.db import Database
+from backend.labeling import Labeler
 from backend.settings import Settings
 from backend.supervisor import JobCommand, Supervisor, job_command
 from sae_engine.feature_index.reader import FeatureIndex
@@ -39,13 +40,16 @@ class IndexCache:
 
 
 class Services:
-    """The database, the supervisor and the open indexes of one server."""
+    """The database, the supervisor, the labeling and the open indexes of one server."""
 
     def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
         self.indexes = IndexCache()
+        self.labeler = Labeler(self.database)
+        self.exporting = threading.Lock()
+        """Held by the one export that is being written."""
 
 
 def _services(request: Request) -> Services:

@@ -46,6 +46,18 @@ class Settings(BaseSettings):
     """Further names under which a browser may reach the server, separated by commas."""
     token: SecretStr | None = None
     """Secret that REST clients and browsers must show."""
+    labels_base_url: str | None = Field(None, pattern=r"^https?://")
+    """Where an OpenAI-compatible endpoint answers, such as `http://127.0.0.1:11434/v1`."""
+    labels_model: str | None = None
+    """The model there that proposes and judges labels."""
+    labels_api_key: SecretStr | None = None
+    """The key that the endpoint wants, if any."""
+    labels_concurrency: int = Field(4, ge=1, le=256)
+    """Questions that it is asked at the same time."""
+    labels_input_price: float | None = Field(None, ge=0)
+    """Price of a million tokens of question, for estimates of cost."""
+    labels_output_price: float | None = Field(None, ge=0)
+    """Price of a million tokens of answer."""
 
     @field_validator("data_dir")
     @classmethod
@@ -82,8 +94,9 @@ class Settings(BaseSettings):
         return RunFolder(self.data_dir / "runs" / run_id)
 
     def environment(self) -> dict[str, str]:
-        """What a job needs to find the same data; the token stays here."""
-        environment = {name: v for name, v in os.environ.items() if name != f"{PREFIX}TOKEN"}
+        """What a job needs to find the same data; the secrets stay here."""
+        secrets = {f"{PREFIX}TOKEN", f"{PREFIX}LABELS_API_KEY"}
+        environment = {name: v for name, v in os.environ.items() if name not in secrets}
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
         environment[f"{PREFIX}DATABASE_URL"] = self.resolved_database_url
         return environment

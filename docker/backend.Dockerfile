@@ -8,6 +8,8 @@ WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY sae_engine sae_engine
 COPY backend backend
+# Exported pages look like those of the app.
+COPY frontend/style.css frontend/style.css
 COPY data/tiny_gemma2 data/tiny_gemma2
 # hadolint ignore=DL3042,SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \

@@ -7,6 +7,7 @@ from typing import get_args
 import streamlit as st
 
 from frontend.blocks import empty_state, html_block, link, run_header, show_linked
+from frontend.downloads import download_menu
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -103,6 +104,7 @@ def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
             width=220,
         )
         html_block(f'<span class="wb-muted">{count(page.total)} features</span>')
+        download_menu(run, param("snapshot"))
 
 
 def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> str:

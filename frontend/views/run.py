@@ -15,6 +15,7 @@ from frontend.blocks import (
     show_linked,
 )
 from frontend.cards import cards, fraction_done, progress_line
+from frontend.downloads import download_menu
 from frontend.plot import show_figure
 from frontend.state import (
     bound,
@@ -200,6 +201,7 @@ def _snapshots(run: Run) -> None:
         width="stretch",
     ):
         open_page("features", id=run.id)
+    download_menu(run)
     rows = "".join(_snapshot(run.id, s) for s in reversed(snapshots))
     show_linked(f'<ul class="wb-snapshots">{rows}</ul>', key="snapshots")
 

@@ -46,6 +46,10 @@ class ContextReader:
         found = self._folded(positions[:FOLD_CANDIDATES], window)[:num_contexts]
         return [self._cut(latent, place) for place in found]
 
+    def around(self, latent: int, positions: NDArray[Any], window: Window) -> list[Context]:
+        """Contexts around any positions, in their order, those with the same tokens folded."""
+        return [self._cut(latent, place) for place in self._folded(positions, window)]
+
     def example(self, latent: int, window: Window) -> Context | None:
         """The strongest context of a latent, none folded into it; None for a dead latent."""
         start, end = self._arrays.latent_starts[latent : latent + 2]

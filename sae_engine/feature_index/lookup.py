@@ -51,7 +51,7 @@ class Statistics(NamedTuple):
         sums: NDArray[np.float64],
         maxes: NDArray[np.float64],
         *,
-        group_count: int,
+        group_count: int | NDArray[np.int64],
         fired: NDArray[np.int64],
         num_tokens: int,
     ) -> Self:

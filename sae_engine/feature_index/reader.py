@@ -98,6 +98,15 @@ class FeatureIndex:
         verify_files(self.folder)
 
     @property
+    def arrays(self) -> IndexArrays:
+        """The memory-mapped arrays, for who goes through all of them."""
+        return self._arrays
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._vocabulary
+
+    @property
     def step(self) -> int:
         return self.manifest.step
 

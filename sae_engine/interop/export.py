@@ -15,6 +15,7 @@ import yaml
 
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_folder
+from sae_engine.schema.config import ModelConfig
 
 SAELENS_VERSION = "6.54.12"
 """Whose `cfg.json` is written."""
@@ -37,7 +38,7 @@ def export_saelens(folder: RunFolder, target: Path) -> None:
     if not folder.sae.is_file() or not folder.sae_config.is_file():
         raise UserError(f"'{folder.path}' holds no sae.safetensors with its cfg.json to export.")
     described = json.loads(folder.sae_config.read_text("utf-8"))
-    config = _saelens_config(described, _saelens_hook(folder) or described["hook_name"])
+    config = _saelens_config(described, _noted_hook(folder) or described["hook_name"])
     with published_folder(target) as made:
         shutil.copyfile(folder.sae, made / "sae_weights.safetensors")
         (made / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -70,14 +71,21 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
     return config
 
 
-def _saelens_hook(folder: RunFolder) -> str | None:
-    """TransformerLens's name of what a run reads; None if it has none, or nobody wrote it down."""
-    if not folder.config.is_file():
-        return None
-    model = yaml.safe_load(folder.config.read_text("utf-8"))["model"]
-    if not model["hook_point"]:
-        return f"blocks.{model['layer']}.{SAELENS_SITES[model['site']]}"
-    layer = re.search(r"\.(\d+)$", model["hook_point"])
+def transformerlens_hook(model: ModelConfig) -> str | None:
+    """TransformerLens's name of what a run reads, such as `blocks.3.hook_resid_post`; None if it
+    has none.
+    """
+    if not model.hook_point:
+        return f"blocks.{model.layer}.{SAELENS_SITES[model.site]}"
+    layer = re.search(r"\.(\d+)$", model.hook_point)
     if layer is None:
         return None
-    return f"blocks.{layer[1]}.hook_resid_{'pre' if model['hook_io'] == 'input' else 'post'}"
+    return f"blocks.{layer[1]}.hook_resid_{'pre' if model.hook_io == 'input' else 'post'}"
+
+
+def _noted_hook(folder: RunFolder) -> str | None:
+    """The hook that a run's configuration names; None where nobody wrote it down."""
+    if not folder.config.is_file():
+        return None
+    config = yaml.safe_load(folder.config.read_text("utf-8"))
+    return transformerlens_hook(ModelConfig.model_validate(config["model"]))

@@ -17,7 +17,7 @@ FeatureSort = Literal["density", "max_activation", "index", "label"]
 SortOrder = Literal["asc", "desc"]
 TokenMatch = Literal["fold", "exact", "prefix", "substring"]
 LookupRank = Literal["f1", "lift", "recall", "precision", "max"]
-ExportFormat = Literal["saelens"]
+ExportFormat = Literal["saelens", "html", "jsonl", "neuronpedia", "parquet"]
 
 DENSE_FRACTION = 0.1
 """A latent that fires on a larger share of tokens is `dense`."""
