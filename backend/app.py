@@ -14,7 +14,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from backend import problems
-from backend.routes import exports, features, imports, lookup, metrics, runs, sweeps, system
+from backend.routes import (
+    compare,
+    exports,
+    features,
+    imports,
+    lookup,
+    maps,
+    metrics,
+    runs,
+    sweeps,
+    system,
+)
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
@@ -22,6 +33,7 @@ from backend.supervisor import JobCommand, job_command
 from backend.version import VERSION
 from sae_engine.schema.api import Problem
 
+ROUTES = (system, runs, sweeps, imports, metrics, features, maps, lookup, compare, exports)
 DESCRIPTION = (
     "Train sparse autoencoders on language-model activations and look into their features."
 )
@@ -45,7 +57,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
     )
     api.state.services = Services(settings, command)
     problems.install(api)
-    for module in (system, runs, sweeps, imports, metrics, features, lookup, exports):
+    for module in ROUTES:
         api.include_router(module.router)
     return api
 
@@ -61,6 +73,7 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
         yield
     finally:
         services.supervisor.close()
+        services.analyses.close()
         services.database.close()
 
 

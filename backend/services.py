@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from backend.analyses import Analyses
 from backend.db import Database
 from backend.settings import Settings
 from backend.supervisor import JobCommand, Supervisor, job_command
@@ -39,13 +40,14 @@ class IndexCache:
 
 
 class Services:
-    """The database, the supervisor and the open indexes of one server."""
+    """The database, the supervisor, the open indexes and the computations of one server."""
 
     def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
         self.indexes = IndexCache()
+        self.analyses = Analyses(settings)
 
 
 def _services(request: Request) -> Services:
