@@ -148,11 +148,11 @@ class Analyses:
         return _Running(analysis.name, run_ids, process, output, errors)
 
     def _notice_end(self) -> None:
-        """Remember why a computation that has ended has no result."""
+        """Remember why a computation failed."""
         ended = self._running
         if ended is None or ended.process.poll() is None:
             return
-        if not (self._folder / ended.name).is_dir():
+        if ended.process.returncode != 0:
             self._failures[ended.name] = _why_it_failed(ended)
         self._close(ended)
 
