@@ -16,11 +16,13 @@ from starlette.routing import Mount
 from backend import problems
 from backend.label_repository import settle_label_jobs
 from backend.routes import (
+    compare,
     exports,
     features,
     imports,
     labels,
     lookup,
+    maps,
     metrics,
     runs,
     sweeps,
@@ -33,6 +35,9 @@ from backend.supervisor import JobCommand, job_command
 from backend.version import VERSION
 from sae_engine.schema.api import Problem
 
+ROUTES = (
+    system, runs, sweeps, imports, metrics, features, labels, maps, lookup, compare, exports,
+)  # fmt: skip
 DESCRIPTION = (
     "Train sparse autoencoders on language-model activations and look into their features."
 )
@@ -56,7 +61,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
     )
     api.state.services = Services(settings, command)
     problems.install(api)
-    for module in (system, runs, sweeps, imports, metrics, features, labels, lookup, exports):
+    for module in ROUTES:
         api.include_router(module.router)
     return api
 
@@ -75,6 +80,7 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
     finally:
         services.labeler.close()
         services.supervisor.close()
+        services.analyses.close()
         services.database.close()
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from backend.analyses import Analyses
 from backend.db import Database
 from backend.labeling import Labeler
 from backend.settings import Settings
@@ -40,7 +41,7 @@ class IndexCache:
 
 
 class Services:
-    """The database, the supervisor, the labeling and the open indexes of one server."""
+    """What one server holds: database, supervisor, labeling, computations, open indexes."""
 
     def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
         self.settings = settings
@@ -50,6 +51,7 @@ class Services:
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()
         """Held by the one export that is being written."""
+        self.analyses = Analyses(settings)
 
 
 def _services(request: Request) -> Services:

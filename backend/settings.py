@@ -94,11 +94,14 @@ class Settings(BaseSettings):
         return RunFolder(self.data_dir / "runs" / run_id)
 
     def environment(self) -> dict[str, str]:
-        """What a job needs to find the same data; the secrets stay here."""
+        """What a process of ours needs to find the same code and data; the secrets stay here."""
         secrets = {f"{PREFIX}TOKEN", f"{PREFIX}LABELS_API_KEY"}
         environment = {name: v for name, v in os.environ.items() if name not in secrets}
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
         environment[f"{PREFIX}DATABASE_URL"] = self.resolved_database_url
+        paths = [str(SOURCE_ROOT), environment.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
         return environment
 
 

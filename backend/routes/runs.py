@@ -112,7 +112,7 @@ def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
 
 @router.delete("/{run_id}", status_code=204)
 def delete_run(run_id: str, server: Server) -> None:
-    """Delete a run and its folder; refused while it runs."""
+    """Delete a run, its folder and what was computed from it; refused while it runs."""
     with server.database.writing() as session:
         repository.delete_run(session, run_id)
     folder = server.settings.run_folder(run_id).path
@@ -120,6 +120,7 @@ def delete_run(run_id: str, server: Server) -> None:
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+    server.analyses.forget(run_id)
 
 
 @router.post("/{run_id}/stop", status_code=202)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -50,16 +51,26 @@ def write_neighbours(folder: Path, W_dec: Tensor, check_stop: Callable[[], None]
     """Write the rows of `W_dec` [d_sae, d_in] with the highest cosine to each other row."""
     unit = normalize(W_dec.float(), dim=1)
     num = min(NUM_NEIGHBOURS, len(unit) - 1)
-    chunk = max(1, CHUNK_SCORES // len(unit))
     with (
         ArrayWriter(folder, "neighbour_indices", np.uint32, num) as indices_out,
         ArrayWriter(folder, "neighbour_cosines", np.float32, num) as cosines_out,
     ):
-        for first in range(0, len(unit), chunk):
+        for cosines, indices in nearest_rows(unit, num):
             check_stop()
-            cosines = unit[first : first + chunk] @ unit.T
-            own = torch.arange(len(cosines), device=cosines.device)
-            cosines[own, own + first] = -torch.inf
-            values, indices = cosines.topk(num, dim=1)
             indices_out.append(indices.cpu().numpy())
-            cosines_out.append(values.cpu().numpy())
+            cosines_out.append(cosines.cpu().numpy())
+
+
+def nearest_rows(
+    unit: Float[Tensor, "n d_in"], num: int
+) -> Iterator[tuple[Float[Tensor, "m num"], Int[Tensor, "m num"]]]:
+    """For each of the unit rows the `num` others with the highest cosine, best first; some rows at
+    a time, so that never more than `CHUNK_SCORES` cosines are held.
+    """
+    chunk = max(1, CHUNK_SCORES // len(unit))
+    for first in range(0, len(unit), chunk):
+        cosines = unit[first : first + chunk] @ unit.T
+        own = torch.arange(len(cosines), device=cosines.device)
+        cosines[own, own + first] = -torch.inf
+        values, indices = cosines.topk(num, dim=1)
+        yield values, indices

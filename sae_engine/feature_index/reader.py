@@ -157,27 +157,27 @@ class FeatureIndex:
         labels = labels or {}
         offset = offset_of(cursor) if cursor else 0
         keep = np.ones(self.d_sae, np.bool_)
-        density = self._fired / self.num_tokens
+        density = self.fired / self.num_tokens
         if min_density is not None:
             keep &= density >= min_density
         if max_density is not None:
             keep &= density <= max_density
         if state is not None:
-            keep &= matching_state(self._fired, self.num_tokens, state)
+            keep &= matching_state(self.fired, self.num_tokens, state)
         if q and q.strip():
             keep &= matching_text(q, labels, self._top_tokens, self._vocabulary)
         chosen = ordered(
             np.flatnonzero(keep),
             sort,
             order,
-            fired=self._fired,
+            fired=self.fired,
             max_acts=self._max_acts,
             labels=labels,
         )
         page = chosen[offset : offset + limit].tolist()
         end = offset + len(page)
         return FeaturePage(
-            items=[self._row(i, labels) for i in page],
+            items=[self.row(i, labels) for i in page],
             next_cursor=cursor_at(end) if page and end < len(chosen) else None,
             total=len(chosen),
             snapshot=self.step,
@@ -258,8 +258,24 @@ class FeatureIndex:
             snapshot=self.step,
         )
 
+    def row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
+        """One feature as a list shows it."""
+        start, end = self._arrays.latent_token_starts[index : index + 2]
+        top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
+        return FeatureRow(
+            **self._summary(index, labels),
+            example=self._contexts.example(index, EXAMPLE_WINDOW),
+            top_tokens=[self._vocabulary.text(i) for i in top],
+        )
+
+    def top_tokens(self, latents: NDArray[Any], num: int) -> list[list[str]]:
+        """Texts of up to `num` tokens that go best with each of some latents, best first."""
+        chosen = self._top_tokens[latents, :num].tolist()
+        return [[self._vocabulary.text(i) for i in ids if i != NO_TOKEN] for ids in chosen]
+
     @cached_property
-    def _fired(self) -> NDArray[np.int64]:
+    def fired(self) -> NDArray[np.int64]:
+        """[d_sae] on how many positions each latent is active."""
         return np.diff(self._arrays.latent_starts)
 
     @cached_property
@@ -270,7 +286,7 @@ class FeatureIndex:
     def _max_acts(self) -> NDArray[np.float32]:
         """[d_sae] largest activation of each latent, 0 for dead ones."""
         largest = np.zeros(self.d_sae, np.float32)
-        alive = np.flatnonzero(self._fired)
+        alive = np.flatnonzero(self.fired)
         # Activations of a latent are stored in descending order.
         largest[alive] = self._arrays.latent_acts[self._arrays.latent_starts[alive]]
         return largest
@@ -291,26 +307,17 @@ class FeatureIndex:
 
     def _summary(self, index: int, labels: Mapping[int, str]) -> dict[str, Any]:
         """The fields of `Feature`."""
-        fired = int(self._fired[index])
+        fired = int(self.fired[index])
         states: Sequence[FeatureState] = ("dead", "dense", "alive")
         return {
             "index": index,
             "density": Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
             "max_activation": float(self._max_acts[index]),
             "state": next(
-                s for s in states if matching_state(self._fired[index], self.num_tokens, s)
+                s for s in states if matching_state(self.fired[index], self.num_tokens, s)
             ),
             "label": labels.get(index) or None,
         }
-
-    def _row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
-        start, end = self._arrays.latent_token_starts[index : index + 2]
-        top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
-        return FeatureRow(
-            **self._summary(index, labels),
-            example=self._contexts.example(index, EXAMPLE_WINDOW),
-            top_tokens=[self._vocabulary.text(i) for i in top],
-        )
 
     def _histogram(self, index: int) -> Histogram:
         """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""
@@ -337,7 +344,7 @@ class FeatureIndex:
             arrays.pair_sums[pair].astype(np.float64),
             arrays.pair_maxes[pair].astype(np.float64),
             group_count=int(self._token_counts[token]),
-            fired=self._fired,
+            fired=self.fired,
             num_tokens=self.num_tokens,
         )
         return TokenStatistics(id=token, text=self._vocabulary.text(token), **statistics.at(0))
@@ -347,7 +354,7 @@ class FeatureIndex:
         return FeatureMatch(
             index=index,
             **statistics.at(place),
-            density=float(self._fired[index]) / self.num_tokens,
+            density=float(self.fired[index]) / self.num_tokens,
             label=labels.get(index) or None,
             example=self._contexts.example(index, EXAMPLE_WINDOW),
         )

@@ -1,0 +1,75 @@
+"""What was computed about decoder rows, as arrays in a folder. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+Report = Callable[[str, float | None], None]
+"""Is told what is being done, in words, and which share of it is done, if that is known."""
+
+
+def not_reported(_phase: str, _share: float | None) -> None:
+    """For who does not want to know."""
+
+
+class Matches(NamedTuple):
+    """For each decoder row of SAE A the row of B with the highest cosine, and the reverse."""
+
+    best_in_b: NDArray[np.uint32]
+    """[d_sae of A]"""
+    cosines_in_b: NDArray[np.float32]
+    best_in_a: NDArray[np.uint32]
+    """[d_sae of B]"""
+    cosines_in_a: NDArray[np.float32]
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays into an existing folder."""
+        _save(folder, self)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the arrays; raises `OSError` or `ValueError` for files that are not they."""
+        return cls(*_load(folder, cls._fields))
+
+    def turned(self) -> Matches:
+        """The same with A and B in each other's place."""
+        return Matches(self.best_in_a, self.cosines_in_a, self.best_in_b, self.cosines_in_b)
+
+
+class Layout(NamedTuple):
+    """Places of latents on a map."""
+
+    latents: NDArray[np.uint32]
+    """[n] which ones, ascending; dead ones are left out."""
+    points: NDArray[np.float32]
+    """[n, 2]"""
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays into an existing folder."""
+        _save(folder, self)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the arrays; raises `OSError` or `ValueError` for files that are not they."""
+        return cls(*_load(folder, cls._fields))
+
+
+def width_of(sae: Path) -> int:
+    """d_in of a published `sae.safetensors`."""
+    with safe_open(sae, framework="np") as file:
+        return file.get_slice("W_dec").get_shape()[1]
+
+
+def _save(folder: Path, arrays: Matches | Layout) -> None:
+    for name, array in zip(arrays._fields, arrays, strict=True):
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def _load(folder: Path, names: tuple[str, ...]) -> list[NDArray[Any]]:
+    return [np.load(folder / f"{name}.npy", allow_pickle=False) for name in names]
