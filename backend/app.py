@@ -14,7 +14,18 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount
 
 from backend import problems
-from backend.routes import exports, features, imports, lookup, metrics, runs, sweeps, system
+from backend.model_process import INFERENCE_COMMAND
+from backend.routes import (
+    exports,
+    features,
+    imports,
+    lookup,
+    metrics,
+    probe,
+    runs,
+    sweeps,
+    system,
+)
 from backend.security import AccessGuard
 from backend.services import Services
 from backend.settings import Settings, load_settings
@@ -27,7 +38,12 @@ DESCRIPTION = (
 )
 
 
-def create_api(settings: Settings, *, command: JobCommand = job_command) -> FastAPI:
+def create_api(
+    settings: Settings,
+    *,
+    command: JobCommand = job_command,
+    inference: tuple[str, ...] = INFERENCE_COMMAND,
+) -> FastAPI:
     """The endpoints, to be mounted at `/api`; `running` must be entered before the first
     request.
     """
@@ -43,9 +59,9 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
         generate_unique_id_function=_operation_id,
         responses={404: problem, 409: problem, 422: problem},
     )
-    api.state.services = Services(settings, command)
+    api.state.services = Services(settings, command, inference)
     problems.install(api)
-    for module in (system, runs, sweeps, imports, metrics, features, lookup, exports):
+    for module in (system, runs, sweeps, imports, metrics, features, lookup, probe, exports):
         api.include_router(module.router)
     return api
 
@@ -60,13 +76,19 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
     try:
         yield
     finally:
+        services.language_model.close()
         services.supervisor.close()
         services.database.close()
 
 
-def create_app(settings: Settings, *, command: JobCommand = job_command) -> Starlette:
+def create_app(
+    settings: Settings,
+    *,
+    command: JobCommand = job_command,
+    inference: tuple[str, ...] = INFERENCE_COMMAND,
+) -> Starlette:
     """The API alone, behind the guard."""
-    api = create_api(settings, command=command)
+    api = create_api(settings, command=command, inference=inference)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

@@ -7,9 +7,7 @@ end into its row. The supervisor judges only what could not write any more.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +18,8 @@ import psutil
 
 from backend import repository
 from backend.db import Database
+from backend.logs import LOG_FORMAT
+from backend.processes import step_back
 from backend.settings import Settings, load_settings
 from backend.shapes import has_checkpoint
 from backend.work import Task, Terminated, Train, work
@@ -27,8 +27,6 @@ from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord
 
-NICENESS = 10
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 143}
 
 _log = logging.getLogger(__name__)
@@ -68,7 +66,7 @@ def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None
         _log.warning("run %s is %s and not to be worked on", run_id, row.status)
         return None
     if row.device == "cpu":
-        _step_back()
+        step_back()
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True, exist_ok=True)
     config = RunConfig.model_validate(row.config)
@@ -79,15 +77,6 @@ def _log_into(path: Path) -> None:
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.getLogger().addHandler(handler)
-
-
-def _step_back() -> None:
-    """Leave the processor to the pages when they want it."""
-    os.nice(NICENESS - os.nice(0))
-    # A detached job is a session of its own, and where Linux groups processes by session for
-    # scheduling, niceness counts only inside the group: the group needs its own.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def engine(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:

@@ -1,13 +1,17 @@
-"""Whether the process that works on a run is still there, and what its end means."""
+"""Whether the process that works on a run is still there, what its end means, and how it leaves
+the processor to the pages.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
+NICENESS = 10
 SAME_START_SECONDS = 2.0
 """Two readings of one process's start may differ by clock adjustments."""
 
@@ -42,3 +46,12 @@ def describe_signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def step_back(niceness: int = NICENESS) -> None:
+    """Leave the processor to the pages when they want it."""
+    os.nice(niceness - os.nice(0))
+    # A detached process is a session of its own, and where Linux groups processes by session for
+    # scheduling, niceness counts only inside the group: the group needs its own.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(niceness))

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from backend.db import Database
+from backend.model_process import INFERENCE_COMMAND, ModelProcess
 from backend.settings import Settings
 from backend.supervisor import JobCommand, Supervisor, job_command
 from sae_engine.feature_index.reader import FeatureIndex
@@ -39,13 +40,19 @@ class IndexCache:
 
 
 class Services:
-    """The database, the supervisor and the open indexes of one server."""
+    """The database, the supervisor, the open indexes and the language model of one server."""
 
-    def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: JobCommand = job_command,
+        inference: tuple[str, ...] = INFERENCE_COMMAND,
+    ) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
         self.indexes = IndexCache()
+        self.language_model = ModelProcess(settings, inference)
 
 
 def _services(request: Request) -> Services:
@@ -53,4 +60,6 @@ def _services(request: Request) -> Services:
 
 
 Server = Annotated[Services, Depends(_services)]
-"""Parameter of an endpoint that needs the database, the supervisor or the indexes."""
+"""Parameter of an endpoint that needs the database, the supervisor, the indexes or the language
+model.
+"""

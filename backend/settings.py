@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Further names under which a browser may reach the server, separated by commas."""
     token: SecretStr | None = None
     """Secret that REST clients and browsers must show."""
+    inference_idle_seconds: float = Field(600, gt=0)
+    """How long the language model of the playground stays in memory after the last question."""
 
     @field_validator("data_dir")
     @classmethod
@@ -78,12 +80,21 @@ class Settings(BaseSettings):
         """Held by the one process that starts and judges jobs of this data folder."""
         return self.data_dir / "supervisor.lock"
 
+    @property
+    def inference_log(self) -> Path:
+        """What the process that holds the language model says, since it was started last."""
+        return self.data_dir / "inference.log"
+
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.data_dir / "runs" / run_id)
 
     def environment(self) -> dict[str, str]:
-        """What a job needs to find the same data; the token stays here."""
+        """What a process of ours needs to find the same code and data; the token stays here."""
         environment = {name: v for name, v in os.environ.items() if name != f"{PREFIX}TOKEN"}
+        python_path = filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
+        environment["PYTHONPATH"] = os.pathsep.join(python_path)
+        environment["PYTHONUNBUFFERED"] = "1"
+        environment["PYTHONFAULTHANDLER"] = "1"
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
         environment[f"{PREFIX}DATABASE_URL"] = self.resolved_database_url
         return environment

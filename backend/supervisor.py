@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from backend.devices import job_device
 from backend.logs import tail
 from backend.models import RunRow
 from backend.processes import describe_signal, is_alive, send_signal
-from backend.settings import SOURCE_ROOT, Settings
+from backend.settings import Settings
 from backend.work import LOG_TAIL_LINES
 
 START_GRACE = timedelta(seconds=30)
@@ -202,13 +201,6 @@ class Supervisor:
 
     def _start(self, rows: Sequence[RunRow]) -> None:
         folder = self._settings.run_folder(rows[0].id)
-        environment = self._settings.environment() | {
-            "PYTHONPATH": os.pathsep.join(
-                filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")])
-            ),
-            "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1",
-        }
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             with folder.log.open("ab") as log:
@@ -217,7 +209,7 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env=self._settings.environment(),
                     start_new_session=True,
                 )
         except OSError as error:

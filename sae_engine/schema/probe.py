@@ -14,6 +14,8 @@ MAX_TEXT_TOKENS = 4096
 MAX_PROMPT_CHARACTERS = 8_000
 
 _ALLOWED_CONTROLS = frozenset("\t\n\f\r")
+_NO_TEXT = {"Cc": "the control character", "Cs": "half a character,"}
+"""By Unicode's category."""
 
 ExcludedPosition = Literal["BOS", "eos", "pad"]
 Side = Literal["plain", "steered"]
@@ -27,10 +29,10 @@ def _readable(text: str, longest: int) -> str:
     if len(text) > longest:
         raise ValueError(f"The text has {len(text):,} characters; give at most {longest:,}.")
     for place, character in enumerate(text):
-        if unicodedata.category(character) == "Cc" and character not in _ALLOWED_CONTROLS:
+        what = _NO_TEXT.get(unicodedata.category(character))
+        if what and character not in _ALLOWED_CONTROLS:
             raise ValueError(
-                f"The text holds the control character U+{ord(character):04X} at position {place}; "
-                "remove it."
+                f"The text holds {what} U+{ord(character):04X} at position {place}; remove it."
             )
     return text
 
@@ -125,6 +127,12 @@ class SteerRequest(Shape):
     """0 always takes the likeliest token."""
 
 
+class SteerPhase(Shape):
+    """What the next token waits for, in words, such as `loading the language model`."""
+
+    phase: str
+
+
 class SteerToken(Shape):
     """One more token of one of the two texts."""
 
@@ -150,7 +158,5 @@ class InferenceStatus(Shape):
     phase: str | None
     """What it does now, in words, such as `loading the language model`; null when `off`, `ready`.
     """
-    model: str | None
-    """The language model in memory."""
     waiting: int
     """Questions that are not yet answered in full."""
