@@ -31,9 +31,6 @@ from backend.processes import step_back
 from sae_engine.errors import UserError
 from sae_engine.schema.probe import SteerToken, TextReading
 
-NICENESS = 15
-"""Behind the jobs, which train."""
-
 _log = logging.getLogger(__name__)
 
 Parts = Iterator[TextReading | SteerToken]
@@ -46,7 +43,7 @@ MakeEngine = Callable[[Callable[[str], None]], Load]
 def main(make_engine: MakeEngine | None = None) -> None:
     """Answer one question after another, until the pipe closes."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
-    step_back(NICENESS)
+    step_back()
     replies = _take_stdout()
     questions: queue.Queue[Question] = queue.Queue()
     taken_back: set[int] = set()

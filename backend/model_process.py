@@ -41,6 +41,7 @@ MAX_WAITING = 16
 RETRY_AFTER_SECONDS = 5
 GRACE_SECONDS = 5.0
 POLL_SECONDS = 0.25
+STARTING = "starting a process for the language model"
 
 INFERENCE_COMMAND = (sys.executable, "-m", "backend.inference")
 
@@ -68,7 +69,7 @@ class _Child:
     """The process as long as it lives, and who waits for its replies."""
 
     process: subprocess.Popen[bytes]
-    phase: str | None = "starting"
+    phase: str | None = STARTING
     inboxes: dict[int, _Inbox] = field(default_factory=lambda: dict[int, _Inbox]())
 
     def send(self, question: Question) -> None:

@@ -48,10 +48,10 @@ def describe_signal(number: int) -> str:
         return f"signal {number}"
 
 
-def step_back(niceness: int = NICENESS) -> None:
+def step_back() -> None:
     """Leave the processor to the pages when they want it."""
-    os.nice(niceness - os.nice(0))
+    os.nice(max(0, NICENESS - os.nice(0)))
     # A detached process is a session of its own, and where Linux groups processes by session for
     # scheduling, niceness counts only inside the group: the group needs its own.
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(niceness))
+        Path("/proc/self/autogroup").write_text(str(NICENESS))
