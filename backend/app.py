@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from backend import problems
 from backend.label_repository import settle_label_jobs
+from backend.model_process import INFERENCE_COMMAND
 from backend.routes import (
     compare,
     exports,
@@ -24,6 +25,7 @@ from backend.routes import (
     lookup,
     maps,
     metrics,
+    probe,
     runs,
     sweeps,
     system,
@@ -36,14 +38,19 @@ from backend.version import VERSION
 from sae_engine.schema.api import Problem
 
 ROUTES = (
-    system, runs, sweeps, imports, metrics, features, labels, maps, lookup, compare, exports,
+    system, runs, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare, exports,
 )  # fmt: skip
 DESCRIPTION = (
     "Train sparse autoencoders on language-model activations and look into their features."
 )
 
 
-def create_api(settings: Settings, *, command: JobCommand = job_command) -> FastAPI:
+def create_api(
+    settings: Settings,
+    *,
+    command: JobCommand = job_command,
+    inference: tuple[str, ...] = INFERENCE_COMMAND,
+) -> FastAPI:
     """The endpoints, to be mounted at `/api`; `running` must be entered before the first
     request.
     """
@@ -59,7 +66,7 @@ def create_api(settings: Settings, *, command: JobCommand = job_command) -> Fast
         generate_unique_id_function=_operation_id,
         responses={404: problem, 409: problem, 422: problem},
     )
-    api.state.services = Services(settings, command)
+    api.state.services = Services(settings, command, inference)
     problems.install(api)
     for module in ROUTES:
         api.include_router(module.router)
@@ -79,14 +86,20 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
         yield
     finally:
         services.labeler.close()
+        services.language_model.close()
         services.supervisor.close()
         services.analyses.close()
         services.database.close()
 
 
-def create_app(settings: Settings, *, command: JobCommand = job_command) -> Starlette:
+def create_app(
+    settings: Settings,
+    *,
+    command: JobCommand = job_command,
+    inference: tuple[str, ...] = INFERENCE_COMMAND,
+) -> Starlette:
     """The API alone, behind the guard."""
-    api = create_api(settings, command=command)
+    api = create_api(settings, command=command, inference=inference)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

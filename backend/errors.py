@@ -5,7 +5,9 @@
     ├── ForbiddenError        403  the wrong door: host, origin, address
     ├── NotFoundError         404  no such run, snapshot, feature
     ├── ConflictError         409  not in this state
-    └── UnprocessableError    422  a value that cannot be used
+    ├── UnprocessableError    422  a value that cannot be used
+    ├── FailedError           500  the program's own mistake, in another process
+    └── UnavailableError      503  not now; says when to ask again if that is known
 
 `problems` makes them, and the engine's `UserError`, into responses.
 """
@@ -47,3 +49,17 @@ class ConflictError(ApiError):
 
 class UnprocessableError(ApiError):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class FailedError(ApiError):
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+class UnavailableError(ApiError):
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(
+        self, detail: str, *, kind: str = "", retry_after_seconds: int | None = None
+    ) -> None:
+        super().__init__(detail, kind=kind)
+        self.retry_after_seconds = retry_after_seconds

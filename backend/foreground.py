@@ -26,7 +26,8 @@ from rich.progress import (
 
 from backend import repository
 from backend.db import Database, open_database
-from backend.job import LOG_FORMAT, engine
+from backend.job import engine
+from backend.logs import LOG_FORMAT
 from backend.naming import member_config, named_config
 from backend.settings import Settings
 from backend.tables import summary_table, sweep_table

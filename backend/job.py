@@ -18,6 +18,7 @@ import psutil
 
 from backend import repository
 from backend.db import Database
+from backend.logs import LOG_FORMAT
 from backend.processes import step_back
 from backend.settings import Settings, load_settings
 from backend.shapes import has_checkpoint
@@ -26,7 +27,6 @@ from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 143}
 
 _log = logging.getLogger(__name__)

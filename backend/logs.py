@@ -1,10 +1,11 @@
-"""The end of a log file."""
+"""How logs are written, and the end of one read."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_BYTES = 2**20
 
 

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from backend.errors import ApiError, UnauthorizedError
+from backend.errors import ApiError, UnauthorizedError, UnavailableError
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.api import FieldProblem, Problem
 
@@ -33,18 +33,31 @@ class ProblemResponse(JSONResponse):
         errors: list[FieldProblem] | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        problem = Problem(
-            type=f"urn:sae-workbench:{kind}" if kind else "about:blank",
-            title=HTTPStatus(status).phrase,
-            status=status,
-            detail=detail,
-            errors=errors or [],
-        )
+        problem = _problem(status, detail, kind, errors or [])
         super().__init__(problem.model_dump(), status_code=status, headers=headers)
 
 
+def _problem(status: int, detail: str, kind: str, errors: list[FieldProblem]) -> Problem:
+    return Problem(
+        type=f"urn:sae-workbench:{kind}" if kind else "about:blank",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=errors,
+    )
+
+
+def problem_shape(error: ApiError) -> Problem:
+    """An error as it travels where no response can be made of it, inside a stream."""
+    return _problem(error.status, error.detail, error.kind, error.errors)
+
+
 def problem_of(error: ApiError) -> ProblemResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthorizedError) else None
+    headers: dict[str, str] = {}
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnavailableError) and error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
     return ProblemResponse(
         error.status, error.detail, kind=error.kind, errors=error.errors, headers=headers
     )

@@ -50,7 +50,7 @@ def describe_signal(number: int) -> str:
 
 def step_back() -> None:
     """Leave the processor to the pages when they want it."""
-    os.nice(NICENESS - os.nice(0))
+    os.nice(max(0, NICENESS - os.nice(0)))
     # A detached process is a session of its own, and where Linux groups processes by session for
     # scheduling, niceness counts only inside the group: the group needs its own.
     with suppress(OSError):

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from backend.analyses import Analyses
 from backend.db import Database
 from backend.labeling import Labeler
+from backend.model_process import INFERENCE_COMMAND, ModelProcess
 from backend.settings import Settings
 from backend.supervisor import JobCommand, Supervisor, job_command
 from sae_engine.feature_index.reader import FeatureIndex
@@ -43,7 +44,12 @@ class IndexCache:
 class Services:
     """What one server holds: database, supervisor, labeling, computations, open indexes."""
 
-    def __init__(self, settings: Settings, command: JobCommand = job_command) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: JobCommand = job_command,
+        inference: tuple[str, ...] = INFERENCE_COMMAND,
+    ) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
@@ -52,6 +58,7 @@ class Services:
         self.exporting = threading.Lock()
         """Held by the one export that is being written."""
         self.analyses = Analyses(settings)
+        self.language_model = ModelProcess(settings, inference)
 
 
 def _services(request: Request) -> Services:
@@ -59,4 +66,6 @@ def _services(request: Request) -> Services:
 
 
 Server = Annotated[Services, Depends(_services)]
-"""Parameter of an endpoint that needs the database, the supervisor or the indexes."""
+"""Parameter of an endpoint that needs the database, the supervisor, the indexes or the language
+model.
+"""

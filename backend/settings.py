@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     """Price of a million tokens of question, for estimates of cost."""
     labels_output_price: float | None = Field(None, ge=0)
     """Price of a million tokens of answer."""
+    inference_idle_seconds: float = Field(600, gt=0)
+    """How long the language model of the playground stays in memory after the last question."""
 
     @field_validator("data_dir")
     @classmethod
@@ -89,6 +91,11 @@ class Settings(BaseSettings):
     def supervisor_lock(self) -> Path:
         """Held by the one process that starts and judges jobs of this data folder."""
         return self.data_dir / "supervisor.lock"
+
+    @property
+    def inference_log(self) -> Path:
+        """What the process that holds the language model says, since it was started last."""
+        return self.data_dir / "inference.log"
 
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.data_dir / "runs" / run_id)

@@ -23,6 +23,9 @@ page = st.navigation(
         st.Page("views/features.py", title="Features", url_path="features", visibility="hidden"),
         st.Page("views/feature.py", title="Feature", url_path="feature", visibility="hidden"),
         st.Page("views/lookup.py", title="Look up", url_path="lookup", visibility="hidden"),
+        st.Page(
+            "views/playground.py", title="Playground", url_path="playground", visibility="hidden"
+        ),
     ],
     position="top",
 )

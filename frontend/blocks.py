@@ -14,13 +14,27 @@ from frontend.token_view import escaped
 from sae_engine.schema.api import Run, RunStatus
 
 # Links are real ones (middle click, copy address). A plain click moves within the session, as the
-# browser's Back does, instead of loading everything anew.
+# browser's Back does, instead of loading everything anew. Those with data-set change values of the
+# address at hand; they get their own when they are pointed at, as a long one many times over would
+# be too much.
 _LINKS_JS = """
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".wb-block");
   if (root.wbHtml !== data) { root.innerHTML = data; root.wbHtml = data; }
-  root.onclick = (event) => {
+  const resolve = (event) => {
     const link = event.target.closest("a[href]");
+    if (!link || link.dataset.set === undefined) return link;
+    const url = new URL(window.location.href);
+    for (const [name, value] of new URLSearchParams(link.dataset.set)) {
+      if (value) url.searchParams.set(name, value);
+      else url.searchParams.delete(name);
+    }
+    link.href = url.href;
+    return link;
+  };
+  root.onmouseover = root.onfocusin = resolve;
+  root.onclick = (event) => {
+    const link = resolve(event);
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
     history.pushState({}, "", link.href);
@@ -43,6 +57,13 @@ export default function () {
 }
 """
 
+_FACES = (
+    ("run", "Training"),
+    ("features", "Features"),
+    ("lookup", "Look up"),
+    ("playground", "Playground"),
+)
+
 STATUS_HELP: dict[RunStatus, str] = {
     "queued": "Waits for its turn.",
     "running": "Trains now.",
@@ -64,6 +85,15 @@ def link(page: str, label_html: str, query: Mapping[str, object | None], *, css:
     """An anchor to a page; `label_html` is HTML already."""
     kind = f' class="{css}"' if css else ""
     return f'<a{kind} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
+
+
+def set_link(label_html: str, change: Mapping[str, object | None], *, css: str, note: str) -> str:
+    """An anchor to this page with some values of its address changed; None takes one out."""
+    query = urlencode({name: "" if value is None else value for name, value in change.items()})
+    return (
+        f'<a class="{css}" href="?{html.escape(query, quote=True)}" '
+        f'data-set="{html.escape(query, quote=True)}" title="{escaped(note)}">{label_html}</a>'
+    )
 
 
 def show_linked(body: str, *, key: str) -> None:
@@ -96,7 +126,7 @@ def progress_bar(fraction: float | None, *, css: str = "") -> str:
 
 
 def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
-    """Breadcrumb, name, status and the run's three faces, of which one is `current`."""
+    """Breadcrumb, name, status and the run's faces, of which one is `current`."""
     tabs = "".join(
         link(
             page,
@@ -104,7 +134,7 @@ def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
             {"id": run.id, "snapshot": snapshot if page != "run" else None},
             css="on" if page == current else "",
         )
-        for page, title in (("run", "Training"), ("features", "Features"), ("lookup", "Look up"))
+        for page, title in _FACES
     )
     crumb = link("./", "Runs", {})
     return (

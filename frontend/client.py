@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -37,8 +37,17 @@ from sae_engine.schema.api import (
     SortOrder,
     TokenMatch,
 )
+from sae_engine.schema.probe import (
+    InferenceStatus,
+    SteerPhase,
+    SteerResult,
+    SteerToken,
+    TextActivations,
+)
 
 UNREACHABLE = "about:unreachable"
+WARM_UP_SECONDS = 180.0
+"""How long an answer may take that waits for the language model to be loaded."""
 
 _PRESETS = TypeAdapter(list[Preset])
 _SNAPSHOTS = TypeAdapter(list[Snapshot])
@@ -222,6 +231,61 @@ class WorkbenchClient:
         }
         return self._read(LookupResult, f"/runs/{_segment(run_id)}/lookup", query)
 
+    def activations(
+        self,
+        run_id: str,
+        text: str,
+        *,
+        top: int = 10,
+        features: Sequence[int] = (),
+        snapshot: int | None = None,
+    ) -> TextActivations:
+        """The strongest features of every token of a text, and those of `features` at each."""
+        path = f"/runs/{_segment(run_id)}/activations"
+        body = {"text": text, "top": top, "features": list(features)}
+        answer = self._send("POST", path, {"snapshot": snapshot}, body=body, wait=WARM_UP_SECONDS)
+        return TextActivations.model_validate_json(answer.content)
+
+    def steer(
+        self,
+        run_id: str,
+        prompt: str,
+        features: Mapping[int, float],
+        *,
+        max_new_tokens: int = 40,
+        seed: int = 0,
+        temperature: float = 1.0,
+        snapshot: int | None = None,
+    ) -> Generator[SteerPhase | SteerToken, None, SteerResult]:
+        """How a prompt goes on, plain and steered, token by token; `features` maps features to
+        strengths in units of their largest activations.
+
+        The generator returns the whole result; closing it ends the work.
+        """
+        body = {
+            "prompt": prompt,
+            "features": [{"index": i, "strength": s} for i, s in features.items()],
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+            "temperature": temperature,
+        }
+        path = f"/runs/{_segment(run_id)}/steer"
+        for event, data in self._events(path, {"snapshot": snapshot}, body):
+            if event == "phase":
+                yield SteerPhase.model_validate_json(data)
+            elif event == "token":
+                yield SteerToken.model_validate_json(data)
+            elif event == "problem":
+                raise ApiProblem(Problem.model_validate_json(data))
+            elif event == "result":
+                return SteerResult.model_validate_json(data)
+        detail = "The server broke off in the middle of an answer; ask again."
+        raise ApiProblem(Problem(type="about:blank", title="Broken off", status=502, detail=detail))
+
+    def inference(self) -> InferenceStatus:
+        """What the process that holds the language model is doing."""
+        return self._read(InferenceStatus, "/inference")
+
     def _read(
         self, shape: type[_Shape], path: str, query: Mapping[str, object] | None = None
     ) -> _Shape:
@@ -245,10 +309,14 @@ class WorkbenchClient:
         *,
         body: dict[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        wait: float | None = None,
     ) -> httpx.Response:
-        params = {name: _text(value) for name, value in (query or {}).items() if value is not None}
+        """`wait` is how many seconds the answer may take, where that is longer than usual."""
+        timeout = self._http.timeout if wait is None else httpx.Timeout(wait, connect=2.0)
         try:
-            answer = self._http.request(method, path, params=params, json=body, headers=headers)
+            answer = self._http.request(
+                method, path, params=_params(query), json=body, headers=headers, timeout=timeout
+            )
         except httpx.TimeoutException as error:
             raise self._unreachable("did not answer in time") from error
         except httpx.TransportError as error:
@@ -256,6 +324,30 @@ class WorkbenchClient:
         if answer.is_error:
             raise ApiProblem(_problem(answer))
         return answer
+
+    def _events(
+        self, path: str, query: Mapping[str, object], body: dict[str, Any]
+    ) -> Generator[tuple[str, str]]:
+        """Names and data of the server-sent events that answer a POST."""
+        headers = {"Accept": "text/event-stream"}
+        try:
+            with self._http.stream(
+                "POST", path, params=_params(query), json=body, headers=headers
+            ) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise ApiProblem(_problem(answer))
+                event = ""
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if name == "event":
+                        event = value
+                    elif name == "data":
+                        yield event, value
+        except httpx.TimeoutException as error:
+            raise self._unreachable("did not answer in time") from error
+        except httpx.TransportError as error:
+            raise self._unreachable("cannot be reached") from error
 
     def _unreachable(self, what: str) -> ApiProblem:
         detail = f"The server at {self._http.base_url.copy_with(path='/')} {what}."
@@ -266,6 +358,10 @@ class WorkbenchClient:
 
 def _sent(body: BaseModel) -> dict[str, Any]:
     return body.model_dump(mode="json", exclude_unset=True)
+
+
+def _params(query: Mapping[str, object] | None) -> dict[str, str]:
+    return {name: _text(value) for name, value in (query or {}).items() if value is not None}
 
 
 def _text(value: object) -> str:

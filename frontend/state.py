@@ -10,7 +10,7 @@ import streamlit as st
 
 from frontend.blocks import empty_state, html_block, notice
 from frontend.client import ApiProblem, WorkbenchClient
-from sae_engine.schema.api import ENDED, Preset, Run, Snapshot
+from sae_engine.schema.api import ENDED, FeatureRow, Preset, Run, Snapshot
 
 _Choice = TypeVar("_Choice")
 
@@ -26,6 +26,7 @@ _PAGES = {
     "features": "views/features.py",
     "feature": "views/feature.py",
     "lookup": "views/lookup.py",
+    "playground": "views/playground.py",
 }
 
 
@@ -99,6 +100,12 @@ def _presets(base: str) -> list[Preset]:
     return client().presets()
 
 
+@st.cache_data(ttl=10, show_spinner=False, max_entries=500)
+def _feature_row(base: str, run_id: str, snapshot: int, index: int) -> FeatureRow | None:
+    found = client().features(run_id, snapshot=snapshot, q=f"#{index}", limit=1)
+    return next(iter(found.items), None)
+
+
 @st.cache_data(ttl=300, show_spinner=False)
 def _num_features(base: str, run_id: str, snapshot: int) -> int:
     return client().features(run_id, snapshot=snapshot, limit=1).total
@@ -132,6 +139,11 @@ def cached_presets() -> list[Preset]:
 def num_features(run_id: str, snapshot: int) -> int:
     """Number of features, dead ones included; a snapshot never changes."""
     return _num_features(_base(), run_id, snapshot)
+
+
+def feature_row(run_id: str, snapshot: int, index: int) -> FeatureRow | None:
+    """A feature as lists show it, its label at most ten seconds old; None if there is none."""
+    return _feature_row(_base(), run_id, snapshot, index)
 
 
 def required_run() -> Run:

@@ -2,8 +2,9 @@
 
 `LanguageModel` loads the layers up to the deepest hook and nothing else, reads activations at all
 hooks in one forward pass and stops it at once. `SpliceModel` is the whole model, for the
-cross-entropy with other activations in place of its own. Fed by `corpus` (packed rows of token
-ids); read by `activations`, `evaluate` and `feature_index`.
+cross-entropy with other activations in place of its own, and for text that goes on with something
+added to them. Fed by `corpus` (packed rows of token ids); read by `activations`, `evaluate`,
+`feature_index` and `probe`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,13 @@ class Hook(NamedTuple):
     """Width of the activations that pass there."""
 
 
+class Continuation(NamedTuple):
+    """What a model says comes next, and what it remembers of everything before."""
+
+    logits: Float[Tensor, " vocab"]
+    past: Any
+
+
 class LanguageModel:
     """The first layers of a causal language model, read at one or several hook points.
 
@@ -54,6 +62,7 @@ class LanguageModel:
     def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
         self.config = configs[0]
         self._model = model
+        self._hf_tokenizer = tokenizer
         self._traced = nnsight.NNsight(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -112,6 +121,13 @@ class LanguageModel:
         """
         prefix = load_prefix([config, *also])
         return cls([config, *also], prefix.model, prefix.tokenizer)
+
+    def at(self, config: ModelConfig) -> LanguageModel | None:
+        """These layers, read at the hook that `config` means; None where they do not reach it."""
+        num_loaded = text_config(self._model.config).num_hidden_layers
+        if config.deepest_layer is None or config.deepest_layer >= num_loaded:
+            return None
+        return LanguageModel([config], self._model, self._hf_tokenizer)
 
     def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
         """Run the model on `ids` as far as the first hook and return what passes there."""
@@ -198,21 +214,45 @@ class SpliceModel:
         point = self.prefix.hooks[hook].point
         module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
 
-        def spliced(value: Any, replace: Replace) -> Any:
-            changed = _as_activations(value, ids).clone()
-            changed[ordinary] = replace(changed[ordinary].float()).to(changed.dtype)
-            return (changed, *value[1:]) if isinstance(value, tuple) else changed
-
         with self._traced.trace(ids, use_cache=False) as tracer:
             if replace is not None and point.io == "output":
-                module.output = spliced(module.output, replace)
+                module.output = _spliced(module.output, ids, ordinary, replace)
             elif replace is not None:
-                module.input = spliced(module.input, replace)
+                module.input = _spliced(module.input, ids, ordinary, replace)
             hidden = self._base.output.save()
             tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
         counted = ordinary[:, :-1]
         losses = self._summed_losses(hidden[0][:, :-1][counted], ids[:, 1:][counted])
         return losses, int(counted.sum())
+
+    @torch.inference_mode()
+    def next_logits(
+        self,
+        ids: Int[Tensor, "1 n"],
+        past: Any = None,
+        add: Float[Tensor, " d_in"] | None = None,
+        hook: int = 0,
+    ) -> Continuation:
+        """What comes after `ids`, which follow what `past` (of the last call) remembers.
+
+        `add` is added to the activations of `prefix.hooks[hook]` at the ordinary positions of
+        `ids`; BOS, pad and eos keep their own.
+        """
+        ids = ids.to(self.prefix.device)
+        ordinary = ~self.prefix.special_mask(ids)
+        point = self.prefix.hooks[hook].point
+        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
+
+        def shifted(x: Tensor) -> Tensor:
+            return x if add is None else x + add.to(x.device)
+
+        with self._traced.trace(ids, past_key_values=past, use_cache=True, logits_to_keep=1):
+            if add is not None and point.io == "output":
+                module.output = _spliced(module.output, ids, ordinary, shifted)
+            elif add is not None:
+                module.input = _spliced(module.input, ids, ordinary, shifted)
+            answer = self._traced.output.save()
+        return Continuation(answer.logits[0, -1].float(), answer.past_key_values)
 
     def _summed_losses(self, hidden: Float[Tensor, "n d_in"], targets: Int[Tensor, " n"]) -> float:
         head = self.model.get_output_embeddings()
@@ -224,6 +264,13 @@ class SpliceModel:
                 logits = self._soft_cap * torch.tanh(logits / self._soft_cap)
             total += cross_entropy(logits, t, reduction="sum")
         return total.item()
+
+
+def _spliced(value: Any, ids: Tensor, ordinary: Tensor, replace: Replace) -> Any:
+    """What a module passes on, with `replace` applied to the activations at ordinary positions."""
+    changed = _as_activations(value, ids).clone()
+    changed[ordinary] = replace(changed[ordinary].float()).to(changed.dtype)
+    return (changed, *value[1:]) if isinstance(value, tuple) else changed
 
 
 def _as_activations(value: Any, ids: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from frontend import charts
 from frontend.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.own_text import own_text
 from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
@@ -65,7 +66,10 @@ def show() -> None:
             show_linked(_neighbours(run, feature.neighbours[:NEIGHBOURS]), key="neighbours")
     with right:
         _graphs(feature)
+        box = st.container()
         _contexts(feature)
+        with box:  # drawn last, as it may wait for the language model
+            own_text(run, feature)
 
 
 def _navigation(run: Run, feature: FeatureDetail, last: int) -> None:

@@ -212,6 +212,10 @@ class FeatureIndex:
             starred=starred,
         )
 
+    def max_activations(self, indices: Sequence[int]) -> list[float]:
+        """Largest activation of each feature on the index corpus, 0 for dead ones."""
+        return self._max_acts[list(indices)].astype(float).tolist()
+
     def lookup(
         self,
         text: str,

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 MAX_CHARACTER_BYTES = 4
+INVALID_BYTES = "hex_pieces"
+"""How codecs are told to show bytes that are no UTF-8."""
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
@@ -83,7 +85,7 @@ def _hex_of_invalid_bytes(error: UnicodeError) -> tuple[str, int]:
     return "".join(f"<0x{b:02X}>" for b in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("hex_pieces", _hex_of_invalid_bytes)
+codecs.register_error(INVALID_BYTES, _hex_of_invalid_bytes)
 
 
 def shown_tokens(pieces: Iterable[bytes]) -> list[str]:
@@ -92,11 +94,11 @@ def shown_tokens(pieces: Iterable[bytes]) -> list[str]:
     pending = b""
     for piece in pieces:
         pending += piece
-        text, consumed = codecs.utf_8_decode(pending, "hex_pieces", False)
+        text, consumed = codecs.utf_8_decode(pending, INVALID_BYTES, False)
         pending = pending[consumed:]
         shown.append(text)
     if pending:
-        shown[-1] += pending.decode("utf-8", "hex_pieces")
+        shown[-1] += pending.decode("utf-8", INVALID_BYTES)
     return shown
 
 
@@ -126,7 +128,7 @@ class Vocabulary:
         """Text of every id by itself; "" for ids without a token."""
         bounds = self._offsets.tolist()
         pieces = (self._data[a:b] for a, b in pairwise(bounds))
-        return [piece.decode("utf-8", "hex_pieces") for piece in pieces]
+        return [piece.decode("utf-8", INVALID_BYTES) for piece in pieces]
 
     @cached_property
     def casefolded(self) -> list[str]:

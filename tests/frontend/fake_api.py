@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import api
+from tests.frontend.fake_probe import add_probe
 from tests.frontend.fake_world import D_SAE, WORDS, World, context
 
 
@@ -44,6 +45,7 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
 
     _add_runs(app, world)
     _add_features(app, world)
+    add_probe(app, world)
     return app
 
 
@@ -137,7 +139,11 @@ def _add_features(app: FastAPI, world: World) -> None:
             return sorts.get(sort) or (row.index if sort == "index" else row.max_activation)
 
         found = [world.row(i) for i in range(D_SAE)]
-        found = [r for r in found if state in (None, r.state) and q in (r.label or "")]
+        found = [r for r in found if state in (None, r.state)]
+        if q.startswith("#"):
+            found = [r for r in found if q == f"#{r.index}"]
+        else:
+            found = [r for r in found if q in (r.label or "")]
         found.sort(key=key, reverse=order == "desc")
         stop = cursor + limit
         return api.FeaturePage(

@@ -10,6 +10,7 @@ from typing import Any
 from sae_engine.presets import presets
 from sae_engine.schema import api
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.probe import ActivationsRequest, SteerRequest
 
 D_SAE = 512
 SEEN = 50_000
@@ -53,6 +54,10 @@ class World:
         self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
         self.extra_snapshots: list[int] = []
         self.down = False
+        self.read: list[ActivationsRequest] = []
+        self.steered: list[SteerRequest] = []
+        self.phases: list[str] = []
+        """What the next answer about an own text waits for, a moment each."""
         if not empty:
             tiny = presets()["tiny"].config
             self.add("finished", tiny, name="tiny baseline", status="finished", minutes=90)

@@ -10,6 +10,7 @@ import pytest
 
 from frontend.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.api import LabelUpdate, RunCreate, RunPatch
+from sae_engine.schema.probe import SteerPhase, SteerResult
 from tests.frontend.conftest import FakeServer, serve
 from tests.frontend.fake_world import World
 
@@ -134,3 +135,46 @@ def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
     with pytest.raises(ApiProblem, match=words) as caught:
         _client(lambda _: answer).health()
     assert not caught.value.unreachable
+
+
+def test_a_text_arrives_with_its_features_and_those_asked_for(client: WorkbenchClient) -> None:
+    answer = client.activations("finished", "import os", top=3, features=[10], snapshot=100)
+    assert [token.text for token in answer.tokens] == ["<bos>", "import", " os"]
+    assert answer.features[0].activations == [0, 7.5, 0]
+    assert answer.snapshot == 100
+    assert client.inference().state == "ready"
+
+
+def test_steering_arrives_token_by_token_and_returns_the_result(client: WorkbenchClient) -> None:
+    stream = client.steer("finished", "import", {3: 1.5, 10: -2.0}, seed=4, snapshot=100)
+    texts = {"plain": "", "steered": ""}
+    phases: list[str] = []
+    while True:
+        try:
+            part = next(stream)
+        except StopIteration as end:
+            result = end.value
+            break
+        if isinstance(part, SteerPhase):
+            phases.append(part.phase)
+        else:
+            texts[part.side] += part.text
+    assert phases == ["loading the language model"]
+    assert result == SteerResult(**texts, snapshot=100)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "prompt", "words"),
+    [
+        ("nope", "import", "There is no run 'nope'"),
+        ("finished", "refuse", "The prompt is no good; give another."),
+        ("finished", "", "answered 422"),
+        ("finished", "break", "broke off in the middle of an answer"),
+    ],
+)
+def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
+    client: WorkbenchClient, run_id: str, prompt: str, words: str
+) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        list(client.steer(run_id, prompt, {3: 1.0}))
+    assert words in str(caught.value)

@@ -22,6 +22,7 @@ PAGES = {
     "features": {"id": "finished"},
     "feature": {"id": "finished", "index": "3"},
     "lookup": {"id": "finished", "q": " import"},
+    "playground": {"id": "finished", "text": "import os", "token": "1", "steer": "3:1"},
 }
 
 
@@ -44,7 +45,7 @@ def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
     assert "No connection" not in shown(app)
 
 
-@pytest.mark.parametrize("page", ["runs", "run", "features", "feature", "lookup"])
+@pytest.mark.parametrize("page", ["runs", "run", "features", "feature", "lookup", "playground"])
 def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
     query = {"id": "live"} if page == "run" else PAGES[page]
     text = shown(open_page(page, **query))
@@ -257,11 +258,11 @@ def test_a_run_without_snapshots_says_that_features_will_come(
     open_page: Open, world: World
 ) -> None:
     world.seconds = 1e6
-    for page in ("features", "feature", "lookup"):
+    for page in ("features", "feature", "lookup", "playground"):
         assert "No features yet" in shown(open_page(page, id="live"))
 
 
-@pytest.mark.parametrize("page", ["run", "features", "feature", "lookup"])
+@pytest.mark.parametrize("page", ["run", "features", "feature", "lookup", "playground"])
 def test_an_unknown_run_is_a_sentence_and_a_way_back(open_page: Open, page: str) -> None:
     app = open_page(page, id="nope")
     assert not app.exception

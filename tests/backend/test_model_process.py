@@ -1,0 +1,252 @@
+"""The process that holds the language model: started by a question, ended with its server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+
+from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
+from backend.model_process import MAX_WAITING, STARTING, ModelProcess, Phase
+from backend.processes import NICENESS
+from backend.settings import Settings
+from sae_engine.schema.probe import SteerToken, TextReading
+from tests.backend.conftest import wait_for
+from tests.backend.fake_inference import FAKE_INFERENCE, read_task, steer_task
+
+Open = Callable[..., ModelProcess]
+
+
+@pytest.fixture
+def open_process(settings: Settings) -> Iterator[Open]:
+    settings.data_dir.mkdir()
+    opened: list[ModelProcess] = []
+
+    def open_it(idle_seconds: float = 600, command: tuple[str, ...] = FAKE_INFERENCE):
+        changed = settings.model_copy(update={"inference_idle_seconds": idle_seconds})
+        opened.append(ModelProcess(changed, command))
+        return opened[-1]
+
+    yield open_it
+    for process in opened:
+        process.close()
+        assert process.status().state == "off"
+
+
+@pytest.fixture
+def model(open_process: Open) -> ModelProcess:
+    return open_process()
+
+
+def pid_of(model: ModelProcess) -> int:
+    """The fake process answers with its number."""
+    [reading] = [p for p in model.ask(read_task("who")) if isinstance(p, TextReading)]
+    return int(reading.tokens[0].text)
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_first_question_starts_it_and_later_ones_find_it(model: ModelProcess) -> None:
+    assert model.status().state == "off"
+    first = pid_of(model)
+    assert model.status().state == "ready"
+    assert pid_of(model) == first != os.getpid()
+
+
+def test_a_steered_answer_comes_token_by_token_in_order(model: ModelProcess) -> None:
+    parts = [p for p in model.ask(steer_task("go", 2)) if isinstance(p, SteerToken)]
+    assert [(p.side, p.text) for p in parts] == [
+        ("plain", "p0"),
+        ("steered", "s0"),
+        ("plain", "p1"),
+        ("steered", "s1"),
+    ]
+
+
+def test_what_is_waited_for_is_said_while_the_model_is_loaded(
+    model: ModelProcess, tmp_path: Path
+) -> None:
+    gate, phases = tmp_path / "gate", list[str]()
+    for part in model.ask(read_task(f"load {gate}")):
+        if isinstance(part, Phase) and not gate.exists():
+            phases.append(part.text)
+            status = model.status()
+            assert (status.state, status.waiting) == ("warming-up", 1)
+            if part.text != STARTING:
+                assert status.phase == part.text
+                gate.touch()
+    assert phases[0] == STARTING
+    assert phases[-1] == "loading the language model"
+    assert model.status().state == "ready"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind", "error", "words"),
+    [
+        ("refuse", "tiny-gemma2", "invalid", ApiError, "The text is no good; give another."),
+        ("read", "absent", "model-unavailable", ConflictError, "There is no model 'absent'."),
+        ("break", "tiny-gemma2", "internal", FailedError, "ZeroDivisionError: a bug"),
+    ],
+)
+def test_a_question_that_fails_ends_itself_alone(
+    model: ModelProcess, settings: Settings, text: str, name: str, kind: str, error, words: str
+) -> None:
+    pid = pid_of(model)
+    with pytest.raises(error, match=words) as raised:
+        list(model.ask(read_task(text, name)))
+    assert raised.value.kind == kind
+    assert pid_of(model) == pid
+    said = settings.inference_log.read_text()
+    assert ("ZeroDivisionError: a bug\nin two lines" in said) == (text == "break")
+
+
+@pytest.mark.parametrize(("text", "how"), [("die", "SIGKILL, which often"), ("exit", "code 7")])
+def test_a_process_that_vanishes_is_said_to_be_gone_and_the_next_question_starts_another(
+    model: ModelProcess, text: str, how: str
+) -> None:
+    pid = pid_of(model)
+    with pytest.raises(UnavailableError, match=f"was ended by .*{how}"):
+        list(model.ask(read_task(text)))
+    assert pid_of(model) != pid
+
+
+def test_what_anyone_prints_disturbs_no_reply(model: ModelProcess, settings: Settings) -> None:
+    [reading] = [p for p in model.ask(read_task("print")) if isinstance(p, TextReading)]
+    assert int(reading.tokens[0].text) == pid_of(model)
+    assert "noise" in settings.inference_log.read_text()
+
+
+def test_it_goes_when_it_is_idle_and_comes_back_with_a_question(open_process: Open) -> None:
+    model = open_process(idle_seconds=0.2)
+    pid = pid_of(model)
+    wait_for(lambda: model.status().state == "off")
+    wait_for(lambda: is_gone(pid))
+    assert pid_of(model) != pid
+
+
+def test_it_does_not_go_while_a_question_is_open(open_process: Open, tmp_path: Path) -> None:
+    model = open_process(idle_seconds=0.2)
+    pid_of(model)
+    answer = model.ask(read_task(f"load {tmp_path / 'gate'}"))
+    began = time.monotonic()
+    while time.monotonic() - began < 1:
+        assert next(answer) is not None
+        assert model.status().state == "warming-up"
+    (tmp_path / "gate").touch()
+    assert any(isinstance(part, TextReading) for part in answer)
+
+
+def test_an_answer_that_nobody_wants_any_more_is_ended(model: ModelProcess, tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    answer = model.ask(steer_task(f"slow {ended}", 100_000))
+    assert any(isinstance(part, SteerToken) for part in answer)
+    assert model.status().state == "busy"
+    answer.close()
+    wait_for(ended.exists)
+    assert model.status().state == "ready"
+    pid_of(model)
+
+
+def test_a_question_that_is_taken_back_before_its_turn_is_never_begun(
+    model: ModelProcess, tmp_path: Path
+) -> None:
+    first = model.ask(read_task(f"load {tmp_path / 'gate'}"))
+    next(first)
+    second = model.ask(read_task(f"begin {tmp_path / 'begun'}"))
+    next(second)
+    assert model.status().waiting == 2
+    second.close()
+    (tmp_path / "gate").touch()
+    list(first)
+    pid_of(model)
+    assert not (tmp_path / "begun").exists()
+
+
+def test_patience_ends_with_what_it_waited_for_and_when_to_ask_again(
+    model: ModelProcess, tmp_path: Path
+) -> None:
+    pid_of(model)
+    question = read_task(f"load {tmp_path / 'gate'}")
+    with pytest.raises(UnavailableError, match="is still loading the language model") as raised:
+        list(model.ask(question, patience_seconds=0.5))
+    assert raised.value.retry_after_seconds
+    (tmp_path / "gate").touch()
+    pid_of(model)
+
+
+def test_more_questions_than_can_wait_are_sent_away(model: ModelProcess, tmp_path: Path) -> None:
+    answers = [model.ask(read_task(f"load {tmp_path / 'gate'}")) for _ in range(MAX_WAITING)]
+    for answer in answers:
+        next(answer)
+    with pytest.raises(UnavailableError, match=f"{MAX_WAITING} questions wait"):
+        next(model.ask(read_task("who")))
+    (tmp_path / "gate").touch()
+    for answer in answers:
+        assert any(isinstance(part, TextReading) for part in answer)
+
+
+def test_questions_of_several_threads_each_get_their_own_answer(model: ModelProcess) -> None:
+    counts: dict[int, int] = {}
+
+    def ask(number: int) -> None:
+        counts[number] = sum(
+            isinstance(part, SteerToken) for part in model.ask(steer_task("go", number))
+        )
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == {number: 2 * number for number in range(1, 9)}
+
+
+def test_it_stands_back_behind_pages_and_jobs_and_hears_no_ctrl_c(model: ModelProcess) -> None:
+    pid = pid_of(model)
+    assert psutil.Process(pid).nice() == max(NICENESS, os.nice(0))
+    assert os.getsid(pid) != os.getsid(0)
+
+
+def test_closing_ends_it_even_in_the_middle_of_an_answer(model: ModelProcess) -> None:
+    pid = pid_of(model)
+    answer = model.ask(steer_task("slow /dev/null", 100_000))
+    assert any(isinstance(part, SteerToken) for part in answer)
+    model.close()
+    assert is_gone(pid)
+    with pytest.raises(UnavailableError):
+        list(answer)
+
+
+def test_it_does_not_survive_a_server_that_is_killed(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    code = (
+        "from backend.model_process import ModelProcess\n"
+        "from backend.settings import Settings\n"
+        "from tests.backend.fake_inference import *\n"
+        f"model = ModelProcess(Settings(data_dir={str(settings.data_dir)!r}), FAKE_INFERENCE)\n"
+        "[reading] = [p for p in model.ask(read_task('who')) if isinstance(p, TextReading)]\n"
+        "print(reading.tokens[0].text, flush=True)\n"
+        "for part in model.ask(steer_task('slow /dev/null', 1_000_000)): pass\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        assert not is_gone(pid)
+        server.send_signal(signal.SIGKILL)
+    wait_for(lambda: is_gone(pid))
+
+
+def test_a_process_that_cannot_be_started_is_said_so(open_process: Open) -> None:
+    model = open_process(command=("/nonexistent/python",))
+    with pytest.raises(UnavailableError, match="could not be started"):
+        list(model.ask(read_task("who")))
