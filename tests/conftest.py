@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import beartype  # before nnsight, which gives every object a `save` that beartype stumbles over
 from jaxtyping import install_import_hook
 
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
@@ -27,5 +28,5 @@ install_import_hook(
         "sae_engine.steps",
         "sae_engine.trainer",
     ],
-    "beartype.beartype",
+    f"{beartype.__name__}.beartype",
 )
