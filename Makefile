@@ -9,7 +9,7 @@ ARGS ?=
 PIP_ARGS ?=
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
 # Once here, or for ten seconds in a machine's first training step.
-COMPILE = $(BIN)/python -m sae_engine.kernels
+COMPILE = $(BIN)/python -m sae_engine.compile_kernels
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -174,10 +175,13 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
     """Size and checksum of every file in a folder."""
-    return {
-        path.name: FileEntry(bytes=path.stat().st_size, sha256=_sha256(path))
-        for path in sorted(folder.iterdir())
-    }
+    paths = sorted(folder.iterdir())
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing leaves the interpreter free
+        checksums = pool.map(_sha256, paths)
+        return {
+            path.name: FileEntry(bytes=path.stat().st_size, sha256=checksum)
+            for path, checksum in zip(paths, checksums, strict=True)
+        }
 
 
 def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ def in_parallel(work: Callable[[int, int], None], parts: int) -> None:
             work(part, thread)
 
     others = [_pool(threads - 1).submit(share, t) for t in range(1, threads)]
-    share(0)
+    try:
+        share(0)
+    finally:
+        wait(others)
     for other in others:
         other.result()

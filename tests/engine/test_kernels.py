@@ -7,11 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numba.core.dispatcher import Dispatcher
 from torch import Tensor
 
-from sae_engine.kernels import rows, search, select_topk
-from sae_engine.kernels.__main__ import compile_all
+from sae_engine.kernels import search, select_topk
 from sae_engine.kernels.cpu import CpuKernels
 from sae_engine.loss import total_variance
 from sae_engine.sae import TopKSAE
@@ -284,15 +282,3 @@ def test_adam_state_moves_between_the_two_ways():
     autograd.step(x, objective, none, 1e-3)
     torch.testing.assert_close(twin.W_enc, sae.W_enc, rtol=0, atol=1e-5)
     torch.testing.assert_close(twin.b_dec, sae.b_dec, rtol=0, atol=1e-5)
-
-
-def test_nothing_is_left_to_compile_after_compiling_all():
-    compile_all()
-    kernels = [f for m in (rows, search) for f in vars(m).values() if isinstance(f, Dispatcher)]
-    before = {f: len(f.signatures) for f in kernels}
-    for tied in (False, True):
-        sae = TopKSAE(24, 80, 4, tied=tied)
-        sae.initialize_(0, torch.zeros(24))
-        objective = Objective(24.0, 1 / 32, 0.01, 1.0, tied)
-        CompiledStepper(sae).step(torch.randn(64, 24), objective, torch.arange(40), 1e-3)
-    assert {f: len(f.signatures) for f in kernels} == before

@@ -1,0 +1,49 @@
+"""Compile what is compiled now, instead of in the first run:
+`python -m sae_engine.compile_kernels`. The machine code is kept beside the source.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+
+from sae_engine.feature_index.build import IndexCorpus, build_index
+from sae_engine.files import RunFolder
+from sae_engine.sae import TopKSAE
+from sae_engine.steps import CompiledStepper, Objective
+
+WIDE = 2**16 + 1
+"""So many latents have wider numbers in an index."""
+
+
+def compile_all() -> None:
+    """Do one step with all that a step can have, and build an index with narrow numbers and one
+    with wide ones.
+    """
+    x = torch.randn(8, 4)
+    sae = TopKSAE(4, 32, 2)
+    sae.initialize_(0, torch.zeros(4))
+    objective = Objective(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
+    CompiledStepper(sae).step(x, objective, torch.arange(16), 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        for d_sae in (sae.d_sae, WIDE):
+            build_index(
+                RunFolder(Path(folder)),
+                step=d_sae,
+                tokens=0,
+                corpus=IndexCorpus(x.numpy(), np.zeros(8, np.uint32), np.array([0, 8])),
+                encode=lambda x: (torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)),
+                W_dec=torch.zeros(d_sae, 4),
+                k=1,
+                tokenizer=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
+                vocab_size=1,
+                write_sae=Path.touch,
+            )
+
+
+if __name__ == "__main__":
+    compile_all()

@@ -1,0 +1,33 @@
+"""What is compiled when installing is all that a run needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from numba.core.dispatcher import Dispatcher
+
+from sae_engine.compile_kernels import compile_all
+from sae_engine.files import RunFolder
+from sae_engine.kernels import grouping, rows, search
+from sae_engine.presets import resolve_config
+from sae_engine.train import train
+
+
+def test_nothing_is_left_to_compile_for_a_run(tmp_path: Path):
+    kernels = [
+        kernel
+        for module in (grouping, rows, search)
+        for kernel in vars(module).values()
+        if isinstance(kernel, Dispatcher)
+    ]
+    compile_all()
+    before = {kernel: kernel.signatures for kernel in kernels}
+    short = {
+        "sae": {"d_sae": 64, "k": 4},
+        "data": {"heldout_tokens": 1000},
+        "train": {"total_tokens": 2560, "ce_tokens": 256, "snapshot_every": 2},
+        "index": {"tokens": 1000, "snapshot_tokens": 1000},
+    }
+    for _ in train(resolve_config("quick-test", short), RunFolder(tmp_path)):
+        pass
+    assert {kernel: kernel.signatures for kernel in kernels} == before
