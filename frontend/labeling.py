@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.blocks import escaped_lines, html_block
 from frontend.client import ApiProblem
 from frontend.state import client, live, show_problem
-from frontend.words import age, count, number, percent, short_count
+from frontend.words import age, count, percent, short_count
 from sae_engine.schema.api import FeatureSort, Run
 from sae_engine.schema.labels import (
     DetectionScore,
@@ -104,7 +104,7 @@ def estimate_line(estimate: LabelEstimate) -> str:
     if not estimate.features:
         return "Every feature that fires has a label."
     tokens = estimate.prompt_tokens + estimate.completion_tokens
-    cost = f", at a cost of about {number(estimate.cost)}" if estimate.cost is not None else ""
+    cost = f", at a cost of {_money(estimate.cost)}" if estimate.cost is not None else ""
     features = "1 feature" if estimate.features == 1 else f"{count(estimate.features)} features"
     return (
         f"{estimate.model} labels {features} and judges its labels on contexts it was not shown: "
@@ -142,5 +142,10 @@ def job_line(job: LabelJob) -> str:
     tokens = short_count(job.prompt_tokens + job.completion_tokens)
     parts.append(f"{count(job.calls)} questions, {tokens} tokens")
     if job.cost is not None:
-        parts.append(f"cost {number(job.cost)}")
+        parts.append(f"cost {_money(job.cost)}")
     return " · ".join(parts) + (f"\n{job.problem}" if job.problem else "")
+
+
+def _money(amount: float) -> str:
+    """An amount in whatever currency the prices are in."""
+    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"

@@ -53,9 +53,10 @@ def test_an_estimate_is_a_sentence() -> None:
     )
     assert estimate_line(estimate) == (
         "m labels 40 features and judges its labels on contexts it was not shown: 200 questions, "
-        "about 160k tokens, at a cost of about 0.500."
+        "about 160k tokens, at a cost of 0.50."
     )
     assert "cost" not in estimate_line(estimate.model_copy(update={"cost": None}))
+    assert "cost of under 0.01" in estimate_line(estimate.model_copy(update={"cost": 0.0004}))
     none_left = estimate.model_copy(update={"features": 0})
     assert estimate_line(none_left) == "Every feature that fires has a label."
 
@@ -64,7 +65,7 @@ def test_a_job_says_what_it_did_and_what_went_wrong_as_text() -> None:
     job = label_job(kept=1, failed=2, cost=0.25, problem="<img src=x>", status="failed")
     assert job_line(job).splitlines() == [
         "10 labeled · 1 written by a person meanwhile · 2 without a usable answer · "
-        "50 questions, 32k tokens · cost 0.250",
+        "50 questions, 32k tokens · cost 0.25",
         "<img src=x>",
     ]
     assert "The last labeling failed." in job_block(job)
