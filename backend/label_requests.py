@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import islice
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from backend.chat import ChatClient
@@ -13,6 +15,7 @@ from backend.label_repository import written_labels
 from backend.models import LabelJobRow
 from backend.settings import Settings
 from sae_engine.feature_index.contexts import evenly_spaced
+from sae_engine.feature_index.listing import ordered
 from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.feature_labels.examples import examples_of
 from sae_engine.feature_labels.questions import Messages, detect_questions, explain_question
@@ -23,7 +26,6 @@ CHARACTERS_PER_TOKEN = 3.0
 LABEL_TOKENS = 40
 JUDGMENT_TOKENS = 40
 SAMPLED_FEATURES = 8
-PAGE = 500
 
 
 def labeling_model(settings: Settings) -> str:
@@ -75,21 +77,16 @@ def features_to_label(
 def _first(
     index: FeatureIndex, request: LabelRequest, written: Mapping[int, FeatureLabel]
 ) -> list[int]:
-    """The first `limit` features of the list that fire and have no label yet."""
-    chosen: list[int] = []
+    """The first `limit` features of the list that fire and may be labeled."""
+    arrays = index.arrays
+    fired = np.diff(arrays.latent_starts)
+    alive = np.flatnonzero(fired)
+    max_acts = np.zeros(index.d_sae, np.float32)
+    max_acts[alive] = arrays.latent_acts[arrays.latent_starts[alive]]
     order = "asc" if request.sort in ("index", "label") else "desc"
-    cursor: str | None = None
-    while len(chosen) < request.limit:
-        page = index.features(sort=request.sort, order=order, limit=PAGE, cursor=cursor)
-        chosen += [
-            row.index
-            for row in page.items
-            if row.state != "dead" and _is_open(row.index, request, written)
-        ]
-        cursor = page.next_cursor
-        if cursor is None:
-            break
-    return chosen[: request.limit]
+    listed = ordered(alive, request.sort, order, fired=fired, max_acts=max_acts, labels={})
+    may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
+    return list(islice(may, request.limit))
 
 
 def _is_open(feature: int, request: LabelRequest, written: Mapping[int, FeatureLabel]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -37,6 +37,7 @@ from sae_engine.schema.api import (
     SortOrder,
     TokenMatch,
 )
+from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
 from sae_engine.schema.probe import (
     InferenceStatus,
     SteerPhase,
@@ -52,6 +53,8 @@ WARM_UP_SECONDS = 180.0
 _PRESETS = TypeAdapter(list[Preset])
 _SNAPSHOTS = TypeAdapter(list[Snapshot])
 _NOTICES = TypeAdapter(list[Notice])
+_LABELS = TypeAdapter(list[FeatureLabel])
+_LABEL_JOBS = TypeAdapter(list[LabelJob])
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
@@ -209,6 +212,32 @@ class WorkbenchClient:
         path = f"/runs/{_segment(run_id)}/features/{index}/label"
         self._send("PUT", path, body=update.model_dump(mode="json"))
 
+    def labels(self, run_id: str, features: Sequence[int] | None = None) -> list[FeatureLabel]:
+        """What is written about a run's features, or about some of them, and by whom."""
+        query = None if features is None else {"feature": list(features)}
+        answer = self._send("GET", f"/runs/{_segment(run_id)}/labels", query)
+        return _LABELS.validate_json(answer.content)
+
+    def estimate_labeling(self, run_id: str, body: LabelRequest) -> LabelEstimate:
+        """What it would take to have features labeled by a language model."""
+        path = f"/runs/{_segment(run_id)}/labels/estimate"
+        return LabelEstimate.model_validate_json(self._send("POST", path, body=_sent(body)).content)
+
+    def start_labeling(self, run_id: str, body: LabelRequest) -> LabelJob:
+        """Have features labeled by a language model, in the background."""
+        answer = self._send("POST", f"/runs/{_segment(run_id)}/labels", body=_sent(body))
+        return LabelJob.model_validate_json(answer.content)
+
+    def label_jobs(self, run_id: str) -> list[LabelJob]:
+        """The labelings of a run, the newest first."""
+        answer = self._send("GET", f"/runs/{_segment(run_id)}/labels/jobs")
+        return _LABEL_JOBS.validate_json(answer.content)
+
+    def cancel_labeling(self, run_id: str) -> LabelJob:
+        """End the labeling that is running; its labels stay."""
+        answer = self._send("POST", f"/runs/{_segment(run_id)}/labels/cancel")
+        return LabelJob.model_validate_json(answer.content)
+
     def lookup(
         self,
         run_id: str,
@@ -360,8 +389,17 @@ def _sent(body: BaseModel) -> dict[str, Any]:
     return body.model_dump(mode="json", exclude_unset=True)
 
 
-def _params(query: Mapping[str, object] | None) -> dict[str, str]:
-    return {name: _text(value) for name, value in (query or {}).items() if value is not None}
+def _params(query: Mapping[str, object] | None) -> dict[str, str | list[str]]:
+    return {name: _texts(value) for name, value in (query or {}).items() if value is not None}
+
+
+def _texts(value: object) -> str | list[str]:
+    """A query's value; a list stands in it once for each."""
+    return (
+        [_text(one) for one in cast(list[object], value)]
+        if isinstance(value, list)
+        else _text(value)
+    )
 
 
 def _text(value: object) -> str:

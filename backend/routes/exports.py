@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query
-from fastapi.responses import FileResponse
-from starlette.background import BackgroundTask
+from fastapi.responses import StreamingResponse
 
 from backend import repository
 from backend.errors import ConflictError
@@ -26,8 +27,10 @@ from sae_engine.schema.config import RunConfig
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 
+PIECE_BYTES = 1 << 20
 
-@router.get("/export", response_class=FileResponse)
+
+@router.get("/export", response_class=StreamingResponse)
 def export_run(
     run_id: str,
     server: Server,
@@ -36,7 +39,7 @@ def export_run(
     include_dead: Annotated[
         bool, Query(description="Export also features that never fired.")
     ] = False,
-) -> FileResponse:
+) -> StreamingResponse:
     """A zip of a folder: the SAE as SAELens's `SAE.load_from_disk` reads it, or the features of a
     snapshot as static pages, JSON lines, what Neuronpedia imports, or Parquet.
     """
@@ -44,29 +47,35 @@ def export_run(
         raise ConflictError(
             "Another export is being written; try again when it is done.", kind="exporting"
         )
-    scratch = Path(tempfile.mkdtemp(prefix=".export-", dir=server.settings.data_dir))
     name = f"{run_id}-{format}"
     try:
-        if format == "saelens":
-            _write_sae(server, run_id, scratch / name)
-        else:
-            source = _source(server, run_id, snapshot, include_dead)
-            style = STYLE.read_text("utf-8")
-            export_features(source, format, scratch / name, style=style)
-        check_room(scratch, sum(file.stat().st_size for file in (scratch / name).rglob("*")))
-        made = shutil.make_archive(str(scratch / name), "zip", scratch, name)
-        shutil.rmtree(scratch / name)
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
+        with TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch:
+            folder = Path(scratch) / name
+            if format == "saelens":
+                _write_sae(server, run_id, folder)
+            else:
+                source = _source(server, run_id, snapshot, include_dead)
+                export_features(source, format, folder, style=STYLE.read_text("utf-8"))
+            check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
+            made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
+            # Once its name is gone, whatever ends the download frees the disk.
+            file = made.open("rb")
     finally:
         server.exporting.release()
-    return FileResponse(
-        made,
+    return StreamingResponse(
+        _pieces(file),
         media_type="application/zip",
-        filename=f"{name}.zip",
-        background=BackgroundTask(shutil.rmtree, scratch),
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}.zip"',
+            "Content-Length": str(os.fstat(file.fileno()).st_size),
+        },
     )
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE_BYTES):
+            yield piece
 
 
 def _write_sae(server: Services, run_id: str, target: Path) -> None:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from frontend import charts
 from frontend.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.labeling import origin_line
 from frontend.own_text import own_text
 from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
@@ -157,6 +158,9 @@ def _label(run: Run, feature: FeatureDetail) -> None:
             label_visibility="collapsed",
         )
         st.checkbox("★", value=feature.starred, key=star_key, on_change=save)
+    if feature.label:
+        written = client().labels(run.id, [feature.index])
+        html_block("".join(map(origin_line, written)))
 
 
 def _facts(feature: FeatureDetail) -> str:

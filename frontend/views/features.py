@@ -8,6 +8,7 @@ import streamlit as st
 
 from frontend.blocks import empty_state, html_block, link, run_header, show_linked
 from frontend.downloads import download_menu
+from frontend.labeling import label_menu, score_note
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
@@ -104,7 +105,9 @@ def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
             width=220,
         )
         html_block(f'<span class="wb-muted">{count(page.total)} features</span>')
-        download_menu(run, param("snapshot"))
+        with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
+            label_menu(run, page.snapshot)
+            download_menu(run, param("snapshot"))
 
 
 def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> str:
@@ -119,7 +122,9 @@ def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> 
             '<th class="wide">Strongest example</th>',
         ]
     )
-    rows = "".join(_row(run, row) for row in page.items)
+    labeled = [row.index for row in page.items if row.label]
+    written = {w.feature: w for w in client().labels(run.id, labeled)} if labeled else {}
+    rows = "".join(_row(run, row, score_note(written.get(row.index))) for row in page.items)
     return (
         f'<table class="wb-table features"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table>"
@@ -142,14 +147,14 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
     return f"<th>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
-def _row(run: Run, row: FeatureRow) -> str:
+def _row(run: Run, row: FeatureRow, note: str) -> str:
     target = {"id": run.id, "index": row.index, "snapshot": param("snapshot")}
     return (
         f"<tr><td>{link('feature', str(row.index), target, css='wb-name')}</td>"
         f'<td class="num" title="{density(row.density)}">{percent(row.density.fraction)}</td>'
         f'<td class="num">{number(row.max_activation)}</td>'
         f'<td><span class="wb-state {row.state}">{row.state}</span></td>'
-        f'<td class="label">{escaped(row.label or "")}</td>'
+        f'<td class="label">{escaped(row.label or "")}{note}</td>'
         f'<td class="tops">{chips(row.top_tokens[:4])}</td>'
         f"<td>{example(row.example, reach=14)}</td></tr>"
     )

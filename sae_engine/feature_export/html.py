@@ -223,12 +223,14 @@ def _groups(source: ExportSource) -> Iterator[tuple[str, list[Any], list[Any]]]:
     index = source.index
     token_counts = np.diff(index.arrays.token_starts)
     groups: dict[str, list[int]] = {}
-    folded = index.vocabulary.folded
+    vocabulary = index.vocabulary
     for id_ in np.flatnonzero(token_counts).tolist():
-        groups.setdefault(folded[id_], []).append(id_)
+        is_space = not vocabulary.texts[id_].strip(" ▁")
+        text = vocabulary.texts[id_] if is_space else vocabulary.folded[id_]
+        groups.setdefault(text, []).append(id_)
     for text in sorted(groups):
         ids = sorted(groups[text], key=lambda id_: (-token_counts[id_], id_))
-        members = [[index.vocabulary.text(id_), int(token_counts[id_])] for id_ in ids]
+        members = [[vocabulary.text(id_), int(token_counts[id_])] for id_ in ids]
         found = statistics_of_tokens(index.arrays, ids)
         best = (
             found.at(place) | {"index": int(found.latents[place])}

@@ -17,8 +17,10 @@ from sae_engine.feature_export.neuronpedia import export_jsonl, export_neuronped
 from sae_engine.feature_export.parquet import export_parquet
 from sae_engine.feature_export.source import ExportSource
 from sae_engine.feature_export.write import check_room, export_features
+from sae_engine.presets import resolve_config
 from sae_engine.schema.api import Context
 from tests.engine.feature_export_case import BY_MODEL, BY_PERSON, D_SAE, label, source
+from tests.engine.feature_index_reference import BOTH_TOKENIZERS, built, case_of_rows
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -225,3 +227,18 @@ class _Broken(ExportSource):
 def test_an_export_that_the_disk_has_no_room_for_is_refused_in_words(tmp_path: Path):
     with pytest.raises(UserError, match=r"may take 1000000000\.0 GB, .* make room"):
         check_room(tmp_path / "not" / "there", 10**18)
+
+
+@pytest.mark.parametrize("make_tokenizer", BOTH_TOKENIZERS)
+def test_tokens_of_spaces_alone_are_groups_of_their_own(tmp_path: Path, make_tokenizer: Any):
+    tokenizer = make_tokenizer()
+    texts = {t: i for t, i in tokenizer.get_vocab().items() if t in ("Ġ", "▁", "▁▁")}
+    row = [*texts.values(), 70, 71, 70]
+    case = case_of_rows([row], lambda n: {n % 2: 1.0 + n}, 2)
+    index = built(tmp_path / "run", case, tokenizer=tokenizer)
+    config = resolve_config("quick-test", {})
+    export_html(ExportSource(index, "a", "a", config, {}), tmp_path, style="")
+    spaces = [text for text in read_data(tmp_path, "tokens")["texts"] if not text.strip(" ")]
+    assert spaces == sorted(" " * len(text.replace("Ġ", "▁")) for text in texts)
+    for text in spaces:
+        assert index.lookup(text).count == 1

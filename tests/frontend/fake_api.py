@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import api
+from tests.frontend.fake_labels import add_labels
 from tests.frontend.fake_probe import add_probe
 from tests.frontend.fake_world import D_SAE, WORDS, World, context
 
@@ -46,6 +47,7 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
     _add_runs(app, world)
     _add_features(app, world)
     add_probe(app, world)
+    add_labels(app, world)
     return app
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from sae_engine.presets import presets
 from sae_engine.schema import api
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.labels import LabelJob, LabelOrigin
 from sae_engine.schema.probe import ActivationsRequest, SteerRequest
 
 D_SAE = 512
@@ -52,6 +53,8 @@ class World:
         self.created: list[api.RunCreate] = []
         self.keys: dict[str, str] = {}
         self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
+        self.origins: dict[int, LabelOrigin] = {}
+        self.label_jobs: list[LabelJob] = []
         self.extra_snapshots: list[int] = []
         self.down = False
         self.read: list[ActivationsRequest] = []

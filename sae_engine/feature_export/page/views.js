@@ -188,8 +188,8 @@ function histogram(counts, max) {
     el("div", { class: "wb-muted" }, el("span", {}, "0"), el("span", {}, number(max))));
 }
 
-/* `cat`, ` cat` and ` Cat` are one: as `match=fold` of the app. */
-const folded = (text) => text.toLowerCase().replace(/^[ ▁]+|[ ▁]+$/g, "") || text;
+/* `cat`, ` cat` and ` Cat` are one, as are `ß` and `SS`; spaces alone stand for themselves. */
+const folded = (text) => text.toUpperCase().toLowerCase().replace(/ς/g, "σ").replace(/^[ ▁]+|[ ▁]+$/g, "") || text;
 
 async function lookupPage(query) {
   const list = wb.data.list, tokens = wb.data.tokens;
