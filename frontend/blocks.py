@@ -60,9 +60,11 @@ export default function () {
 _FACES = (
     ("run", "Training"),
     ("features", "Features"),
+    ("map", "Map"),
     ("lookup", "Look up"),
     ("playground", "Playground"),
 )
+"""Pages of a run, as its header offers them."""
 
 STATUS_HELP: dict[RunStatus, str] = {
     "queued": "Waits for its turn.",

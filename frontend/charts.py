@@ -149,17 +149,22 @@ def figure(
     absent: list[MetricValue] = [None] * len(x)
     traces: list[Trace] = []
     for name, color in zip(panel.metrics, panel.colors, strict=True):
-        traces += _traces(name, color, split(x, data.series.get(name, absent)), smoothing)
-    return Figure(data=traces, layout=_layout(panel, x_axis, log_y and panel.logarithmic))
+        points = split(x, data.series.get(name, absent))
+        traces += curve(
+            points, key=name, title=METRICS[name].title, color=color, smoothing=smoothing
+        )
+    return Figure(data=traces, layout=curve_layout(panel, x_axis, log_y and panel.logarithmic))
 
 
-def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Trace]:
-    title = METRICS[name].title
+def curve(data: Split, *, key: str, title: str, color: str, smoothing: float = 0.0) -> list[Trace]:
+    """A curve and what goes with it: its raw points where it is smoothed, marks where it was not
+    finite.
+    """
     sparse = len(data.y) <= SPARSE_POINTS
     smoothed = smoothing > 0 and not sparse
     main: Trace = {
         "type": "scatter",
-        "uid": name,
+        "uid": key,
         "name": title,
         "x": data.x,
         "y": smooth(data.y, smoothing) if smoothed else data.y,
@@ -170,7 +175,7 @@ def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Trace]
     }
     raw: Trace = {
         "type": "scatter",
-        "uid": f"{name}-raw",
+        "uid": f"{key}-raw",
         "x": data.x,
         "y": data.y,
         "mode": "lines",
@@ -181,7 +186,7 @@ def _traces(name: str, color: str, data: Split, smoothing: float) -> list[Trace]
     }
     broken: Trace = {
         "type": "scatter",
-        "uid": f"{name}-broken",
+        "uid": f"{key}-broken",
         "name": f"{title} not finite",
         "x": data.broken_x,
         "y": [_base(data.y)] * len(data.broken_x),
@@ -198,7 +203,8 @@ def _base(values: Sequence[float | None]) -> float:
     return min((v for v in values if v is not None and v > 0), default=1.0)
 
 
-def _layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
+def curve_layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
+    """Axes, title and legend of a chart of curves."""
     axis = {"zeroline": False}
     return {
         "height": 250,

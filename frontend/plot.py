@@ -6,21 +6,23 @@ Streamlit's own chart element is made anew whenever its data change. This one ha
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import streamlit as st
 from streamlit.components import v2
 
 from frontend.charts import Figure
 
-_LIBRARY = "app/static/plotly-basic.min.js"
+Library = Literal["basic", "gl2d"]
+"""Which of Plotly's bundles draws a chart: curves and bars, or points by the ten thousand."""
 
 _JS = """
-const library = (url) => window.wbPlotly ??= new Promise((resolve, reject) => {
+const libraries = window.wbPlotly ??= {};
+const library = (url) => libraries[url] ??= new Promise((resolve, reject) => {
   const script = document.createElement("script");
   script.src = url;
   script.onload = () => resolve(window.Plotly);
-  script.onerror = () => { window.wbPlotly = undefined; reject(new Error("no " + url)); };
+  script.onerror = () => { libraries[url] = undefined; reject(new Error("no " + url)); };
   document.head.append(script);
 });
 
@@ -38,6 +40,36 @@ const themed = (layout, box) => {
   };
 };
 
+// A move within the session, as the browser's Back does.
+const open = (address) => {
+  history.pushState({}, "", address);
+  window.dispatchEvent(new PopStateEvent("popstate"));
+};
+const openRange = (range, low, high) => {
+  const address = new URL(range.address, location.href);
+  address.searchParams.set(range.low, low);
+  address.searchParams.set(range.high, high);
+  open(address);
+};
+const clicked = (box, point) => {
+  const { opens, range } = box.wbLatest;
+  if (opens) open(opens + point.customdata);
+  if (range) openRange(range, ...point.customdata);
+};
+const selected = (box, event) => {
+  const { range } = box.wbLatest, bounds = event?.range?.x;
+  if (!range || !bounds) return;
+  const [low, high] = bounds.map((x) => Math.min(1, 10 ** x).toPrecision(3) * 1);
+  openRange(range, low, high);
+};
+
+let hasWebgl;
+const drawable = (traces) => {
+  hasWebgl ??= !!document.createElement("canvas").getContext("webgl");
+  if (!hasWebgl) for (const trace of traces) if (trace.type === "scattergl") trace.type = "scatter";
+  return traces;
+};
+
 export default async function ({ data, parentElement }) {
   const box = parentElement.querySelector(".wb-plot");
   box.style.minHeight = data.figure.layout.height + "px";
@@ -47,10 +79,13 @@ export default async function ({ data, parentElement }) {
   const { data: traces, layout } = structuredClone(data.figure);
   const first = !box.wbDrawn;
   box.wbDrawn = true;
-  await Plotly.react(box, traces, themed(layout, box), { displayModeBar: false });
+  const config = { displayModeBar: false, scrollZoom: layout.dragmode === "pan" };
+  await Plotly.react(box, drawable(traces), themed(layout, box), config);
   if (first) {
     box.on("plotly_hover", (event) => { box.wbHover = event.points[0].x; });
     box.on("plotly_unhover", () => { box.wbHover = undefined; });
+    box.on("plotly_click", (event) => clicked(box, event.points[0]));
+    box.on("plotly_selected", (event) => selected(box, event));
     new ResizeObserver(() => box.isConnected && Plotly.Plots.resize(box)).observe(box);
   } else if (box.wbHover !== undefined) {
     Plotly.Fx.hover(box, { xval: box.wbHover });
@@ -59,11 +94,32 @@ export default async function ({ data, parentElement }) {
 """
 
 
-def show_figure(figure: Figure, *, key: str) -> None:
-    """Show a chart; shown again under the same key it is updated in place."""
+class Range(TypedDict):
+    """Where a stretch of a logarithmic axis leads: an address and the names of its two bounds."""
+
+    address: str
+    low: str
+    high: str
+
+
+def show_figure(
+    figure: Figure,
+    *,
+    key: str,
+    library: Library = "basic",
+    opens: str | None = None,
+    range: Range | None = None,
+) -> None:
+    """Show a chart; shown again under the same key it is updated in place.
+
+    A click on a point opens `opens` followed by the point's `customdata`. With a `range`, its
+    address is opened by a click on a bar, whose `customdata` are its bounds, or by drawing a
+    stretch on the axis.
+    """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    library = f"/{base}/{_LIBRARY}" if base else f"/{_LIBRARY}"
-    _component()(key=key, data={"figure": figure, "library": library})
+    file = f"app/static/plotly-{library}.min.js"
+    url = f"/{base}/{file}" if base else f"/{file}"
+    _component()(key=key, data={"figure": figure, "library": url, "opens": opens, "range": range})
 
 
 @st.cache_resource(show_spinner=False)

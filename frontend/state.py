@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
@@ -10,6 +11,7 @@ import streamlit as st
 
 from frontend.blocks import empty_state, html_block, notice
 from frontend.client import ApiProblem, WorkbenchClient
+from sae_engine.schema.analysis import DensityHistogram
 from sae_engine.schema.api import ENDED, FeatureRow, Preset, Run, Snapshot
 
 _Choice = TypeVar("_Choice")
@@ -25,8 +27,10 @@ _PAGES = {
     "run": "views/run.py",
     "features": "views/features.py",
     "feature": "views/feature.py",
+    "map": "views/map.py",
     "lookup": "views/lookup.py",
     "playground": "views/playground.py",
+    "compare": "views/compare.py",
 }
 
 
@@ -50,6 +54,15 @@ def int_param(name: str) -> int | None:
     """A whole number of the URL's query; anything else is None."""
     text = param(name) or ""
     return int(text) if text.isdecimal() else None
+
+
+def float_param(name: str) -> float | None:
+    """A finite number of the URL's query; anything else is None."""
+    try:
+        value = float(param(name) or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def choice_param(name: str, choices: Sequence[_Choice]) -> _Choice | None:
@@ -111,6 +124,11 @@ def _num_features(base: str, run_id: str, snapshot: int) -> int:
     return client().features(run_id, snapshot=snapshot, limit=1).total
 
 
+@st.cache_data(ttl=300, show_spinner=False)
+def _densities(base: str, run_id: str, snapshot: int) -> DensityHistogram:
+    return client().densities(run_id, snapshot=snapshot)
+
+
 def _base() -> str:
     return os.environ.get("SAE_WORKBENCH_API_URL", "")
 
@@ -144,6 +162,11 @@ def num_features(run_id: str, snapshot: int) -> int:
 def feature_row(run_id: str, snapshot: int, index: int) -> FeatureRow | None:
     """A feature as lists show it, its label at most ten seconds old; None if there is none."""
     return _feature_row(_base(), run_id, snapshot, index)
+
+
+def cached_densities(run_id: str, snapshot: int) -> DensityHistogram:
+    """Densities of a snapshot's features; a snapshot never changes."""
+    return _densities(_base(), run_id, snapshot)
 
 
 def required_run() -> Run:

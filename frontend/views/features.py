@@ -6,24 +6,38 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, run_header, show_linked
+from frontend.blocks import empty_state, href, html_block, link, run_header, show_linked
 from frontend.downloads import download_menu
 from frontend.labeling import label_menu, score_note
+from frontend.overview_charts import density_figure
+from frontend.pager import pager
+from frontend.plot import show_figure
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
+    cached_densities,
     choice_param,
     chosen_snapshot,
     client,
+    float_param,
     name_tab,
     open_page,
     param,
     required_run,
     search_box,
+    set_param,
 )
 from frontend.token_view import chips, escaped, example
 from frontend.words import count, density, number, percent
-from sae_engine.schema.api import FeaturePage, FeatureRow, FeatureSort, FeatureState, Run, SortOrder
+from sae_engine.schema.api import (
+    FeaturePage,
+    FeatureRow,
+    FeatureSort,
+    FeatureState,
+    Run,
+    Snapshot,
+    SortOrder,
+)
 
 PAGE_SIZE = 50
 SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)
@@ -54,22 +68,26 @@ def show() -> None:
     sort: FeatureSort = choice_param("sort", SORTS) or "max_activation"
     order: SortOrder = choice_param("order", ORDERS) or _first_order(sort)
     state: FeatureState | None = choice_param("state", STATES)
+    lowest, highest = float_param("min_density"), float_param("max_density")
     page = client().features(
         run.id,
         snapshot=snapshot.step,
         sort=sort,
         order=order,
+        min_density=None if lowest is None else min(max(lowest, 0), 1),
+        max_density=None if highest is None else min(max(highest, 0), 1),
         state=state,
         q=param("q"),
         limit=PAGE_SIZE,
         cursor=param("cursor"),
     )
+    _densities(run, snapshot, lowest, highest)
     _controls(run, state, page)
     if not page.items:
         html_block(empty_state("No feature matches", "Widen the filter above."))
         return
     show_linked(_table(run, page, sort, order), key="features-table")
-    _pager(page)
+    pager(page.next_cursor, key=f"features:{run.id}")
 
 
 def _first_order(sort: FeatureSort) -> SortOrder:
@@ -81,6 +99,49 @@ def _none_yet(run: Run) -> None:
     html_block(empty_state("No features yet", text))
     if st.button("Watch it train", type="primary"):
         open_page("run", id=run.id)
+
+
+def _densities(run: Run, snapshot: Snapshot, lowest: float | None, highest: float | None) -> None:
+    """All features by density; a bar or a stretch chooses which ones the list shows."""
+    data = cached_densities(run.id, snapshot.step)
+    if not any(data.counts):
+        return
+    figure = density_figure(data, lowest=lowest, highest=highest)
+    query = {name: param(name) for name in ("snapshot", "sort", "order", "state", "q")}
+    address = href("features", {"id": run.id, **query})
+    show_figure(
+        figure,
+        key="densities",
+        range={"address": address, "low": "min_density", "high": "max_density"},
+    )
+
+
+def _density_bounds(lowest: float | None, highest: float | None) -> None:
+    """Two boxes that hold in percent what the URL holds as shares."""
+    for name, title, value in (
+        ("min_density", "Density from, %", lowest),
+        ("max_density", "Density to, %", highest),
+    ):
+        key = f"percent:{name}"
+        st.session_state[key] = None if value is None else min(max(value, 0), 1) * 100
+
+        def write(name: str = name, key: str = key) -> None:
+            chosen: float | None = st.session_state[key]
+            set_param(name, None if chosen is None else f"{chosen / 100:.6g}")
+            set_param("cursor", None)
+
+        st.number_input(
+            title,
+            min_value=0.0,
+            max_value=100.0,
+            value=None,
+            format="%.6g",
+            key=key,
+            on_change=write,
+            placeholder=title,
+            label_visibility="collapsed",
+            width=135,
+        )
 
 
 def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
@@ -104,6 +165,7 @@ def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
             label_visibility="collapsed",
             width=220,
         )
+        _density_bounds(float_param("min_density"), float_param("max_density"))
         html_block(f'<span class="wb-muted">{count(page.total)} features</span>')
         with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
             label_menu(run, page.snapshot)
@@ -142,6 +204,8 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
         "sort": name,
         "order": wanted,
         "state": param("state"),
+        "min_density": param("min_density"),
+        "max_density": param("max_density"),
         "q": param("q"),
     }
     return f"<th>{link('features', _TITLES[name] + arrow, query)}</th>"
@@ -158,28 +222,6 @@ def _row(run: Run, row: FeatureRow, note: str) -> str:
         f'<td class="tops">{chips(row.top_tokens[:4])}</td>'
         f"<td>{example(row.example, reach=14)}</td></tr>"
     )
-
-
-def _pager(page: FeaturePage) -> None:
-    trail: list[str] = st.session_state.setdefault("cursors", [])
-    here = param("cursor") or ""
-    if not here:
-        trail.clear()
-    with st.container(horizontal=True, gap="small"):
-        if st.button(
-            "Previous", icon=":material/chevron_left:", disabled=not here, key="page-back"
-        ):
-            st.query_params["cursor"] = trail.pop() if trail else ""
-            st.rerun()
-        if st.button(
-            "Next",
-            icon=":material/chevron_right:",
-            disabled=page.next_cursor is None,
-            key="page-on",
-        ):
-            trail.append(here)
-            st.query_params["cursor"] = page.next_cursor or ""
-            st.rerun()
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from frontend.blocks import (
     show_linked,
 )
 from frontend.cards import cards, fraction_done, progress_line
+from frontend.curve_controls import log_choice, x_axis_choice
 from frontend.downloads import download_menu
 from frontend.plot import show_figure
 from frontend.state import (
     bound,
-    choice_param,
     client,
     forget_cached,
     has_ended,
@@ -108,6 +108,9 @@ def _buttons(run: Run) -> None:
     tip = "New run from these settings"
     if st.button("Clone", icon=":material/content_copy:", key="clone", help=tip):
         open_page("launch", clone=run.id)
+    tip = "This run beside another one"
+    if st.button("Compare", icon=":material/compare:", key="compare", help=tip):
+        open_page("compare", a=run.id)
     with st.popover("", icon=":material/more_horiz:", key="more"):
         _more(run)
 
@@ -146,9 +149,8 @@ def _metrics(run: Run) -> MetricsSeries:
 
 def _curves(data: MetricsSeries, *, ended: bool) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        x_axis = _x_axis()
-        key, write = bound("log", choice_param("log", ("1",)) == "1", default=False)
-        log_y = st.toggle("Log scale", key=key, on_change=write)
+        x_axis = x_axis_choice()
+        log_y = log_choice()
         key, write = bound("smoothing", min(int_param("smoothing") or 0, 99), default=0)
         smoothing = st.slider("Smoothing", 0, 99, step=1, key=key, on_change=write, width=220)
         if data.total_points > data.returned_points:
@@ -170,16 +172,6 @@ def _curves(data: MetricsSeries, *, ended: bool) -> None:
                 data, panel, x_axis=x_axis, log_y=log_y, smoothing=smoothing / 100
             )
             show_figure(drawn, key=f"chart-{name}")
-
-
-def _x_axis() -> charts.XAxis:
-    axes = tuple(charts.X_TITLES)
-    current: charts.XAxis = choice_param("x", axes) or "step"
-    key, write = bound("x", current, default="step")
-    chosen = st.segmented_control(
-        "x axis", axes, key=key, on_change=write, label_visibility="collapsed", required=True
-    )
-    return chosen or current
 
 
 def _snapshots(run: Run) -> None:

@@ -69,7 +69,24 @@ def show() -> None:
         if st.button("New run", type="primary", icon=":material/add:", width="stretch"):
             open_page("launch")
 
+    _picking()
     live(_table, active=True)
+
+
+def _picking() -> None:
+    """While a run waits for another one to be compared with, say so and offer a way out."""
+    picked = param("compare")
+    if picked is None:
+        return
+    name = escaped(client().run(picked).name)
+    cancel = link("./", "Cancel", _filters(), css="wb-pick")
+    body = f"<span>Choose the run to compare <b>{name}</b> with. {cancel}</span>"
+    show_linked(f'<div class="wb-notice">{body}</div>', key="picking")
+
+
+def _filters() -> dict[str, object | None]:
+    """What of the URL says which runs are listed."""
+    return {"q": param("q"), "status": _status(), "group": param("group")}
 
 
 def _status() -> RunStatus | None:
@@ -121,8 +138,8 @@ def _table() -> None:
 def _older(page: RunPage) -> str:
     if page.next_cursor is None:
         return ""
-    kept = {"q": param("q"), "status": _status(), "group": param("group")}
-    return f'<p class="wb-more">{link("./", "Older runs", kept | {"cursor": page.next_cursor})}</p>'
+    kept = _filters() | {"compare": param("compare"), "cursor": page.next_cursor}
+    return f'<p class="wb-more">{link("./", "Older runs", kept)}</p>'
 
 
 _NUM = ' class="num"'
@@ -137,6 +154,7 @@ _COLUMNS = (
     ("Tokens/s", _NUM, "Training tokens per second"),
     ("Took", _NUM, "Time since the start"),
     ("Created", _NUM, "When the run was made"),
+    ("", _NUM, "Two runs side by side"),
 )
 
 
@@ -158,9 +176,21 @@ def _row(run: Run) -> str:
         short_count(speed) if isinstance(speed, float) else DASH,
         duration(elapsed(run.started_at, run.ended_at)),
         age(run.created_at),
+        _compare_link(run),
     )
     columns = zip(_COLUMNS, cells, strict=True)
     return f"<tr>{''.join(f'<td{css}>{cell}</td>' for (_, css, _), cell in columns)}</tr>"
+
+
+def _compare_link(run: Run) -> str:
+    """Chooses a run to compare; once one is chosen, leads from the others to the comparison."""
+    picked = param("compare")
+    if picked is None:
+        query = _filters() | {"cursor": param("cursor"), "compare": run.id}
+        return link("./", "Compare", query, css="wb-pick")
+    if picked == run.id:
+        return "<small>this one</small>"
+    return link("compare", "with this", {"a": picked, "b": run.id}, css="wb-pick")
 
 
 def _latents(sae: SAEConfig) -> str:

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import api
+from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
 from tests.frontend.fake_probe import add_probe
 from tests.frontend.fake_world import D_SAE, WORDS, World, context
@@ -48,6 +49,7 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
     _add_features(app, world)
     add_probe(app, world)
     add_labels(app, world)
+    add_comparison(app, world)
     return app
 
 
@@ -131,6 +133,8 @@ def _add_features(app: FastAPI, world: World) -> None:
         snapshot: int | None = None,
         sort: api.FeatureSort = "density",
         order: api.SortOrder = "desc",
+        min_density: float = 0,
+        max_density: float = 1,
         state: api.FeatureState | None = None,
         q: str = "",
         limit: int = 50,
@@ -146,6 +150,7 @@ def _add_features(app: FastAPI, world: World) -> None:
             found = [r for r in found if q == f"#{r.index}"]
         else:
             found = [r for r in found if q in (r.label or "")]
+        found = [r for r in found if min_density <= r.density.fraction <= max_density]
         found.sort(key=key, reverse=order == "desc")
         stop = cursor + limit
         return api.FeaturePage(

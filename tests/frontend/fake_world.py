@@ -61,6 +61,10 @@ class World:
         self.steered: list[SteerRequest] = []
         self.phases: list[str] = []
         """What the next answer about an own text waits for, a moment each."""
+        self.computing = False
+        self.failing = False
+        self.asked = 0
+        self.obstacle = ""
         if not empty:
             tiny = presets()["tiny"].config
             self.add("finished", tiny, name="tiny baseline", status="finished", minutes=90)

@@ -21,8 +21,10 @@ PAGES = {
     "run": {"id": "finished"},
     "features": {"id": "finished"},
     "feature": {"id": "finished", "index": "3"},
+    "map": {"id": "finished"},
     "lookup": {"id": "finished", "q": " import"},
     "playground": {"id": "finished", "text": "import os", "token": "1", "steer": "3:1"},
+    "compare": {"a": "live", "b": "finished"},
 }
 
 
@@ -45,7 +47,9 @@ def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
     assert "No connection" not in shown(app)
 
 
-@pytest.mark.parametrize("page", ["runs", "run", "features", "feature", "lookup", "playground"])
+@pytest.mark.parametrize(
+    "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare"]
+)
 def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
     query = {"id": "live"} if page == "run" else PAGES[page]
     text = shown(open_page(page, **query))
@@ -258,11 +262,11 @@ def test_a_run_without_snapshots_says_that_features_will_come(
     open_page: Open, world: World
 ) -> None:
     world.seconds = 1e6
-    for page in ("features", "feature", "lookup", "playground"):
+    for page in ("features", "feature", "map", "lookup", "playground"):
         assert "No features yet" in shown(open_page(page, id="live"))
 
 
-@pytest.mark.parametrize("page", ["run", "features", "feature", "lookup", "playground"])
+@pytest.mark.parametrize("page", ["run", "features", "feature", "map", "lookup", "playground"])
 def test_an_unknown_run_is_a_sentence_and_a_way_back(open_page: Open, page: str) -> None:
     app = open_page(page, id="nope")
     assert not app.exception
