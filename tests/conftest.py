@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import beartype  # noqa: F401 - before nnsight, which gives every object attributes it cannot hash
 from jaxtyping import install_import_hook
 
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
