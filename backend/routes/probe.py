@@ -6,10 +6,10 @@ import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
 
-from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from backend import repository
 from backend.errors import ApiError, ConflictError, FailedError, UnprocessableError
@@ -201,7 +201,7 @@ def _event(name: str, body: BaseModel) -> str:
 async def _closing(events: Generator[str]) -> AsyncGenerator[str]:
     """The same events; when nobody listens any more, the question is taken back."""
     try:
-        while (event := await to_thread.run_sync(next, events, None)) is not None:
+        while (event := await run_in_threadpool(next, events, None)) is not None:
             yield event
     finally:
         events.close()
