@@ -57,15 +57,16 @@ class Budget(NamedTuple):
     total_tokens: int
 
 
-def default_lr(d_sae: int, total_steps: int) -> float:
+def default_lr(d_in: int, d_sae: int, total_steps: int) -> float:
     """Peak learning rate for a width and a budget.
 
     `2e-4 / sqrt(d_sae / 2**14)` is what sparsify uses, after Gao et al. 2024, for long runs.
     Short runs need more: here more by the 0.4th power of how far they fall short of 100,000 steps,
-    and never more than 0.008. The measurements behind it stand in `benchmarks/LOG.md`.
+    but never so much that a step moves a coordinate of a unit row, 1 / sqrt(d_in), by more than a
+    tenth. The measurements behind it stand in `benchmarks/LOG.md`.
     """
     long_run = 2e-4 / math.sqrt(d_sae / 2**14)
-    return min(0.008, long_run * max(1.0, (100_000 / total_steps) ** 0.4))
+    return min(0.1 / math.sqrt(d_in), long_run * max(1.0, (100_000 / total_steps) ** 0.4))
 
 
 def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) -> float:
@@ -110,7 +111,7 @@ class SAETrainer:
         self.config = config
         self.budget = budget
         self.stepper = stepper or open_stepper(sae)
-        self.peak_lr = config.lr or default_lr(sae.d_sae, budget.total_steps)
+        self.peak_lr = config.lr or default_lr(sae.d_in, sae.d_sae, budget.total_steps)
         self.dead_threshold = dead_threshold(config, budget)
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         """Tokens since each latent last fired."""

@@ -159,8 +159,8 @@ def _label(run: Run, feature: FeatureDetail) -> None:
         )
         st.checkbox("★", value=feature.starred, key=star_key, on_change=save)
     if feature.label:
-        written = client().labels(run.id, [feature.index])
-        html_block("".join(map(origin_line, written)))
+        for written in client().labels(run.id, [feature.index]):
+            html_block(origin_line(written))
 
 
 def _facts(feature: FeatureDetail) -> str:

@@ -200,9 +200,13 @@ def test_cosine_and_constant_schedules():
 
 
 def test_the_default_learning_rate_falls_to_the_papers_law_in_long_runs():
-    assert default_lr(2**14, 10**6) == pytest.approx(2e-4)
-    assert default_lr(2**12, 10**6) == pytest.approx(4e-4)
-    assert default_lr(2**14, 1000) > default_lr(2**14, 10_000) > 2e-4
+    assert default_lr(2304, 2**14, 10**6) == pytest.approx(2e-4)
+    assert default_lr(2304, 2**12, 10**6) == pytest.approx(4e-4)
+    assert default_lr(2304, 2**14, 1000) > default_lr(2304, 2**14, 10_000) > 2e-4
+
+
+def test_no_default_step_moves_a_coordinate_of_a_unit_row_by_more_than_a_tenth():
+    assert default_lr(100, 64, 10) == pytest.approx(0.01)
 
 
 def test_the_dead_threshold_is_a_small_share_of_the_run_and_at_most_ten_million():
