@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from frontend.words import number
 from sae_engine.schema.api import Histogram, MetricsSeries, MetricValue
+from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.records import METRICS
 
 Trace = dict[str, Any]
@@ -248,6 +249,36 @@ def histogram_figure(histogram: Histogram) -> Figure:
         "yaxis": {"title": {"text": "tokens", "font": small}},
     }
     return Figure(data=[bars], layout=layout)
+
+
+def history_figure(history: FeatureHistory) -> Figure:
+    """A feature's density and how near its direction already was, snapshot by snapshot."""
+    steps = [moment.step for moment in history.moments]
+    line = {"type": "scatter", "mode": "lines+markers", "x": steps}
+    density: Trace = line | {
+        "name": "density",
+        "y": [moment.density.fraction for moment in history.moments],
+        "line": {"color": TEAL},
+        "hovertemplate": "density %{y:.3%}<extra></extra>",
+    }
+    cosine: Trace = line | {
+        "name": "cosine to the newest direction",
+        "y": [moment.decoder_cosine for moment in history.moments],
+        "line": {"color": ORANGE},
+        "yaxis": "y2",
+        "hovertemplate": "cosine %{y:.3f}<extra></extra>",
+    }
+    small = {"size": 11}
+    layout = {
+        "height": 170,
+        "margin": {"l": 48, "r": 36, "t": 8, "b": 34},
+        "hovermode": "x unified",
+        "legend": {"orientation": "h", "y": 1.25, "font": small},
+        "xaxis": {"showgrid": False, "title": {"text": "step", "font": small}},
+        "yaxis": {"rangemode": "tozero", "tickformat": ".2%"},
+        "yaxis2": {"overlaying": "y", "side": "right", "range": [-0.05, 1.05], "showgrid": False},
+    }
+    return Figure(data=[density, cosine], layout=layout)
 
 
 def finite_values(values: Sequence[MetricValue]) -> list[float]:

@@ -44,6 +44,7 @@ from sae_engine.schema.api import (
     SortOrder,
     TokenMatch,
 )
+from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
 from sae_engine.schema.probe import (
     InferenceStatus,
@@ -174,6 +175,10 @@ class WorkbenchClient(Connection):
         """Everything a snapshot knows about one feature."""
         query = {"snapshot": snapshot}
         return self._read(FeatureDetail, f"/runs/{_segment(run_id)}/features/{index}", query)
+
+    def history(self, run_id: str, index: int) -> FeatureHistory:
+        """What became of one feature over all snapshots."""
+        return self._read(FeatureHistory, f"/runs/{_segment(run_id)}/features/{index}/history")
 
     def label(self, run_id: str, index: int, update: LabelUpdate) -> None:
         """Set a feature's label, notes and star."""

@@ -7,10 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from backend import repository
-from backend.errors import NotFoundError
+from backend.errors import ConflictError, NotFoundError
 from backend.indexes import open_index
 from backend.services import Server
 from backend.shapes import snapshot_shape
+from sae_engine.feature_index.history import feature_history
+from sae_engine.feature_index.reader import IndexDamagedError
 from sae_engine.schema.api import (
     FeatureDetail,
     FeaturePage,
@@ -20,6 +22,7 @@ from sae_engine.schema.api import (
     Snapshot,
     SortOrder,
 )
+from sae_engine.schema.history import FeatureHistory
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 
@@ -77,6 +80,20 @@ def get_feature(
         written = repository.label(session, run_id, index)
     _check_exists(index, features.d_sae)
     return features.feature(index, labels=labels, notes=written.notes, starred=written.starred)
+
+
+@router.get("/features/{index}/history")
+def get_history(run_id: str, index: FeatureIndexNumber, server: Server) -> FeatureHistory:
+    """What became of one feature over all snapshots."""
+    with server.database.reading() as session:
+        newest = open_index(server, session, run_id, None)
+        _check_exists(index, newest.d_sae)
+        steps = [row.step for row in repository.snapshots(session, run_id)]
+        snapshots = [open_index(server, session, run_id, step) for step in steps]
+    try:
+        return feature_history(snapshots, index)
+    except IndexDamagedError as error:
+        raise ConflictError(str(error), kind="index-damaged") from None
 
 
 @router.put("/features/{index}/label")

@@ -65,6 +65,7 @@ def show() -> None:
         html_block(_facts(feature) + _top_tokens(feature.top_tokens[:TOP_TOKENS]))
         if feature.neighbours:
             show_linked(_neighbours(run, feature.neighbours[:NEIGHBOURS]), key="neighbours")
+        _history(run, feature)
     with right:
         _graphs(feature)
         box = st.container()
@@ -137,12 +138,13 @@ def _go_random(last: int) -> None:
 def _label(run: Run, feature: FeatureDetail) -> None:
     # Streamlit ignores the initial value of a widget it knows, so each feature has its own.
     label_key = f"label:{run.id}:{feature.index}"
+    notes_key = f"notes:{run.id}:{feature.index}"
     star_key = f"star:{run.id}:{feature.index}"
 
     def save() -> None:
         update = LabelUpdate(
             label=st.session_state[label_key].strip(),
-            notes=feature.notes,
+            notes=st.session_state[notes_key].strip(),
             starred=st.session_state[star_key],
         )
         attempt(lambda: client().label(run.id, feature.index, update))
@@ -158,6 +160,16 @@ def _label(run: Run, feature: FeatureDetail) -> None:
             label_visibility="collapsed",
         )
         st.checkbox("★", value=feature.starred, key=star_key, on_change=save)
+    st.text_area(
+        "Notes",
+        value=feature.notes,
+        key=notes_key,
+        max_chars=5000,
+        placeholder="Notes",
+        height=68,
+        on_change=save,
+        label_visibility="collapsed",
+    )
     if feature.label:
         for written in client().labels(run.id, [feature.index]):
             html_block(origin_line(written))
@@ -174,6 +186,7 @@ _TOKEN_COLUMNS = (
     ("Fires", "Positions with this token on which the feature fires"),
     ("Precision", "Share of the feature's firings that are on this token"),
     ("Recall", "Share of this token's positions on which the feature fires"),
+    ("Lift", "How many times as often as on a random position this token is where it fires"),
 )
 
 
@@ -189,7 +202,12 @@ def _top_tokens(tokens: Sequence[TokenStatistics]) -> str:
 
 
 def _top_token(token: TokenStatistics) -> str:
-    cells = (count(token.count), percent(token.precision), percent(token.recall))
+    cells = (
+        count(token.count),
+        percent(token.precision),
+        percent(token.recall),
+        number(token.lift),
+    )
     numbers = "".join(f'<td class="num">{cell}</td>' for cell in cells)
     return f"<tr><td>{chip(token.text)}</td>{numbers}</tr>"
 
@@ -209,6 +227,21 @@ def _neighbours(run: Run, neighbours: Sequence[Neighbour]) -> str:
 def _feature_link(run: Run, index: int) -> str:
     query = {"id": run.id, "index": index, "snapshot": param("snapshot")}
     return link("feature", str(index), query)
+
+
+def _history(run: Run, feature: FeatureDetail) -> None:
+    history = client().history(run.id, feature.index)
+    if len(history.moments) < 2:
+        return
+    events = [
+        f"{what} at step {count(step)}"
+        for what, step in (("born", history.born_step), ("dead", history.died_step))
+        if step is not None
+    ]
+    said = f" <small>({', '.join(events)})</small>" if events else ""
+    tip = "Density, and cosine between the decoder row then and now, in every snapshot"
+    html_block(f'<h3 class="wb-panel" title="{tip}">While it was trained{said}</h3>')
+    show_figure(charts.history_figure(history), key="history")
 
 
 def _graphs(feature: FeatureDetail) -> None:

@@ -44,6 +44,7 @@ from sae_engine.feature_index.lookup import (
 from sae_engine.feature_index.vocabulary import Vocabulary
 from sae_engine.schema.api import (
     Density,
+    Feature,
     FeatureDetail,
     FeatureMatch,
     FeaturePage,
@@ -194,13 +195,9 @@ class FeatureIndex:
         window: Window = 16,
     ) -> FeatureDetail:
         """Everything about one feature; raises `NoSuchFeatureError`."""
-        if not 0 <= index < self.d_sae:
-            raise NoSuchFeatureError(
-                f"There is no feature {index}; this SAE has features 0 to {self.d_sae - 1}."
-            )
         labels = labels or {}
         return FeatureDetail(
-            **self._summary(index, labels),
+            **dict(self.facts(index, labels)),
             snapshot=self.step,
             histogram=self._histogram(index),
             contexts=self._contexts.strongest(index, window, num_contexts),
@@ -267,7 +264,7 @@ class FeatureIndex:
         start, end = self._arrays.latent_token_starts[index : index + 2]
         top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
         return FeatureRow(
-            **self._summary(index, labels),
+            **dict(self.facts(index, labels)),
             example=self._contexts.example(index, EXAMPLE_WINDOW),
             top_tokens=[self._vocabulary.text(i) for i in top],
         )
@@ -276,6 +273,22 @@ class FeatureIndex:
         """Texts of up to `num` tokens that go best with each of some latents, best first."""
         chosen = self._top_tokens[latents, :num].tolist()
         return [[self._vocabulary.text(i) for i in ids if i != NO_TOKEN] for ids in chosen]
+
+    def facts(self, index: int, labels: Mapping[int, str] | None = None) -> Feature:
+        """What every list says of a feature; raises `NoSuchFeatureError`."""
+        if not 0 <= index < self.d_sae:
+            raise NoSuchFeatureError(
+                f"There is no feature {index}; this SAE has features 0 to {self.d_sae - 1}."
+            )
+        fired = int(self.fired[index])
+        states: Sequence[FeatureState] = ("dead", "dense", "alive")
+        return Feature(
+            index=index,
+            density=Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
+            max_activation=float(self._max_acts[index]),
+            state=next(s for s in states if matching_state(self.fired[index], self.num_tokens, s)),
+            label=(labels or {}).get(index) or None,
+        )
 
     @cached_property
     def fired(self) -> NDArray[np.int64]:
@@ -308,20 +321,6 @@ class FeatureIndex:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
-
-    def _summary(self, index: int, labels: Mapping[int, str]) -> dict[str, Any]:
-        """The fields of `Feature`."""
-        fired = int(self.fired[index])
-        states: Sequence[FeatureState] = ("dead", "dense", "alive")
-        return {
-            "index": index,
-            "density": Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
-            "max_activation": float(self._max_acts[index]),
-            "state": next(
-                s for s in states if matching_state(self.fired[index], self.num_tokens, s)
-            ),
-            "label": labels.get(index) or None,
-        }
 
     def _histogram(self, index: int) -> Histogram:
         """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
 from backend import repository
@@ -13,8 +16,10 @@ from backend.cli import main
 from backend.db import Database
 from backend.services import IndexCache
 from backend.settings import Settings
+from sae_engine.feature_index.format import MANIFEST, SAE
 from sae_engine.presets import resolve_config
 from sae_engine.schema.api import FeatureDetail, FeaturePage, LookupResult
+from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.records import SnapshotRecord
 from tests.engine.feature_index_reference import build, byte_level_tokenizer, random_case
 
@@ -153,3 +158,35 @@ def test_open_indexes_are_shared_until_their_folder_is_replaced(tmp_path: Path) 
     cache.get(folders[1])
     cache.get(folders[2])
     assert cache.get(folders[0]) is not replaced
+
+
+def test_a_features_history_tells_its_density_and_how_its_direction_settled(
+    client: TestClient, settings: Settings, run_id: str
+) -> None:
+    rows = {3: np.eye(D_SAE, 4, dtype=np.float32), 7: np.eye(D_SAE, 4, dtype=np.float32)}
+    rows[3][0] = [1, 1, 0, 0]
+    for step, W_dec in rows.items():
+        folder = settings.run_folder(run_id).feature_index(step)
+        save_file({"W_dec": W_dec}, folder / SAE)
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest["files"][SAE]["bytes"] = (folder / SAE).stat().st_size
+        (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+    answer = client.get(f"/api/runs/{run_id}/features/0/history")
+    history = FeatureHistory.model_validate_json(answer.content)
+    assert [moment.step for moment in history.moments] == [3, 7]
+    assert [m.decoder_cosine for m in history.moments] == pytest.approx([0.5**0.5, 1.0])
+    for moment in history.moments:
+        then = client.get(f"/api/runs/{run_id}/features/0?snapshot={moment.step}").json()
+        assert moment.density.model_dump() == then["density"]
+        assert moment.max_activation == then["max_activation"]
+    missing = client.get(f"/api/runs/{run_id}/features/{D_SAE}/history")
+    assert missing.status_code == 404
+
+
+def test_a_history_whose_saes_are_damaged_says_so(client: TestClient, run_id: str) -> None:
+    answer = client.get(f"/api/runs/{run_id}/features/0/history")  # they hold b"weights"
+    assert (answer.status_code, answer.json()["type"]) == (
+        409,
+        "urn:sae-workbench:index-damaged",
+    )
+    assert "sae.safetensors" in answer.json()["detail"]
