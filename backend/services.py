@@ -56,7 +56,7 @@ class Services:
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()
-        """Held by the one export that is being written."""
+        """Held by the one export of features that is being written."""
         self.analyses = Analyses(settings)
         self.language_model = ModelProcess(settings, inference)
 

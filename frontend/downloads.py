@@ -22,7 +22,7 @@ FORMATS: dict[ExportFormat, tuple[str, str]] = {
 
 def download_menu(run: Run, snapshot: str | None = None) -> None:
     """A button that opens the menu; the features are those of a snapshot, or of the latest."""
-    with st.popover("Download", icon=":material/download:", key="downloads"):
+    with st.popover("Download", key="downloads"):
         html_block(download_list(run, snapshot, links=pages_serve_the_api()))
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 
 from frontend.blocks import escaped_lines, html_block
 from frontend.client import ApiProblem
-from frontend.state import client, live, show_problem
+from frontend.state import client, live
 from frontend.words import age, count, percent, short_count
 from sae_engine.schema.api import FeatureSort, Run
 from sae_engine.schema.labels import (
@@ -67,20 +67,22 @@ def _judged(score: DetectionScore | None) -> str:
 def label_menu(run: Run, snapshot: int) -> None:
     """The button that opens the dialog; the contexts are those of a snapshot."""
     tip = "Let a language model propose labels, and judge them"
-    if st.button("Label", icon=":material/label:", key="label-features", help=tip):
+    if st.button("Label", key="label-features", help=tip):
         _dialog(run, snapshot)
 
 
 @st.dialog("Label features automatically")
 def _dialog(run: Run, snapshot: int) -> None:
+    place = st.empty()
     try:
         newest = next(iter(client().label_jobs(run.id)), None)
         if newest is not None and newest.status == "running":
             live(lambda: _progress(run), active=True)
-        else:
+            return
+        with place.container():
             _start(run, snapshot, newest)
     except ApiProblem as error:
-        show_problem(error)
+        place.html(f'<p class="wb-origin">{escaped_lines(str(error))}</p>')
 
 
 def _start(run: Run, snapshot: int, last: LabelJob | None) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, BinaryIO
@@ -43,25 +44,21 @@ def export_run(
     """A zip of a folder: the SAE as SAELens's `SAE.load_from_disk` reads it, or the features of a
     snapshot as static pages, JSON lines, what Neuronpedia imports, or Parquet.
     """
-    if not server.exporting.acquire(blocking=False):
-        raise ConflictError(
-            "Another export is being written; try again when it is done.", kind="exporting"
-        )
     name = f"{run_id}-{format}"
-    try:
-        with TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch:
-            folder = Path(scratch) / name
-            if format == "saelens":
-                _write_sae(server, run_id, folder)
-            else:
-                source = _source(server, run_id, snapshot, include_dead)
-                export_features(source, format, folder, style=STYLE.read_text("utf-8"))
-            check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
-            made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
-            # Once its name is gone, whatever ends the download frees the disk.
-            file = made.open("rb")
-    finally:
-        server.exporting.release()
+    with (
+        _turn(server, format),
+        TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch,
+    ):
+        folder = Path(scratch) / name
+        if format == "saelens":
+            _write_sae(server, run_id, folder)
+        else:
+            source = _source(server, run_id, snapshot, include_dead)
+            export_features(source, format, folder, style=STYLE.read_text("utf-8"))
+        check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
+        made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
+        # Once its name is gone, whatever ends the download frees the disk.
+        file = made.open("rb")
     return StreamingResponse(
         _pieces(file),
         media_type="application/zip",
@@ -70,6 +67,22 @@ def export_run(
             "Content-Length": str(os.fstat(file.fileno()).st_size),
         },
     )
+
+
+@contextmanager
+def _turn(server: Services, format: ExportFormat) -> Generator[None]:
+    """Features are exported once at a time; raises `ConflictError` for a second time."""
+    if format == "saelens":
+        yield
+        return
+    if not server.exporting.acquire(blocking=False):
+        raise ConflictError(
+            "Another export is being written; try again when it is done.", kind="exporting"
+        )
+    try:
+        yield
+    finally:
+        server.exporting.release()
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

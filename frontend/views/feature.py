@@ -170,9 +170,10 @@ def _label(run: Run, feature: FeatureDetail) -> None:
         on_change=save,
         label_visibility="collapsed",
     )
-    if feature.label:
-        for written in client().labels(run.id, [feature.index]):
-            html_block(origin_line(written))
+    written = client().labels(run.id, [feature.index]) if feature.label else []
+    origin = "".join(map(origin_line, written))
+    if origin:
+        html_block(origin)
 
 
 def _facts(feature: FeatureDetail) -> str:

@@ -163,11 +163,11 @@ def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
             on_change=write,
             placeholder="Label, token or #index",
             label_visibility="collapsed",
-            width=220,
+            width=190,
         )
         _density_bounds(float_param("min_density"), float_param("max_density"))
         html_block(f'<span class="wb-muted">{count(page.total)} features</span>')
-        with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
+        with st.container(horizontal=True, width="content", gap="small"):
             label_menu(run, page.snapshot)
             download_menu(run, param("snapshot"))
 

@@ -6,7 +6,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import FastAPI, Query
+from fastapi.responses import JSONResponse, Response
 
+from sae_engine.schema.api import Problem
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,
@@ -69,8 +71,13 @@ def add_labels(app: FastAPI, world: World) -> None:
             if feature is None or index in feature
         ]
 
-    @app.post("/api/runs/{run_id}/labels/estimate")
-    def estimate(run_id: str, body: LabelRequest) -> LabelEstimate:
+    @app.post("/api/runs/{run_id}/labels/estimate", response_model=None)
+    def estimate(run_id: str, body: LabelRequest) -> LabelEstimate | Response:
+        if not world.can_label:
+            problem = Problem(
+                type="about:blank", title="Conflict", status=409, detail="<b>No model</b> is set."
+            )
+            return JSONResponse(problem.model_dump(), 409)
         return LabelEstimate(
             model=MODEL,
             features=body.limit,

@@ -55,6 +55,7 @@ class World:
         self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
         self.origins: dict[int, LabelOrigin] = {}
         self.label_jobs: list[LabelJob] = []
+        self.can_label = True
         self.extra_snapshots: list[int] = []
         self.down = False
         self.read: list[ActivationsRequest] = []

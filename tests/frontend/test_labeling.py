@@ -87,6 +87,17 @@ def test_the_dialog_begins_with_an_estimate_or_with_what_is_running(
     assert [b.label for b in app.button if b.key.startswith("label-")] == ["Label", "Cancel"]
 
 
+def test_where_no_model_is_set_the_dialog_says_so_and_offers_nothing(
+    open_page: Open, world: World
+) -> None:
+    world.can_label = False
+    app = open_page("features", id="finished")
+    app.button(key="label-features").click().run()
+    assert "&lt;b&gt;No model&lt;/b&gt; is set." in shown(app)
+    assert [b.key for b in app.button if b.key.startswith("label-")] == ["label-features"]
+    assert not [n for n in app.number_input if n.key == "label-limit"]
+
+
 def test_the_client_sends_what_it_is_asked_to(server: FakeServer, world: World) -> None:
     with WorkbenchClient(server.url) as client:
         world.labels[7] = LabelUpdate(label="sevens")
