@@ -94,7 +94,7 @@ def map_figure(data: FeatureMap, *, chosen: Collection[int]) -> Figure:
         "color": logs,
         "colorscale": DENSITY_SCALE,
         "colorbar": {
-            "title": {"text": "density", "side": "right", "font": _SMALL},
+            "title": {"text": "density", "side": "top", "font": _SMALL},
             "thickness": 10,
             "outlinewidth": 0,
             "len": 0.5,
@@ -105,7 +105,7 @@ def map_figure(data: FeatureMap, *, chosen: Collection[int]) -> Figure:
     places = [place for place, index in enumerate(data.index) if index in chosen]
     ringed = {"size": 10, "color": ORANGE, "line": {"color": "#ffffff", "width": 1}}
     found = _points("found", data, places, texts, ringed)
-    axis = {"showticklabels": False, "showgrid": False, "zeroline": False, "title": {"text": ""}}
+    axis = {"visible": False}
     layout = {
         "height": 660,
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},

@@ -17,7 +17,10 @@ install_import_hook(
     [
         "sae_engine.activation_files",
         "sae_engine.corpus",
+        "sae_engine.decoder_geometry.layout",
+        "sae_engine.decoder_geometry.rows",
         "sae_engine.evaluate",
+        "sae_engine.feature_index.decoder_directions",
         "sae_engine.interop.load",
         "sae_engine.interop.weights",
         "sae_engine.kernels.cpu",

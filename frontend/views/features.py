@@ -118,9 +118,10 @@ def _densities(run: Run, snapshot: Snapshot, lowest: float | None, highest: floa
 
 def _density_bounds(lowest: float | None, highest: float | None) -> None:
     """Two boxes that hold in percent what the URL holds as shares."""
+    html_block('<span class="wb-muted">Density</span>')
     for name, title, value in (
-        ("min_density", "Density from, %", lowest),
-        ("max_density", "Density to, %", highest),
+        ("min_density", "from", lowest),
+        ("max_density", "to", highest),
     ):
         key = f"percent:{name}"
         st.session_state[key] = None if value is None else min(max(value, 0), 1) * 100
@@ -131,7 +132,7 @@ def _density_bounds(lowest: float | None, highest: float | None) -> None:
             set_param("cursor", None)
 
         st.number_input(
-            title,
+            f"Density {title}, in percent",
             min_value=0.0,
             max_value=100.0,
             value=None,
@@ -140,8 +141,9 @@ def _density_bounds(lowest: float | None, highest: float | None) -> None:
             on_change=write,
             placeholder=title,
             label_visibility="collapsed",
-            width=135,
+            width=90,
         )
+    html_block('<span class="wb-muted">%</span>')
 
 
 def _controls(run: Run, state: str | None, page: FeaturePage) -> None:

@@ -79,7 +79,7 @@ def _controls(run: Run, snapshot: Snapshot, data: FeatureMap) -> None:
 def _caption(data: FeatureMap, query: str | None, num_marked: int, total: int) -> str:
     if query:
         rest = f", {count(num_marked)} of them marked" if total > num_marked else ""
-        return f"{count(total)} features match{rest}"
+        return f"{count(total)} {'feature' if total == 1 else 'features'} found{rest}"
     dead = f" · {count(data.num_dead)} dead ones left out" if data.num_dead else ""
     return f"{count(len(data.index))} features{dead} · click one to open it, scroll to zoom"
 

@@ -84,7 +84,7 @@ def test_a_search_marks_features_on_the_map(open_page: Open) -> None:
     app = open_page("map", id="finished", q="script")
     found = only_plot(app)["figure"]["data"][1]
     assert found["customdata"] == [3]
-    assert "1 features match" in shown(app)
+    assert "1 feature found" in shown(app)
 
 
 def test_while_a_map_is_computed_the_page_says_how_far_it_is(open_page: Open, world: World) -> None:

@@ -1,0 +1,163 @@
+"""Many features at a glance and two runs side by side, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import torch
+from playwright.sync_api import Locator, Page, expect
+from safetensors.torch import save_file
+
+from backend import repository
+from backend.db import open_database
+from backend.settings import Settings
+from sae_engine.presets import resolve_config
+from sae_engine.schema.api import LabelUpdate
+from sae_engine.schema.records import MetricsRecord, SnapshotRecord
+from tests.browser.server import Server, serving
+from tests.engine.feature_index_reference import build, random_case
+
+pytestmark = pytest.mark.timeout(600)
+
+HOSTILE = "<script>window.harmed = true</script>"
+D_SAE = 18  # so few that are alive lie on a plane, which needs no UMAP
+LABELED = 2
+_COMPUTED_MS = 180_000
+# Where the map's only marked point is on the page; drawn by WebGL it is no element.
+_MARKED_POINT = """
+() => {
+  const plot = document.querySelector(".st-key-map .js-plotly-plot");
+  const layout = plot?._fullLayout, marked = plot?.data?.[1];
+  if (marked?.x?.length !== 1 || !layout?.xaxis?.l2p) return null;
+  const { left, top } = plot.getBoundingClientRect(), { xaxis, yaxis, _size } = layout;
+  return [left + _size.l + xaxis.l2p(marked.x[0]), top + _size.t + yaxis.l2p(marked.y[0])];
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[str]]]:
+    """A server with two finished runs, `first` and `second`, whose decoders share most rows."""
+    data_dir = tmp_path_factory.mktemp("data")
+    settings = Settings(data_dir=data_dir)
+    rows = torch.randn(D_SAE, 6, generator=torch.Generator().manual_seed(0))
+    ids: list[str] = []
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.writing() as session,
+    ):
+        for seed, name in enumerate(("first", "second")):
+            config = resolve_config("quick-test", {"name": name, "sae": {"k": 4 + seed}})
+            run_id = repository.add_run(session, config=config, status="finished").id
+            publish(settings.run_folder(run_id).path, seed, rows.roll(seed, dims=0))
+            repository.add_snapshot(
+                session,
+                run_id,
+                SnapshotRecord(step=7, tokens=1000, index_tokens=200, seconds=0.1, final=True),
+            )
+            measured = [
+                MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 1 / s}) for s in (1, 2, 3)
+            ]
+            repository.add_metrics(session, run_id, measured)
+            repository.set_label(session, run_id, LABELED, LabelUpdate(label=HOSTILE))
+            ids.append(run_id)
+    with serving(data_dir) as server:
+        yield server, ids
+
+
+def publish(folder: Path, seed: int, rows: torch.Tensor) -> None:
+    case = random_case(seed, d_sae=D_SAE)
+    build(folder, case, W_dec=rows, write_sae=lambda path: save_file({"W_dec": rows}, path))
+
+
+def query(page: Page) -> dict[str, str]:
+    return {name: values[0] for name, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def num_rows(page: Page) -> Locator:
+    return page.locator("table.features tbody tr")
+
+
+def middle(mark: Locator) -> tuple[float, float]:
+    box = mark.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_bar_or_a_stretch_of_the_histogram_filters_the_list(
+    page: Page, runs: tuple[Server, list[str]]
+) -> None:
+    server, (run_id, _) = runs
+    page.goto(f"{server.url}/features?id={run_id}&sort=index")
+    expect(num_rows(page)).to_have_count(D_SAE)
+    bars = page.locator(".st-key-densities .bars .point path")
+    expect(bars.first).to_be_attached()
+    heights = [(bar.bounding_box() or {"height": 0})["height"] for bar in bars.all()]
+    page.mouse.click(*middle(bars.nth(heights.index(max(heights)))))
+    page.wait_for_url(re.compile("min_density"))
+    low, high = (float(query(page)[name]) for name in ("min_density", "max_density"))
+    assert 0 < low < high <= 1
+    assert query(page)["sort"] == "index"
+    expect(num_rows(page)).not_to_have_count(D_SAE)
+    from_box = page.get_by_label("Density from, in percent")
+    assert float(from_box.input_value()) == pytest.approx(100 * low)
+
+    plot = page.locator(".st-key-densities .nsewdrag").bounding_box()
+    assert plot is not None
+    page.mouse.move(plot["x"] + 2, plot["y"] + plot["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(plot["x"] + plot["width"] / 2, plot["y"] + plot["height"] / 2, steps=5)
+    page.mouse.move(plot["x"] + plot["width"] - 2, plot["y"] + plot["height"] / 2, steps=5)
+    page.mouse.up()
+    page.wait_for_url(lambda url: float(parse_qs(urlsplit(url).query)["max_density"][0]) > 0.9)
+    assert float(query(page)["min_density"]) < low
+
+    from_box.fill("")
+    from_box.press("Enter")
+    page.wait_for_url(lambda url: "min_density" not in url)
+
+
+def test_a_point_of_the_map_shows_what_it_is_as_text_and_opens_its_feature(
+    page: Page, runs: tuple[Server, list[str]]
+) -> None:
+    server, (run_id, _) = runs
+    page.goto(f"{server.url}/map?id={run_id}&q=script")
+    expect(page.get_by_text("1 feature found")).to_be_visible(timeout=_COMPUTED_MS)
+    marked = page.wait_for_function(_MARKED_POINT).json_value()
+    page.mouse.move(*marked)
+    expect(page.locator(".hoverlayer")).to_contain_text(HOSTILE)
+    page.mouse.click(*marked)
+    expect(page.get_by_role("heading", name=f"Feature {LABELED}", exact=True)).to_be_visible()
+    assert page.evaluate("window.harmed") is None
+
+
+def test_two_runs_are_chosen_compared_and_lead_to_their_features(
+    page: Page, runs: tuple[Server, list[str]]
+) -> None:
+    server, (first, second) = runs
+    page.goto(server.url)
+    page.locator("tr", has_text="first").get_by_role("link", name="Compare").click()
+    page.locator("tr", has_text="second").get_by_role("link", name="with this").click()
+    expect(page.locator("tr", has_text="sae.k").first).to_contain_text("45")
+    expect(page.locator(".js-plotly-plot .legendtext").first).to_have_text("A · first")
+    assert (query(page)["a"], query(page)["b"]) == (first, second)
+
+    page.get_by_role("link", name="Features", exact=True).click()
+    matches = page.locator("table.matches tbody tr")
+    expect(matches.first).to_contain_text("1.000", timeout=_COMPUTED_MS)
+    expect(page.locator("table.matches")).to_contain_text(HOSTILE)
+    assert page.evaluate("window.harmed") is None
+    matches.first.locator("a.wb-feature").last.click()
+    page.wait_for_url(re.compile(f"/feature.*id={second}"))
+    page.go_back()
+    expect(matches.first).to_contain_text("1.000")
+
+    page.get_by_role("link", name="Tokens", exact=True).click()
+    page.locator(".st-key-search input").fill("a")
+    page.locator(".st-key-search input").press("Enter")
+    expect(page.locator("h3.wb-panel")).to_have_count(2)
+    expect(page.locator(".wb-matched")).to_have_count(2)
