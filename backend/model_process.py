@@ -6,6 +6,7 @@ No torch here; `backend.inference` is what is started.
 
 from __future__ import annotations
 
+import logging
 import queue
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from backend.errors import (
     ApiError,
@@ -44,6 +47,8 @@ POLL_SECONDS = 0.25
 STARTING = "starting a process for the language model"
 
 INFERENCE_COMMAND = (sys.executable, "-m", "backend.inference")
+
+_log = logging.getLogger(__name__)
 
 
 class Phase(NamedTuple):
@@ -130,7 +135,7 @@ class ModelProcess:
         """
         deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
         child, number, inbox = self._send(task)
-        is_over = False
+        is_over, waiting = False, "waiting for an answer"
         try:
             while True:
                 try:
@@ -138,11 +143,11 @@ class ModelProcess:
                 except queue.Empty:
                     if deadline is not None and time.monotonic() > deadline:
                         raise self._still_warming_up(child) from None
-                    yield Phase(child.phase or "waiting for its turn")
+                    yield Phase(child.phase or waiting)
                     continue
                 match reply:
                     case PartReply():
-                        deadline = None
+                        deadline, waiting = None, "writing on"
                         yield reply.part
                     case EndReply():
                         is_over = True
@@ -213,15 +218,12 @@ class ModelProcess:
     def _listen(self, child: _Child) -> None:
         assert child.process.stdout is not None
         with child.process.stdout as lines:
-            for line in lines:
-                reply = REPLY.validate_json(line)
-                with self._lock:
-                    if isinstance(reply, PhaseReply):
-                        child.phase = reply.phase
-                        continue
-                    child.phase = None
-                    if reply.number in child.inboxes:
-                        child.inboxes[reply.number].put(reply)
+            try:
+                for line in lines:
+                    self._receive(child, REPLY.validate_json(line))
+            except ValidationError:
+                _log.exception("the process for the language model made no sense")
+                child.process.kill()
         exit_code = child.process.wait()
         with self._lock:
             child.hang_up()
@@ -229,6 +231,15 @@ class ModelProcess:
                 self._child = None
             for inbox in child.inboxes.values():
                 inbox.put(_Lost(exit_code))
+
+    def _receive(self, child: _Child, reply: PhaseReply | PartReply | EndReply | FailReply) -> None:
+        with self._lock:
+            if isinstance(reply, PhaseReply):
+                child.phase = reply.phase
+                return
+            child.phase = None
+            if reply.number in child.inboxes:
+                child.inboxes[reply.number].put(reply)
 
     def _forget(self, child: _Child, number: int, *, take_back: bool) -> None:
         with self._lock:

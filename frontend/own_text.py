@@ -21,7 +21,7 @@ def own_text(run: Run, feature: FeatureDetail) -> None:
     """The box, and what the feature makes of the text in it; the text stays from feature to
     feature.
     """
-    text = st.query_params.get("own", "")
+    text = st.query_params.get("own", "")[:MAX_CHARACTERS]
     key, write = bound("own", text)
     with st.container(key="own-text", gap="xxsmall"):
         st.text_area(

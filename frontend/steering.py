@@ -20,7 +20,7 @@ from frontend.state import (
     show_problem,
 )
 from frontend.token_view import escaped
-from frontend.warm_up import warming_up
+from frontend.warm_up import waiting_line
 from frontend.words import number
 from sae_engine.schema.api import Run
 from sae_engine.schema.probe import Side, SteerPhase, SteerResult
@@ -91,7 +91,8 @@ def _generate(
         while True:
             part = next(stream)
             if isinstance(part, SteerPhase):
-                place.html(warming_up(part.phase))
+                if not any(texts.values()):
+                    place.html(waiting_line(part.phase))
             else:
                 texts[part.side] += part.text
                 place.html(_texts(prompt, texts))

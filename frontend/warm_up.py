@@ -26,7 +26,7 @@ def with_progress(call: Callable[[], _Answer]) -> _Answer:
             try:
                 answer = future.result(POLL_SECONDS)
             except TimeoutError:
-                place.html(warming_up(client().inference().phase or "reading the text"))
+                place.html(waiting_line(client().inference().phase))
             else:
                 place.empty()
                 return answer
@@ -34,9 +34,10 @@ def with_progress(call: Callable[[], _Answer]) -> _Answer:
         pool.shutdown(wait=False)  # a page that is drawn anew does not wait for the old one's call
 
 
-def warming_up(phase: str) -> str:
-    """A line that says what is being waited for."""
+def waiting_line(phase: str | None) -> str:
+    """A line that says what is being waited for; None is the answer itself."""
+    text = f"Warming up: {escaped(phase)}" if phase else "Waiting for an answer"
     return (
         '<div class="wb-warming"><span class="wb-progress unknown"><i></i></span>'
-        f"<span>Warming up: {escaped(phase)}</span></div>"
+        f"<span>{text}</span></div>"
     )

@@ -81,7 +81,8 @@ def read_text(
     token.
 
     The text is read as in training, in rows of `ctx_len` tokens, each after a BOS if the model has
-    one. Raises `UserError` for more than `MAX_TEXT_TOKENS` tokens.
+    one. Raises `UserError` for more than `MAX_TEXT_TOKENS` tokens, and where something is not
+    finite.
     """
     ids = model.encode(text)
     if len(ids) > MAX_TEXT_TOKENS:
@@ -125,7 +126,13 @@ def _encode(model: LanguageModel, sae: SAE, rows: Sequence[Sequence[int]]) -> Co
     """Codes of all positions of rows, of which only the last may be shorter, on the CPU."""
     whole = [torch.tensor(rows[:-1])] if len(rows) > 1 else []
     parts = [model.activations(ids).flatten(0, 1) for ids in [*whole, torch.tensor(rows[-1:])]]
-    code = sae.encode(torch.cat(parts).to(sae.W_dec.device).float())
+    x = torch.cat(parts).to(sae.W_dec.device).float()
+    code = sae.encode(x)
+    if not (x.isfinite().all() and code.acts.isfinite().all()):
+        raise UserError(
+            f"The activations of '{model.config.name}' or its features are not finite on this "
+            f"text; read it in another model.dtype than {str(model.dtype).removeprefix('torch.')}."
+        )
     return Code(code.acts.cpu(), code.indices.cpu())
 
 

@@ -27,6 +27,7 @@ install_import_hook(
         "sae_engine.kernels.reference",
         "sae_engine.language_model",
         "sae_engine.loss",
+        "sae_engine.probe",
         "sae_engine.sae",
         "sae_engine.steps",
         "sae_engine.trainer",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from frontend.blocks import empty_state, html_block, link, notice, run_header, show_linked
+from frontend.client import ApiProblem
 from frontend.probe_view import (
     Found,
     feature_table,
@@ -24,9 +25,11 @@ from frontend.state import (
     feature_row,
     int_param,
     name_tab,
+    num_features,
     param,
     required_run,
     set_param,
+    show_problem,
 )
 from frontend.steering import steering
 from frontend.token_view import chip, escaped
@@ -56,11 +59,14 @@ def show() -> None:
         note = "The first snapshot appears here by itself while the run trains."
         html_block(empty_state("No features yet", note))
         return
-    text = st.query_params.get("text", "")
+    text = st.query_params.get("text", "")[:MAX_CHARACTERS]
     _text_box(run, text)
     strengths = strengths_of(param("steer") or "")
     if text:
-        _reading(run, snapshot.step, text, strengths)
+        try:
+            _reading(run, snapshot.step, text, strengths)
+        except ApiProblem as error:
+            show_problem(error)
     else:
         _suggest(run)
     steering(run, snapshot.step, strengths)
@@ -103,6 +109,8 @@ def _suggest(run: Run) -> None:
 
 def _reading(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> None:
     locked = int_param("lock")
+    if locked is not None and locked >= num_features(run.id, step):
+        locked = None
     answer = _read(run, step, text, locked)
     chosen = int_param("token")
     if chosen is not None and (

@@ -49,7 +49,7 @@ class ActivationsRequest(Shape):
     """A text whose features are asked for."""
 
     text: Annotated[str, AfterValidator(_readable_text)]
-    top: int = Field(default=10, ge=1, le=200)
+    top: int = Field(default=10, ge=1, le=100)
     """The strongest features listed with each token; those that are not active never are."""
     features: list[FeatureIndex] = Field(default_factory=lambda: list[int](), max_length=50)
     """Features whose activation is wanted at every token, 0 included."""

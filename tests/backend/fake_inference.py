@@ -38,7 +38,7 @@ def steer_task(prompt: str, max_new_tokens: int = 3) -> SteerTask:
         prompt=prompt,
         activations={1: 2.5},
         max_new_tokens=max_new_tokens,
-        temperature=1,
+        temperature=1.0,
         seed=0,
     )
 

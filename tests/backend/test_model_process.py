@@ -246,6 +246,14 @@ def test_it_does_not_survive_a_server_that_is_killed(settings: Settings) -> None
     wait_for(lambda: is_gone(pid))
 
 
+def test_a_process_that_babbles_is_ended(open_process: Open) -> None:
+    code = "import sys; sys.stdin.readline(); print('no JSON', flush=True); sys.stdin.read()"
+    model = open_process(command=(sys.executable, "-c", code))
+    with pytest.raises(UnavailableError, match="was ended by SIGKILL"):
+        list(model.ask(read_task("who")))
+    assert model.status().state == "off"
+
+
 def test_a_process_that_cannot_be_started_is_said_so(open_process: Open) -> None:
     model = open_process(command=("/nonexistent/python",))
     with pytest.raises(UnavailableError, match="could not be started"):

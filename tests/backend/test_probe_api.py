@@ -292,7 +292,9 @@ def test_the_real_process_answers_what_the_engine_does_for_a_run_that_still_trai
             body = {"prompt": text, "features": strengths, "max_new_tokens": 8, "temperature": 0}
             answer = client.post(f"/api/runs/{run_id}/steer?snapshot={step}", json=body)
             amount = -1.5 * largest(settings, run_id, step, ALIVE)
-            tokens = list(steer(model, sae, text, {ALIVE: amount}, max_new_tokens=8, temperature=0))
+            tokens = list(
+                steer(model, sae, text, {ALIVE: amount}, max_new_tokens=8, temperature=0.0)
+            )
             assert answer.json() == {
                 side: "".join(t.text for t in tokens if t.side == side)
                 for side in ("plain", "steered")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -132,6 +131,13 @@ def test_a_text_of_too_many_tokens_is_refused_with_both_numbers(model_folders):
         read_text(model, topk_sae(), "\n\t" * 4500, ctx_len=CTX)
 
 
+def test_activations_that_are_not_finite_are_said_to_be_so(model_folders):
+    model, sae = probe_model(model_folders["gemma2"]), topk_sae()
+    sae.b_enc.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite on this text"):
+        read_text(model, sae, TEXT, ctx_len=CTX)
+
+
 # Steering
 
 
@@ -193,10 +199,10 @@ def test_steering_equals_a_plain_hook_that_adds_the_decoder_rows_at_ordinary_pos
     ids = [BOS, *model.encode("def main"), 1, 77, 78]  # an eos inside keeps its own, too
     path = HOOKED[architecture][site].format(1)
     steered = continued(folder, path, ids, add, 10)
-    got = list(generate(model.whole, ids, add=add, max_new_tokens=10, temperature=0, seed=0))
+    got = list(generate(model.whole, ids, add=add, max_new_tokens=10, temperature=0.0, seed=0))
     assert got == steered
     plain = continued(folder, path, ids, None, 10)
-    got = list(generate(model.whole, ids, max_new_tokens=10, temperature=0, seed=0))
+    got = list(generate(model.whole, ids, max_new_tokens=10, temperature=0.0, seed=0))
     assert got == plain
     assert plain != steered
 
@@ -207,7 +213,7 @@ def test_steering_at_a_modules_input_equals_a_pre_hook(model_folders):
     model, add = probe_model(folder, **config), direction(sae, STRENGTHS)
     ids = [BOS, *model.encode("def main")]
     expected = continued(folder, "model.layers.2", ids, add, 8, as_input=True)
-    got = list(generate(model.whole, ids, add=add, max_new_tokens=8, temperature=0, seed=0))
+    got = list(generate(model.whole, ids, add=add, max_new_tokens=8, temperature=0.0, seed=0))
     assert got == expected
 
 
@@ -218,7 +224,7 @@ def test_sampling_draws_from_the_models_own_distribution_with_the_seeds_numbers(
         expected = continued(
             folder, "model.layers.1", ids, None, 8, sample=torch.Generator().manual_seed(seed)
         )
-        got = generate(model.whole, ids, max_new_tokens=8, temperature=1, seed=seed)
+        got = generate(model.whole, ids, max_new_tokens=8, temperature=1.0, seed=seed)
         assert list(got) == expected
 
 
@@ -248,7 +254,7 @@ def test_the_same_seed_gives_the_same_texts_and_another_seed_others(model_folder
 
 def test_a_tiny_temperature_is_greedy(model_folders):
     model = probe_model(model_folders["gemma2"])
-    assert texts(model, STRENGTHS, temperature=1e-30) == texts(model, STRENGTHS, temperature=0)
+    assert texts(model, STRENGTHS, temperature=1e-30) == texts(model, STRENGTHS, temperature=0.0)
 
 
 def test_the_two_texts_come_in_turns_and_are_those_of_their_tokens(model_folders):
@@ -262,14 +268,12 @@ def test_the_two_texts_come_in_turns_and_are_those_of_their_tokens(model_folders
         assert "".join(t.text for t in tokens if t.side == side) == shown
 
 
-def test_a_text_ends_before_its_eos():
-    def next_logits(ids, past, add):
-        at = past or 0
-        return torch.eye(10)[[5, 6, 1, 7][at]], at + 1
-
-    model = SimpleNamespace(next_logits=next_logits, prefix=SimpleNamespace(eos_id=1))
-    made = generate(model, [2], max_new_tokens=9, temperature=0, seed=0)  # pyright: ignore
-    assert list(made) == [5, 6]
+def test_a_text_ends_before_its_eos(model_folders):
+    model = probe_model(model_folders["gemma2"])
+    how = {"max_new_tokens": 9, "temperature": 1.0, "seed": 0}
+    ids = list(generate(model.whole, [BOS, 50, 60], **how))
+    model.whole.prefix.eos_id = ids[4]
+    assert list(generate(model.whole, [BOS, 50, 60], **how)) == ids[: ids.index(ids[4])] != []
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_the_models_limit(model_folders):

@@ -36,6 +36,8 @@ def test_the_python_guide_runs_as_it_stands(tmp_path: Path, monkeypatch, capsys)
     assert re.search(r"^step \d+: held-out FVU 0\.\d{3}$", shown, re.M)
     assert re.search(r"^ *import feature \d+ at \d+\.\d\d$", shown, re.M)
     assert re.search(r"^\d+ of 512 features are dead on [\d,]+ tokens$", shown, re.M)
+    assert shown.count("\nplain ") == shown.count("\nsteered ") == 10
+    assert "'<bos>' []" in shown
     assert "'eval_fvu'" in shown
     assert "'ce_delta'" in shown
     assert [f"layer {n} finished" in shown for n in (1, 3, 5)] == [True] * 3

@@ -140,6 +140,12 @@ def test_a_refused_text_is_a_sentence(open_page: Open) -> None:
     app = open_page("playground", id="finished", text="refuse this")
     assert not app.exception
     assert "The text is no good; give another." in shown(app)
+    assert app.text_area(key="url:prompt").value == "refuse this"
+
+
+def test_a_locked_feature_that_does_not_exist_is_ignored(open_page: Open, world: World) -> None:
+    open_page("playground", id="finished", text=TEXT, lock="99999")
+    assert world.read[-1].features == []
 
 
 def test_what_an_answer_waits_for_is_awaited(open_page: Open, world: World) -> None:
