@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import api
+from sae_engine.schema.history import FeatureHistory, FeatureMoment
 from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
 from tests.frontend.fake_probe import add_probe
@@ -167,6 +168,21 @@ def _add_features(app: FastAPI, world: World) -> None:
         if index >= D_SAE:
             return _problem(404, f"There is no feature {index}; the last is {D_SAE - 1}.")
         return _detail(world, index, newest(run_id, snapshot))
+
+    @app.get("/api/runs/{run_id}/features/{index}/history")
+    def history(run_id: str, index: int) -> FeatureHistory:
+        moments = [
+            FeatureMoment(
+                step=snapshot.step,
+                tokens=snapshot.tokens,
+                density=world.row(index).density,
+                max_activation=1.0,
+                state=world.row(index).state,
+                decoder_cosine=1.0,
+            )
+            for snapshot in world.snapshots(run_id)
+        ]
+        return FeatureHistory(index=index, moments=moments, born_step=None, died_step=None)
 
     @app.put("/api/runs/{run_id}/features/{index}/label")
     def label(run_id: str, index: int, body: api.LabelUpdate) -> api.Feature:
