@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 import streamlit as st
@@ -66,6 +67,8 @@ def show() -> None:
     _tokens(answer)
     if answer.message:
         html_block(notice(answer.message))
+    if answer.suggestions:
+        show_linked(_spellings(run, answer.suggestions), key="spellings")
     if answer.features:
         show_linked(_table(run, answer, rank), key="lookup-table")
 
@@ -96,11 +99,19 @@ def _controls(run: Run, text: str, match: TokenMatch, rank: LookupRank) -> None:
         snapshot_picker(run)
 
 
-def _suggest(run: Run) -> None:
-    links = " ".join(
+def _links(run: Run, words: Sequence[str]) -> str:
+    return " ".join(
         link("lookup", chip(word), {"id": run.id, "q": word, "snapshot": param("snapshot")})
-        for word in SUGGESTIONS
+        for word in words
     )
+
+
+def _spellings(run: Run, words: Sequence[str]) -> str:
+    return f'<div class="wb-matched">Spelled nearly so: {_links(run, words)}</div>'
+
+
+def _suggest(run: Run) -> None:
+    links = _links(run, SUGGESTIONS)
     show_linked(
         '<div class="wb-empty"><h2>Which features fire on a token?</h2>'
         f"<p>Type a token or a short phrase above, or try {links}</p></div>",

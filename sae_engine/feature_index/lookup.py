@@ -13,12 +13,16 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz import fuzz, process
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.feature_index.format import IndexArrays
 from sae_engine.feature_index.vocabulary import Vocabulary
 from sae_engine.schema.api import LookupRank, TokenMatch
+
+NUM_SPELLINGS, LEAST_RATIO = 6, 60
+"""How many spellings are offered, and how alike they must be, in percent."""
 
 
 class Meaning(NamedTuple):
@@ -245,6 +249,21 @@ def _concatenated_ranges(starts: NDArray[np.int64], groups: NDArray[Any]) -> NDA
     lengths = starts[groups + 1] - starts[groups]
     offsets = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum()) + np.repeat(starts[groups] - offsets, lengths)
+
+
+def nearest_spellings(
+    text: str, vocabulary: Vocabulary, token_counts: NDArray[np.int64]
+) -> list[str]:
+    """Tokens of the corpus that are spelled most like a text, case and leading space ignored."""
+    wanted = text.strip().casefold()
+    occurring = {vocabulary.folded[i]: i for i in np.flatnonzero(token_counts)[::-1].tolist()}
+    occurring.pop("", None)
+    found = process.extract(
+        wanted, list(occurring), scorer=fuzz.ratio, score_cutoff=LEAST_RATIO, limit=NUM_SPELLINGS
+    )
+    # As likely as each other by spelling: the commoner first.
+    found.sort(key=lambda match: (-match[1], -int(token_counts[occurring[match[0]]])))
+    return [vocabulary.text(occurring[match[0]]) for match in found]
 
 
 def why_nothing(

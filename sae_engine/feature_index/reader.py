@@ -35,6 +35,7 @@ from sae_engine.feature_index.listing import (
 )
 from sae_engine.feature_index.lookup import (
     Statistics,
+    nearest_spellings,
     phrase_positions,
     resolve,
     statistics_of_positions,
@@ -256,6 +257,9 @@ class FeatureIndex:
             message=None
             if features
             else why_nothing(text, match, meaning, count, min_count, self.num_tokens),
+            suggestions=[]
+            if count
+            else nearest_spellings(text, self._vocabulary, self._token_counts),
             snapshot=self.step,
         )
 

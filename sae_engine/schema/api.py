@@ -346,6 +346,8 @@ class LookupResult(Shape):
     """Positions of the whole group, or of the phrase."""
     message: str | None
     """Why there are no features, in words; null when there are some."""
+    suggestions: list[str]
+    """For a text that does not occur: tokens that do and are spelled nearly so, nearest first."""
     snapshot: int
 
 

@@ -149,6 +149,15 @@ def test_a_token_the_corpus_lacks_is_said_to_be_so(tmp_path: Path) -> None:
     assert "'dog' does not occur in the 2 tokens" in result.message
 
 
+def test_a_text_that_does_not_occur_comes_with_tokens_that_do_and_are_spelled_nearly_so(
+    tmp_path: Path,
+) -> None:
+    index = built(tmp_path, case_of_rows([ids_of("cat cat in")], lambda _: {0: 1.0}, 1))
+    assert index.lookup("Catt").suggestions == ["cat"]
+    assert index.lookup("zzz").suggestions == []
+    assert index.lookup("cat").suggestions == []
+
+
 def test_a_phrase_the_corpus_lacks_is_said_to_be_so(tmp_path: Path) -> None:
     index = built(tmp_path, case_of_rows([ids_of("dog cat")], lambda _: {0: 1.0}, 1))
     result = index.lookup("cat dog")

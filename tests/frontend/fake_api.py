@@ -209,6 +209,7 @@ def _add_features(app: FastAPI, world: World) -> None:
             features=[] if unseen else [_match(rank) for rank in range(min(limit, 20))],
             phrase=False,
             count=0 if unseen else sum(c for *_, c in members),
+            suggestions=[],
             message="'zzz' does not occur in this snapshot's text." if unseen else None,
             snapshot=newest(run_id, snapshot),
         )
