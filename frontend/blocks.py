@@ -140,7 +140,7 @@ def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
     )
     crumb = link("./", "Runs", {})
     return (
-        f'<div class="wb-head"><div class="wb-crumb">{crumb}<span>/</span></div>'
+        f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
         f"<h1>{escaped(run.name)}</h1>{badge(run.status)}"
         f'<span class="wb-muted wb-what">{escaped(run.config.model.name)} · '
         f"{escaped(run.config.hook_name)}{sweep_link(run)}</span>"

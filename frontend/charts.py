@@ -251,6 +251,14 @@ def histogram_figure(histogram: Histogram) -> Figure:
     return Figure(data=[bars], layout=layout)
 
 
+def _colored_axis(title: str, color: str) -> dict[str, Any]:
+    """An axis in the color of its curve, which makes a legend unnecessary."""
+    return {
+        "title": {"text": title, "font": {"size": 11, "color": color}},
+        "tickfont": {"color": color},
+    }
+
+
 def history_figure(history: FeatureHistory) -> Figure:
     """A feature's density and how near its direction already was, snapshot by snapshot."""
     steps = [moment.step for moment in history.moments]
@@ -268,15 +276,16 @@ def history_figure(history: FeatureHistory) -> Figure:
         "yaxis": "y2",
         "hovertemplate": "cosine %{y:.3f}<extra></extra>",
     }
-    small = {"size": 11}
     layout = {
         "height": 170,
-        "margin": {"l": 48, "r": 36, "t": 8, "b": 34},
+        "margin": {"l": 56, "r": 52, "t": 8, "b": 34},
         "hovermode": "x unified",
-        "legend": {"orientation": "h", "y": 1.25, "font": small},
-        "xaxis": {"showgrid": False, "title": {"text": "step", "font": small}},
-        "yaxis": {"rangemode": "tozero", "tickformat": ".2%"},
-        "yaxis2": {"overlaying": "y", "side": "right", "range": [-0.05, 1.05], "showgrid": False},
+        "showlegend": False,
+        "xaxis": {"showgrid": False, "title": {"text": "step", "font": {"size": 11}}},
+        "yaxis": _colored_axis("density", TEAL) | {"rangemode": "tozero", "tickformat": ".2%"},
+        "yaxis2": _colored_axis("cosine", ORANGE)
+        | {"overlaying": "y", "side": "right", "range": [-0.05, 1.05], "showgrid": False}
+        | {"tickvals": [0, 0.5, 1]},
     }
     return Figure(data=[density, cosine], layout=layout)
 

@@ -57,7 +57,7 @@ def _header(part: str) -> str:
     )
     crumb = link("./", "Runs", {})
     return (
-        f'<div class="wb-head"><div class="wb-crumb">{crumb}<span>/</span></div>'
+        f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
         f'<h1>Compare</h1><nav class="wb-tabs">{tabs}</nav></div>'
     )
 

@@ -111,7 +111,7 @@ def _heading(run: Run, feature: FeatureDetail) -> str:
         link("run", escaped(run.name), {"id": run.id}),
         link("features", "Features", {"id": run.id, "snapshot": param("snapshot")}),
     )
-    crumbs = "".join(f"{step}<span>/</span>" for step in steps)
+    crumbs = "<span>/</span>".join(steps)
     return (
         f'<div class="wb-head"><div class="wb-crumb">{crumbs}</div>'
         f"<h1>Feature {feature.index}</h1>"

@@ -44,7 +44,7 @@ def show() -> None:
         if group is None:
             html_block('<h1 class="wb-title">Runs</h1>')
         else:
-            crumb = f'<div class="wb-crumb">{link("./", "Runs", {})}<span>/</span></div>'
+            crumb = f'<div class="wb-crumb">{link("./", "Runs", {})}</div>'
             show_linked(f'<div class="wb-head">{crumb}<h1>Sweep</h1></div>', key="sweep-title")
     with search:
         key, write = bound("q", query or "")
