@@ -118,7 +118,6 @@ def _densities(run: Run, snapshot: Snapshot, lowest: float | None, highest: floa
 
 def _density_bounds(lowest: float | None, highest: float | None) -> None:
     """Two boxes that hold in percent what the URL holds as shares."""
-    html_block('<span class="wb-muted">Density</span>')
     for name, title, value in (
         ("min_density", "from", lowest),
         ("max_density", "to", highest),
@@ -139,11 +138,10 @@ def _density_bounds(lowest: float | None, highest: float | None) -> None:
             format="%.6g",
             key=key,
             on_change=write,
-            placeholder=title,
+            placeholder=f"{title}, %",
             label_visibility="collapsed",
             width=90,
         )
-    html_block('<span class="wb-muted">%</span>')
 
 
 def _controls(run: Run, state: str | None, page: FeaturePage) -> None:
