@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_engine.loss import fvu, geometric_median, total_variance
@@ -155,6 +155,13 @@ class SAETrainer:
         dead = (self.since_fired > self.dead_threshold).nonzero().squeeze(-1)
         outcome = self.stepper.step(x, objective, dead, self.lr)
         self.since_fired += len(x)
-        self.since_fired[outcome.indices[outcome.acts > 0]] = 0
+        self.since_fired.masked_fill_(self._fired(outcome), 0)
         self.steps_done += 1
         return StepResult(x, outcome, objective)
+
+    def _fired(self, outcome: Outcome) -> Bool[Tensor, " d_sae"]:
+        """Which latents are active on the batch."""
+        d_sae = self.sae.d_sae
+        fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)
+        fired[torch.where(outcome.acts > 0, outcome.indices, d_sae).flatten()] = True
+        return fired[:d_sae]
