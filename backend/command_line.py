@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from backend.imports import name_of, with_pretrained
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
-from sae_engine.schema.api import RunCreate
+from sae_engine.schema.runs import RunCreate
 
 DEFAULT_RECIPE = "tiny"
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_engine.schema.api import MetricsSeries, MetricValue
+from sae_engine.schema.runs import MetricsSeries, MetricValue
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
-from sae_engine.schema.api import Device
+from sae_engine.schema.machine import Device
 
 
 @cache
@@ -21,9 +22,15 @@ def _nvml() -> Any:
     return pynvml if pynvml.nvmlDeviceGetCount() else None
 
 
-def job_device() -> str:
-    """The device that a job gets."""
-    return "cuda:0" if _nvml() else "cpu"
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [str(number) for number in range(nvml.nvmlDeviceGetCount())]
+    return [name for part in chosen.split(",") if (name := part.strip()) and name != "-1"]
 
 
 def gpus() -> list[Device]:
@@ -31,11 +38,15 @@ def gpus() -> list[Device]:
     nvml = _nvml()
     if nvml is None:
         return []
-    return [_gpu(nvml, number) for number in range(nvml.nvmlDeviceGetCount())]
+    return [_gpu(nvml, number, name) for number, name in enumerate(visible_gpus())]
 
 
-def _gpu(nvml: Any, number: int) -> Device:
-    handle = nvml.nvmlDeviceGetHandleByIndex(number)
+def _gpu(nvml: Any, number: int, name: str) -> Device:
+    handle = (
+        nvml.nvmlDeviceGetHandleByIndex(int(name))
+        if name.isdecimal()
+        else nvml.nvmlDeviceGetHandleByUUID(name)
+    )
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     utilization = temperature = None
     with suppress(nvml.NVMLError):

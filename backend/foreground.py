@@ -36,7 +36,6 @@ from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid, resolve_config
-from sae_engine.schema.api import RunCreate, RunStatus
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -46,6 +45,7 @@ from sae_engine.schema.records import (
     PlanRecord,
     SnapshotRecord,
 )
+from sae_engine.schema.runs import RunCreate, RunStatus
 
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130}
 

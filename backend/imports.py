@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from sae_engine.errors import ConfigError
-from sae_engine.schema.api import ImportCreate, RunCreate
 from sae_engine.schema.config import PretrainedFormat
+from sae_engine.schema.runs import ImportCreate, RunCreate
 
 
 def import_request(body: ImportCreate) -> RunCreate:

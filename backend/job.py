@@ -67,9 +67,12 @@ def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None
         return None
     if row.device == "cpu":
         step_back()
+    config = RunConfig.model_validate(row.config)
+    if row.slot is not None and row.device != "cpu":  # this process sees no other device
+        model = config.model.model_copy(update={"device": "cuda"})
+        config = config.model_copy(update={"model": model})
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True, exist_ok=True)
-    config = RunConfig.model_validate(row.config)
     return Task(run_id, config, folder, resume=has_checkpoint(folder))
 
 

@@ -26,7 +26,16 @@ def _note_who_labels(connection: Connection) -> None:
     _add_missing_columns(connection, Base.metadata.tables["labels"])
 
 
-MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _note_who_labels}
+def _number_what_happens(connection: Connection) -> None:
+    """The queue's order, slots, alerts, and revisions that events are numbered by."""
+    for name in ("runs", "metrics", "snapshots", "notices"):
+        _add_missing_columns(connection, Base.metadata.tables[name])
+
+
+MIGRATIONS: dict[int, Callable[[Connection], None]] = {
+    1: _note_who_labels,
+    2: _number_what_happens,
+}
 SCHEMA_VERSION = max(MIGRATIONS) + 1
 
 

@@ -49,13 +49,18 @@ class RunRow(Base):
     config: Mapped[dict[str, Any]]
     notes: Mapped[str] = mapped_column(Text, default="")
     archived: Mapped[bool] = mapped_column(default=False)
-    group_id: Mapped[str | None]
+    group_id: Mapped[str | None] = mapped_column(index=True)
+    cloned_from: Mapped[str | None]
     device: Mapped[str | None]
+    slot: Mapped[str | None]
+    """Where the supervisor put it; null for a run in somebody's terminal."""
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_digest: Mapped[str | None]
 
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]
+    queue_rank: Mapped[int | None]
+    """Waiting runs are started in this order; null is before all others."""
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
@@ -80,6 +85,19 @@ class RunRow(Base):
     """
     force_stop_at: Mapped[datetime | None]
 
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Counts the transactions that told something of this run; events are numbered by it."""
+    status_revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    """When `status` changed last."""
+    reported_at: Mapped[datetime | None]
+    """When its process wrote something last."""
+
+    alerts: Mapped[list[NoticeRow]] = relationship(
+        primaryjoin="and_(NoticeRow.run_id == RunRow.id, NoticeRow.kind.is_not(None))",
+        order_by="NoticeRow.id",
+        viewonly=True,
+        lazy="selectin",
+    )
     tags: Mapped[list[TagRow]] = relationship(
         order_by="TagRow.position", cascade="all, delete-orphan", lazy="selectin"
     )
@@ -104,6 +122,7 @@ class MetricsRow(Base):
     step: Mapped[int] = mapped_column(primary_key=True)
     tokens: Mapped[int]
     time: Mapped[float]
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
     values: Mapped[str] = mapped_column(Text)
     """Metric name to value, as JSON that also has NaN and infinities."""
 
@@ -119,6 +138,7 @@ class SnapshotRow(Base):
     index_tokens: Mapped[int]
     seconds: Mapped[float]
     final: Mapped[bool]
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime]
 
 
@@ -131,7 +151,10 @@ class NoticeRow(Base):
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), index=True)
     step: Mapped[int | None]
     level: Mapped[str]
+    kind: Mapped[str | None]
+    """What it is an alert about; null for other messages."""
     message: Mapped[str] = mapped_column(Text)
+    revision: Mapped[int] = mapped_column(default=0, server_default="0")
     created_at: Mapped[datetime]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sae_engine.schema.api import RunCreate
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.runs import RunCreate
 
 
 def named_config(config: RunConfig, body: RunCreate) -> RunConfig:

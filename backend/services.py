@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy.orm import Session
 
+from backend import repository
 from backend.analyses import Analyses
 from backend.db import Database
 from backend.labeling import Labeler
 from backend.model_process import INFERENCE_COMMAND, ModelProcess
+from backend.models import RunRow
 from backend.settings import Settings
+from backend.shapes import Waiting, run_shape
 from backend.supervisor import JobCommand, Supervisor, job_command
 from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.schema.runs import Run
 
 MAX_OPEN_INDEXES = 8
 
@@ -59,6 +65,17 @@ class Services:
         """Held by the one export of features that is being written."""
         self.analyses = Analyses(settings)
         self.language_model = ModelProcess(settings, inference)
+
+    def shapes(self, session: Session, rows: Sequence[RunRow]) -> list[Run]:
+        """Runs as they travel; those that wait say for what."""
+        waiting: dict[str, Waiting] = {}
+        if any(row.status == "queued" for row in rows):
+            places = self.supervisor.places(repository.active_runs(session))
+            for position, row in enumerate(repository.queued_runs(session), 1):
+                waiting[row.id] = Waiting(position, places.why_waiting(row))
+        return [
+            run_shape(row, self.settings.run_folder(row.id), waiting.get(row.id)) for row in rows
+        ]
 
 
 def _services(request: Request) -> Services:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,10 @@ class Settings(BaseSettings):
     """Further names under which a browser may reach the server, separated by commas."""
     token: SecretStr | None = None
     """Secret that REST clients and browsers must show."""
+    devices: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
+    """Where runs are trained, separated by commas: `cpu`, `cuda:0`, `cuda:1`; one that stands
+    there twice takes two runs at a time. Unset is every GPU and the processor, one run each.
+    """
     labels_base_url: str | None = Field(None, pattern=r"^https?://")
     """Where an OpenAI-compatible endpoint answers, such as `http://127.0.0.1:11434/v1`."""
     labels_model: str | None = None
@@ -82,6 +87,21 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return [name.strip().lower() for name in value.split(",") if name.strip()]
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _split_devices(cls, value: object) -> object:
+        return cls._split_names(value)
+
+    @field_validator("devices")
+    @classmethod
+    def _known_devices(cls, value: list[str]) -> list[str]:
+        for device in value:
+            if not re.fullmatch(r"cpu|cuda:\d+", device):
+                raise ValueError(
+                    f"'{device}' is no device; write cpu or cuda:0, separated by commas"
+                )
+        return value
 
     @property
     def resolved_database_url(self) -> str:

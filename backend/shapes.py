@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import cast
+from typing import NamedTuple, cast
 
 from backend.curves import metric_value
 from backend.models import NoticeRow, RunRow, SnapshotRow
 from backend.repository import RESUMABLE
 from sae_engine.files import RunFolder
-from sae_engine.schema.api import Notice, Progress, Run, RunError, Snapshot
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.runs import Notice, Progress, Run, RunError, Snapshot
 
 
-def run_shape(row: RunRow, folder: RunFolder) -> Run:
+class Waiting(NamedTuple):
+    """Where a queued run stands."""
+
+    position: int
+    reason: str
+
+
+def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) -> Run:
+    """`waiting` is of a run that is queued."""
     error = None
     if row.error_type is not None:
         error = RunError(
@@ -31,7 +39,11 @@ def run_shape(row: RunRow, folder: RunFolder) -> Run:
             "notes": row.notes,
             "archived": row.archived,
             "group_id": row.group_id,
+            "cloned_from": row.cloned_from,
             "device": row.device,
+            "queue_position": waiting and waiting.position,
+            "waiting_for": waiting and waiting.reason,
+            "alerts": list(dict.fromkeys(alert.kind for alert in row.alerts)),
             "created_at": row.created_at,
             "started_at": row.started_at,
             "ended_at": row.ended_at,
@@ -75,6 +87,7 @@ def notice_shape(row: NoticeRow) -> Notice:
         {
             "step": row.step,
             "level": row.level,
+            "kind": row.kind,
             "message": row.message,
             "created_at": row.created_at,
         }

@@ -16,17 +16,17 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import IO
+from typing import IO, NamedTuple
 
 import psutil
 
 from backend import repository
 from backend.db import Database
-from backend.devices import job_device
 from backend.logs import tail
 from backend.models import RunRow
 from backend.processes import describe_signal, is_alive, send_signal
 from backend.settings import Settings
+from backend.slots import Places, Slot, environment_of, find_slots
 from backend.work import LOG_TAIL_LINES
 
 START_GRACE = timedelta(seconds=30)
@@ -46,6 +46,16 @@ def job_command(run_ids: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "backend.job", *run_ids]
 
 
+class _Job(NamedTuple):
+    """A process that this supervisor started; its slot is taken until it is gone, whatever its
+    rows say.
+    """
+
+    process: subprocess.Popen[bytes]
+    slot: str
+    run_ids: Sequence[str]
+
+
 class Supervisor:
     """Owns the thread; `start` and `close` it once."""
 
@@ -55,7 +65,6 @@ class Supervisor:
         database: Database,
         *,
         command: JobCommand = job_command,
-        device: str | None = None,
         poll_seconds: float = 0.5,
         patience: timedelta = timedelta(seconds=30),
     ) -> None:
@@ -63,10 +72,10 @@ class Supervisor:
         self._settings = settings
         self._database = database
         self._command = command
-        self._device = device or job_device()
+        self._slots = find_slots(settings)
         self._poll_seconds = poll_seconds
         self._patience = patience
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._jobs: list[_Job] = []
         self._terminated: set[int] = set()
         self._lock: IO[str] | None = None
         self._wake = threading.Event()
@@ -85,9 +94,11 @@ class Supervisor:
         self._closing = True
         self._wake.set()
         self._thread.join()
-        for child in self._children.values():
-            if child.poll() is None:
-                child.returncode = 0  # It lives on without us: no warning when this object goes.
+        for job in self._jobs:
+            if job.process.poll() is None:
+                job.process.returncode = (
+                    0  # It lives on without us: no warning when this object goes.
+                )
         if self._lock is not None:
             self._lock.close()
 
@@ -121,15 +132,21 @@ class Supervisor:
     # Judging and ending
 
     def _judge_and_end(self) -> None:
-        exits = {run_id: child.poll() for run_id, child in self._children.items()}
+        codes = [job.process.poll() for job in self._jobs]
+        exits: dict[tuple[str, str | None], int | None] = {
+            (run_id, job.slot): code
+            for job, code in zip(self._jobs, codes, strict=True)
+            for run_id in job.run_ids
+        }
         with self._database.reading() as session:
             rows = repository.active_runs(session)
         working: list[RunRow] = []
         for row in rows:
-            exit_code = exits.get(row.id)
+            key = (row.id, row.slot)
+            exit_code = exits.get(key)
             if exit_code is not None:
                 self._judge(row, exit_code)
-            elif row.id in exits:
+            elif key in exits:
                 working.append(row)
             elif row.pid is None or row.pid_created is None:
                 if row.started_at and repository.now() - row.started_at > START_GRACE:
@@ -139,9 +156,7 @@ class Supervisor:
             else:
                 self._judge(row, None)
         self._end_overdue(working)
-        for run_id, exit_code in exits.items():
-            if exit_code is not None:
-                del self._children[run_id]
+        self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
         """Write down the end of a run whose process could not; one that did is left as it is."""
@@ -187,19 +202,30 @@ class Supervisor:
 
     # Starting
 
-    def _start_next(self) -> None:
-        if self._children:
-            return
-        with self._database.reading() as session:
-            counts = repository.count_by_status(session)
-        if not counts.get("queued") or any(counts.get(status) for status in repository.ACTIVE):
-            return
-        with self._database.writing() as session:
-            rows = repository.claim_next(session, self._device)
-        if rows:
-            self._start(rows)
+    def places(self, active: Sequence[RunRow]) -> Places:
+        """The slots, with the runs that are being worked on in them."""
+        return Places(self._slots, active, {job.slot for job in list(self._jobs)})
 
-    def _start(self, rows: Sequence[RunRow]) -> None:
+    def _start_next(self) -> None:
+        while (started := self._claim()) is not None:
+            self._start(*started)
+
+    def _claim(self) -> tuple[Slot, Sequence[RunRow]] | None:
+        """Take the next run that a slot is free for, with those that share its pass."""
+        with self._database.reading() as session:
+            if not repository.count_by_status(session).get("queued"):
+                return None
+        with self._database.writing() as session:
+            places = self.places(repository.active_runs(session))
+            queue = repository.queued_runs(session)
+            chosen = places.next_of(queue)
+            if chosen is None:
+                return None
+            first, slot = chosen
+            rows = repository.claim(session, first, queue, slot=slot.id, device=slot.device)
+        return (slot, rows) if rows else None
+
+    def _start(self, slot: Slot, rows: Sequence[RunRow]) -> None:
         folder = self._settings.run_folder(rows[0].id)
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -209,7 +235,7 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._settings.environment(),
+                    env=environment_of(slot, self._settings.environment()),
                     start_new_session=True,
                 )
         except OSError as error:
@@ -220,7 +246,7 @@ class Supervisor:
                         session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
                     )
             return
-        self._children |= {row.id: child for row in rows}
+        self._jobs.append(_Job(child, slot.id, [row.id for row in rows]))
         try:
             created = psutil.Process(child.pid).create_time()
         except psutil.NoSuchProcess:

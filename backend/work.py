@@ -26,7 +26,6 @@ from backend.shapes import latest_metrics
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.member import Member
-from sae_engine.schema.api import RunStatus
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -39,6 +38,7 @@ from sae_engine.schema.records import (
     SnapshotRecord,
     StopRequest,
 )
+from sae_engine.schema.runs import RunStatus
 
 POLL_SECONDS = 0.25
 """How often a pass looks whether its runs should stop, and how long a run's measurements wait to be
@@ -83,10 +83,7 @@ def work(
     The runs share a pass of the language model; what ends the pass ends those that still run.
     """
     wait_seconds = min(POLL_SECONDS * len(tasks), LONGEST_WAIT_SECONDS)
-    recorders = [
-        Recorder(database, task.run_id, resumed=task.resume, wait_seconds=wait_seconds)
-        for task in tasks
-    ]
+    recorders = [Recorder(database, task.run_id, wait_seconds=wait_seconds) for task in tasks]
     requests = StopRequests(database, [task.run_id for task in tasks])
     ended: dict[int, RunStatus] = {}
 
@@ -162,14 +159,13 @@ class Recorder:
         database: Database,
         run_id: str,
         *,
-        resumed: bool,
         wait_seconds: float = POLL_SECONDS,
     ) -> None:
         """A measurement waits at most `wait_seconds` for others to be stored with."""
         self._database = database
         self._run_id = run_id
         self._wait_seconds = wait_seconds
-        self._first_after_resume = resumed
+        self._first_since_start = True
         self._waiting: list[MetricsRecord] = []
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
         self._next_write = 0.0
@@ -177,6 +173,7 @@ class Recorder:
             row = repository.get_run(session, run_id)
             self._latest = latest_metrics(row)
             self._total_tokens = row.total_tokens
+            self._device = row.device if row.slot is not None else None
 
     def record(self, record: AnyRecord) -> None:
         """Store a record; measurements that come in quick succession are stored together."""
@@ -213,7 +210,7 @@ class Recorder:
                     run_id,
                     total_steps=record.total_steps,
                     total_tokens=record.total_tokens,
-                    device=record.device,
+                    device=self._device or record.device,
                 )
             case SnapshotRecord():
                 repository.add_snapshot(session, run_id, record)
@@ -239,9 +236,9 @@ class Recorder:
         self._next_write = time.monotonic() + self._wait_seconds
 
     def _store_metrics(self, session: Session, records: list[MetricsRecord]) -> None:
-        if self._first_after_resume:
+        if self._first_since_start:
             repository.forget_from(session, self._run_id, records[0].step)
-            self._first_after_resume = False
+            self._first_since_start = False
         repository.add_metrics(session, self._run_id, records)
         last = records[-1]
         speed = self._recent_speed()

@@ -11,7 +11,7 @@ import streamlit as st
 from streamlit.components import v2
 
 from frontend.token_view import escaped
-from sae_engine.schema.api import Run, RunStatus
+from sae_engine.schema.runs import Run, RunStatus
 
 # Links are real ones (middle click, copy address). A plain click moves within the session, as the
 # browser's Back does, instead of loading everything anew. Those with data-set change values of the

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from frontend.charts import finite_values, sparkline
 from frontend.words import DASH, count, duration, elapsed, number, percent, short_count
-from sae_engine.schema.api import MetricsSeries, MetricValue, Run
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, MetricValue, Run
 
 
 class Card(NamedTuple):

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from frontend.words import number
-from sae_engine.schema.api import Histogram, MetricsSeries, MetricValue
+from sae_engine.schema.api import Histogram
 from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, MetricValue
 
 Trace = dict[str, Any]
 

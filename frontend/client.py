@@ -27,31 +27,32 @@ from sae_engine.schema.api import (
     FeaturePage,
     FeatureSort,
     FeatureState,
-    Health,
     LabelUpdate,
     LookupRank,
     LookupResult,
-    MetricsSeries,
-    Notice,
-    Preset,
     Problem,
-    Run,
-    RunCreate,
-    RunPage,
-    RunPatch,
-    RunStatus,
-    Snapshot,
     SortOrder,
     TokenMatch,
 )
 from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
+from sae_engine.schema.machine import Health, Preset
 from sae_engine.schema.probe import (
     InferenceStatus,
     SteerPhase,
     SteerResult,
     SteerToken,
     TextActivations,
+)
+from sae_engine.schema.runs import (
+    MetricsSeries,
+    Notice,
+    Run,
+    RunCreate,
+    RunPage,
+    RunPatch,
+    RunStatus,
+    Snapshot,
 )
 
 WARM_UP_SECONDS = 180.0

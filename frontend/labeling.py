@@ -10,7 +10,7 @@ from frontend.blocks import escaped_lines, html_block
 from frontend.client import ApiProblem
 from frontend.state import client, live
 from frontend.words import age, count, percent, short_count
-from sae_engine.schema.api import FeatureSort, Run
+from sae_engine.schema.api import FeatureSort
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,
@@ -18,6 +18,7 @@ from sae_engine.schema.labels import (
     LabelJob,
     LabelRequest,
 )
+from sae_engine.schema.runs import Run
 
 SORTS: dict[FeatureSort, str] = {
     "max_activation": "Strongest first",

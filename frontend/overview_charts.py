@@ -23,8 +23,8 @@ from frontend.charts import (
 from frontend.token_view import visible
 from frontend.words import percent
 from sae_engine.schema.analysis import DensityHistogram, FeatureComparison, FeatureMap
-from sae_engine.schema.api import MetricsSeries, MetricValue
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, MetricValue
 
 RUN_COLORS = (TEAL, ORANGE)
 """Of run A and run B, wherever two are side by side."""

@@ -14,7 +14,7 @@ from frontend.state import (
     live,
 )
 from frontend.words import short_count
-from sae_engine.schema.api import Run, Snapshot
+from sae_engine.schema.runs import Run, Snapshot
 
 LATEST = "latest"
 

@@ -12,7 +12,9 @@ import streamlit as st
 from frontend.blocks import empty_state, html_block, notice
 from frontend.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.analysis import DensityHistogram
-from sae_engine.schema.api import ENDED, FeatureRow, Preset, Run, Snapshot
+from sae_engine.schema.api import FeatureRow
+from sae_engine.schema.machine import Preset
+from sae_engine.schema.runs import ENDED, Run, Snapshot
 
 _Choice = TypeVar("_Choice")
 

@@ -22,8 +22,8 @@ from frontend.state import (
 from frontend.token_view import escaped
 from frontend.warm_up import waiting_line
 from frontend.words import number
-from sae_engine.schema.api import Run
 from sae_engine.schema.probe import Side, SteerPhase, SteerResult
+from sae_engine.schema.runs import Run
 
 MAX_PROMPT = 4000
 MAX_NEW_TOKENS = 200

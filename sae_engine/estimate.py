@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from sae_engine.errors import ConfigError
 from sae_engine.preflight import model_path
-from sae_engine.schema.api import Estimate, MemoryPart
 from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.schema.machine import Estimate, MemoryPart
 from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 
 FLOAT32 = 4

@@ -14,7 +14,6 @@ from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.indexes import open_index
 from backend.routes.maps import NOT_YET, not_yet
 from backend.services import Server
-from backend.shapes import run_shape
 from sae_engine.decoder_geometry.answers import compare_features
 from sae_engine.decoder_geometry.files import Matches
 from sae_engine.schema.analysis import (
@@ -63,7 +62,7 @@ def compare_runs(
             )
         except ApiError as error:
             obstacle = error.detail
-    shapes = [run_shape(row, server.settings.run_folder(row.id)) for row in rows]
+        shapes = server.shapes(session, rows)
     return Comparison(
         runs=shapes,
         differences=config_differences([shape.config for shape in shapes]),

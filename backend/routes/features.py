@@ -19,10 +19,10 @@ from sae_engine.schema.api import (
     FeatureSort,
     FeatureState,
     LabelUpdate,
-    Snapshot,
     SortOrder,
 )
 from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.runs import Snapshot
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Response
 from backend.imports import import_request
 from backend.routes.runs import queue_run, request_digest
 from backend.services import Server
-from sae_engine.schema.api import ImportCreate, Run
+from sae_engine.schema.runs import ImportCreate, Run
 
 router = APIRouter(prefix="/imports", tags=["runs"])
 

@@ -12,7 +12,7 @@ from backend.curves import metrics_series
 from backend.logs import tail as log_tail
 from backend.services import Server
 from backend.shapes import notice_shape
-from sae_engine.schema.api import MetricsSeries, Notice
+from sae_engine.schema.runs import MetricsSeries, Notice
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["metrics"])
 

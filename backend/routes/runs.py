@@ -7,6 +7,7 @@ import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy.orm import Session
 
 from backend import repository
 from backend.errors import ConflictError, UnprocessableError
@@ -14,10 +15,10 @@ from backend.models import RunRow
 from backend.naming import named_config
 from backend.security import check_paths
 from backend.services import Server, Services
-from backend.shapes import has_checkpoint, run_shape
+from backend.shapes import has_checkpoint
 from sae_engine.preflight import check_config
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import Run, RunCreate, RunPage, RunPatch, RunStatus
+from sae_engine.schema.runs import Run, RunCreate, RunPage, RunPatch, RunStatus
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -47,6 +48,7 @@ def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, di
     config = resolve_config(body.preset, body.config)
     check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
     check_config(config)
+    server.supervisor.places([]).require(config.model.device)
     with server.database.writing() as session:
         row = None
         if idempotency_key is not None:
@@ -57,11 +59,13 @@ def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, di
                 config=named_config(config, body),
                 tags=body.tags,
                 notes=body.notes,
+                cloned_from=body.cloned_from,
                 idempotency_key=idempotency_key,
                 request_digest=digest,
             )
+        [run] = server.shapes(session, [row])
     server.supervisor.wake()
-    return _shape(server, row)
+    return run
 
 
 @router.get("")
@@ -88,9 +92,10 @@ def list_runs(
             limit=limit + 1,
             before=before,
         )
-    page = rows[:limit]
+        page = rows[:limit]
+        items = server.shapes(session, page)
     return RunPage(
-        items=[_shape(server, row) for row in page],
+        items=items,
         next_cursor=str(page[-1].seq) if len(rows) > limit else None,
     )
 
@@ -98,16 +103,15 @@ def list_runs(
 @router.get("/{run_id}")
 def get_run(run_id: str, server: Server) -> Run:
     with server.database.reading() as session:
-        row = repository.get_run(session, run_id)
-    return _shape(server, row)
+        return _shape(server, session, repository.get_run(session, run_id))
 
 
 @router.patch("/{run_id}")
 def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
-    """Change a run's name, tags, notes, or put it away."""
+    """Change a run's name, tags, notes or place in the queue, or put it away."""
     with server.database.writing() as session:
         row = repository.patch_run(session, run_id, body)
-    return _shape(server, row)
+        return _shape(server, session, row)
 
 
 @router.delete("/{run_id}", status_code=204)
@@ -127,9 +131,9 @@ def delete_run(run_id: str, server: Server) -> None:
 def stop_run(run_id: str, server: Server, force: bool = False) -> Run:
     """End a run soon, with a usable SAE and its features; `force` skips the features."""
     with server.database.writing() as session:
-        row = repository.request_stop(session, run_id, force=force)
+        run = _shape(server, session, repository.request_stop(session, run_id, force=force))
     server.supervisor.wake()
-    return _shape(server, row)
+    return run
 
 
 @router.post("/{run_id}/resume", status_code=202)
@@ -139,15 +143,27 @@ def resume_run(run_id: str, server: Server) -> Run:
         row = repository.requeue(session, run_id)
         if not has_checkpoint(server.settings.run_folder(run_id)):
             raise ConflictError(
-                f"The run '{row.name}' ended before its first checkpoint; start a new one.",
+                f"The run '{row.name}' ended before its first checkpoint; try it again from its "
+                "beginning (retry).",
                 kind="no-checkpoint",
             )
+        run = _shape(server, session, row)
     server.supervisor.wake()
-    return _shape(server, row)
+    return run
 
 
-def _shape(server: Services, row: RunRow) -> Run:
-    return run_shape(row, server.settings.run_folder(row.id))
+@router.post("/{run_id}/retry", status_code=202)
+def retry_run(run_id: str, server: Server) -> Run:
+    """Queue an ended run again: from its last checkpoint, or from its beginning if it has none."""
+    with server.database.writing() as session:
+        run = _shape(server, session, repository.requeue(session, run_id))
+    server.supervisor.wake()
+    return run
+
+
+def _shape(server: Services, session: Session, row: RunRow) -> Run:
+    [run] = server.shapes(session, [row])
+    return run
 
 
 def _place(cursor: str | None) -> int | None:

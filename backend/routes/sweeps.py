@@ -12,10 +12,9 @@ from backend.naming import member_config
 from backend.routes.runs import request_digest
 from backend.security import check_paths
 from backend.services import Server
-from backend.shapes import run_shape
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid
-from sae_engine.schema.api import Sweep, SweepCreate
+from sae_engine.schema.runs import Sweep, SweepCreate
 
 router = APIRouter(prefix="/sweeps", tags=["runs"])
 
@@ -34,6 +33,7 @@ def create_sweep(
     for _, config in members:
         check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
         check_config(config)
+        server.supervisor.places([]).require(config.model.device)
     with server.database.writing() as session:
         first = None
         if idempotency_key is not None:
@@ -55,6 +55,6 @@ def create_sweep(
         else:
             rows = repository.group(session, first.group_id or "")
             group_id = first.group_id or ""
+        runs = server.shapes(session, rows)
     server.supervisor.wake()
-    shapes = [run_shape(row, server.settings.run_folder(row.id)) for row in rows]
-    return Sweep(id=group_id, runs=shapes)
+    return Sweep(id=group_id, runs=runs)

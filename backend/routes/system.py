@@ -10,13 +10,13 @@ from fastapi import APIRouter
 
 from backend import repository
 from backend.devices import gpus
+from backend.forecast import forecast
 from backend.security import check_paths
 from backend.services import Server
 from backend.version import VERSION
-from sae_engine.estimate import estimate
 from sae_engine.presets import presets, resolve_config
-from sae_engine.schema.api import Estimate, EstimateRequest, Health, Preset, System
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, Slot, System
 
 router = APIRouter(tags=["system"])
 
@@ -40,11 +40,13 @@ def config_presets() -> list[Preset]:
 
 
 @router.post("/config/estimate")
-def config_estimate(body: EstimateRequest, server: Server) -> Estimate:
-    """What a run would take, on the device that it would get."""
+def config_estimate(body: EstimateRequest, server: Server) -> Forecast:
+    """What a run would take on the device that it would get, and whether that is there."""
     config = resolve_config(body.preset, body.config)
     check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
-    return estimate(config, gpu=bool(gpus()) and config.model.device != "cpu")
+    with server.database.reading() as session:
+        places = server.supervisor.places([])
+        return forecast(session, config, places, server.settings.data_dir)
 
 
 @router.get("/system")
@@ -54,11 +56,16 @@ def system(server: Server) -> System:
     disk = shutil.disk_usage(server.settings.data_dir)
     with server.database.reading() as session:
         queue = repository.count_by_status(session)
+        places = server.supervisor.places(repository.active_runs(session))
     return System.model_validate(
         {
             "version": VERSION,
             "supervises": server.supervisor.supervises,
             "devices": gpus(),
+            "slots": [
+                Slot(id=slot.id, device=slot.device, runs=[row.id for row in places.runs_in(slot)])
+                for slot in places.slots
+            ],
             "num_cpus": psutil.cpu_count() or 1,
             "cpu_utilization": psutil.cpu_percent() / 100,
             "memory_used_bytes": memory.total - memory.available,

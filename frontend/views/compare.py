@@ -25,8 +25,8 @@ from frontend.state import (
 from frontend.token_view import escaped
 from frontend.words import DASH
 from sae_engine.schema.analysis import Comparison
-from sae_engine.schema.api import Run
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import Run
 
 PARTS = {"training": "Training", "features": "Features", "tokens": "Tokens"}
 MAX_RUNS = 200  # the newest ones can be chosen from

@@ -35,9 +35,9 @@ from sae_engine.schema.api import (
     LabelUpdate,
     Logits,
     Neighbour,
-    Run,
     TokenStatistics,
 )
+from sae_engine.schema.runs import Run
 
 TOP_TOKENS = 10
 NEIGHBOURS = 10

@@ -29,15 +29,8 @@ from frontend.state import (
 )
 from frontend.token_view import chips, escaped, example
 from frontend.words import count, density, number, percent
-from sae_engine.schema.api import (
-    FeaturePage,
-    FeatureRow,
-    FeatureSort,
-    FeatureState,
-    Run,
-    Snapshot,
-    SortOrder,
-)
+from sae_engine.schema.api import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
+from sae_engine.schema.runs import Run, Snapshot
 
 PAGE_SIZE = 50
 SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)

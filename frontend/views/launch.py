@@ -16,8 +16,9 @@ from frontend.form_widgets import render_field
 from frontend.state import cached_presets, client, open_page, param, show_problem
 from frontend.token_view import escaped
 from frontend.words import count, short_count
-from sae_engine.schema.api import Preset, RunCreate
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.machine import Preset
+from sae_engine.schema.runs import RunCreate
 
 PROBLEMS = "launch-problems"
 KEYS = "launch-idempotency-keys"

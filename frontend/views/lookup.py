@@ -20,7 +20,8 @@ from frontend.state import (
 )
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number, percent
-from sae_engine.schema.api import FeatureMatch, LookupRank, LookupResult, Run, TokenMatch
+from sae_engine.schema.api import FeatureMatch, LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.runs import Run
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)
 RANKS: tuple[LookupRank, ...] = get_args(LookupRank)

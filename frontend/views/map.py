@@ -20,7 +20,7 @@ from frontend.state import (
 from frontend.waiting import awaited
 from frontend.words import count
 from sae_engine.schema.analysis import FeatureMap
-from sae_engine.schema.api import Run, Snapshot
+from sae_engine.schema.runs import Run, Snapshot
 
 MAX_FOUND = 500  # features that a search marks
 

@@ -32,7 +32,7 @@ from frontend.state import (
 )
 from frontend.token_view import escaped
 from frontend.words import age, count, short_count
-from sae_engine.schema.api import MetricsSeries, Run, RunPatch, Snapshot
+from sae_engine.schema.runs import MetricsSeries, Run, RunPatch, Snapshot
 
 MAX_POINTS = 1500
 

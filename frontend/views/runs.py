@@ -19,8 +19,8 @@ from frontend.cards import fraction_done, metric_text
 from frontend.state import bound, client, live, open_page, param
 from frontend.token_view import escaped
 from frontend.words import DASH, age, duration, elapsed, percent, short_count
-from sae_engine.schema.api import Run, RunPage, RunStatus
 from sae_engine.schema.config import SAEConfig
+from sae_engine.schema.runs import Run, RunPage, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets.other_names import advice
-from sae_engine.schema.api import FieldProblem, Preset
+from sae_engine.schema.api import FieldProblem
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.machine import Preset
 
 MAX_GRID = 256
 

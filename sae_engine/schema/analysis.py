@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sae_engine.schema.api import FeatureRow, MetricsSeries, Run, Shape
+from sae_engine.schema.api import FeatureRow
+from sae_engine.schema.runs import MetricsSeries, Run
+from sae_engine.schema.shape import Shape
 
 MatchSection = Literal["mutual", "only_a", "only_b"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sae_engine.schema.api import Density, FeatureState, Shape
+from sae_engine.schema.api import Density, FeatureState
+from sae_engine.schema.shape import Shape
 
 
 class FeatureMoment(Shape):

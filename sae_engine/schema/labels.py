@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from sae_engine.schema.api import FeatureSort, Shape
+from sae_engine.schema.api import FeatureSort
+from sae_engine.schema.shape import Shape
 
 LabelAuthor = Literal["person", "model"]
 

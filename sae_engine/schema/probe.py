@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from sae_engine.schema.api import Shape
+from sae_engine.schema.shape import Shape
 
 MAX_TEXT_CHARACTERS = 20_000
 MAX_TEXT_TOKENS = 4096

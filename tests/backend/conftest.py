@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from backend import repository
 from backend.app import create_app
 from backend.db import Database
+from backend.models import RunRow
 from backend.settings import Settings
-from sae_engine.schema.api import Run
+from sae_engine.schema.runs import Run
 from tests.backend.fake_engine import fake_job
 
 DEADLINE_SECONDS = 60.0
@@ -71,3 +73,9 @@ def read(client: TestClient, run_id: str) -> Run:
 def wait_for_status(client: TestClient, run_id: str, *statuses: str) -> Run:
     wait_for(lambda: read(client, run_id).status in statuses)
     return read(client, run_id)
+
+
+def claim_next(session: Session, device: str = "cpu") -> Sequence[RunRow]:
+    """What a supervisor with one slot would start now."""
+    queue = repository.queued_runs(session)
+    return repository.claim(session, queue[0], queue, slot=device, device=device) if queue else []

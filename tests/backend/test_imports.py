@@ -16,7 +16,7 @@ from backend.foreground import train_here
 from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import Run
+from sae_engine.schema.runs import Run
 from tests.backend.conftest import wait_for_status
 from tests.backend.fake_engine import train as fake_train
 

@@ -17,8 +17,9 @@ from backend.errors import ConflictError
 from backend.models import RunRow, SchemaVersionRow
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import RunPatch, RunStatus
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord, StopRequest
+from sae_engine.schema.runs import RunPatch, RunStatus
+from tests.backend.conftest import claim_next
 
 STATUSES: list[RunStatus] = [
     "queued",
@@ -89,7 +90,7 @@ def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -
     def claim() -> None:
         while True:
             with database.writing() as session:
-                rows = repository.claim_next(session, "cpu")
+                rows = claim_next(session)
             if not rows:
                 return
             claimed.extend(row.id for row in rows)
@@ -112,7 +113,7 @@ def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
     claimed: list[str] = []
     for _ in range(2):
         with database.writing() as session:
-            [row] = repository.claim_next(session, "cpu")
+            [row] = claim_next(session)
             assert row.status == "running"
             assert row.device == "cpu"
             claimed.append(row.id)
@@ -134,7 +135,7 @@ def test_of_a_sweep_those_that_begin_are_claimed_together_in_their_order(
     claimed: list[list[str]] = []
     for _ in range(4):
         with database.writing() as session:
-            claimed.append([row.id for row in repository.claim_next(session, "cpu")])
+            claimed.append([row.id for row in claim_next(session)])
     assert claimed == [[made[0], made[4]], [made[1]], [made[3]], [made[2]]]
 
 

@@ -19,7 +19,7 @@ from backend.models import RunRow
 from backend.settings import Settings
 from backend.supervisor import Supervisor
 from sae_engine.presets import resolve_config
-from tests.backend.conftest import URL, create, read, wait_for, wait_for_status
+from tests.backend.conftest import URL, claim_next, create, read, wait_for, wait_for_status
 from tests.backend.fake_engine import fake_job
 
 
@@ -39,7 +39,7 @@ def supervised(
     settings: Settings, database: Database, patience: timedelta = timedelta(seconds=30)
 ) -> Iterator[Supervisor]:
     supervisor = Supervisor(
-        settings, database, command=fake_job, device="cpu", poll_seconds=0.05, patience=patience
+        settings, database, command=fake_job, poll_seconds=0.05, patience=patience
     )
     supervisor.start()
     yield supervisor
@@ -215,7 +215,7 @@ def test_a_process_that_took_over_the_number_of_a_dead_job_is_not_mistaken_for_i
 ) -> None:
     [run_id] = add(database, "wait")
     with database.writing() as session:
-        assert repository.claim_next(session, "cpu") is not None
+        assert claim_next(session) is not None
         repository.set_process(session, run_id, pid=os.getpid(), created=1.0)
     with supervised(settings, database):
         wait_for(lambda: row_of(database, run_id).status == "interrupted")
@@ -247,7 +247,7 @@ def test_a_second_supervisor_takes_over_when_the_first_goes(
 ) -> None:
     with supervised(settings, database) as first:
         wait_for(lambda: first.supervises)
-        second = Supervisor(settings, database, command=fake_job, device="cpu", poll_seconds=0.05)
+        second = Supervisor(settings, database, command=fake_job, poll_seconds=0.05)
         second.start()
         [run_id] = add(database, "finish")
         wait_for(lambda: row_of(database, run_id).status == "finished")
@@ -261,7 +261,7 @@ def test_a_command_that_cannot_be_started_fails_the_run(
 ) -> None:
     [run_id] = add(database, "finish")
     supervisor = Supervisor(
-        settings, database, command=lambda _: ["/no/such/program"], device="cpu", poll_seconds=0.05
+        settings, database, command=lambda _: ["/no/such/program"], poll_seconds=0.05
     )
     supervisor.start()
     wait_for(lambda: row_of(database, run_id).status == "failed")

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from backend import repository
 from backend.db import Database
-from sae_engine.schema.api import Sweep
+from sae_engine.schema.runs import Sweep
 from tests.backend.conftest import read, wait_for, wait_for_status
 
 

@@ -168,7 +168,7 @@ def test_quick_measurements_are_stored_together_but_not_kept_back(bench: Bench) 
 
 
 def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
-    recorder = Recorder(bench.database, bench.id, resumed=False)
+    recorder = Recorder(bench.database, bench.id)
     plan = {"total_steps": 100, "total_tokens": 10_000, "d_in": 8, "d_sae": 16, "lr": 1.0}
     recorder.record(PlanRecord(**plan, device="cpu"))  # pyright: ignore[reportArgumentType]
     recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values={"tokens_per_second": 7.0}))
@@ -185,7 +185,7 @@ def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
 
 
 def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
-    recorder = Recorder(bench.database, bench.id, resumed=False)
+    recorder = Recorder(bench.database, bench.id)
     values = {"tokens_per_second": math.nan}
     recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values=values))
     row = bench.row()
@@ -193,11 +193,11 @@ def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
 
 
 def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
-    first = Recorder(bench.database, bench.id, resumed=False)
+    first = Recorder(bench.database, bench.id)
     for step in range(1, 15):
         first.record(measured(step))
     first.record(PhaseRecord(phase="killed here, checkpoint at 10"))
-    second = Recorder(bench.database, bench.id, resumed=True)
+    second = Recorder(bench.database, bench.id)
     for step in (11, 12):
         second.record(measured(step))
     second.record(PhaseRecord(phase="training"))

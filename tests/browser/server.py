@@ -15,7 +15,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from sae_engine.schema.api import ENDED, Run, RunPage
+from sae_engine.schema.runs import ENDED, Run, RunPage
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:

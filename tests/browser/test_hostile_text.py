@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect
 
-from sae_engine.schema.api import Run
+from sae_engine.schema.runs import Run
 from tests.browser.server import Server, wait_until
 
 pytestmark = pytest.mark.timeout(600)

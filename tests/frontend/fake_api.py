@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
-from sae_engine.schema import api
+from sae_engine.schema import api, machine, runs
 from sae_engine.schema.history import FeatureHistory, FeatureMoment
 from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
@@ -39,11 +39,11 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
         return await call_next(request)
 
     @app.get("/api/health")
-    def health() -> api.Health:
-        return api.Health(status="ok", version="0.1.0")
+    def health() -> machine.Health:
+        return machine.Health(status="ok", version="0.1.0")
 
     @app.get("/api/config/presets")
-    def all_presets() -> list[api.Preset]:
+    def all_presets() -> list[machine.Preset]:
         return list(presets().values())
 
     _add_runs(app, world)
@@ -56,16 +56,16 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
 
 def _add_runs(app: FastAPI, world: World) -> None:
     @app.get("/api/runs")
-    def runs(
+    def list_runs(
         status: str | None = None, q: str = "", group_id: str | None = None, limit: int = 50
-    ) -> api.RunPage:
+    ) -> runs.RunPage:
         found = [world.look(run_id) for run_id in reversed(world.runs)]
         found = [run for run in found if group_id in (None, run.group_id)]
         kept = [r for r in found if status in (None, r.status) and q.lower() in r.name.lower()]
-        return api.RunPage(items=kept[:limit], next_cursor=None)
+        return runs.RunPage(items=kept[:limit], next_cursor=None)
 
     @app.post("/api/runs", status_code=201, response_model=None)
-    def create(body: api.RunCreate, idempotency_key: str = Header("")) -> api.Run | Response:
+    def create(body: runs.RunCreate, idempotency_key: str = Header("")) -> runs.Run | Response:
         if idempotency_key in world.keys:
             return world.look(world.keys[idempotency_key])
         try:
@@ -81,11 +81,11 @@ def _add_runs(app: FastAPI, world: World) -> None:
         return world.add(run_id, config, name=body.name or "tiny 1", status="running")
 
     @app.get("/api/runs/{run_id}")
-    def run(run_id: str) -> api.Run:
+    def run(run_id: str) -> runs.Run:
         return world.look(run_id)
 
     @app.patch("/api/runs/{run_id}")
-    def patch(run_id: str, body: api.RunPatch) -> api.Run:
+    def patch(run_id: str, body: runs.RunPatch) -> runs.Run:
         update = body.model_dump(exclude_unset=True)
         world.runs[run_id] = world.runs[run_id].model_copy(update=update)
         return world.look(run_id)
@@ -95,32 +95,36 @@ def _add_runs(app: FastAPI, world: World) -> None:
         del world.runs[run_id]
 
     @app.post("/api/runs/{run_id}/stop", status_code=202)
-    def stop(run_id: str, force: bool = False) -> api.Run:
+    def stop(run_id: str, force: bool = False) -> runs.Run:
         update = {"status": "stopped" if force else "stopping"}
         world.runs[run_id] = world.look(run_id).model_copy(update=update)
         return world.runs[run_id]
 
     @app.post("/api/runs/{run_id}/resume", status_code=202)
-    def resume(run_id: str) -> api.Run:
+    def resume(run_id: str) -> runs.Run:
         update = {"status": "queued", "resumable": False, "error": None}
         world.runs[run_id] = world.look(run_id).model_copy(update=update)
         return world.runs[run_id]
 
     @app.get("/api/runs/{run_id}/metrics")
-    def metrics(run_id: str, since_step: int = -1) -> api.MetricsSeries:
+    def metrics(run_id: str, since_step: int = -1) -> runs.MetricsSeries:
         return world.metrics(run_id, since_step)
 
     @app.get("/api/runs/{run_id}/notices")
-    def notices(run_id: str) -> list[api.Notice]:
+    def notices(run_id: str) -> list[runs.Notice]:
         at = world.runs[run_id].created_at
-        return [api.Notice(step=1, level="info", message="1 row was dropped.", created_at=at)]
+        return [
+            runs.Notice(
+                step=1, level="info", kind=None, message="1 row was dropped.", created_at=at
+            )
+        ]
 
     @app.get("/api/runs/{run_id}/log", response_class=PlainTextResponse)
     def log(run_id: str) -> str:
         return f"loading tiny-gemma2 for {run_id}\nstep 5 loss 0.9\n"
 
     @app.get("/api/runs/{run_id}/snapshots")
-    def snapshots(run_id: str) -> list[api.Snapshot]:
+    def snapshots(run_id: str) -> list[runs.Snapshot]:
         return world.snapshots(run_id)
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sae_engine.presets import presets
-from sae_engine.schema import api
+from sae_engine.schema import api, runs
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.labels import LabelJob, LabelOrigin
 from sae_engine.schema.probe import ActivationsRequest, SteerRequest
@@ -49,8 +49,8 @@ class World:
 
     def __init__(self, *, seconds: float = 60.0, empty: bool = False) -> None:
         self.seconds = seconds
-        self.runs: dict[str, api.Run] = {}
-        self.created: list[api.RunCreate] = []
+        self.runs: dict[str, runs.Run] = {}
+        self.created: list[runs.RunCreate] = []
         self.keys: dict[str, str] = {}
         self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
         self.origins: dict[int, LabelOrigin] = {}
@@ -78,14 +78,14 @@ class World:
         config: RunConfig,
         *,
         name: str,
-        status: api.RunStatus,
+        status: runs.RunStatus,
         minutes: float = 0.0,
-    ) -> api.Run:
+    ) -> runs.Run:
         """Make a run that started some minutes ago."""
         start = datetime.now(UTC) - timedelta(minutes=minutes)
         words = "The loss became NaN at step 120; lower train.lr."
-        error = api.RunError(type="NonFiniteLossError", message=words, log_tail="step 120 nan")
-        self.runs[run_id] = api.Run(
+        error = runs.RunError(type="NonFiniteLossError", message=words, log_tail="step 120 nan")
+        self.runs[run_id] = runs.Run(
             id=run_id,
             name=name,
             status=status,
@@ -94,7 +94,11 @@ class World:
             notes="",
             archived=False,
             group_id=None,
+            cloned_from=None,
             device="cpu",
+            queue_position=None,
+            waiting_for=None,
+            alerts=[],
             created_at=start,
             started_at=start,
             ended_at=None if status == "running" else start + timedelta(seconds=95),
@@ -105,9 +109,9 @@ class World:
         )
         return self.look(run_id)
 
-    def progress(self, step: int) -> api.Progress:
+    def progress(self, step: int) -> runs.Progress:
         """How far a run is at a step."""
-        return api.Progress(
+        return runs.Progress(
             step=step,
             total_steps=TOTAL_STEPS,
             tokens=step * BATCH,
@@ -117,7 +121,7 @@ class World:
             phase="training",
         )
 
-    def look(self, run_id: str) -> api.Run:
+    def look(self, run_id: str) -> runs.Run:
         """A run as it stands now."""
         run = self.runs[run_id]
         step = {"finished": TOTAL_STEPS, "failed": 120}.get(run.status, run.progress.step)
@@ -136,16 +140,16 @@ class World:
         self.runs[run_id] = run.model_copy(update=update)
         return self.runs[run_id]
 
-    def metrics(self, run_id: str, since_step: int) -> api.MetricsSeries:
+    def metrics(self, run_id: str, since_step: int) -> runs.MetricsSeries:
         """A point every five steps."""
         run = self.look(run_id)
         steps = [s for s in range(5, run.progress.step + 1, 5) if s > since_step]
-        series: dict[str, list[api.MetricValue]] = {
+        series: dict[str, list[runs.MetricValue]] = {
             name: [point(step)[name] for step in steps] for name in point(0)
         }
         if run.status == "failed" and steps:
             series["loss"][-1] = "NaN"
-        return api.MetricsSeries(
+        return runs.MetricsSeries(
             step=steps,
             tokens=[s * BATCH for s in steps],
             time=[s * 0.2 for s in steps],
@@ -154,7 +158,7 @@ class World:
             returned_points=len(steps),
         )
 
-    def snapshots(self, run_id: str) -> list[api.Snapshot]:
+    def snapshots(self, run_id: str) -> list[runs.Snapshot]:
         """One every hundred steps, and the final one."""
         run = self.look(run_id)
         steps = [*range(100, run.progress.step + 1, 100), *self.extra_snapshots]
@@ -162,7 +166,7 @@ class World:
             steps.append(TOTAL_STEPS)
         now = datetime.now(UTC)
         return [
-            api.Snapshot(
+            runs.Snapshot(
                 step=step,
                 tokens=step * BATCH,
                 index_tokens=SEEN,

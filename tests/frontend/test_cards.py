@@ -9,8 +9,8 @@ import pytest
 
 from frontend import cards
 from sae_engine.presets import presets
-from sae_engine.schema.api import MetricsSeries, Progress, Run
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, Progress, Run
 
 
 def _run(**changes: Any) -> Run:
@@ -33,6 +33,10 @@ def _run(**changes: Any) -> Run:
         "notes": "",
         "archived": False,
         "group_id": None,
+        "cloned_from": None,
+        "queue_position": None,
+        "waiting_for": None,
+        "alerts": [],
         "device": "cpu",
         "created_at": start,
         "started_at": start,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import charts
-from sae_engine.schema.api import Histogram, MetricsSeries, MetricValue
+from sae_engine.schema.api import Histogram
 from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, MetricValue
 
 
 def _series(steps: list[int], **values: list[MetricValue]) -> MetricsSeries:

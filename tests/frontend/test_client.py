@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from frontend.client import ApiProblem, WorkbenchClient
-from sae_engine.schema.api import LabelUpdate, RunCreate, RunPatch
+from sae_engine.schema.api import LabelUpdate
 from sae_engine.schema.probe import SteerPhase, SteerResult
+from sae_engine.schema.runs import RunCreate, RunPatch
 from tests.frontend.conftest import FakeServer, serve
 from tests.frontend.fake_world import World
 

@@ -1,0 +1,77 @@
+"""All SQL. Functions take a session and return rows; who opens the session decides the
+transaction.
+"""
+
+from backend.repository.common import ACTIVE, RESUMABLE, now
+from backend.repository.labels import label, labels, set_label
+from backend.repository.queue import queued_runs
+from backend.repository.reports import (
+    add_metrics,
+    add_notice,
+    add_snapshot,
+    forget_from,
+    metrics,
+    metrics_after,
+    notices,
+    snapshots,
+)
+from backend.repository.runs import (
+    add_run,
+    delete_run,
+    earlier_request,
+    find_run,
+    get_run,
+    group,
+    list_runs,
+    measured_speed,
+    patch_run,
+)
+from backend.repository.states import (
+    active_runs,
+    claim,
+    count_by_status,
+    end_run,
+    fail_run,
+    request_stop,
+    requeue,
+    set_process,
+    stop_requests,
+    update_run,
+)
+
+__all__ = [
+    "ACTIVE",
+    "RESUMABLE",
+    "active_runs",
+    "add_metrics",
+    "add_notice",
+    "add_run",
+    "add_snapshot",
+    "claim",
+    "count_by_status",
+    "delete_run",
+    "earlier_request",
+    "end_run",
+    "fail_run",
+    "find_run",
+    "forget_from",
+    "get_run",
+    "group",
+    "label",
+    "labels",
+    "list_runs",
+    "measured_speed",
+    "metrics",
+    "metrics_after",
+    "notices",
+    "now",
+    "patch_run",
+    "queued_runs",
+    "request_stop",
+    "requeue",
+    "set_label",
+    "set_process",
+    "snapshots",
+    "stop_requests",
+    "update_run",
+]
