@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from backend import repository
 from backend.analyses import Analyses
 from backend.db import Database
+from backend.events import EventFeed
 from backend.labeling import Labeler
 from backend.model_process import INFERENCE_COMMAND, ModelProcess
 from backend.models import RunRow
@@ -59,6 +60,7 @@ class Services:
         self.settings = settings
         self.database = Database(settings.resolved_database_url)
         self.supervisor = Supervisor(settings, self.database, command=command)
+        self.events = EventFeed(self.database)
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()

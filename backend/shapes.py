@@ -22,13 +22,6 @@ class Waiting(NamedTuple):
 
 def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) -> Run:
     """`waiting` is of a run that is queued."""
-    error = None
-    if row.error_type is not None:
-        error = RunError(
-            type=row.error_type,
-            message=row.error_message or "",
-            log_tail=row.error_log_tail or "",
-        )
     return Run.model_validate(
         {
             "id": row.id,
@@ -57,9 +50,19 @@ def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) ->
                 phase=row.phase,
             ),
             "metrics": {name: metric_value(v) for name, v in latest_metrics(row).items()},
-            "error": error,
+            "error": run_error(row),
+            "revision": row.revision,
             "resumable": row.status in RESUMABLE and has_checkpoint(folder),
         }
+    )
+
+
+def run_error(row: RunRow) -> RunError | None:
+    """Why a run did not end well; None if it did."""
+    if row.error_type is None:
+        return None
+    return RunError(
+        type=row.error_type, message=row.error_message or "", log_tail=row.error_log_tail or ""
     )
 
 

@@ -6,12 +6,14 @@ from backend.repository.common import ACTIVE, RESUMABLE, now
 from backend.repository.labels import label, labels, set_label
 from backend.repository.queue import queued_runs
 from backend.repository.reports import (
+    Latest,
     add_metrics,
     add_notice,
     add_snapshot,
     forget_from,
+    latest_revisions,
     metrics,
-    metrics_after,
+    metrics_between,
     notices,
     snapshots,
 )
@@ -42,6 +44,7 @@ from backend.repository.states import (
 __all__ = [
     "ACTIVE",
     "RESUMABLE",
+    "Latest",
     "active_runs",
     "add_metrics",
     "add_notice",
@@ -59,10 +62,11 @@ __all__ = [
     "group",
     "label",
     "labels",
+    "latest_revisions",
     "list_runs",
     "measured_speed",
     "metrics",
-    "metrics_after",
+    "metrics_between",
     "notices",
     "now",
     "patch_run",

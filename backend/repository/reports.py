@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 from sqlalchemy import Row, delete, select
 from sqlalchemy.orm import Session
 
-from backend.models import MetricsRow, NoticeRow, SnapshotRow
+from backend.models import MetricsRow, NoticeRow, RunRow, SnapshotRow
 from backend.repository.common import next_revision, now
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
-from sae_engine.schema.runs import AlertKind
+from sae_engine.schema.runs import AlertKind, RunStatus
 
 
 def add_metrics(session: Session, run_id: str, records: Sequence[MetricsRecord]) -> None:
@@ -49,13 +50,30 @@ def metrics(
     ).all()
 
 
-def metrics_after(session: Session, run_id: str, revision: int) -> Sequence[MetricsRow]:
-    """What was measured after a revision, in the order it was told."""
+def metrics_between(session: Session, run_id: str, after: int, upto: int) -> Sequence[MetricsRow]:
+    """What was measured in revisions `after` + 1 to `upto`, in the order it was told."""
     return session.scalars(
         select(MetricsRow)
-        .where(MetricsRow.run_id == run_id, MetricsRow.revision > revision)
+        .where(
+            MetricsRow.run_id == run_id, MetricsRow.revision > after, MetricsRow.revision <= upto
+        )
         .order_by(MetricsRow.revision, MetricsRow.step)
     ).all()
+
+
+class Latest(NamedTuple):
+    """How far what is told of a run has come."""
+
+    revision: int
+    status: RunStatus
+
+
+def latest_revisions(session: Session, run_ids: Sequence[str]) -> dict[str, Latest]:
+    """Of each run that there is."""
+    rows = session.execute(
+        select(RunRow.id, RunRow.revision, RunRow.status).where(RunRow.id.in_(run_ids))
+    )
+    return {run_id: Latest(revision, cast(RunStatus, status)) for run_id, revision, status in rows}
 
 
 def add_snapshot(session: Session, run_id: str, record: SnapshotRecord) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from backend import repository
 from backend.curves import metrics_series
 from backend.logs import tail as log_tail
 from backend.services import Server
 from backend.shapes import notice_shape
-from sae_engine.schema.runs import MetricsSeries, Notice
+from sae_engine.schema.runs import ENDED, MetricsSeries, Notice
+
+EVENT_STREAM = "text/event-stream"
+MAX_REVISION = 2**31 - 1
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["metrics"])
 
@@ -34,6 +37,39 @@ def get_metrics(
         repository.get_run(session, run_id)
         points = repository.metrics(session, run_id, since_step)
     return metrics_series(points, keys=names, max_points=max_points)
+
+
+@router.get(
+    "/events",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "content": {EVENT_STREAM: {}},
+            "description": "Events `metrics` (`MetricsEvent`), `status` (`StatusEvent`), "
+            "`snapshot` (`Snapshot`), `alert` and `notice` (`Notice`)",
+        },
+        204: {"description": "The run has ended and everything is told"},
+    },
+)
+def get_events(
+    run_id: str,
+    server: Server,
+    after: Annotated[int, Query(ge=0, le=MAX_REVISION)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=MAX_REVISION)] = None,
+) -> Response:
+    """What happens to a run, as server-sent events: first all that was told after the event number
+    `after` or `Last-Event-ID`, then what comes, until the run has ended.
+    """
+    with server.database.reading() as session:
+        row = repository.get_run(session, run_id)
+    known = after if last_event_id is None else last_event_id
+    if row.status in ENDED and known >= row.revision:
+        return Response(status_code=204)  # tells a browser's EventSource not to ask again
+    return StreamingResponse(
+        server.events.follow(run_id, known),
+        media_type=EVENT_STREAM,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
 
 
 @router.get("/log", response_class=PlainTextResponse)

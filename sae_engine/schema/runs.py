@@ -111,6 +111,8 @@ class Run(Shape):
     """The latest value of each metric."""
     error: RunError | None
     resumable: bool
+    revision: int = 0
+    """Number of the last thing that was told of it; its events go on from there."""
 
 
 class Sweep(Shape):
