@@ -67,8 +67,11 @@ class Supervisor:
         command: JobCommand = job_command,
         poll_seconds: float = 0.5,
         patience: timedelta = timedelta(seconds=30),
+        silence: timedelta = timedelta(minutes=15),
     ) -> None:
-        """`patience` is how long a job may take to end after a forced stop."""
+        """`patience` is how long a job may take to end after a forced stop; a `silence` so long
+        is told.
+        """
         self._settings = settings
         self._database = database
         self._command = command
@@ -76,7 +79,9 @@ class Supervisor:
         self._poll_seconds = poll_seconds
         self._patience = patience
         self._jobs: list[_Job] = []
+        self._silence = silence
         self._terminated: set[int] = set()
+        self._silent_since: dict[str, datetime] = {}
         self._lock: IO[str] | None = None
         self._wake = threading.Event()
         self._closing = False
@@ -156,6 +161,7 @@ class Supervisor:
             else:
                 self._judge(row, None)
         self._end_overdue(working)
+        self._note_silence(working)
         self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
@@ -182,6 +188,29 @@ class Supervisor:
             )
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
+
+    def _note_silence(self, rows: Sequence[RunRow]) -> None:
+        """Leave an alert with every run that has told nothing for long; once in each silence."""
+        for row in rows:
+            heard = row.reported_at
+            silence = repository.now() - heard if heard is not None else timedelta(0)
+            if silence < self._silence or self._silent_since.get(row.id) == heard:
+                continue
+            assert heard is not None
+            self._silent_since[row.id] = heard
+            message = (
+                f"It has told nothing for {silence.total_seconds() / 60:.0f} minutes "
+                f"({row.phase or 'no phase'}); see its log, or stop it."
+            )
+            with self._database.writing() as session:
+                repository.add_notice(
+                    session,
+                    row.id,
+                    level="warning",
+                    kind="no_progress",
+                    message=message,
+                    step=row.step,
+                )
 
     def _end_overdue(self, rows: Sequence[RunRow]) -> None:
         """Signal a job whose runs were all forced to stop and did not within our patience."""

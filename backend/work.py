@@ -20,6 +20,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from backend import repository
+from backend.alerts import Alert, AlertWatch, free_bytes
 from backend.db import Database
 from backend.logs import tail
 from backend.shapes import latest_metrics
@@ -50,6 +51,7 @@ SPEED_WINDOW = 20
 """Points on the curve from which the remaining time is told."""
 LOG_TAIL_LINES = 60
 MAX_WRITE_TRIES = 5
+DISK_LOOK_SECONDS = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def work(
     The runs share a pass of the language model; what ends the pass ends those that still run.
     """
     wait_seconds = min(POLL_SECONDS * len(tasks), LONGEST_WAIT_SECONDS)
-    recorders = [Recorder(database, task.run_id, wait_seconds=wait_seconds) for task in tasks]
+    recorders = [Recorder(database, task, wait_seconds=wait_seconds) for task in tasks]
     requests = StopRequests(database, [task.run_id for task in tasks])
     ended: dict[int, RunStatus] = {}
 
@@ -157,20 +159,23 @@ class Recorder:
     def __init__(
         self,
         database: Database,
-        run_id: str,
+        task: Task,
         *,
         wait_seconds: float = POLL_SECONDS,
     ) -> None:
         """A measurement waits at most `wait_seconds` for others to be stored with."""
         self._database = database
-        self._run_id = run_id
+        self._run_id = task.run_id
+        self._folder = task.folder
+        self._watch = AlertWatch(task.config)
+        self._next_disk_look = 0.0
         self._wait_seconds = wait_seconds
         self._first_since_start = True
         self._waiting: list[MetricsRecord] = []
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
         self._next_write = 0.0
         with database.reading() as session:
-            row = repository.get_run(session, run_id)
+            row = repository.get_run(session, task.run_id)
             self._latest = latest_metrics(row)
             self._total_tokens = row.total_tokens
             self._device = row.device if row.slot is not None else None
@@ -228,18 +233,40 @@ class Recorder:
         if not self._waiting:
             return
         records = self._waiting
+        alerts = self._alerts(records)
         self._recent.extend(records)
         for record in records:
             self._latest.update(record.values)
-        self._write(lambda session: self._store_metrics(session, records))
+        self._write(lambda session: self._store_metrics(session, records, alerts))
         self._waiting = []
         self._next_write = time.monotonic() + self._wait_seconds
 
-    def _store_metrics(self, session: Session, records: list[MetricsRecord]) -> None:
+    def _alerts(self, records: Sequence[MetricsRecord]) -> list[Alert]:
+        alerts = [alert for record in records for alert in self._watch.look(record)]
+        if time.monotonic() >= self._next_disk_look:
+            self._next_disk_look = time.monotonic() + DISK_LOOK_SECONDS
+            checkpoint = self._folder.checkpoint
+            size = checkpoint.stat().st_size if checkpoint.exists() else 0
+            free = free_bytes(self._folder.path)
+            alerts += self._watch.look_at_disk(records[-1].step, free, size)
+        return alerts
+
+    def _store_metrics(
+        self, session: Session, records: Sequence[MetricsRecord], alerts: Sequence[Alert]
+    ) -> None:
         if self._first_since_start:
             repository.forget_from(session, self._run_id, records[0].step)
             self._first_since_start = False
         repository.add_metrics(session, self._run_id, records)
+        for alert in alerts:
+            repository.add_notice(
+                session,
+                self._run_id,
+                level="warning",
+                kind=alert.kind,
+                message=alert.message,
+                step=alert.step,
+            )
         last = records[-1]
         speed = self._recent_speed()
         repository.update_run(

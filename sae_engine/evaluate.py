@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 from sae_engine.language_model import SpliceModel
 from sae_engine.sae import SAE
+from sae_engine.schema.api import DENSE_FRACTION
 from sae_engine.sizes import TOKENS_PER_FORWARD
 
 TOKENS_PER_CHUNK = 4096
@@ -25,7 +26,8 @@ def reconstruction_metrics(
     activations: Float[Tensor, "n d_in"],
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive` over the whole set.
+    """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive`, `frac_dense` over the whole
+    set.
 
     `sae` maps raw activations (see `SAE.folded`). Sums are kept in float64 and do not depend on
     the chunking.
@@ -34,7 +36,7 @@ def reconstruction_metrics(
     error = torch.zeros((), dtype=torch.float64, device=device)
     squares, active, cosine = error.clone(), error.clone(), error.clone()
     total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
-    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
     # Distances are taken from the first chunk's mean, so that a large common offset costs no
     # precision.
     origin: Tensor | None = None
@@ -50,14 +52,15 @@ def reconstruction_metrics(
         total += centered.sum(0)
         cosine += cosine_similarity(x, x_hat, dim=-1).double().sum()
         active += (code.acts > 0).sum()
-        fired[code.indices[code.acts > 0]] = True
+        fired += torch.bincount(code.indices[code.acts > 0], minlength=sae.d_sae)
     n = len(activations)
     variance = squares - total.pow(2).sum() / n
     return {
         "eval_fvu": (error / variance).item(),
         "eval_l0": (active / n).item(),
         "eval_cosine_similarity": (cosine / n).item(),
-        "frac_alive": fired.double().mean().item(),
+        "frac_alive": (fired > 0).double().mean().item(),
+        "frac_dense": (fired > DENSE_FRACTION * n).double().mean().item(),
     }
 
 

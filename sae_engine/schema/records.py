@@ -170,6 +170,11 @@ METRICS: dict[str, Metric] = {
         "Share of latents that fired at least once on the held-out set.",
         better="higher",
     ),
+    "frac_dense": Metric(
+        "Dense latents",
+        "Share of latents that fired on more than a tenth of the held-out tokens.",
+        better="lower",
+    ),
     "ce_delta": Metric(
         "CE delta",
         "Cross-entropy of the language model with reconstructions spliced in, minus its own, on "

@@ -88,6 +88,12 @@ def _train(
         yield measured(step)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.write_text("10")
+    if action == "mute":
+        yield PhaseRecord(phase="muttering")
+        while should_stop() == StopRequest.NONE:
+            time.sleep(0.02)
+        yield EndRecord(reason="stopped", step=TOTAL_STEPS, tokens=TOTAL_STEPS * BATCH_TOKENS)
+        return
     yield PhaseRecord(phase="waiting" if action in ("wait", "deaf") else "ending")
     while action in ("wait", "deaf"):
         if action == "wait" and should_stop() != StopRequest.NONE:

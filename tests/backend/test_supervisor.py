@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -73,8 +74,9 @@ def test_a_queued_run_is_carried_out_by_a_process_of_its_own(
     metrics = client.get(f"/api/runs/{run.id}/metrics?keys=fvu&since_step=5&max_points=100").json()
     assert metrics["step"] == list(range(6, 21))
     assert metrics["series"]["fvu"][1] == "NaN"
-    [notice] = client.get(f"/api/runs/{run.id}/notices").json()
-    assert notice["message"] == "One latent is dead."
+    alert, notice = client.get(f"/api/runs/{run.id}/notices").json()
+    assert (alert["kind"], alert["step"], ended.alerts) == ("non_finite", 7, ["non_finite"])
+    assert (notice["kind"], notice["message"]) == (None, "One latent is dead.")
     [snapshot] = client.get(f"/api/runs/{run.id}/snapshots").json()
     assert snapshot["index_tokens"] == 50
 
@@ -135,6 +137,27 @@ def test_a_run_without_a_checkpoint_is_not_resumed(client: TestClient) -> None:
     assert answer.status_code == 409
     assert "before its first checkpoint" in answer.json()["detail"]
     assert read(client, run.id).status == "failed"
+
+
+def test_a_run_that_tells_nothing_for_long_gets_one_alert(
+    settings: Settings, database: Database
+) -> None:
+    [run_id] = add(database, "mute")
+    supervisor = Supervisor(
+        settings, database, command=fake_job, poll_seconds=0.05, silence=timedelta(seconds=0.5)
+    )
+    supervisor.start()
+    try:
+        words = "It has told nothing for 0 minutes (muttering); see its log, or stop it."
+        wait_for(lambda: any(a.message == words for a in row_of(database, run_id).alerts))
+        time.sleep(0.3)  # many more looks
+        alerts = [a for a in row_of(database, run_id).alerts if a.message == words]
+        assert [(alert.kind, alert.level) for alert in alerts] == [("no_progress", "warning")]
+    finally:
+        with database.writing() as session:
+            repository.request_stop(session, run_id, force=True)
+        wait_for(lambda: row_of(database, run_id).status == "stopped")
+        supervisor.close()
 
 
 def test_a_queued_run_is_stopped_without_ever_starting(client: TestClient) -> None:

@@ -84,11 +84,12 @@ def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Be
     with bench.database.reading() as session:
         series = metrics_series(repository.metrics(session, bench.id))
         [snapshot] = repository.snapshots(session, bench.id)
-        [notice] = repository.notices(session, bench.id)
+        alert, notice = repository.notices(session, bench.id)
     assert series.step == list(range(1, TOTAL_STEPS + 1))
     assert series.series["fvu"][6] == "NaN"
     assert [v for v in series.series["eval_fvu"] if v is not None] == [0.2, 0.1]
     assert (snapshot.step, snapshot.final, snapshot.index_tokens) == (20, True, 50)
+    assert (alert.kind, alert.step) == ("non_finite", 7)
     assert (notice.level, notice.message, notice.step) == ("warning", "One latent is dead.", 20)
 
 
@@ -168,7 +169,7 @@ def test_quick_measurements_are_stored_together_but_not_kept_back(bench: Bench) 
 
 
 def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
-    recorder = Recorder(bench.database, bench.id)
+    recorder = Recorder(bench.database, bench.task)
     plan = {"total_steps": 100, "total_tokens": 10_000, "d_in": 8, "d_sae": 16, "lr": 1.0}
     recorder.record(PlanRecord(**plan, device="cpu"))  # pyright: ignore[reportArgumentType]
     recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values={"tokens_per_second": 7.0}))
@@ -185,7 +186,7 @@ def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
 
 
 def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
-    recorder = Recorder(bench.database, bench.id)
+    recorder = Recorder(bench.database, bench.task)
     values = {"tokens_per_second": math.nan}
     recorder.record(MetricsRecord(step=1, tokens=100, time=1.0, values=values))
     row = bench.row()
@@ -193,11 +194,11 @@ def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
 
 
 def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
-    first = Recorder(bench.database, bench.id)
+    first = Recorder(bench.database, bench.task)
     for step in range(1, 15):
         first.record(measured(step))
     first.record(PhaseRecord(phase="killed here, checkpoint at 10"))
-    second = Recorder(bench.database, bench.id)
+    second = Recorder(bench.database, bench.task)
     for step in (11, 12):
         second.record(measured(step))
     second.record(PhaseRecord(phase="training"))
