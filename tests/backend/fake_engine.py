@@ -62,6 +62,8 @@ def _train(
     """Act by the first word of the run's name; anything unknown trains to the end."""
     action = config.name.split()[0]
     print(f"fake engine: {action}, resume={resume}", flush=True)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    print(f"CUDA_VISIBLE_DEVICES={seen}, model.device={config.model.device}", flush=True)
     yield PhaseRecord(phase="training")
     yield PlanRecord(
         total_steps=TOTAL_STEPS,
