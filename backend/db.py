@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
-from backend.migrations import SCHEMA_VERSION, migrate
-from backend.models import Base, SchemaVersionRow
+from backend.migrations import UnknownRevisionError, head, upgrade
 from sae_engine.errors import UserError
 
 BUSY_TIMEOUT_SECONDS = 30.0
@@ -62,20 +61,15 @@ class Database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
             with self.engine.connect() as connection:
                 _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
-        with self.writing() as session:
-            connection = session.connection()
-            if not inspect(connection).has_table(SchemaVersionRow.__tablename__):
-                Base.metadata.create_all(connection)
-                session.add(SchemaVersionRow(version=SCHEMA_VERSION))
-            version = session.scalar(select(SchemaVersionRow.version)) or 0
-            if version < SCHEMA_VERSION:
-                migrate(connection, version)
-        if version > SCHEMA_VERSION:
+        try:
+            with self.writing() as session:
+                upgrade(session.connection())
+        except UnknownRevisionError as error:
             raise UserError(
-                f"The database {self._url.render_as_string()} has schema version {version}, this "
-                f"program knows version {SCHEMA_VERSION}; use the SAE Workbench that wrote it, or "
-                "another data folder."
-            )
+                f"The tables of the database {self._url.render_as_string()} are of revision "
+                f"{error}, which is unknown to this program, whose newest is {head()}; use the "
+                "SAE Workbench that wrote them, or another data folder."
+            ) from None
 
     def close(self) -> None:
         self.engine.dispose()
