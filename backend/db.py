@@ -91,11 +91,17 @@ def _use_explicit_transactions(engine: Engine) -> None:
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         _run(connection, "PRAGMA foreign_keys = ON")
         _run(connection, "PRAGMA synchronous = NORMAL")
+        connection.create_function("lower", 1, _lower, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _lower(text: str | None) -> str | None:
+    """SQLite's own knows no letters but those of ASCII."""
+    return None if text is None else text.lower()
 
 
 def _run(connection: Any, statement: str) -> None:

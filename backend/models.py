@@ -79,10 +79,12 @@ class RunRow(Base):
     phase: Mapped[str | None]
     metrics: Mapped[str] = mapped_column(Text, default="{}")
     """Latest value of each metric, as JSON that also has NaN and infinities."""
-    eval_fvu: Mapped[float | None]
-    eval_l0: Mapped[float | None]
+    fvu: Mapped[float | None]
+    """What lists are sorted by, as are the next two: held out once that is measured; null where
+    there is none or it is not finite.
+    """
+    l0: Mapped[float | None]
     ce_delta: Mapped[float | None]
-    """Those of them that lists are sorted by; null where there is none or it is not finite."""
 
     error_type: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)

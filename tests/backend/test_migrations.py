@@ -102,7 +102,7 @@ def test_what_version_1_knew_is_told_as_before(path: Path) -> None:
         row = repository.get_run(session, RUN_ID)
         assert (row.name, [tag.tag for tag in row.tags], row.revision) == ("tiny", ["b", "a"], 0)
         assert row.config == resolve_config("tiny", {}).model_dump(mode="json")
-        assert (row.eval_fvu, row.eval_l0, row.ce_delta) == (0.125, None, -0.5)
+        assert (row.fvu, row.l0, row.ce_delta) == (0.125, None, -0.5)
         series = metrics_series(repository.metrics(session, RUN_ID))
         assert series.step == [10, 20]
         assert series.series == {"fvu": [0.5, 0.25], "l0": ["NaN", None]}

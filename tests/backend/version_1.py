@@ -53,7 +53,7 @@ CREATE TABLE labels (
 );
 """
 AT = "2026-11-24 12:33:01.250000"
-LATEST = '{"loss": 0.2, "eval_fvu": 0.125, "eval_l0": NaN, "ce_delta": -0.5}'
+LATEST = '{"fvu": 0.2, "eval_fvu": 0.125, "l0": NaN, "eval_l0": 32.0, "ce_delta": -0.5}'
 
 RUN = (
     1, RUN_ID, "tiny", "finished", json.dumps(resolve_config("tiny", {}).model_dump(mode="json")),

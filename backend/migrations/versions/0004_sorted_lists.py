@@ -11,7 +11,8 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-SORTED_METRICS = ("eval_fvu", "eval_l0", "ce_delta")
+SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}
+"""Column to the metrics of which it holds the first that was measured, if it is finite."""
 TOKEN_COUNTS = {
     "runs": ("tokens", "total_tokens"),
     "metrics": ("tokens",),
@@ -27,18 +28,22 @@ def upgrade() -> None:
         for table, columns in TOKEN_COUNTS.items():
             for column in columns:
                 op.alter_column(table, column, type_=sa.BigInteger)
-    for name in SORTED_METRICS:
+    for name in SORTED_BY:
         op.add_column("runs", sa.Column(name, sa.Double))
     _copy_latest_metrics(op.get_bind())
 
 
 def _copy_latest_metrics(connection: sa.Connection) -> None:
-    columns = [sa.Column(name, sa.Double) for name in SORTED_METRICS]
+    columns = [sa.Column(name, sa.Double) for name in SORTED_BY]
     runs = sa.Table(
         "runs", sa.MetaData(), sa.Column("seq", sa.Integer), sa.Column("metrics", sa.Text), *columns
     )
     for seq, metrics in connection.execute(sa.select(runs.c.seq, runs.c.metrics)).all():
         latest: dict[str, float] = json.loads(metrics)
-        finite = {n: latest[n] for n in SORTED_METRICS if math.isfinite(latest.get(n, math.nan))}
-        if finite:
-            connection.execute(sa.update(runs).where(runs.c.seq == seq).values(finite))
+        values: dict[str, float] = {}
+        for column, names in SORTED_BY.items():
+            value = next((latest[name] for name in names if name in latest), math.nan)
+            if math.isfinite(value):
+                values[column] = value
+        if values:
+            connection.execute(sa.update(runs).where(runs.c.seq == seq).values(values))
