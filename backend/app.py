@@ -29,6 +29,7 @@ from backend.routes import (
     runs,
     sweeps,
     system,
+    tags,
 )
 from backend.security import AccessGuard
 from backend.services import Services
@@ -38,7 +39,8 @@ from backend.version import VERSION
 from sae_engine.schema.api import Problem
 
 ROUTES = (
-    system, runs, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare, exports,
+    system, runs, tags, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare,
+    exports,
 )  # fmt: skip
 DESCRIPTION = (
     "Train sparse autoencoders on language-model activations and look into their features."

@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 
-from backend.migrations import SCHEMA_VERSION, migrate
-from backend.models import Base, SchemaVersionRow
+from backend.migrations import UnknownRevisionError, head, upgrade
 from sae_engine.errors import UserError
 
 BUSY_TIMEOUT_SECONDS = 30.0
@@ -62,20 +61,15 @@ class Database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
             with self.engine.connect() as connection:
                 _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
-        with self.writing() as session:
-            connection = session.connection()
-            if not inspect(connection).has_table(SchemaVersionRow.__tablename__):
-                Base.metadata.create_all(connection)
-                session.add(SchemaVersionRow(version=SCHEMA_VERSION))
-            version = session.scalar(select(SchemaVersionRow.version)) or 0
-            if version < SCHEMA_VERSION:
-                migrate(connection, version)
-        if version > SCHEMA_VERSION:
+        try:
+            with self.writing() as session:
+                upgrade(session.connection())
+        except UnknownRevisionError as error:
             raise UserError(
-                f"The database {self._url.render_as_string()} has schema version {version}, this "
-                f"program knows version {SCHEMA_VERSION}; use the SAE Workbench that wrote it, or "
-                "another data folder."
-            )
+                f"The tables of the database {self._url.render_as_string()} are of revision "
+                f"{error}, which is unknown to this program, whose newest is {head()}; use the "
+                "SAE Workbench that wrote them, or another data folder."
+            ) from None
 
     def close(self) -> None:
         self.engine.dispose()
@@ -97,11 +91,17 @@ def _use_explicit_transactions(engine: Engine) -> None:
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         _run(connection, "PRAGMA foreign_keys = ON")
         _run(connection, "PRAGMA synchronous = NORMAL")
+        connection.create_function("lower", 1, _lower, deterministic=True)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _lower(text: str | None) -> str | None:
+    """SQLite's own knows no letters but those of ASCII."""
+    return None if text is None else text.lower()
 
 
 def _run(connection: Any, statement: str) -> None:

@@ -5,9 +5,19 @@ folder.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Integer,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
@@ -24,16 +34,12 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
 
 
+TokenCount = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"))]
+"""More than 32 bits hold; SQLite's integers have 64."""
+
+
 class Base(DeclarativeBase):
     type_annotation_map: ClassVar[dict[Any, Any]] = {datetime: UtcDateTime, dict[str, Any]: JSON}
-
-
-class SchemaVersionRow(Base):
-    """One row: the version of these tables that the database holds."""
-
-    __tablename__ = "schema_version"
-
-    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class RunRow(Base):
@@ -66,13 +72,19 @@ class RunRow(Base):
 
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]
-    tokens: Mapped[int] = mapped_column(default=0)
-    total_tokens: Mapped[int | None]
+    tokens: Mapped[TokenCount] = mapped_column(default=0)
+    total_tokens: Mapped[TokenCount | None]
     tokens_per_second: Mapped[float | None]
     eta_seconds: Mapped[float | None]
     phase: Mapped[str | None]
     metrics: Mapped[str] = mapped_column(Text, default="{}")
     """Latest value of each metric, as JSON that also has NaN and infinities."""
+    fvu: Mapped[float | None]
+    """What lists are sorted by, as are the next two: held out once that is measured; null where
+    there is none or it is not finite.
+    """
+    l0: Mapped[float | None]
+    ce_delta: Mapped[float | None]
 
     error_type: Mapped[str | None]
     error_message: Mapped[str | None] = mapped_column(Text)
@@ -120,7 +132,7 @@ class MetricsRow(Base):
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
-    tokens: Mapped[int]
+    tokens: Mapped[TokenCount]
     time: Mapped[float]
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
     values: Mapped[str] = mapped_column(Text)
@@ -134,8 +146,8 @@ class SnapshotRow(Base):
 
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
-    tokens: Mapped[int]
-    index_tokens: Mapped[int]
+    tokens: Mapped[TokenCount]
+    index_tokens: Mapped[TokenCount]
     seconds: Mapped[float]
     final: Mapped[bool]
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
@@ -193,8 +205,8 @@ class LabelJobRow(Base):
     kept: Mapped[int] = mapped_column(default=0)
     failed: Mapped[int] = mapped_column(default=0)
     calls: Mapped[int] = mapped_column(default=0)
-    prompt_tokens: Mapped[int] = mapped_column(default=0)
-    completion_tokens: Mapped[int] = mapped_column(default=0)
+    prompt_tokens: Mapped[TokenCount] = mapped_column(default=0)
+    completion_tokens: Mapped[TokenCount] = mapped_column(default=0)
     problem: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]

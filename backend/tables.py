@@ -41,10 +41,8 @@ def print_runs(settings: Settings, *, archived: bool, console: Console | None = 
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
     ):
-        rows = list(repository.list_runs(session, limit=200))
-        if archived:
-            rows += repository.list_runs(session, archived=True, limit=200)
-        for row in sorted(rows, key=lambda r: r.seq, reverse=True):
+        wanted = repository.RunFilter(archived=None if archived else False)
+        for row in repository.list_runs(session, wanted, limit=200).rows:
             latest = latest_metrics(row)
             fvu = latest.get("eval_fvu", latest.get("fvu"))
             steps = f"{row.step:,}" + (f" / {row.total_steps:,}" if row.total_steps else "")

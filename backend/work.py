@@ -7,7 +7,6 @@ Used by a job's process and by training in the foreground. No torch here: the en
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -269,12 +268,12 @@ class Recorder:
             )
         last = records[-1]
         speed = self._recent_speed()
-        repository.update_run(
+        repository.update_metrics(
             session,
             self._run_id,
+            self._latest,
             step=last.step,
             tokens=last.tokens,
-            metrics=json.dumps(self._latest),
             tokens_per_second=speed,
             eta_seconds=self._eta_seconds(last.tokens, speed),
         )

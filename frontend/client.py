@@ -51,8 +51,10 @@ from sae_engine.schema.runs import (
     RunCreate,
     RunPage,
     RunPatch,
+    RunSort,
     RunStatus,
     Snapshot,
+    TagCount,
 )
 
 WARM_UP_SECONDS = 180.0
@@ -62,6 +64,7 @@ __all__ = ["ApiProblem", "WorkbenchClient"]
 
 _PRESETS = TypeAdapter(list[Preset])
 _SNAPSHOTS = TypeAdapter(list[Snapshot])
+_TAGS = TypeAdapter(list[TagCount])
 _NOTICES = TypeAdapter(list[Notice])
 _LABELS = TypeAdapter(list[FeatureLabel])
 _LABEL_JOBS = TypeAdapter(list[LabelJob])
@@ -81,17 +84,26 @@ class WorkbenchClient(Connection):
     def runs(
         self,
         *,
-        status: RunStatus | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
         q: str | None = None,
+        tags: Sequence[str] | None = None,
         group_id: str | None = None,
         archived: bool | None = None,
+        sort: RunSort | None = None,
+        order: SortOrder | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunPage:
-        """One page of runs, newest first; those of a sweep have its `group_id`."""
-        query: dict[str, object] = {"status": status, "q": q, "group_id": group_id}
-        query |= {"archived": archived, "limit": limit, "cursor": cursor}
-        return self._read(RunPage, "/runs", query)
+        """One page of runs that have all `tags`, newest first; those of a sweep have its
+        `group_id`. Sorted by a metric, the lowest come first unless `order` says otherwise.
+        """
+        query: dict[str, object] = {"status": status, "q": q, "tag": tags, "group_id": group_id}
+        query |= {"archived": archived, "sort": sort, "order": order}
+        return self._read(RunPage, "/runs", query | {"limit": limit, "cursor": cursor})
+
+    def tags(self) -> list[TagCount]:
+        """Every tag, the commonest first."""
+        return _TAGS.validate_json(self._send("GET", "/tags").content)
 
     def create_run(self, body: RunCreate, *, idempotency_key: str | None = None) -> Run:
         """Queue a run; the same key gives back the same run however often it is sent."""

@@ -4,6 +4,7 @@ transaction.
 
 from backend.repository.common import ACTIVE, RESUMABLE, now
 from backend.repository.labels import label, labels, set_label
+from backend.repository.listing import RunFilter, RunList, count_tags, list_runs
 from backend.repository.queue import queued_runs
 from backend.repository.reports import (
     Latest,
@@ -24,7 +25,6 @@ from backend.repository.runs import (
     find_run,
     get_run,
     group,
-    list_runs,
     measured_speed,
     patch_run,
 )
@@ -38,6 +38,7 @@ from backend.repository.states import (
     requeue,
     set_process,
     stop_requests,
+    update_metrics,
     update_run,
 )
 
@@ -45,6 +46,8 @@ __all__ = [
     "ACTIVE",
     "RESUMABLE",
     "Latest",
+    "RunFilter",
+    "RunList",
     "active_runs",
     "add_metrics",
     "add_notice",
@@ -52,6 +55,7 @@ __all__ = [
     "add_snapshot",
     "claim",
     "count_by_status",
+    "count_tags",
     "delete_run",
     "earlier_request",
     "end_run",
@@ -77,5 +81,6 @@ __all__ = [
     "set_process",
     "snapshots",
     "stop_requests",
+    "update_metrics",
     "update_run",
 ]

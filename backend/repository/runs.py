@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import delete, func, or_, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError, NotFoundError, UnprocessableError
@@ -89,39 +89,6 @@ def find_run(session: Session, text: str) -> RunRow:
         ids = ", ".join(row.id for row in rows[:10])
         raise UserError(f"'{text}' is the name of {len(rows)} runs; give one of their ids: {ids}.")
     return rows[0]
-
-
-def list_runs(
-    session: Session,
-    *,
-    status: Sequence[RunStatus] = (),
-    q: str = "",
-    tag: str | None = None,
-    group_id: str | None = None,
-    archived: bool = False,
-    limit: int = 50,
-    before: int | None = None,
-) -> Sequence[RunRow]:
-    """Runs, newest first, that were made before the one whose `seq` is `before`."""
-    query = select(RunRow).where(RunRow.archived == archived)
-    if status:
-        query = query.where(RunRow.status.in_(status))
-    if q:
-        wanted = q.lower()
-        query = query.where(
-            or_(
-                func.lower(RunRow.name).contains(wanted, autoescape=True),
-                func.lower(RunRow.notes).contains(wanted, autoescape=True),
-                RunRow.id.startswith(wanted, autoescape=True),
-            )
-        )
-    if tag is not None:
-        query = query.where(RunRow.id.in_(select(TagRow.run_id).where(TagRow.tag == tag)))
-    if group_id is not None:
-        query = query.where(RunRow.group_id == group_id)
-    if before is not None:
-        query = query.where(RunRow.seq < before)
-    return session.scalars(query.order_by(RunRow.seq.desc()).limit(limit)).all()
 
 
 def group(session: Session, group_id: str) -> Sequence[RunRow]:

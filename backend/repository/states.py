@@ -6,7 +6,8 @@ succeeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Update, func, select, update
@@ -15,6 +16,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError
 from backend.models import RunRow
 from backend.repository.common import ACTIVE, RESUMABLE, executed, now
+from backend.repository.listing import sorted_values
 from backend.repository.queue import last_rank
 from backend.repository.runs import get_run
 from sae_engine.schema.config import RunConfig
@@ -151,6 +153,14 @@ def fail_run(
 def update_run(session: Session, run_id: str, **values: Any) -> None:
     """Set columns of a run that is being worked on."""
     session.execute(_active(run_id).values(reported_at=now(), **values))
+
+
+def update_metrics(
+    session: Session, run_id: str, latest: Mapping[str, float], **values: Any
+) -> None:
+    """Set the latest metrics of a run that is being worked on, and other columns."""
+    told = {"metrics": json.dumps(latest), **sorted_values(latest)}
+    update_run(session, run_id, **told, **values)
 
 
 def _active(run_id: str) -> Update:

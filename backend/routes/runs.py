@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy.orm import Session
 
 from backend import repository
-from backend.errors import ConflictError, UnprocessableError
+from backend.errors import ConflictError
 from backend.models import RunRow
 from backend.naming import named_config
 from backend.security import check_paths
@@ -18,7 +18,8 @@ from backend.services import Server, Services
 from backend.shapes import has_checkpoint
 from sae_engine.preflight import check_config
 from sae_engine.presets import resolve_config
-from sae_engine.schema.runs import Run, RunCreate, RunPage, RunPatch, RunStatus
+from sae_engine.schema.api import SortOrder
+from sae_engine.schema.runs import Run, RunCreate, RunPage, RunPatch, RunSort, RunStatus
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -73,31 +74,25 @@ def list_runs(
     server: Server,
     status: Annotated[list[RunStatus] | None, Query()] = None,
     q: Annotated[str, Query(max_length=200)] = "",
-    tag: Annotated[str | None, Query(max_length=200)] = None,
+    tag: Annotated[list[str] | None, Query(max_length=50)] = None,
     group_id: Annotated[str | None, Query(max_length=40)] = None,
     archived: bool = False,
+    sort: RunSort = "created",
+    order: SortOrder | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=40)] = None,
+    cursor: Annotated[str | None, Query(max_length=2_000)] = None,
 ) -> RunPage:
-    """Runs, newest first; `q` looks in names, notes and the beginning of ids."""
-    before = _place(cursor)
+    """Runs with all the tags given, newest first. `q` looks in names, notes, tags and the beginning
+    of ids. `sort` by a metric has the lowest first unless `order` says otherwise, by status the
+    order of a run's life; runs without a value come last.
+    """
+    wanted = repository.RunFilter(status or (), q, tag or (), group_id, archived)
     with server.database.reading() as session:
-        rows = repository.list_runs(
-            session,
-            status=status or (),
-            q=q,
-            tag=tag,
-            group_id=group_id,
-            archived=archived,
-            limit=limit + 1,
-            before=before,
+        page = repository.list_runs(
+            session, wanted, sort=sort, order=order, limit=limit, cursor=cursor
         )
-        page = rows[:limit]
-        items = server.shapes(session, page)
-    return RunPage(
-        items=items,
-        next_cursor=str(page[-1].seq) if len(rows) > limit else None,
-    )
+        items = server.shapes(session, page.rows)
+    return RunPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
 @router.get("/{run_id}")
@@ -164,13 +159,3 @@ def retry_run(run_id: str, server: Server) -> Run:
 def _shape(server: Services, session: Session, row: RunRow) -> Run:
     [run] = server.shapes(session, [row])
     return run
-
-
-def _place(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not cursor.isdecimal():
-        raise UnprocessableError(
-            f"'{cursor}' is no cursor; use the next_cursor of an answer.", field="cursor"
-        )
-    return int(cursor)

@@ -125,6 +125,15 @@ class Sweep(Shape):
 class RunPage(Shape):
     items: list[Run]
     next_cursor: str | None
+    total: int
+    """Runs on all pages."""
+
+
+class TagCount(Shape):
+    """A tag and how many runs carry it."""
+
+    tag: str
+    num_runs: int
 
 
 MetricValue = float | Literal["NaN", "Infinity", "-Infinity"] | None

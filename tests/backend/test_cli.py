@@ -98,7 +98,7 @@ def test_training_here_makes_a_run_that_the_server_shows(
     request = ask(recipe="quick-test", name="finish [b]here")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
-        [row] = repository.list_runs(session)
+        [row] = repository.list_runs(session).rows
         assert len(repository.metrics(session, row.id)) == 20
     assert (row.status, row.name, row.pid) == ("finished", "finish [b]here", os.getpid())
     printed = capsys.readouterr().out
@@ -115,7 +115,7 @@ def test_a_run_that_fails_here_says_why_and_exits_with_1(
     assert train_here(settings, request, train=fake_train) == 1
     assert "The text is empty" in capsys.readouterr().out
     with database.reading() as session:
-        [row] = repository.list_runs(session)
+        [row] = repository.list_runs(session).rows
     assert row.status == "failed"
     assert "Traceback" in settings.run_folder(row.id).log.read_text()
 
@@ -144,13 +144,13 @@ def test_ctrl_c_stops_a_run_here_and_a_second_one_harder(
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(presses)) == 0
     assert signal.getsignal(signal.SIGINT) == before
     with database.reading() as session:
-        assert [row.status for row in repository.list_runs(session)] == ["stopped"]
+        assert [row.status for row in repository.list_runs(session).rows] == ["stopped"]
 
 
 def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> None:
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(3)) == 130
     with database.reading() as session:
-        assert [row.status for row in repository.list_runs(session)] == ["interrupted"]
+        assert [row.status for row in repository.list_runs(session).rows] == ["interrupted"]
 
 
 def test_a_grid_makes_a_run_of_every_combination(
@@ -165,7 +165,7 @@ def test_a_grid_makes_a_run_of_every_combination(
     request = ask(recipe="quick-test", name="finish")
     assert train_here(settings, request, grid=grid, train=fake_train) == 0
     with database.reading() as session:
-        rows = repository.list_runs(session)
+        rows = repository.list_runs(session).rows
     assert {row.name for row in rows} == {
         f"finish k={k} lr={lr}" for k in (8, 16) for lr in (0.001, 0.002)
     }
@@ -192,7 +192,7 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     request = ask(path=source.config, name="two")
     assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
     with database.reading() as session:
-        newest = repository.list_runs(session)[0]
+        newest = repository.list_runs(session).rows[0]
         steps = [row.step for row in repository.metrics(session, newest.id)]
     assert newest.config["sae"]["k"] == 8
     assert steps == list(range(11, 21))

@@ -124,7 +124,7 @@ def test_the_shell_imports_with_any_field_of_the_configuration(
     request = import_from(sae, flags, "theirs")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
-        [row] = repository.list_runs(session)
+        [row] = repository.list_runs(session).rows
     assert (row.name, row.status) == ("theirs", "finished")
     assert row.config["sae"]["pretrained"] == str(sae)
     assert (row.config["model"]["layer"], row.config["data"]["ctx_len"]) == (3, 64)

@@ -1,69 +1,176 @@
-"""A database of an earlier version is brought up to date and keeps what it holds."""
+"""A database of any earlier version is brought up to date and keeps what it holds."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import threading
 from contextlib import closing
+from pathlib import Path
 
-from sqlalchemy import inspect
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import text
 
 from backend import repository
-from backend.db import Database
+from backend.curves import metrics_series
+from backend.db import Database, open_database
 from backend.label_repository import written_labels
-from backend.migrations import SCHEMA_VERSION
+from backend.migrations import SCRIPTS, head
 from backend.models import Base
 from backend.settings import Settings
+from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import LabelUpdate
-
-LABELS_OF_VERSION_1 = """
-CREATE TABLE labels (
-    run_id VARCHAR NOT NULL, feature INTEGER NOT NULL, label TEXT NOT NULL, notes TEXT NOT NULL,
-    starred BOOLEAN NOT NULL, PRIMARY KEY (run_id, feature),
-    FOREIGN KEY(run_id) REFERENCES runs (id) ON DELETE CASCADE
-)
-"""
+from tests.backend.version_1 import ROWS, RUN_ID, make_version_1
 
 
-def make_version_1(settings: Settings) -> str:
-    """Turn today's tables into those of version 1, with one label; returns its run."""
-    database = Database(settings.resolved_database_url)
-    database.prepare()
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "workbench.sqlite3"
+
+
+def upgraded(path: Path) -> None:
+    with open_database(f"sqlite:///{path}"):
+        pass
+
+
+def content(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as raw:
+        return list(raw.iterdump())
+
+
+def difference_from_models(database: Database) -> object:
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        return compare_metadata(context, Base.metadata)
+
+
+def test_a_new_database_has_the_tables_of_the_models(database: Database) -> None:
+    assert difference_from_models(database) == []
+
+
+def test_a_table_that_differs_from_its_model_would_be_noticed(database: Database) -> None:
     with database.writing() as session:
-        run_id = repository.add_run(session, config=resolve_config("tiny", {})).id
+        session.execute(text("ALTER TABLE label_jobs DROP COLUMN problem"))
+        session.execute(text("DROP INDEX ix_runs_group_id"))
+        session.execute(text("ALTER TABLE labels ADD COLUMN color VARCHAR"))
+    found = difference_from_models(database)
+    assert isinstance(found, list)
+    assert sorted(each[0] for each in found) == ["add_column", "add_index", "remove_column"]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_row_of_an_earlier_version_is_kept(path: Path, version: int) -> None:
+    make_version_1(path)
+    for number in range(2, version + 1):
+        _as_of_version(path, number)
+    upgraded(path)
+    upgraded(path)  # there is nothing left to do
+    with closing(sqlite3.connect(path)) as raw:
+        names = {name for (name,) in raw.execute("SELECT name FROM sqlite_master")}
+        assert "schema_version" not in names
+        for table, rows in ROWS.items():
+            if table != "schema_version":
+                old_columns = _columns(path, table)[: len(rows[0])]
+                kept = raw.execute(f"SELECT {','.join(old_columns)} FROM {table} ORDER BY 1, 2")
+                assert kept.fetchall() == sorted(rows), table
+    with open_database(f"sqlite:///{path}") as database:
+        assert difference_from_models(database) == []
+
+
+def _columns(path: Path, table: str) -> list[str]:
+    with closing(sqlite3.connect(path)) as raw:
+        return [f'"{row[1]}"' for row in raw.execute(f"PRAGMA table_info({table})")]
+
+
+def _as_of_version(path: Path, number: int) -> None:
+    """Go one step on, as the programs of that version did it: the tables, and a number."""
+    database = Database(f"sqlite:///{path}")
+    with database.writing() as session:
+        connection = session.connection()
+        with Operations.context(MigrationContext.configure(connection)):
+            SCRIPTS.get_revision(f"{number:04}").module.upgrade()
+        connection.execute(text(f"UPDATE schema_version SET version = {number}"))
     database.close()
-    with closing(sqlite3.connect(settings.data_dir / "workbench.sqlite3")) as raw, raw:
-        raw.executescript("DROP TABLE label_jobs; DROP TABLE labels;" + LABELS_OF_VERSION_1)
-        raw.execute("INSERT INTO labels VALUES (?, 3, 'names', 'seen twice', 1)", (run_id,))
-        raw.execute("UPDATE schema_version SET version = 1")
-    return run_id
 
 
-def test_labels_of_version_1_are_kept_as_a_persons(settings: Settings) -> None:
-    run_id = make_version_1(settings)
-    for _ in range(2):  # the second time there is nothing left to do
-        database = Database(settings.resolved_database_url)
-        database.prepare()
-        with database.reading() as session:
-            (written,) = written_labels(session, run_id).values()
-        assert (written.feature, written.label, written.notes) == (3, "names", "seen twice")
-        assert written.starred
+def test_what_version_1_knew_is_told_as_before(path: Path) -> None:
+    make_version_1(path)
+    with open_database(f"sqlite:///{path}") as database, database.reading() as session:
+        row = repository.get_run(session, RUN_ID)
+        assert (row.name, [tag.tag for tag in row.tags], row.revision) == ("tiny", ["b", "a"], 0)
+        assert row.config == resolve_config("tiny", {}).model_dump(mode="json")
+        assert (row.fvu, row.l0, row.ce_delta) == (0.125, None, -0.5)
+        series = metrics_series(repository.metrics(session, RUN_ID))
+        assert series.step == [10, 20]
+        assert series.series == {"fvu": [0.5, 0.25], "l0": ["NaN", None]}
+        [written] = written_labels(session, RUN_ID).values()
+        assert (written.label, written.notes, written.starred) == ("names", "seen twice", True)
         assert written.origin.author == "person"
-        database.close()
+        assert [n.message for n in repository.notices(session, RUN_ID)] == ["hello", "look"]
+        assert [s.step for s in repository.snapshots(session, RUN_ID)] == [20]
 
 
-def test_the_tables_become_those_of_today(settings: Settings) -> None:
-    run_id = make_version_1(settings)
-    database = Database(settings.resolved_database_url)
-    database.prepare()
-    found = inspect(database.engine)
-    for table in Base.metadata.tables.values():
-        columns = {column["name"] for column in found.get_columns(table.name)}
-        assert columns == {column.name for column in table.columns}, table.name
-    with database.writing() as session:
-        repository.set_label(session, run_id, 4, LabelUpdate(label="new"))
-    with database.reading() as session:
-        assert written_labels(session, run_id, [4])[4].origin.created_at is not None
-    database.close()
-    with closing(sqlite3.connect(settings.data_dir / "workbench.sqlite3")) as raw:
-        assert raw.execute("SELECT version FROM schema_version").fetchall() == [(SCHEMA_VERSION,)]
+def test_a_migration_that_fails_in_the_middle_changes_nothing(path: Path) -> None:
+    make_version_1(path)
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE runs SET metrics = 'no JSON' WHERE seq = 2")
+    before = content(path)
+    with pytest.raises(json.JSONDecodeError):
+        upgraded(path)
+    assert content(path) == before
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE runs SET metrics = '{}' WHERE seq = 2")
+    upgraded(path)
+    assert "schema_version" not in "".join(content(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("UPDATE alembic_version SET version_num = '9999'", "revision 9999"),
+        (
+            "CREATE TABLE schema_version AS SELECT 99 AS version; DELETE FROM alembic_version",
+            "0099",
+        ),
+    ],
+)
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(
+    path: Path, change: str, found: str
+) -> None:
+    upgraded(path)
+    with closing(sqlite3.connect(path)) as raw:
+        raw.executescript(change)
+    before = content(path)
+    with pytest.raises(UserError, match=f"{found}.*whose newest is {head()}"):
+        upgraded(path)
+    assert content(path) == before
+
+
+def test_servers_that_start_at_once_prepare_it_once(settings: Settings) -> None:
+    url = settings.resolved_database_url
+    databases = [Database(url) for _ in range(4)]
+    failures: list[BaseException] = []
+
+    def prepare(database: Database) -> None:
+        try:
+            database.prepare()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=prepare, args=(each,)) for each in databases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for each in databases:
+        each.close()
+
+
+def test_revisions_stand_in_one_line_named_by_their_number() -> None:
+    names = [script.revision for script in SCRIPTS.walk_revisions()]
+    assert names == [f"{number:04}" for number in range(len(names), 0, -1)]
+    assert all(Path(s.path).name.startswith(s.revision) for s in SCRIPTS.walk_revisions())

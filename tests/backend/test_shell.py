@@ -34,7 +34,7 @@ def shell(settings: Settings, database: Database):
     def run(*arguments: str):
         assert main([*arguments, "--data-dir", str(settings.data_dir)]) == 0
         with database.reading() as session:
-            newest = repository.list_runs(session, limit=1)
+            newest = repository.list_runs(session, limit=1).rows
         return newest[0] if newest else None
 
     return run

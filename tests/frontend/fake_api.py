@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from collections import Counter
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from sae_engine.errors import ConfigError
@@ -57,12 +58,38 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
 def _add_runs(app: FastAPI, world: World) -> None:
     @app.get("/api/runs")
     def list_runs(
-        status: str | None = None, q: str = "", group_id: str | None = None, limit: int = 50
+        status: Annotated[list[str] | None, Query()] = None,
+        q: str = "",
+        tag: Annotated[list[str] | None, Query()] = None,
+        group_id: str | None = None,
+        archived: bool = False,
+        sort: runs.RunSort = "created",
+        order: api.SortOrder | None = None,
+        limit: int = 50,
+        cursor: int = 0,
     ) -> runs.RunPage:
         found = [world.look(run_id) for run_id in reversed(world.runs)]
-        found = [run for run in found if group_id in (None, run.group_id)]
-        kept = [r for r in found if status in (None, r.status) and q.lower() in r.name.lower()]
-        return runs.RunPage(items=kept[:limit], next_cursor=None)
+        kept = [
+            run
+            for run in found
+            if group_id in (None, run.group_id)
+            and run.archived == archived
+            and run.status in (status or [run.status])
+            and q.lower() in run.name.lower()
+            and set(tag or ()) <= set(run.tags)
+        ]
+        if sort == "name":
+            kept.sort(key=lambda run: run.name.lower(), reverse=order == "desc")
+        elif sort == "fvu":
+            kept.sort(key=lambda run: run.metrics.get("fvu", 9), reverse=order == "desc")
+        end = cursor + limit
+        next_cursor = str(end) if end < len(kept) else None
+        return runs.RunPage(items=kept[cursor:end], next_cursor=next_cursor, total=len(kept))
+
+    @app.get("/api/tags")
+    def list_tags() -> list[runs.TagCount]:
+        numbers = Counter(tag for run in world.runs.values() for tag in run.tags)
+        return [runs.TagCount(tag=tag, num_runs=n) for tag, n in numbers.most_common()]
 
     @app.post("/api/runs", status_code=201, response_model=None)
     def create(body: runs.RunCreate, idempotency_key: str = Header("")) -> runs.Run | Response:

@@ -11,7 +11,7 @@ import pytest
 from frontend.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.api import LabelUpdate
 from sae_engine.schema.probe import SteerPhase, SteerResult
-from sae_engine.schema.runs import RunCreate, RunPatch
+from sae_engine.schema.runs import RunCreate, RunPatch, TagCount
 from tests.frontend.conftest import FakeServer, serve
 from tests.frontend.fake_world import World
 
@@ -35,6 +35,11 @@ def test_every_answer_of_the_api_arrives_as_its_shape(client: WorkbenchClient) -
     assert client.presets()[0].name == "quick-test"
     assert {run.id for run in client.runs().items} == {"finished", "failed", "live"}
     assert [run.id for run in client.runs(status="failed").items] == ["failed"]
+    found = client.runs(status=["failed", "running"], sort="name", order="desc", limit=1)
+    assert ([run.id for run in found.items], found.total) == (["failed"], 2)
+    tagged = client.update_run("failed", RunPatch(tags=["old"]))
+    assert client.runs(tags=["old"]).items == [tagged]
+    assert TagCount(tag="old", num_runs=1) in client.tags()
     assert client.run("failed").error is not None
     assert client.update_run("failed", RunPatch.model_validate({"name": "new"})).name == "new"
     assert client.metrics("finished").series["eval_fvu"]

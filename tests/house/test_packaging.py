@@ -18,6 +18,7 @@ from importlib.metadata import (
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from setuptools import find_packages
 
 from tests.house.repository import ROOT, tracked_files
 
@@ -106,6 +107,14 @@ def test_the_tests_run_with_what_is_pinned() -> None:
 def test_a_pin_satisfies_its_requirement(text: str) -> None:
     requirement = Requirement(text)
     assert requirement.specifier.contains(_PINS[canonicalize_name(requirement.name)])
+
+
+def test_every_module_lies_in_a_package_that_the_wheel_contains() -> None:
+    include = _PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = set(find_packages(str(ROOT), include=include))
+    folders = {p.parent for p in tracked_files() if p.suffix == ".py" and p.parts[0] in _ROOMS}
+    assert {".".join(folder.parts) for folder in folders} - packages == set()
+    assert "backend.migrations.versions" in packages
 
 
 def test_the_pages_need_nothing_that_the_project_does_not_declare() -> None:

@@ -1,0 +1,1 @@
+"""The revisions, the file's number is its place."""
