@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from backend import problems
 from backend.label_repository import settle_label_jobs
 from backend.model_process import INFERENCE_COMMAND
+from backend.request_limits import RequestLimits
 from backend.routes import (
     compare,
     exports,
@@ -66,8 +67,10 @@ def create_api(
         version=VERSION,
         description=DESCRIPTION,
         generate_unique_id_function=_operation_id,
-        responses={404: problem, 409: problem, 422: problem},
+        responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503), problem),
+        max_body_size=problems.MAX_BODY_BYTES,
     )
+    api.add_middleware(RequestLimits, per_minute=settings.changes_per_minute)
     api.state.services = Services(settings, command, inference)
     problems.install(api)
     for module in ROUTES:

@@ -5,7 +5,9 @@
     ├── ForbiddenError        403  the wrong door: host, origin, address
     ├── NotFoundError         404  no such run, snapshot, feature
     ├── ConflictError         409  not in this state
+    ├── TooLargeError         413  a request that holds too much
     ├── UnprocessableError    422  a value that cannot be used
+    ├── TooManyRequestsError  429  too often; says when to ask again
     ├── FailedError           500  the program's own mistake, in another process
     └── UnavailableError      503  not now; says when to ask again if that is known
 
@@ -24,10 +26,18 @@ class ApiError(Exception):
 
     status = HTTPStatus.BAD_REQUEST
 
-    def __init__(self, detail: str, *, kind: str = "", field: str | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        kind: str = "",
+        field: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.kind = kind
+        self.retry_after_seconds = retry_after_seconds
         self.errors = [FieldProblem(field=field, message=detail)] if field else []
 
 
@@ -47,8 +57,16 @@ class ConflictError(ApiError):
     status = HTTPStatus.CONFLICT
 
 
+class TooLargeError(ApiError):
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
 class UnprocessableError(ApiError):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class TooManyRequestsError(ApiError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
 
 
 class FailedError(ApiError):
@@ -57,9 +75,3 @@ class FailedError(ApiError):
 
 class UnavailableError(ApiError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
-
-    def __init__(
-        self, detail: str, *, kind: str = "", retry_after_seconds: int | None = None
-    ) -> None:
-        super().__init__(detail, kind=kind)
-        self.retry_after_seconds = retry_after_seconds

@@ -32,6 +32,7 @@ from sae_engine.schema.runs import ENDED, MetricsEvent, StatusEvent
 POLL_SECONDS = 0.5
 REVISIONS_AT_A_TIME = 500
 """How much of a long history is read and sent at once."""
+MAX_LISTENERS = 1_000
 SILENCE_SECONDS = 15.0
 """After so long without an event a comment keeps the connection open."""
 
@@ -57,6 +58,10 @@ class EventFeed:
         self._news = asyncio.Condition()
         self._watch: asyncio.Task[None] | None = None
         self._reads: dict[tuple[str, int, int], asyncio.Task[str]] = {}
+
+    def is_full(self) -> bool:
+        """Whether there are as many listeners as one server takes."""
+        return self._listeners.total() >= MAX_LISTENERS
 
     async def follow(self, run_id: str, after: int) -> AsyncGenerator[str]:
         """The events of a run that come after a revision, as text of an event stream; ends when

@@ -14,9 +14,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from backend.errors import ApiError, UnauthorizedError, UnavailableError
+from backend.errors import ApiError, UnauthorizedError
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.api import FieldProblem, Problem
+
+MAX_BODY_BYTES = 4 * 2**20
+"""Of a request: no text that a model could read at once comes near it."""
+TOO_LARGE = f"A request may hold at most {MAX_BODY_BYTES / 2**20:.0f} MiB."
 
 
 class ProblemResponse(JSONResponse):
@@ -56,7 +60,7 @@ def problem_of(error: ApiError) -> ProblemResponse:
     headers: dict[str, str] = {}
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, UnavailableError) and error.retry_after_seconds is not None:
+    if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     return ProblemResponse(
         error.status, error.detail, kind=error.kind, errors=error.errors, headers=headers
@@ -85,6 +89,8 @@ def install(app: FastAPI) -> None:
         detail = error.detail
         if error.status_code == 404:
             detail = f"There is nothing at {request.url.path}; see /api/docs for what there is."
+        elif error.status_code == 413:
+            detail = TOO_LARGE
         elif error.status_code == 405:
             detail = f"{request.url.path} does not answer {request.method}; see /api/docs."
         return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))

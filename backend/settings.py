@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Where runs are trained, separated by commas: `cpu`, `cuda:0`, `cuda:1`; one that stands
     there twice takes two runs at a time. Unset is every GPU and the processor, one run each.
     """
+    changes_per_minute: int = Field(1_200, ge=1)
+    """How many requests that change something one address may send."""
     labels_base_url: str | None = Field(None, pattern=r"^https?://")
     """Where an OpenAI-compatible endpoint answers, such as `http://127.0.0.1:11434/v1`."""
     labels_model: str | None = None

@@ -9,6 +9,8 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from backend import repository
 from backend.curves import metrics_series
+from backend.errors import UnavailableError
+from backend.events import MAX_LISTENERS
 from backend.logs import tail as log_tail
 from backend.services import Server
 from backend.shapes import notice_shape
@@ -65,6 +67,12 @@ def get_events(
     known = after if last_event_id is None else last_event_id
     if row.status in ENDED and known >= row.revision:
         return Response(status_code=204)  # tells a browser's EventSource not to ask again
+    if server.events.is_full():
+        raise UnavailableError(
+            f"{MAX_LISTENERS} listeners follow runs of this server already; close some.",
+            kind="too-many-listeners",
+            retry_after_seconds=10,
+        )
     return StreamingResponse(
         server.events.follow(run_id, known),
         media_type=EVENT_STREAM,

@@ -1,0 +1,40 @@
+"""What a loop meets and people do not."""
+
+from __future__ import annotations
+
+from starlette.testclient import TestClient
+
+from backend.app import create_app
+from backend.problems import MAX_BODY_BYTES
+from backend.settings import Settings
+from tests.backend.conftest import URL
+from tests.backend.fake_engine import fake_job
+
+
+def test_changes_beyond_the_limit_are_turned_away_with_when_to_ask_again(
+    settings: Settings,
+) -> None:
+    few = settings.model_copy(update={"changes_per_minute": 3})
+    with TestClient(create_app(few, command=fake_job), URL) as client:
+        answers = [client.post("/api/config/estimate", json={"preset": "tiny"}) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+        refused = answers[-1]
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert "More than 3 changes came from" in refused.json()["detail"]
+        assert all(client.get("/api/runs").status_code == 200 for _ in range(20))
+
+
+def test_a_request_that_is_too_large_is_refused_before_it_is_read(client: TestClient) -> None:
+    body = b'{"name": "' + b"x" * MAX_BODY_BYTES + b'"}'
+    answer = client.post("/api/runs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"] == "A request may hold at most 4 MiB."
+    assert client.get("/api/runs").json()["items"] == []
+
+
+def test_a_request_without_a_length_is_cut_off_at_the_limit(client: TestClient) -> None:
+    chunks = (b"x" * 2**20 for _ in range(6))
+    answer = client.post("/api/runs", content=chunks, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
