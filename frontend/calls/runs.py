@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from frontend.calls.sending import keyed, segment, sent
 from frontend.connection import Connection
+from sae_engine.schema.api import SortOrder
 from sae_engine.schema.runs import (
     MetricsSeries,
     Notice,
@@ -15,13 +16,16 @@ from sae_engine.schema.runs import (
     RunCreate,
     RunPage,
     RunPatch,
+    RunSort,
     RunStatus,
     Snapshot,
     Sweep,
     SweepCreate,
+    TagCount,
 )
 
 _SNAPSHOTS = TypeAdapter(list[Snapshot])
+_TAGS = TypeAdapter(list[TagCount])
 _NOTICES = TypeAdapter(list[Notice])
 
 
@@ -31,17 +35,28 @@ class RunCalls(Connection):
     def runs(
         self,
         *,
-        status: RunStatus | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
         q: str | None = None,
+        tags: Sequence[str] = (),
         group_id: str | None = None,
         archived: bool | None = None,
+        sort: RunSort | None = None,
+        order: SortOrder | None = None,
         limit: int | None = None,
         cursor: str | None = None,
     ) -> RunPage:
-        """One page of runs, newest first; those of a sweep have its `group_id`."""
-        query: dict[str, object] = {"status": status, "q": q, "group_id": group_id}
-        query |= {"archived": archived, "limit": limit, "cursor": cursor}
+        """One page of runs that have all `tags`, newest first; those of a sweep have its
+        `group_id`. Sorted by a metric, the lowest come first unless `order` says otherwise.
+        """
+        statuses = status if status is None or isinstance(status, str) else list(status)
+        query: dict[str, object] = {"status": statuses, "q": q, "group_id": group_id}
+        query |= {"tag": list(tags), "archived": archived, "sort": sort, "order": order}
+        query |= {"limit": limit, "cursor": cursor}
         return self._read(RunPage, "/runs", query)
+
+    def tags(self) -> list[TagCount]:
+        """Every tag, the commonest first."""
+        return _TAGS.validate_json(self._send("GET", "/tags").content)
 
     def create_run(self, body: RunCreate, *, idempotency_key: str | None = None) -> Run:
         """Queue a run; the same key gives back the same run however often it is sent."""
