@@ -138,7 +138,7 @@ class World:
         if run.status == "failed":
             measured["loss"] = "NaN"
         if run.status == "finished":
-            measured |= {"ce_delta": 0.21, "eval_fvu": 0.131}
+            measured |= {"ce_delta": 0.21, "eval_fvu": 0.131, "eval_l0": 31.4}
         update: dict[str, Any] = {"progress": self.progress(step)}
         update["metrics"] = measured if step else {}
         if run.status != "queued" and run_id in self.queue:
