@@ -115,7 +115,7 @@ def _measured(found: Comparison, place: int, name: str) -> str:
     text = metric_text(run, name)
     if best is not None and best.value != run.metrics.get(name):
         tip = f"Best, at step {best.step:,}"
-        text += f' <small title="{tip}">{number(best.value)}</small>'
+        text += f' <small title="{tip}">best {number(best.value)}</small>'
     return f'<td class="num">{text}</td>'
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from frontend.charts import GRAY, Figure, Trace
 from frontend.token_view import plotly_text
-from frontend.words import DASH, number
+from frontend.words import DASH
 
 _LOGARITHMIC_FROM = 10
 _MOST_TICKS = 6
@@ -109,7 +109,7 @@ def _said(value: Any) -> str:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
         return plotly_text(str(value))
-    return number(value) if isinstance(value, float) else f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _scale(values: Sequence[Any]) -> _Scale:

@@ -91,12 +91,19 @@ def pareto_figure(
 
 
 def _axis(title: str, values: Sequence[float]) -> dict[str, object]:
+    axis: dict[str, object] = {"title": {"text": title, "font": {"size": 12}}, "zeroline": False}
     low, high = min(values, default=0), max(values, default=0)
-    return {
-        "title": {"text": title, "font": {"size": 12}},
-        "type": "log" if low > 0 and high >= _LOGARITHMIC_FROM * low else "linear",
-        "zeroline": False,
-    }
+    if low <= 0 or high < _LOGARITHMIC_FROM * low:
+        return axis
+    marks = _marks(low, high)
+    texts = [f"{mark:g}" for mark in marks]
+    return axis | {"type": "log", "tickvals": marks, "ticktext": texts}
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Round numbers around and between two positive ones: 1, 2, 3, 5, 7 times powers of ten."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    return [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5, 7)]
 
 
 def _text(point: Point) -> str:

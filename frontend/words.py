@@ -49,7 +49,7 @@ def percent(fraction: float | str | None) -> str:
 
 def gibibytes(size: float) -> str:
     """A size in GiB, or in MiB where it is small."""
-    if size < 2**30 / 10:
+    if size < 2**30:
         return f"{size / 2**20:.3g} MiB"
     return f"{size / 2**30:.3g} GiB" if size < 1000 * 2**30 else f"{size / 2**30:,.0f} GiB"
 

@@ -37,6 +37,7 @@ STATUSES: tuple[RunStatus, ...] = (
 SORTS: tuple[RunSort, ...] = get_args(RunSort)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 PAGE_SIZE = 50
+MOST_COMPARED = 8
 ANY_STATUS, ANY_TAG = "any status", "any tag"
 
 
@@ -159,32 +160,36 @@ def _shown(page: RunPage) -> str:
 
 def _bar(picked: Sequence[str], shown: str) -> None:
     """How many runs there are, what can be done to the marked ones, and the two views."""
+    on = param("view") == "pareto"
+    views = set_link("List", {"view": None}, css="" if on else "on", note="A row for each run")
+    note = "The runs that match, as points"
+    views += set_link("FVU against L0", {"view": "pareto"}, css="on" if on else "", note=note)
+    chosen = f" · {len(picked)} marked" if picked else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="runs-bar"):
-        chosen = f" · {len(picked)} marked" if picked else ""
-        html_block(f'<span class="wb-muted">{shown}{chosen}</span>')
+        number = f'<span class="wb-muted">{shown}{chosen}</span>'
+        show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
         if picked:
-            if st.button(
-                "Compare",
-                icon=":material/compare:",
-                key="compare-picked",
-                disabled=not 2 <= len(picked) <= 8,
-                help="Side by side, two to eight runs",
-            ):
-                open_page("compare", runs=",".join(picked))
-            text = "Take out of the archive" if _archived() else "Archive"
-            if st.button(text, icon=":material/archive:", key="archive-picked"):
-                attempt(lambda: _put_away(picked, not _archived()))
-                forget_cached()
-                set_param("pick", None)
-                st.rerun()
-            if st.button("Clear", key="clear-picked", type="tertiary"):
-                set_param("pick", None)
-                st.rerun()
-        on = param("view") == "pareto"
-        views = set_link("List", {"view": None}, css="" if on else "on", note="A row for each run")
-        note = "The runs that match, as points"
-        views += set_link("FVU against L0", {"view": "pareto"}, css="on" if on else "", note=note)
-        show_linked(f'<nav class="wb-views">{views}</nav>', key="views")
+            _act_on(picked)
+
+
+def _act_on(picked: Sequence[str]) -> None:
+    if st.button(
+        "Compare",
+        icon=":material/compare:",
+        key="compare-picked",
+        disabled=not 2 <= len(picked) <= MOST_COMPARED,
+        help="Side by side, two to eight runs",
+    ):
+        open_page("compare", runs=",".join(picked))
+    text = "Take out of the archive" if _archived() else "Archive"
+    if st.button(text, icon=":material/archive:", key="archive-picked"):
+        attempt(lambda: _put_away(picked, not _archived()))
+        forget_cached()
+        set_param("pick", None)
+        st.rerun()
+    if st.button("Clear", key="clear-picked", type="tertiary"):
+        set_param("pick", None)
+        st.rerun()
 
 
 def _put_away(run_ids: Sequence[str], archived: bool) -> None:

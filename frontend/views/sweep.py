@@ -26,8 +26,8 @@ from sae_engine.schema.runs import Run, RunPatch, RunStatus
 MOST_MEMBERS = 500
 MOST_CURVES = 32
 MOST_COMPARED = 8
+# What is judged at the end, in the table and on the parallel axes.
 RESULTS = ("eval_fvu", "eval_l0", "ce_delta", "frac_alive")
-"""What is judged at the end, in the table and on the parallel axes."""
 
 
 def show() -> None:

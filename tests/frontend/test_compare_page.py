@@ -36,7 +36,7 @@ def test_only_settings_that_differ_are_shown(open_page: Open, world: World) -> N
 
 
 def test_the_best_value_stands_beside_the_last_one(open_page: Open) -> None:
-    assert '<small title="Best, at step 5">0.100</small>' in shown(open_page("compare", **ALL))
+    assert '<small title="Best, at step 5">best 0.100</small>' in shown(open_page("compare", **ALL))
 
 
 def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) -> None:
