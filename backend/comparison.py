@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ from sae_engine.decoder_geometry.files import width_of
 from sae_engine.feature_index.format import SAE
 from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.presets import field_names
-from sae_engine.schema.analysis import ConfigDifference
+from sae_engine.schema.analysis import BestValue, ConfigDifference
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries
 
 
 def config_differences(configs: Sequence[RunConfig]) -> list[ConfigDifference]:
@@ -30,6 +33,25 @@ def _value(config: RunConfig, field: str) -> Any:
     for part in field.split("."):
         value = value[part]
     return value
+
+
+def best_values(curves: MetricsSeries) -> dict[str, BestValue]:
+    """The best finite value of each metric that has one, at the first step that reached it.
+
+    Thinned curves do as well as whole ones: they keep every extreme.
+    """
+    found: dict[str, BestValue] = {}
+    for name, values in curves.series.items():
+        better = METRICS[name].better if name in METRICS else ""
+        measured = [
+            (value if better == "lower" else -value, step)
+            for step, value in zip(curves.step, values, strict=True)
+            if isinstance(value, int | float) and math.isfinite(value)
+        ]
+        if better and measured:
+            value, step = min(measured)
+            found[name] = BestValue(value=value if better == "lower" else -value, step=step)
+    return found
 
 
 def why_not_matched(rows: Sequence[RunRow], indexes: Sequence[FeatureIndex]) -> str | None:

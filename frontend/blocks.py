@@ -34,6 +34,8 @@ export default function ({ data, parentElement }) {
   };
   root.onmouseover = root.onfocusin = resolve;
   root.onclick = (event) => {
+    const button = event.target.closest("button[data-act]");
+    if (button) { setTriggerValue("act", button.dataset.act); return; }
     const link = resolve(event);
     if (!link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     event.preventDefault();
@@ -103,6 +105,26 @@ def show_linked(body: str, *, key: str) -> None:
     _links()(key=key, data=body)
 
 
+def show_acting(body: str, *, key: str) -> tuple[str, str] | None:
+    """The same with `act_button`s; what the one that was clicked does, and to which run."""
+    done = _links()(key=key, data=body, on_act_change=_nothing)
+    verb, _, subject = str(done.act or "").partition(" ")
+    return (verb, subject) if verb else None
+
+
+def _nothing() -> None:
+    """Asks Streamlit to draw anew after a click, which is all."""
+
+
+def act_button(verb: str, subject: str, sign: str, tip: str, *, enabled: bool = True) -> str:
+    """A small button within HTML."""
+    act, says, off = escaped(f"{verb} {subject}"), escaped(tip), "" if enabled else " disabled"
+    return (
+        f'<button class="wb-do" data-act="{act}" title="{says}" aria-label="{says}"{off}>'
+        f"{sign}</button>"
+    )
+
+
 def slash_focuses_search() -> None:
     """Let the key `/` jump into the page's search box."""
     _slash()(key="slash", height=0)
@@ -128,7 +150,9 @@ def progress_bar(fraction: float | None, *, css: str = "") -> str:
 
 
 def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
-    """Breadcrumb, name, status and the run's faces, of which one is `current`."""
+    """Breadcrumb, name, status and the run's faces, of which one is `current`. The first of them
+    shows the status by itself.
+    """
     tabs = "".join(
         link(
             page,
@@ -139,9 +163,10 @@ def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
         for page, title in _FACES
     )
     crumb = link("./", "Runs", {})
+    state = "" if current == "run" else badge(run.status)  # stands beside the progress there
     return (
         f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
-        f"<h1>{escaped(run.name)}</h1>{badge(run.status)}"
+        f"<h1>{escaped(run.name)}</h1>{state}"
         f'<span class="wb-muted wb-what">{escaped(run.config.model.name)} · '
         f"{escaped(run.config.hook_name)}{sweep_link(run)}</span>"
         f'<nav class="wb-tabs">{tabs}</nav></div>'
@@ -152,7 +177,12 @@ def sweep_link(run: Run) -> str:
     """Leads from a run to the others of its sweep; nothing for a run of its own."""
     if run.group_id is None:
         return ""
-    return " · " + link("./", "sweep", {"group": run.group_id}, css="wb-sweep")
+    return " · " + link("sweep", "sweep", {"id": run.group_id}, css="wb-sweep")
+
+
+def tag_chips(run: Run) -> str:
+    """A run's tags, each leading to the runs that have it."""
+    return "".join(link("./", escaped(tag), {"tag": tag}, css="wb-tag") for tag in run.tags)
 
 
 def notice(body: str, *, level: str = "info", title: str = "") -> str:

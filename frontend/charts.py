@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from frontend.words import number
-from sae_engine.schema.api import Histogram
-from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue
 
@@ -143,11 +140,12 @@ def figure(
     panel: Panel,
     *,
     x_axis: XAxis = "step",
+    log_x: bool = False,
     log_y: bool = False,
     smoothing: float = 0.0,
 ) -> Figure:
     """One chart of curves; zoom survives when it is drawn again with more points."""
-    x: Sequence[float] = {"step": data.step, "tokens": data.tokens, "time": data.time}[x_axis]
+    x = positions(data, x_axis)
     absent: list[MetricValue] = [None] * len(x)
     traces: list[Trace] = []
     for name, color in zip(panel.metrics, panel.colors, strict=True):
@@ -155,7 +153,13 @@ def figure(
         traces += curve(
             points, key=name, title=METRICS[name].title, color=color, smoothing=smoothing
         )
-    return Figure(data=traces, layout=curve_layout(panel, x_axis, log_y and panel.logarithmic))
+    layout = curve_layout(panel, x_axis, log_x=log_x, log_y=log_y and panel.logarithmic)
+    return Figure(data=traces, layout=layout)
+
+
+def positions(data: MetricsSeries, x_axis: XAxis) -> Sequence[float]:
+    """Where each point stands on an axis."""
+    return {"step": data.step, "tokens": data.tokens, "time": data.time}[x_axis]
 
 
 def curve(data: Split, *, key: str, title: str, color: str, smoothing: float = 0.0) -> list[Trace]:
@@ -205,7 +209,7 @@ def _base(values: Sequence[float | None]) -> float:
     return min((v for v in values if v is not None and v > 0), default=1.0)
 
 
-def curve_layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
+def curve_layout(panel: Panel, x_axis: XAxis, *, log_x: bool, log_y: bool) -> dict[str, Any]:
     """Axes, title and legend of a chart of curves."""
     axis = {"zeroline": False}
     return {
@@ -213,10 +217,14 @@ def curve_layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
         "margin": {"l": 48, "r": 12, "t": 38, "b": 36},
         "title": {"text": panel.title, "x": 0, "y": 0.97, "yanchor": "top", "font": {"size": 14}},
         "hovermode": "x unified",
-        "uirevision": f"{x_axis}-{log_y}",
+        "uirevision": f"{x_axis}-{log_x}-{log_y}",
         "showlegend": len(panel.metrics) > 1,
         "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {**axis, "title": {"text": X_TITLES[x_axis], "font": {"size": 11}}},
+        "xaxis": {
+            **axis,
+            "type": "log" if log_x else "linear",
+            "title": {"text": X_TITLES[x_axis], "font": {"size": 11}},
+        },
         "yaxis": {
             **axis,
             "type": "log" if log_y else "linear",
@@ -226,69 +234,6 @@ def curve_layout(panel: Panel, x_axis: XAxis, log_y: bool) -> dict[str, Any]:
             "exponentformat": "power" if log_y else "SI",
         },
     }
-
-
-def histogram_figure(histogram: Histogram) -> Figure:
-    """A feature's positive activations, counted between edges."""
-    bins = list(pairwise(histogram.edges))
-    bars: Trace = {
-        "type": "bar",
-        "x": [(low + high) / 2 for low, high in bins],
-        "y": histogram.counts,
-        "width": [high - low for low, high in bins],
-        "customdata": [f"{low:.2f} – {high:.2f}" for low, high in bins],
-        "marker": {"color": TEAL, "line": {"width": 0}},
-        "hovertemplate": "%{customdata}: %{y:,} tokens<extra></extra>",
-    }
-    small = {"size": 11}
-    layout = {
-        "height": 190,
-        "margin": {"l": 44, "r": 8, "t": 8, "b": 34},
-        "bargap": 0.04,
-        "showlegend": False,
-        "xaxis": {"showgrid": False, "title": {"text": "activation", "font": small}},
-        "yaxis": {"title": {"text": "tokens", "font": small}},
-    }
-    return Figure(data=[bars], layout=layout)
-
-
-def _colored_axis(title: str, color: str) -> dict[str, Any]:
-    """An axis in the color of its curve, which makes a legend unnecessary."""
-    return {
-        "title": {"text": title, "font": {"size": 11, "color": color}},
-        "tickfont": {"color": color},
-    }
-
-
-def history_figure(history: FeatureHistory) -> Figure:
-    """A feature's density and how near its direction already was, snapshot by snapshot."""
-    steps = [moment.step for moment in history.moments]
-    line = {"type": "scatter", "mode": "lines+markers", "x": steps}
-    density: Trace = line | {
-        "name": "density",
-        "y": [moment.density.fraction for moment in history.moments],
-        "line": {"color": TEAL},
-        "hovertemplate": "density %{y:.3%}<extra></extra>",
-    }
-    cosine: Trace = line | {
-        "name": "cosine to the newest direction",
-        "y": [moment.decoder_cosine for moment in history.moments],
-        "line": {"color": ORANGE},
-        "yaxis": "y2",
-        "hovertemplate": "cosine %{y:.3f}<extra></extra>",
-    }
-    layout = {
-        "height": 170,
-        "margin": {"l": 56, "r": 52, "t": 8, "b": 34},
-        "hovermode": "x unified",
-        "showlegend": False,
-        "xaxis": {"showgrid": False, "title": {"text": "step", "font": {"size": 11}}},
-        "yaxis": _colored_axis("density", TEAL) | {"rangemode": "tozero", "tickformat": ".2%"},
-        "yaxis2": _colored_axis("cosine", ORANGE)
-        | {"overlaying": "y", "side": "right", "range": [-0.05, 1.05], "showgrid": False}
-        | {"tickvals": [0, 0.5, 1]},
-    }
-    return Figure(data=[density, cosine], layout=layout)
 
 
 def finite_values(values: Sequence[MetricValue]) -> list[float]:

@@ -33,6 +33,7 @@ MAIN_FIELDS = (
     "sae.k",
     "train.total_tokens",
     "train.lr",
+    "model.device",
 )
 """The knobs that stand in the open; all others fold away by section."""
 

@@ -8,7 +8,8 @@ import streamlit as st
 
 from frontend.blocks import escaped_lines, html_block
 from frontend.client import ApiProblem
-from frontend.state import client, live
+from frontend.server import client
+from frontend.state import live
 from frontend.words import age, count, percent, short_count
 from sae_engine.schema.api import FeatureSort
 from sae_engine.schema.labels import (

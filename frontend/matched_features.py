@@ -11,7 +11,8 @@ from frontend.client import ApiProblem
 from frontend.overview_charts import cosine_figure
 from frontend.pager import pager
 from frontend.plot import show_figure
-from frontend.state import bound, cached_run, choice_param, client, float_param, param
+from frontend.server import cached_run, client
+from frontend.state import bound, choice_param, float_param, param
 from frontend.token_view import chips, escaped, example
 from frontend.waiting import awaited
 from frontend.words import count, percent
@@ -117,7 +118,8 @@ def _sections(section: MatchSection, found: FeatureComparison) -> None:
 def _table(
     a: str, b: str, found: FeatureComparison, section: MatchSection, order: SortOrder
 ) -> str:
-    kept = {"a": a, "b": b, "part": "features", "section": section, "threshold": param("threshold")}
+    kept: dict[str, object | None] = {"runs": param("runs"), "a": a, "b": b, "part": "features"}
+    kept |= {"section": section, "threshold": param("threshold")}
     turned = "asc" if order == "desc" else "desc"
     arrow = "↓" if order == "desc" else "↑"
     head = link("compare", f"Cosine {arrow}", kept | {"order": turned})

@@ -6,7 +6,8 @@ import streamlit as st
 
 from frontend.blocks import html_block, link, notice, show_linked
 from frontend.client import ApiProblem
-from frontend.state import bound, cached_run, client
+from frontend.server import cached_run, client
+from frontend.state import bound, param
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number
 from sae_engine.schema.api import FeatureMatch, LookupResult
@@ -31,7 +32,7 @@ def show_tokens(a: str, b: str) -> None:
             width=420,
         )
     if not text:
-        kept = {"a": a, "b": b, "part": "tokens"}
+        kept = {"runs": param("runs"), "a": a, "b": b, "part": "tokens"}
         links = " ".join(link("compare", chip(w), kept | {"q": w}) for w in SUGGESTIONS)
         show_linked(
             '<div class="wb-empty"><h2>Which features fire on a token in either run?</h2>'

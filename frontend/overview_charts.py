@@ -1,6 +1,4 @@
-"""Many features, or two runs, at a glance, as Plotly figures: pure functions of what the API
-answers.
-"""
+"""Many features at a glance, as Plotly figures: pure functions of what the API answers."""
 
 from __future__ import annotations
 
@@ -9,25 +7,12 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
-from frontend.charts import (
-    ORANGE,
-    TEAL,
-    Figure,
-    Panel,
-    Trace,
-    XAxis,
-    curve,
-    curve_layout,
-    split,
-)
-from frontend.token_view import visible
+from frontend.charts import ORANGE, TEAL, Figure, Trace
+from frontend.overlay_charts import RUN_COLORS
+from frontend.token_view import plotly_text
 from frontend.words import percent
 from sae_engine.schema.analysis import DensityHistogram, FeatureComparison, FeatureMap
-from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries, MetricValue
 
-RUN_COLORS = (TEAL, ORANGE)
-"""Of run A and run B, wherever two are side by side."""
 FAINT = 0.3
 DENSITY_SCALE = [[0, "#7a6ff0"], [0.5, "#12899b"], [1, "#e07a1f"]]
 """Distinct from each other and from both themes' grounds."""
@@ -141,52 +126,6 @@ def _map_text(data: FeatureMap, place: int) -> str:
     tokens = "   ".join(plotly_text(token) for token in data.top_tokens[place])
     lines = (f"<b>{index}</b>  {percent(data.density[place])}", plotly_text(label[:80]), tokens)
     return "<br>".join(line for line in lines if line)
-
-
-def plotly_text(text: str) -> str:
-    """Text from a corpus or a person as Plotly shows it unchanged: it knows a little HTML."""
-    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def overlay_figure(
-    panel: Panel,
-    curves: Sequence[MetricsSeries],
-    names: Sequence[str],
-    *,
-    x_axis: XAxis,
-    log_y: bool,
-) -> Figure:
-    """The panel's first metric of several runs, a color for each run."""
-    metric = panel.metrics[0]
-    traces: list[Trace] = []
-    for number, (data, name) in enumerate(zip(curves, names, strict=True)):
-        x: Sequence[float] = {"step": data.step, "tokens": data.tokens, "time": data.time}[x_axis]
-        absent: list[MetricValue] = [None] * len(x)
-        points = split(x, data.series.get(metric, absent))
-        color = RUN_COLORS[number % len(RUN_COLORS)]
-        traces += curve(points, key=f"{metric}-{number}", title=plotly_text(name), color=color)
-    layout = curve_layout(panel, x_axis, log_y and panel.logarithmic)
-    return Figure(data=traces, layout={**layout, "showlegend": True})
-
-
-def overlay_panels(curves: Sequence[MetricsSeries]) -> list[Panel]:
-    """One chart for each metric that was measured in any of the runs."""
-    measured = [
-        name
-        for name in OVERLAID
-        if any(value is not None for data in curves for value in data.series.get(name, []))
-    ]
-    return [
-        Panel(
-            METRICS[name].title, (name,), (), logarithmic=name in LOGARITHMIC, share=name in SHARES
-        )
-        for name in measured
-    ]
-
-
-OVERLAID = ("fvu", "eval_fvu", "l0", "frac_dead", "ce_delta", "loss", "lr", "tokens_per_second")
-LOGARITHMIC = ("fvu", "eval_fvu", "ce_delta", "loss")
-SHARES = ("frac_dead",)
 
 
 def cosine_figure(data: FeatureComparison, names: Sequence[str]) -> Figure:

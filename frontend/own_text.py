@@ -7,7 +7,8 @@ import streamlit as st
 from frontend.blocks import html_block, link, show_linked
 from frontend.client import ApiProblem
 from frontend.probe_view import own_text_line
-from frontend.state import bound, client, param, show_problem
+from frontend.server import client
+from frontend.state import bound, param, show_problem
 from frontend.token_view import escaped
 from frontend.warm_up import with_progress
 from frontend.words import number

@@ -37,6 +37,7 @@ const themed = (layout, box) => {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     hoverlabel: { bgcolor: ground, bordercolor: line, font: { color: text } },
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    annotations: layout.annotations?.map((note) => ({ bgcolor: ground, ...note })),
   };
 };
 

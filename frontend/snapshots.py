@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend.state import (
-    bound,
-    cached_snapshots,
-    client,
-    forget_cached,
-    has_ended,
-    int_param,
-    live,
-)
+from frontend.server import cached_snapshots, client, forget_cached
+from frontend.state import bound, has_ended, int_param, live
 from frontend.words import short_count
 from sae_engine.schema.runs import Run, Snapshot
 

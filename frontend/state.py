@@ -1,19 +1,16 @@
-"""What pages share: the client, the state in the URL, short-lived caches, problems in words."""
+"""What pages share: the state in the URL, ways between pages, problems in words."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
 import streamlit as st
 
 from frontend.blocks import empty_state, html_block, notice
-from frontend.client import ApiProblem, WorkbenchClient
-from sae_engine.schema.analysis import DensityHistogram
-from sae_engine.schema.api import FeatureRow
-from sae_engine.schema.machine import Preset
+from frontend.client import ApiProblem
+from frontend.server import cached_run, cached_snapshots, client
 from sae_engine.schema.runs import ENDED, Run, Snapshot
 
 _Choice = TypeVar("_Choice")
@@ -33,18 +30,9 @@ _PAGES = {
     "lookup": "views/lookup.py",
     "playground": "views/playground.py",
     "compare": "views/compare.py",
+    "sweep": "views/sweep.py",
+    "system": "views/system.py",
 }
-
-
-@st.cache_resource(show_spinner=False)
-def _client(base_url: str, token: str | None) -> WorkbenchClient:
-    return WorkbenchClient(base_url, token)
-
-
-def client() -> WorkbenchClient:
-    """The client of the server that `SAE_WORKBENCH_API_URL` names."""
-    base_url = os.environ.get("SAE_WORKBENCH_API_URL", "http://127.0.0.1:8501")
-    return _client(base_url, os.environ.get("SAE_WORKBENCH_TOKEN") or None)
 
 
 def param(name: str) -> str | None:
@@ -73,6 +61,12 @@ def choice_param(name: str, choices: Sequence[_Choice]) -> _Choice | None:
     return next((choice for choice in choices if choice == given), None)
 
 
+def list_param(name: str) -> list[str]:
+    """The parts of a value of the URL's query that commas separate, each once."""
+    parts = (part.strip() for part in (param(name) or "").split(","))
+    return list(dict.fromkeys(part for part in parts if part))
+
+
 def set_param(name: str, value: object | None) -> None:
     """Change one value of the URL's query; None takes it out."""
     if value in (None, ""):
@@ -98,77 +92,6 @@ def open_page(page: str, **query: object) -> NoReturn:
     """Leave for another page of this session; None is left out of its URL."""
     given = {name: str(value) for name, value in query.items() if value not in (None, "")}
     st.switch_page(_PAGES[page], query_params=given)
-
-
-@st.cache_data(ttl=2, show_spinner=False)
-def _run(base: str, run_id: str) -> Run:
-    return client().run(run_id)
-
-
-@st.cache_data(ttl=2, show_spinner=False)
-def _snapshots(base: str, run_id: str) -> list[Snapshot]:
-    return client().snapshots(run_id)
-
-
-@st.cache_data(ttl=60, show_spinner=False)
-def _presets(base: str) -> list[Preset]:
-    return client().presets()
-
-
-@st.cache_data(ttl=10, show_spinner=False, max_entries=500)
-def _feature_row(base: str, run_id: str, snapshot: int, index: int) -> FeatureRow | None:
-    found = client().features(run_id, snapshot=snapshot, q=f"#{index}", limit=1)
-    return next(iter(found.items), None)
-
-
-@st.cache_data(ttl=300, show_spinner=False)
-def _num_features(base: str, run_id: str, snapshot: int) -> int:
-    return client().features(run_id, snapshot=snapshot, limit=1).total
-
-
-@st.cache_data(ttl=300, show_spinner=False)
-def _densities(base: str, run_id: str, snapshot: int) -> DensityHistogram:
-    return client().densities(run_id, snapshot=snapshot)
-
-
-def _base() -> str:
-    return os.environ.get("SAE_WORKBENCH_API_URL", "")
-
-
-def forget_cached() -> None:
-    """Make the next look at runs and snapshots a fresh one."""
-    _run.clear()
-    _snapshots.clear()
-
-
-def cached_run(run_id: str) -> Run:
-    """A run, at most two seconds old: enough for headings."""
-    return _run(_base(), run_id)
-
-
-def cached_snapshots(run_id: str) -> list[Snapshot]:
-    """A run's snapshots, at most two seconds old."""
-    return _snapshots(_base(), run_id)
-
-
-def cached_presets() -> list[Preset]:
-    """The presets, at most a minute old."""
-    return _presets(_base())
-
-
-def num_features(run_id: str, snapshot: int) -> int:
-    """Number of features, dead ones included; a snapshot never changes."""
-    return _num_features(_base(), run_id, snapshot)
-
-
-def feature_row(run_id: str, snapshot: int, index: int) -> FeatureRow | None:
-    """A feature as lists show it, its label at most ten seconds old; None if there is none."""
-    return _feature_row(_base(), run_id, snapshot, index)
-
-
-def cached_densities(run_id: str, snapshot: int) -> DensityHistogram:
-    """Densities of a snapshot's features; a snapshot never changes."""
-    return _densities(_base(), run_id, snapshot)
 
 
 def required_run() -> Run:

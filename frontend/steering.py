@@ -9,16 +9,8 @@ import streamlit as st
 from frontend.blocks import html_block, link, show_linked
 from frontend.client import ApiProblem
 from frontend.probe_view import MAX_STRENGTH, strengths_text
-from frontend.state import (
-    bound,
-    client,
-    feature_row,
-    int_param,
-    num_features,
-    param,
-    set_param,
-    show_problem,
-)
+from frontend.server import client, feature_row, num_features
+from frontend.state import bound, int_param, param, set_param, show_problem
 from frontend.token_view import escaped
 from frontend.warm_up import waiting_line
 from frontend.words import number

@@ -148,3 +148,8 @@ def logit_column(logits: Sequence[TokenLogit], *, sign: str) -> str:
         for logit in logits
     )
     return f'<div class="wb-logits">{rows}</div>'
+
+
+def plotly_text(text: str) -> str:
+    """Text from a corpus or a person as Plotly shows it unchanged: it knows a little HTML."""
+    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

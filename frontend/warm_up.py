@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from frontend.state import client
+from frontend.server import client
 from frontend.token_view import escaped
 
 POLL_SECONDS = 0.3

@@ -47,6 +47,13 @@ def percent(fraction: float | str | None) -> str:
     return f"{number(fraction * 100)} %"
 
 
+def gibibytes(size: float) -> str:
+    """A size in GiB, or in MiB where it is small."""
+    if size < 2**30:
+        return f"{size / 2**20:.3g} MiB"
+    return f"{size / 2**30:.3g} GiB" if size < 1000 * 2**30 else f"{size / 2**30:,.0f} GiB"
+
+
 def density(value: Density) -> str:
     """A feature's density with the counts it was made from."""
     return f"{percent(value.fraction)} ({count(value.fired)} of {count(value.seen)} tokens)"

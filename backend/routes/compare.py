@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from backend import repository
 from backend.analyses import Analysis, Source
-from backend.comparison import config_differences, why_not_matched
+from backend.comparison import best_values, config_differences, why_not_matched
 from backend.curves import metrics_series
 from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.indexes import open_index
@@ -52,7 +52,9 @@ RunIds = Annotated[list[str], Depends(_run_ids)]
 def compare_runs(
     runs: RunIds, server: Server, max_points: Annotated[int, Query(ge=1)] = 600
 ) -> Comparison:
-    """In what runs differ, and their curves; what is the same in all of them is left out."""
+    """In what runs differ, their curves and the best of them; settings that are the same in all
+    are left out.
+    """
     with server.database.reading() as session:
         rows = [repository.get_run(session, run_id) for run_id in runs]
         curves = [repository.metrics(session, run_id) for run_id in runs]
@@ -63,10 +65,12 @@ def compare_runs(
         except ApiError as error:
             obstacle = error.detail
         shapes = server.shapes(session, rows)
+    series = [metrics_series(points, max_points=max_points) for points in curves]
     return Comparison(
         runs=shapes,
         differences=config_differences([shape.config for shape in shapes]),
-        curves=[metrics_series(points, max_points=max_points) for points in curves],
+        curves=series,
+        best=[best_values(each) for each in series],
         obstacle=obstacle,
     )
 

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from frontend import charts
 from frontend.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.feature_charts import histogram_figure, history_figure
 from frontend.labeling import origin_line
 from frontend.own_text import own_text
 from frontend.plot import show_figure
+from frontend.server import client, num_features
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     attempt,
     bound,
     choice_param,
     chosen_snapshot,
-    client,
     int_param,
     name_tab,
-    num_features,
     param,
     required_run,
     search_box,
@@ -242,7 +241,7 @@ def _history(run: Run, feature: FeatureDetail) -> None:
     said = f" <small>({', '.join(events)})</small>" if events else ""
     tip = "Density, and cosine between the decoder row then and now, in every snapshot"
     html_block(f'<h3 class="wb-panel" title="{tip}">While it was trained{said}</h3>')
-    show_figure(charts.history_figure(history), key="history")
+    show_figure(history_figure(history), key="history")
 
 
 def _graphs(feature: FeatureDetail) -> None:
@@ -253,7 +252,7 @@ def _graphs(feature: FeatureDetail) -> None:
     if feature.density.fired:
         with columns[-1]:
             html_block('<h3 class="wb-panel">Activations</h3>')
-            show_figure(charts.histogram_figure(feature.histogram), key="histogram")
+            show_figure(histogram_figure(feature.histogram), key="histogram")
 
 
 def _logits(logits: Logits) -> str:

@@ -12,13 +12,12 @@ from frontend.labeling import label_menu, score_note
 from frontend.overview_charts import density_figure
 from frontend.pager import pager
 from frontend.plot import show_figure
+from frontend.server import cached_densities, client
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
-    cached_densities,
     choice_param,
     chosen_snapshot,
-    client,
     float_param,
     name_tab,
     open_page,

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import streamlit as st
 
 from frontend import forms
-from frontend.blocks import html_block, link, show_linked
+from frontend.blocks import html_block, link, notice, show_linked
 from frontend.client import ApiProblem
+from frontend.drafts import Draft, Recipe, start
+from frontend.forecast_view import forecast_block
 from frontend.form_widgets import render_field
-from frontend.state import cached_presets, client, open_page, param, show_problem
+from frontend.grid import MOST_RUNS, GridError, num_runs, parse_grid
+from frontend.server import cached_presets, client, known_devices
+from frontend.state import open_page, param, show_problem
 from frontend.token_view import escaped
 from frontend.words import count, short_count
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import Preset
-from sae_engine.schema.runs import RunCreate
 
 PROBLEMS = "launch-problems"
-KEYS = "launch-idempotency-keys"
 DEFAULT_PRESET = "tiny"
 
 _SECTIONS = {
@@ -34,38 +33,6 @@ _SECTIONS = {
 }
 
 
-class Recipe(NamedTuple):
-    """Where the form starts."""
-
-    key: str
-    """Keeps the form's values apart from those of other recipes."""
-    preset: str
-    """The preset that is sent."""
-    base: RunConfig
-    """Its configuration: only differences to this are sent."""
-    first: RunConfig
-    """Values the form shows at first."""
-    source: str
-    """Name of the run that is cloned; empty for a preset."""
-
-
-class Draft(NamedTuple):
-    """What the form holds now."""
-
-    recipe: Recipe
-    values: dict[str, forms.Value]
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """Differences to the recipe's base."""
-        return forms.differences(self.values, self.recipe.base)
-
-    @property
-    def whole(self) -> dict[str, Any]:
-        """The whole configuration, not validated."""
-        return forms.merged_config(self.recipe.base, self.changes)
-
-
 def show() -> None:
     """The page."""
     presets = cached_presets()
@@ -73,22 +40,28 @@ def show() -> None:
     title, actions = st.columns([4, 1.2], vertical_alignment="center")
     with title:
         html_block('<h1 class="wb-title">New run</h1>')
-    with actions:
-        clicked = st.button(
-            "Start training",
-            type="primary",
-            icon=":material/play_arrow:",
-            width="stretch",
-            key="start",
-        )
+    place = actions.empty()
     chosen = None if recipe.source else recipe.preset
     show_linked(_preset_cards(presets, chosen), key="presets")
     if recipe.source:
-        text = f"Starts from the settings of <strong>{escaped(recipe.source)}</strong>."
-        html_block(f'<p class="wb-muted">{text}</p>')
-    draft = Draft(recipe, _fields(recipe))
-    _plan(draft.values)
+        name = link("run", f"<strong>{escaped(recipe.source)}</strong>", {"id": recipe.source_id})
+        text = f"Starts from the settings of {name}."
+        show_linked(f'<p class="wb-muted">{text}</p>', key="source")
+    values = _fields(recipe)
+    grid = _grid(recipe)
+    draft = Draft(recipe, values, grid or {})
+    _plan(draft)
+    _forecast(draft)
     _texts(draft)
+    several = f"Start {count(draft.num_runs)} runs"
+    clicked = place.button(
+        several if draft.grid else "Start training",
+        type="primary",
+        icon=":material/play_arrow:",
+        width="stretch",
+        key="start",
+        disabled=grid is None,
+    )
     if clicked:
         _start(draft)
 
@@ -99,9 +72,10 @@ def _recipe(presets: list[Preset]) -> Recipe:
     base = preset.config.model_copy(update={"name": ""})
     clone = param("clone")
     if clone is None:
-        return Recipe(preset.name, preset.name, base, base, "")
+        return Recipe(preset.name, preset.name, base, base, "", None)
     run = client().run(clone)
-    return Recipe(clone, preset.name, base, run.config.model_copy(update={"name": ""}), run.name)
+    first = run.config.model_copy(update={"name": ""})
+    return Recipe(clone, preset.name, base, first, run.name, run.id)
 
 
 def _preset_cards(presets: Iterable[Preset], chosen: str | None) -> str:
@@ -131,13 +105,16 @@ def _fields(recipe: Recipe) -> dict[str, forms.Value]:
     if problems:
         html_block(_problem_summary(problems))
     specs = {spec.path: spec for spec in forms.field_specs()}
+    specs["model.device"] = _devices(specs["model.device"], str(defaults["model.device"]))
     values: dict[str, forms.Value] = {}
 
     def draw(path: str) -> None:
         values[path] = render_field(specs[path], defaults[path], recipe.key, problems.get(path))
 
     open_fields = ("name", *forms.MAIN_FIELDS)
-    for column, path in zip(st.columns([1.6, 1, 1.2, 1, 1, 1.2, 1.1]), open_fields, strict=True):
+    for column, path in zip(
+        st.columns([1.6, 0.9, 1.2, 1, 0.9, 1.2, 1.1, 1]), open_fields, strict=True
+    ):
         with column:
             draw(path)
     helps = forms.section_help()
@@ -156,6 +133,38 @@ def _fields(recipe: Recipe) -> dict[str, forms.Value]:
     return values
 
 
+def _devices(spec: forms.FieldSpec, default: str) -> forms.FieldSpec:
+    """The device as a choice of those that are there."""
+    devices = known_devices()
+    gpus = ["cuda"] if sum(device != "cpu" for device in devices) > 1 else []
+    choices = dict.fromkeys(["auto", *gpus, *devices, default])
+    return spec._replace(kind="choice", choices=tuple(choices))
+
+
+def _grid(recipe: Recipe) -> dict[str, list[Any]] | None:
+    """Values to try; None where they cannot be read, which is said beside them."""
+    with st.expander("Sweep: try several values", key="section-sweep"):
+        text = st.text_area(
+            "Values to try",
+            key=f"grid:{recipe.key}",
+            placeholder="sae.k = 16, 32\ntrain.lr = 1e-4, 3e-4",
+            help="A field and its values on each line; every combination becomes a run. Those that "
+            "share model and text are trained together, on one pass over it.",
+            max_chars=4_000,
+            height=100,
+        )
+        try:
+            grid = parse_grid(text)
+        except GridError as error:
+            html_block(f'<p class="wb-field-problem">{escaped(str(error))}</p>')
+            return None
+        if num_runs(grid) > MOST_RUNS:
+            text = f"That makes {count(num_runs(grid))} runs; {MOST_RUNS} is the most."
+            html_block(f'<p class="wb-field-problem">{text}</p>')
+            return None
+    return grid
+
+
 def _placed(problems: Mapping[str, str]) -> dict[str, str]:
     return {forms.field_of_problem(field, message): message for field, message in problems.items()}
 
@@ -169,12 +178,31 @@ def _problem_summary(problems: Mapping[str, str]) -> str:
     return f'<div class="wb-notice error"><strong>{title} a change</strong><ul>{lines}</ul></div>'
 
 
-def _plan(values: Mapping[str, forms.Value]) -> None:
-    total, batch = values["train.total_tokens"], values["train.batch_size_tokens"]
+def _plan(draft: Draft) -> None:
+    total = draft.values["train.total_tokens"]
+    batch = draft.values["train.batch_size_tokens"]
+    parts: list[str] = []
+    if draft.grid:
+        tried = " × ".join(f"{len(values)} of {field}" for field, values in draft.grid.items())
+        parts.append(f"{count(draft.num_runs)} runs: {tried}.")
     if isinstance(total, int) and isinstance(batch, int):
         steps = -(-total // batch)
-        text = f"{count(total)} tokens in batches of {count(batch)}: {count(steps)} steps."
-        html_block(f'<p class="wb-muted">{text}</p>')
+        parts.append(f"{count(total)} tokens in batches of {count(batch)}: {count(steps)} steps.")
+    html_block(f'<p class="wb-muted">{escaped(" ".join(parts))}</p>')
+
+
+def _forecast(draft: Draft) -> None:
+    """What it would take here, as far as the form can be understood."""
+    if forms.problems(draft.whole):
+        return
+    try:
+        found = client().estimate(draft.estimate_request())
+    except ApiProblem as error:
+        if error.unreachable:
+            raise
+        html_block(notice(str(error), title="No forecast"))
+    else:
+        html_block(forecast_block(found, num_runs=draft.num_runs))
 
 
 def _texts(draft: Draft) -> None:
@@ -189,24 +217,16 @@ def _start(draft: Draft) -> None:
     problems = forms.problems(draft.whole)
     if problems:
         _show_again(problems)
-    changes = draft.changes
-    name = changes.pop("name", None)
-    body = RunCreate.model_validate(
-        {"preset": draft.recipe.preset, "config": changes, "name": name}
-    )
-    keys: dict[str, str] = st.session_state.setdefault(KEYS, {})
-    content = json.dumps(body.model_dump(mode="json"), sort_keys=True)
     try:
-        run = client().create_run(body, idempotency_key=keys.setdefault(content, str(uuid.uuid4())))
+        started = start(draft)
     except ApiProblem as error:
         if not error.problem.errors:
             show_problem(error)
             return
         _show_again({p.field: p.message for p in error.problem.errors})
     else:
-        keys.pop(content)
         st.session_state.pop(PROBLEMS, None)
-        open_page("run", id=run.id)
+        open_page(started.page, id=started.id)
 
 
 def _show_again(problems: Mapping[str, str]) -> None:

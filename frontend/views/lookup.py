@@ -8,16 +8,9 @@ from typing import get_args
 import streamlit as st
 
 from frontend.blocks import empty_state, html_block, link, notice, run_header, show_linked
+from frontend.server import client
 from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import (
-    bound,
-    choice_param,
-    chosen_snapshot,
-    client,
-    name_tab,
-    param,
-    required_run,
-)
+from frontend.state import bound, choice_param, chosen_snapshot, name_tab, param, required_run
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number, percent
 from sae_engine.schema.api import FeatureMatch, LookupRank, LookupResult, TokenMatch

@@ -7,16 +7,9 @@ import streamlit as st
 from frontend.blocks import empty_state, href, html_block, notice, run_header, show_linked
 from frontend.overview_charts import map_figure
 from frontend.plot import show_figure
+from frontend.server import client
 from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import (
-    bound,
-    chosen_snapshot,
-    client,
-    name_tab,
-    param,
-    required_run,
-    search_box,
-)
+from frontend.state import bound, chosen_snapshot, name_tab, param, required_run, search_box
 from frontend.waiting import awaited
 from frontend.words import count
 from sae_engine.schema.analysis import FeatureMap

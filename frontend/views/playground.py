@@ -17,15 +17,13 @@ from frontend.probe_view import (
     token_chips,
     token_title,
 )
+from frontend.server import client, feature_row, num_features
 from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import (
     bound,
     chosen_snapshot,
-    client,
-    feature_row,
     int_param,
     name_tab,
-    num_features,
     param,
     required_run,
     set_param,

@@ -5,36 +5,35 @@ from __future__ import annotations
 import streamlit as st
 
 from frontend import charts
+from frontend.alerts import alert_badges, with_marks
 from frontend.blocks import (
     badge,
+    escaped_lines,
     html_block,
     link,
     notice,
     progress_bar,
     run_header,
     show_linked,
+    tag_chips,
 )
 from frontend.cards import cards, fraction_done, progress_line
-from frontend.curve_controls import log_choice, x_axis_choice
+from frontend.client import ApiProblem
+from frontend.curve_controls import curve_view
+from frontend.device_panel import device_panel
 from frontend.downloads import download_menu
+from frontend.log_view import show_log
 from frontend.plot import show_figure
-from frontend.state import (
-    bound,
-    client,
-    forget_cached,
-    has_ended,
-    int_param,
-    live,
-    name_tab,
-    open_page,
-    required_run,
-    search_box,
-)
+from frontend.queue_view import show_place
+from frontend.run_actions import show_actions
+from frontend.server import cached_run, client, forget_cached
+from frontend.state import has_ended, live, name_tab, open_page, required_run, search_box
 from frontend.token_view import escaped
 from frontend.words import age, count, short_count
-from sae_engine.schema.runs import MetricsSeries, Run, RunPatch, Snapshot
+from sae_engine.schema.runs import MetricsSeries, Notice, Run, Snapshot
 
 MAX_POINTS = 1500
+LOG_LINES = 1000
 
 # Points fetched again with each increment: values of one step may arrive one after another.
 OVERLAP_POINTS = 20
@@ -49,8 +48,32 @@ def show() -> None:
         show_linked(run_header(run, "run"), key="head")
     with search:
         search_box(run)
+    _about(run)
     live(lambda: _live(run), active=not has_ended(run))
     _log(run)
+
+
+def _about(run: Run) -> None:
+    """Where it came from, its tags, what was noted about it."""
+    origin = ""
+    if run.cloned_from is not None:
+        origin = f"from {_origin(run.cloned_from)}"
+    put_away = '<span class="wb-badge">archived</span>' if run.archived else ""
+    facts = " ".join(part for part in (origin, tag_chips(run), put_away) if part)
+    notes = f'<p class="wb-notes">{escaped_lines(run.notes)}</p>' if run.notes else ""
+    if facts or notes:
+        show_linked(f'<div class="wb-about">{facts}{notes}</div>', key="about")
+
+
+def _origin(run_id: str) -> str:
+    """The run whose settings these were, which may have been deleted since."""
+    try:
+        name = cached_run(run_id).name
+    except ApiProblem as error:
+        if error.problem.status != 404:
+            raise
+        return "a run that was deleted"
+    return link("run", escaped(name), {"id": run_id})
 
 
 def _live(drawn: Run) -> None:
@@ -60,77 +83,35 @@ def _live(drawn: Run) -> None:
         forget_cached()
         st.rerun()
     data = _metrics(run)
+    notices = client().notices(run.id)
     _state(run)
     show_linked(cards(run, data), key="cards")
     curves, side = st.columns([3.4, 1], gap="medium")
     with curves:
-        _curves(data, ended=has_ended(run))
+        _curves(data, notices, ended=has_ended(run))
     with side:
         _snapshots(run)
-        _notices(run)
+        _notices(notices)
+        if not has_ended(run):
+            html_block('<h3 class="wb-panel">Machine</h3>')
+            html_block(device_panel(client().system(), device=run.device))
 
 
 def _state(run: Run) -> None:
-    bar, buttons = st.columns([3.4, 1], vertical_alignment="center")
+    bar, buttons = st.columns([2.6, 1.4], vertical_alignment="center")
     with bar:
         html_block(
-            f'<div class="wb-progressline">{badge(run.status)}'
+            f'<div class="wb-progressline"><span>{badge(run.status)}{alert_badges(run)}</span>'
             f"{progress_bar(fraction_done(run), css=run.status)}"
             f"<span>{escaped(progress_line(run))}</span></div>"
         )
-    with buttons, st.container(horizontal=True, horizontal_alignment="right", gap="small"):
-        _buttons(run)
+    with buttons:
+        show_actions(run)
+    show_place(run)
     if run.error is not None:
         html_block(notice(run.error.message, level="error", title=f"This run {run.status}"))
         if run.error.log_tail:
             st.code(run.error.log_tail, None, wrap_lines=True, height=180)
-
-
-def _buttons(run: Run) -> None:
-    if run.status in ("queued", "running"):
-        tip = "Ends within seconds, keeps the SAE and builds its features."
-        if st.button("Stop", icon=":material/stop:", key="stop", help=tip):
-            client().stop_run(run.id)
-            forget_cached()
-            st.rerun()
-    if run.status == "stopping":
-        tip = "Ends at once, without building features."
-        if st.button("Stop now", icon=":material/stop:", key="force", help=tip):
-            client().stop_run(run.id, force=True)
-            forget_cached()
-            st.rerun()
-    if run.resumable:
-        tip = "Goes on from its last checkpoint, on the same curve."
-        if st.button("Resume", icon=":material/play_arrow:", key="resume", help=tip):
-            client().resume_run(run.id)
-            forget_cached()
-            st.rerun()
-    tip = "New run from these settings"
-    if st.button("Clone", icon=":material/content_copy:", key="clone", help=tip):
-        open_page("launch", clone=run.id)
-    tip = "This run beside another one"
-    if st.button("Compare", icon=":material/compare:", key="compare", help=tip):
-        open_page("compare", a=run.id)
-    with st.popover("", icon=":material/more_horiz:", key="more"):
-        _more(run)
-
-
-def _more(run: Run) -> None:
-    name = st.text_input("Name", value=run.name, max_chars=200, key=f"rename:{run.id}").strip()
-    if st.button("Rename", key="rename", disabled=name in ("", run.name)):
-        client().update_run(run.id, RunPatch.model_validate({"name": name}))
-        forget_cached()
-        st.rerun()
-    if st.button(
-        "Delete run and its files",
-        icon=":material/delete:",
-        key="delete",
-        disabled=not has_ended(run),
-        help="A run can be deleted once it has ended.",
-    ):
-        client().delete_run(run.id)
-        forget_cached()
-        open_page("")
 
 
 def _metrics(run: Run) -> MetricsSeries:
@@ -147,15 +128,8 @@ def _metrics(run: Run) -> MetricsSeries:
     return data
 
 
-def _curves(data: MetricsSeries, *, ended: bool) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
-        x_axis = x_axis_choice()
-        log_y = log_choice()
-        key, write = bound("smoothing", min(int_param("smoothing") or 0, 99), default=0)
-        smoothing = st.slider("Smoothing", 0, 99, step=1, key=key, on_change=write, width=220)
-        if data.total_points > data.returned_points:
-            shown = f"{count(data.returned_points)} of {count(data.total_points)} points"
-            html_block(f'<span class="wb-muted">{shown}</span>')
+def _curves(data: MetricsSeries, notices: list[Notice], *, ended: bool) -> None:
+    view = curve_view(shown=data.returned_points, total=data.total_points)
     panels = [(n, panel) for n, panel in charts.PANELS.items() if charts.has_values(data, panel)]
     if not panels:
         text = (
@@ -168,10 +142,8 @@ def _curves(data: MetricsSeries, *, ended: bool) -> None:
     columns = st.columns(2)
     for position, (name, panel) in enumerate(panels):
         with columns[position % 2]:
-            drawn = charts.figure(
-                data, panel, x_axis=x_axis, log_y=log_y, smoothing=smoothing / 100
-            )
-            show_figure(drawn, key=f"chart-{name}")
+            drawn = charts.figure(data, panel, **view._asdict())
+            show_figure(with_marks(drawn, notices, data, view.x_axis), key=f"chart-{name}")
 
 
 def _snapshots(run: Run) -> None:
@@ -206,15 +178,14 @@ def _snapshot(run_id: str, snapshot: Snapshot) -> str:
     return f'<li title="{tip}">{target}<span>{facts}</span></li>'
 
 
-def _notices(run: Run) -> None:
-    notices = client().notices(run.id)
+def _notices(notices: list[Notice]) -> None:
     if notices:
         html_block("".join(notice(n.message, level=n.level) for n in reversed(notices[-8:])))
 
 
 def _log(run: Run) -> None:
     def body() -> None:
-        st.code(client().log(run.id, tail=200) or "The log is empty.", None, height=360)
+        show_log(client().log(run.id, tail=LOG_LINES) or "The log is empty.", key="log")
 
     opened = st.expander("Log", key="log-open", on_change="rerun")
     if opened.open:

@@ -1,26 +1,30 @@
-"""Start page: every run with its state and quality, newest first."""
+"""Start page: every run with its state and quality, newest first; FVU against L0 of all of them."""
 
 from __future__ import annotations
 
-import html
+from collections.abc import Sequence
+from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import (
-    badge,
-    empty_state,
-    html_block,
-    link,
-    progress_bar,
-    show_linked,
-    sweep_link,
+from frontend.blocks import empty_state, html_block, set_link, show_linked
+from frontend.compared_training import show_pareto
+from frontend.pager import pager
+from frontend.runs_table import first_order, runs_table
+from frontend.server import all_runs, client, forget_cached, known_tags
+from frontend.state import (
+    attempt,
+    bound,
+    choice_param,
+    list_param,
+    live,
+    open_page,
+    param,
+    set_param,
 )
-from frontend.cards import fraction_done, metric_text
-from frontend.state import bound, client, live, open_page, param
-from frontend.token_view import escaped
-from frontend.words import DASH, age, duration, elapsed, percent, short_count
-from sae_engine.schema.config import SAEConfig
-from sae_engine.schema.runs import Run, RunPage, RunStatus
+from frontend.words import count
+from sae_engine.schema.api import SortOrder
+from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",
@@ -30,67 +34,81 @@ STATUSES: tuple[RunStatus, ...] = (
     "failed",
     "interrupted",
 )
+SORTS: tuple[RunSort, ...] = get_args(RunSort)
+ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 PAGE_SIZE = 50
+MOST_COMPARED = 8
+ANY_STATUS, ANY_TAG = "any status", "any tag"
 
 
 def show() -> None:
     """The page."""
-    status, query, group = _status(), param("q"), param("group")
-    if status is None and query is None and group is None and not client().runs(limit=1).items:
+    if not _filtered() and not _some(archived=False) and not _some(archived=True):
         _welcome()
         return
-    title, search, filters, new = st.columns([2, 3, 2, 1.3], vertical_alignment="center")
+    _filters()
+    if param("view") == "pareto":
+        live(_pareto, active=True)
+    else:
+        live(_list, active=True)
+
+
+def _filtered() -> bool:
+    return any(param(name) for name in ("q", "status", "tag", "archived"))
+
+
+def _some(*, archived: bool) -> bool:
+    return bool(client().runs(archived=archived, limit=1).items)
+
+
+def _filters() -> None:
+    """Title, the boxes that choose runs, and the button for a new one."""
+    title, search, status, tag, archived, new = st.columns(
+        [1.5, 3, 1.6, 1.6, 1.2, 1.4], vertical_alignment="center"
+    )
     with title:
-        if group is None:
-            html_block('<h1 class="wb-title">Runs</h1>')
-        else:
-            crumb = f'<div class="wb-crumb">{link("./", "Runs", {})}</div>'
-            show_linked(f'<div class="wb-head">{crumb}<h1>Sweep</h1></div>', key="sweep-title")
+        html_block('<h1 class="wb-title">Runs</h1>')
     with search:
-        key, write = bound("q", query or "")
+        key, write = bound("q", param("q") or "")
         st.text_input(
             "Filter by text",
             key=key,
             on_change=write,
-            placeholder="Filter by name or tag",
+            placeholder="Name, tag, note or id",
             icon=":material/search:",
             label_visibility="collapsed",
         )
-    with filters:
-        key, write = bound("status", status or "any status", default="any status")
-        st.selectbox(
-            "Status",
-            ("any status", *STATUSES),
-            key=key,
-            on_change=write,
-            label_visibility="collapsed",
-        )
+    with status:
+        _choice("status", STATUSES, ANY_STATUS, "Status")
+    with tag:
+        _choice("tag", known_tags(), ANY_TAG, "Tag")
+    with archived:
+        key, write = bound("archived", _archived(), default=False)
+        st.toggle("Archived", key=key, on_change=write)
     with new:
         if st.button("New run", type="primary", icon=":material/add:", width="stretch"):
             open_page("launch")
 
-    _picking()
-    live(_table, active=True)
+
+def _choice(name: str, choices: Sequence[str], any_of_them: str, title: str) -> None:
+    chosen = param(name)
+    given = [] if chosen is None or chosen in choices else [chosen]
+    key, write = bound(name, chosen or any_of_them, default=any_of_them)
+    options = [any_of_them, *choices, *given]
+    st.selectbox(title, options, key=key, on_change=write, label_visibility="collapsed")
 
 
-def _picking() -> None:
-    """While a run waits for another one to be compared with, say so and offer a way out."""
-    picked = param("compare")
-    if picked is None:
-        return
-    name = escaped(client().run(picked).name)
-    cancel = link("./", "Cancel", _filters(), css="wb-pick")
-    body = f"<span>Choose the run to compare <b>{name}</b> with. {cancel}</span>"
-    show_linked(f'<div class="wb-notice">{body}</div>', key="picking")
-
-
-def _filters() -> dict[str, object | None]:
-    """What of the URL says which runs are listed."""
-    return {"q": param("q"), "status": _status(), "group": param("group")}
+def _archived() -> bool:
+    return param("archived") in ("1", "True")
 
 
 def _status() -> RunStatus | None:
-    return next((status for status in STATUSES if status == param("status")), None)
+    return choice_param("status", STATUSES)
+
+
+def _tags() -> list[str]:
+    tag = param("tag")
+    return [] if tag is None else [tag]
 
 
 def _welcome() -> None:
@@ -112,92 +130,78 @@ def _welcome() -> None:
             open_page("launch", preset="tiny")
 
 
-def _table() -> None:
+def _list() -> None:
+    sort: RunSort = choice_param("sort", SORTS) or "created"
+    order: SortOrder = choice_param("order", ORDERS) or first_order(sort)
     page = client().runs(
         status=_status(),
         q=param("q"),
-        group_id=param("group"),
+        tags=_tags(),
+        archived=_archived(),
+        sort=sort,
+        order=order,
         limit=PAGE_SIZE,
         cursor=param("cursor"),
     )
+    picked = list_param("pick")
+    _bar(picked, _shown(page))
     if not page.items:
-        html_block(empty_state("No run matches", "Change the text or the status above."))
+        html_block(empty_state("No run matches", "Change the text, the status or the tag above."))
         return
-    head = "".join(
-        f'<th{css} title="{html.escape(tip, quote=True)}">{name}</th>'
-        for name, css, tip in _COLUMNS
-    )
-    body = "".join(_row(run) for run in page.items)
-    show_linked(
-        f'<table class="wb-table runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        + _older(page),
-        key="runs-table",
-    )
+    show_linked(runs_table(page.items, sort=sort, order=order, picked=picked), key="runs-table")
+    pager(page.next_cursor, key="runs")
 
 
-def _older(page: RunPage) -> str:
-    if page.next_cursor is None:
-        return ""
-    kept = _filters() | {"compare": param("compare"), "cursor": page.next_cursor}
-    return f'<p class="wb-more">{link("./", "Older runs", kept)}</p>'
+def _shown(page: RunPage) -> str:
+    if len(page.items) == page.total:
+        return f"{count(page.total)} run{'s' if page.total != 1 else ''}"
+    return f"{count(len(page.items))} of {count(page.total)} runs"
 
 
-_NUM = ' class="num"'
-_COLUMNS = (
-    ("Run", "", "Name and what it is trained on"),
-    ("Status", "", "What the run is doing"),
-    ("Progress", "", "Steps done"),
-    ("Latents", _NUM, "Number of latents and how many are kept per token"),
-    ("FVU", _NUM, "Fraction of variance unexplained, held out once it is measured"),
-    ("L0", _NUM, "Mean active latents per token"),
-    ("CE delta", _NUM, "Nats per token lost with reconstructions spliced in"),
-    ("Tokens/s", _NUM, "Training tokens per second"),
-    ("Took", _NUM, "Time since the start"),
-    ("Created", _NUM, "When the run was made"),
-    ("", _NUM, "Two runs side by side"),
-)
+def _bar(picked: Sequence[str], shown: str) -> None:
+    """How many runs there are, what can be done to the marked ones, and the two views."""
+    on = param("view") == "pareto"
+    views = set_link("List", {"view": None}, css="" if on else "on", note="A row for each run")
+    note = "The runs that match, as points"
+    views += set_link("FVU against L0", {"view": "pareto"}, css="on" if on else "", note=note)
+    chosen = f" · {len(picked)} marked" if picked else ""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="runs-bar"):
+        number = f'<span class="wb-muted">{shown}{chosen}</span>'
+        show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
+        if picked:
+            _act_on(picked)
 
 
-def _row(run: Run) -> str:
-    fraction = fraction_done(run)
-    share = percent(fraction) if fraction is not None else ""
-    speed = run.metrics.get("tokens_per_second")
-    fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
-    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
-    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
-    cells = (
-        f'{name}<span class="wb-sub">{where}</span>',
-        badge(run.status),
-        f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{share}</span>',
-        _latents(run.config.sae),
-        metric_text(run, fvu),
-        metric_text(run, "l0" if "l0" in run.metrics else "eval_l0"),
-        metric_text(run, "ce_delta"),
-        short_count(speed) if isinstance(speed, float) else DASH,
-        duration(elapsed(run.started_at, run.ended_at)),
-        age(run.created_at),
-        _compare_link(run),
-    )
-    columns = zip(_COLUMNS, cells, strict=True)
-    return f"<tr>{''.join(f'<td{css}>{cell}</td>' for (_, css, _), cell in columns)}</tr>"
+def _act_on(picked: Sequence[str]) -> None:
+    if st.button(
+        "Compare",
+        icon=":material/compare:",
+        key="compare-picked",
+        disabled=not 2 <= len(picked) <= MOST_COMPARED,
+        help="Side by side, two to eight runs",
+    ):
+        open_page("compare", runs=",".join(picked))
+    text = "Take out of the archive" if _archived() else "Archive"
+    if st.button(text, icon=":material/archive:", key="archive-picked"):
+        attempt(lambda: _put_away(picked, not _archived()))
+        forget_cached()
+        set_param("pick", None)
+        st.rerun()
+    if st.button("Clear", key="clear-picked", type="tertiary"):
+        set_param("pick", None)
+        st.rerun()
 
 
-def _compare_link(run: Run) -> str:
-    """Chooses a run to compare; once one is chosen, leads from the others to the comparison."""
-    picked = param("compare")
-    if picked is None:
-        query = _filters() | {"cursor": param("cursor"), "compare": run.id}
-        return link("./", "Compare", query, css="wb-pick")
-    if picked == run.id:
-        return "<small>this one</small>"
-    return link("compare", "with this", {"a": picked, "b": run.id}, css="wb-pick")
+def _put_away(run_ids: Sequence[str], archived: bool) -> None:
+    patch = RunPatch.model_validate({"archived": archived})
+    for run_id in run_ids:
+        client().update_run(run_id, patch)
 
 
-def _latents(sae: SAEConfig) -> str:
-    if sae.pretrained is not None:
-        return "<small>imported</small>"
-    width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
-    return f"{width}<small> k {sae.k}</small>"
+def _pareto() -> None:
+    runs = all_runs(_status(), param("q"), _tags(), _archived())
+    _bar([], f"{count(len(runs))} run{'s' if len(runs) != 1 else ''}")
+    show_pareto(runs)
 
 
 if __name__ == "__main__":

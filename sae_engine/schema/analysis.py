@@ -62,6 +62,13 @@ class ConfigDifference(Shape):
     """One for each run."""
 
 
+class BestValue(Shape):
+    """The best that a metric was, and at which step first."""
+
+    value: float
+    step: int
+
+
 class Comparison(Shape):
     """Runs side by side."""
 
@@ -69,6 +76,8 @@ class Comparison(Shape):
     differences: list[ConfigDifference]
     curves: list[MetricsSeries]
     """One for each run."""
+    best: list[dict[str, BestValue]]
+    """One for each run: by metric, of those that are better lower or better higher."""
     obstacle: str | None
     """Why the features of the first two cannot be matched; null when they can."""
 

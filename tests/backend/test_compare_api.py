@@ -130,6 +130,35 @@ def test_a_map_is_computed_once_and_shows_labels_written_later(
     np.testing.assert_allclose(np.load(folder / "points.npy")[:, 0], found.x, atol=6e-4)
 
 
+def test_the_best_of_a_thinned_curve_is_the_best_of_all(
+    client: TestClient, settings: Settings, runs: dict[str, str]
+) -> None:
+    random = np.random.default_rng(3)
+    names = ("fvu", "ce_loss_score", "lr")
+    steps = range(1, 901)
+    values = {name: random.normal(size=len(steps)) for name in names}
+    values["fvu"][100] = -np.inf
+    measured = [
+        MetricsRecord(step=s, tokens=s, time=s, values={n: v[s - 1] for n, v in values.items()})
+        for s in steps
+    ]
+    with Database(settings.resolved_database_url).writing() as session:
+        config = resolve_config("quick-test", {"name": "long"})
+        run_id = repository.add_run(session, config=config, status="finished").id
+        repository.add_metrics(session, run_id, measured)
+    answer = client.get(
+        "/api/compare", params={"runs": f"{run_id},{runs['bare']}", "max_points": 20}
+    )
+    long, bare = Comparison.model_validate_json(answer.content).best
+    values["fvu"][100] = np.inf
+    lowest, highest = values["fvu"].argmin(), values["ce_loss_score"].argmax()
+    assert {name: (best.value, best.step) for name, best in long.items()} == {
+        "fvu": (values["fvu"][lowest], lowest + 1),
+        "ce_loss_score": (values["ce_loss_score"][highest], highest + 1),
+    }
+    assert bare["fvu"].step == 5
+
+
 def test_only_what_differs_is_listed_and_curves_stand_side_by_side(
     client: TestClient, runs: dict[str, str]
 ) -> None:

@@ -14,7 +14,7 @@ import streamlit as st
 import uvicorn
 from streamlit.testing.v1 import AppTest
 
-from frontend import state
+from frontend import server as pages_server
 from tests.frontend.fake_api import create_app
 from tests.frontend.fake_world import World
 
@@ -63,7 +63,7 @@ def server(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer
         st.cache_data.clear()
         st.cache_resource.clear()
         yield running
-        state.client().close()
+        pages_server.client().close()
         st.cache_resource.clear()
 
 

@@ -19,6 +19,7 @@ from sae_engine.schema import api, machine, runs
 from sae_engine.schema.history import FeatureHistory, FeatureMoment
 from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
+from tests.frontend.fake_machine import add_machine
 from tests.frontend.fake_probe import add_probe
 from tests.frontend.fake_world import D_SAE, WORDS, World, context
 
@@ -52,6 +53,7 @@ def create_app(world: World, token: str | None = None) -> FastAPI:
     add_probe(app, world)
     add_labels(app, world)
     add_comparison(app, world)
+    add_machine(app, world)
     return app
 
 
@@ -114,7 +116,10 @@ def _add_runs(app: FastAPI, world: World) -> None:
     @app.patch("/api/runs/{run_id}")
     def patch(run_id: str, body: runs.RunPatch) -> runs.Run:
         update = body.model_dump(exclude_unset=True)
+        place = update.pop("queue_position", None)
         world.runs[run_id] = world.runs[run_id].model_copy(update=update)
+        if place is not None:
+            world.move(run_id, place)
         return world.look(run_id)
 
     @app.delete("/api/runs/{run_id}", status_code=204)
@@ -133,18 +138,17 @@ def _add_runs(app: FastAPI, world: World) -> None:
         world.runs[run_id] = world.look(run_id).model_copy(update=update)
         return world.runs[run_id]
 
+    @app.post("/api/runs/{run_id}/retry", status_code=202)
+    def retry(run_id: str) -> runs.Run:
+        return resume(run_id)
+
     @app.get("/api/runs/{run_id}/metrics")
     def metrics(run_id: str, since_step: int = -1) -> runs.MetricsSeries:
         return world.metrics(run_id, since_step)
 
     @app.get("/api/runs/{run_id}/notices")
     def notices(run_id: str) -> list[runs.Notice]:
-        at = world.runs[run_id].created_at
-        return [
-            runs.Notice(
-                step=1, level="info", kind=None, message="1 row was dropped.", created_at=at
-            )
-        ]
+        return world.notices(run_id)
 
     @app.get("/api/runs/{run_id}/log", response_class=PlainTextResponse)
     def log(run_id: str) -> str:

@@ -61,13 +61,14 @@ def add_comparison(app: FastAPI, world: World) -> None:
 
     @app.get("/api/compare")
     def compare(runs: str) -> analysis.Comparison:
-        both = [world.look(run_id) for run_id in runs.split(",")]
-        layers = [run.config.model.layer for run in both]
+        chosen = [world.look(run_id) for run_id in runs.split(",")]
+        layers = [run.config.model.layer for run in chosen]
         different = [analysis.ConfigDifference(field="model.layer", values=layers)]
         return analysis.Comparison(
-            runs=both,
+            runs=chosen,
             differences=different if len(set(layers)) > 1 else [],
-            curves=[world.metrics(run.id, -1) for run in both],
+            curves=[world.metrics(run.id, -1) for run in chosen],
+            best=[{"fvu": analysis.BestValue(value=0.1, step=5)} for _ in chosen],
             obstacle=None,
         )
 

@@ -66,6 +66,9 @@ class World:
         self.failing = False
         self.asked = 0
         self.obstacle = ""
+        self.supervises = True
+        self.sweeps: list[runs.SweepCreate] = []
+        self.queue: list[str] = []
         if not empty:
             tiny = presets()["tiny"].config
             self.add("finished", tiny, name="tiny baseline", status="finished", minutes=90)
@@ -135,10 +138,45 @@ class World:
         if run.status == "failed":
             measured["loss"] = "NaN"
         if run.status == "finished":
-            measured |= {"ce_delta": 0.21, "eval_fvu": 0.131}
-        update = {"progress": self.progress(step), "metrics": measured if step else {}}
+            measured |= {"ce_delta": 0.21, "eval_fvu": 0.131, "eval_l0": 31.4}
+        update: dict[str, Any] = {"progress": self.progress(step)}
+        update["metrics"] = measured if step else {}
+        if run.status != "queued" and run_id in self.queue:
+            self.queue.remove(run_id)
+        waits = run.status == "queued" and run_id in self.queue
+        update["queue_position"] = self.queue.index(run_id) + 1 if waits else None
+        update["waiting_for"] = f"It waits for cuda:0, taken by '{NASTY}'." if waits else None
         self.runs[run_id] = run.model_copy(update=update)
         return self.runs[run_id]
+
+    def wait(self, run_id: str, name: str, **changes: Any) -> None:
+        """Make a run that waits at the end of the queue."""
+        self.queue.append(run_id)
+        self.add(run_id, presets()["tiny"].config, name=name, status="queued")
+        update = {"started_at": None, "ended_at": None, "metrics": {}} | changes
+        self.runs[run_id] = self.runs[run_id].model_copy(update=update)
+
+    def move(self, run_id: str, position: int) -> None:
+        """Put a run that waits at a place of the queue."""
+        self.queue.remove(run_id)
+        self.queue.insert(position - 1, run_id)
+
+    def notices(self, run_id: str) -> list[runs.Notice]:
+        """A remark, and an alert where the run has one."""
+        run = self.runs[run_id]
+        alerts = [("warning", kind, f"Alert {NASTY}", 50) for kind in run.alerts]
+        return [
+            runs.Notice.model_validate(
+                {
+                    "level": level,
+                    "kind": kind,
+                    "message": message,
+                    "step": step,
+                    "created_at": run.created_at,
+                }
+            )
+            for level, kind, message, step in [("info", None, "1 row was dropped.", 1), *alerts]
+        ]
 
     def metrics(self, run_id: str, since_step: int) -> runs.MetricsSeries:
         """A point every five steps."""

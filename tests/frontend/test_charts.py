@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import charts
+from frontend.feature_charts import histogram_figure
 from sae_engine.schema.api import Histogram
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue
@@ -128,7 +129,7 @@ def test_smoothing_keeps_the_raw_curve_faintly_visible() -> None:
 
 
 def test_a_histogram_has_one_bar_between_neighboring_edges() -> None:
-    drawn = charts.histogram_figure(Histogram(edges=[0, 1, 3], counts=[5, 2]))
+    drawn = histogram_figure(Histogram(edges=[0, 1, 3], counts=[5, 2]))
     go.Figure(drawn)  # refuses what Plotly does not know
     bars = drawn["data"][0]
     assert list(bars["x"]) == [0.5, 2]

@@ -14,7 +14,7 @@ from tests.frontend.test_pages import ESCAPED, address, shown
 
 Open = Callable[..., AppTest]
 
-BOTH = {"a": "finished", "b": "failed"}
+BOTH = {"runs": "finished,failed"}
 
 
 def plots(app: AppTest) -> dict[str, Any]:
@@ -108,42 +108,6 @@ def test_a_failed_computation_is_a_sentence_and_repeated_only_on_demand(
     assert world.asked == asked
     app.button(key="retry:map:finished:489").click().run()
     assert plots(app)
-
-
-def test_runs_are_chosen_one_after_the_other_in_the_list(open_page: Open) -> None:
-    text = shown(open_page("runs"))
-    assert 'href="./?compare=finished"' in text
-    text = shown(open_page("runs", compare="live", q="tiny"))
-    assert f"Choose the run to compare <b>live {ESCAPED}</b>" in text
-    assert 'href="compare?a=live&amp;b=finished"' in text
-    assert 'href="./?q=tiny">Cancel' in text
-
-
-def test_a_run_page_leads_to_a_comparison_that_asks_for_the_other(open_page: Open) -> None:
-    app = open_page("run", id="finished")
-    app.button(key="compare").click().run()
-    assert address(app, "a") == "finished"
-    app = open_page("compare", a="finished")
-    assert "Choose two runs" in shown(app)
-    app.selectbox(key="url:b").set_value("failed").run()
-    assert address(app, "b") == "failed"
-    assert "Settings that differ" in shown(app)
-
-
-def test_only_settings_that_differ_are_shown_and_curves_share_their_charts(
-    open_page: Open, world: World
-) -> None:
-    assert "Both runs have the same settings." in shown(open_page("compare", **BOTH))
-    model = world.runs["failed"].config.model.model_copy(update={"layer": 5})
-    config = world.runs["failed"].config.model_copy(update={"model": model})
-    world.runs["failed"] = world.runs["failed"].model_copy(update={"config": config})
-    app = open_page("compare", **BOTH)
-    assert "<code>model.layer</code></td><td>2</td><td>5</td>" in shown(app)
-    figures = [plot["figure"] for plot in plots(app).values()]
-    titles = [figure["layout"]["title"]["text"] for figure in figures]
-    assert {"FVU", "Dead latents"} & set(titles) or titles
-    names = {trace["name"] for trace in figures[0]["data"] if "name" in trace}
-    assert {"A · tiny baseline", "B · lr too high"} <= names
 
 
 def test_matches_lead_to_both_features_and_turn_around(open_page: Open) -> None:

@@ -24,7 +24,8 @@ PAGES = {
     "map": {"id": "finished"},
     "lookup": {"id": "finished", "q": " import"},
     "playground": {"id": "finished", "text": "import os", "token": "1", "steer": "3:1"},
-    "compare": {"a": "live", "b": "finished"},
+    "compare": {"runs": "live,finished"},
+    "system": {},
 }
 
 
@@ -48,7 +49,7 @@ def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare"]
+    "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare", "system"]
 )
 def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
     query = {"id": "live"} if page == "run" else PAGES[page]
@@ -134,6 +135,11 @@ def test_an_ended_run_cannot_be_stopped_and_can_be_deleted(open_page: Open, worl
     app = open_page("run", id="finished")
     assert "stop" not in [button.key for button in app.button]
     app.button(key="delete").click().run()
+    app.button(key="delete-not").click().run()
+    assert "delete-sure" not in [button.key for button in app.button]
+    app.button(key="delete").click().run()
+    assert "finished" in world.runs
+    app.button(key="delete-sure").click().run()
     assert "finished" not in world.runs
     assert "lr too high" in shown(app)
 
@@ -151,13 +157,12 @@ def test_a_run_that_ended_early_can_be_resumed(open_page: Open, world: World) ->
 def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None:
     for name in ("finished", "failed"):
         world.runs[name] = world.runs[name].model_copy(update={"group_id": "g7"})
-    assert shown(open_page("runs")).count('href="./?group=g7"') == 2
-    assert 'href="./?group=g7"' in shown(open_page("run", id="finished"))
-    text = shown(open_page("runs", group="g7"))
-    assert "tiny baseline" in text
-    assert "lr too high" in text
+    assert shown(open_page("runs")).count('class="wb-sweep" href="sweep?id=g7"') == 2
+    assert 'href="sweep?id=g7"' in shown(open_page("run", id="finished"))
+    text = shown(open_page("sweep", id="g7"))
+    assert 'href="run?id=finished"' in text
+    assert 'href="run?id=failed"' in text
     assert ESCAPED not in text
-    assert 'href="./">Runs' in text
 
 
 def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, world: World) -> None:

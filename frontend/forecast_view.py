@@ -1,0 +1,52 @@
+"""What a run would take here, before it is started, as HTML."""
+
+from __future__ import annotations
+
+from frontend.blocks import notice
+from frontend.token_view import escaped
+from frontend.words import DASH, count, duration, gibibytes, short_count
+from sae_engine.schema.machine import Forecast
+
+
+def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
+    """Figures side by side, and each warning framed; of one run where there are several."""
+    memory = " + ".join(f"{part.name} {gibibytes(part.bytes)}" for part in forecast.memory)
+    told = f"from {forecast.seconds_from}" if forecast.seconds_from else "nothing like it was "
+    told += "" if forecast.seconds_from else f"measured on {forecast.slot_device} yet"
+    facts = [
+        _fact(
+            f"Memory of {forecast.slot_device}",
+            gibibytes(forecast.memory_bytes),
+            f"{gibibytes(forecast.memory_free_bytes)} free",
+            tip=memory,
+            bad=forecast.memory_bytes > forecast.memory_free_bytes,
+        ),
+        _fact(
+            "Disk, at most",
+            gibibytes(forecast.disk_bytes),
+            f"{gibibytes(forecast.disk_free_bytes)} free",
+            tip=f"A checkpoint takes {gibibytes(forecast.checkpoint_bytes)}.",
+            bad=forecast.disk_bytes * num_runs > forecast.disk_free_bytes,
+        ),
+        _fact(
+            "Training time",
+            DASH if forecast.seconds is None else f"about {duration(forecast.seconds)}",
+            told,
+        ),
+        _fact(
+            "SAE",
+            f"{short_count(forecast.parameters)} parameters",
+            f"{count(forecast.d_in)} → {count(forecast.d_sae)}",
+        ),
+    ]
+    each = '<p class="wb-muted">Of each run:</p>' if num_runs > 1 else ""
+    warnings = "".join(notice(text, level="warning") for text in forecast.warnings)
+    return f'{each}<div class="wb-forecast">{"".join(facts)}</div>{warnings}'
+
+
+def _fact(title: str, value: str, note: str, *, tip: str = "", bad: bool = False) -> str:
+    css = "wb-fact bad" if bad else "wb-fact"
+    return (
+        f'<div class="{css}" title="{escaped(tip)}"><span>{escaped(title)}</span>'
+        f"<strong>{escaped(value)}</strong><small>{escaped(note)}</small></div>"
+    )
