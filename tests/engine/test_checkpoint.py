@@ -126,10 +126,12 @@ def test_a_checkpoint_without_a_checksum_is_read(folder: RunFolder):
 )
 def test_a_full_disk_is_named_and_leaves_what_was_there(folder: RunFolder, error: Exception):
     before = {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()}
-    with (
-        pytest.raises(DiskFullError, match="The disk that holds .*last.* is full"),
-        published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path,
-    ):
-        path.write_bytes(b"half")
-        raise error
+
+    def write_half() -> None:
+        with published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path:
+            path.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(DiskFullError, match=r"The disk that holds .*last.* is full"):
+        write_half()
     assert {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()} == before
