@@ -70,7 +70,6 @@ def create_api(
         responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503), problem),
         max_body_size=problems.MAX_BODY_BYTES,
     )
-    api.add_middleware(RequestLimits, per_minute=settings.changes_per_minute)
     api.state.services = Services(settings, command, inference)
     problems.install(api)
     for module in ROUTES:
@@ -112,10 +111,16 @@ def create_app(
             yield
 
     return Starlette(
-        routes=[Mount("/api", api)],
+        routes=[api_mount(api, settings)],
         middleware=[Middleware(AccessGuard, settings=settings)],
         lifespan=lifespan,
     )
+
+
+def api_mount(api: FastAPI, settings: Settings) -> Mount:
+    """Where the endpoints are found, behind their limits."""
+    limits = Middleware(RequestLimits, per_minute=settings.changes_per_minute)
+    return Mount("/api", api, middleware=[limits])
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -13,12 +13,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from backend.migrations import UnknownRevisionError, head, upgrade
 from sae_engine.errors import UserError
 
 BUSY_TIMEOUT_SECONDS = 30.0
+DISK_FULL = (
+    "The disk that holds the database is full. What was saved before is kept; make room and go on "
+    "from there."
+)
 
 
 class Database:
@@ -84,6 +89,13 @@ def open_database(url: str) -> Generator[Database]:
         yield database
     finally:
         database.close()
+
+
+def lacks_room(error: OperationalError) -> bool:
+    """Whether a statement failed because the database's disk is full: in SQLite's words, or
+    PostgreSQL's.
+    """
+    return any(words in str(error.orig) for words in ("disk is full", "No space left"))
 
 
 def _use_explicit_transactions(engine: Engine) -> None:

@@ -19,10 +19,10 @@ import psutil
 from backend import repository
 from backend.db import Database
 from backend.logs import LOG_FORMAT
-from backend.processes import step_back
+from backend.processes import EXIT_DISK_FULL, step_back
 from backend.settings import Settings, load_settings
-from backend.shapes import has_checkpoint
 from backend.work import Task, Terminated, Train, work
+from sae_engine.errors import DiskFullError
 from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord
@@ -46,7 +46,11 @@ def main(run_ids: Sequence[str], *, train: Train | None = None) -> int:
             return 0
         for task in tasks[1:]:  # the first one's log receives all that this process says
             _log_into(task.folder.log)
-        statuses = work(database, tasks, train or engine)
+        try:
+            statuses = work(database, tasks, train or engine)
+        except DiskFullError as error:
+            _log.error("%s", error)
+            return EXIT_DISK_FULL
         for task, status in zip(tasks, statuses, strict=True):
             _log.info("run %s %s", task.run_id, status)
         return max(EXIT_CODES[status] for status in statuses)
@@ -73,7 +77,7 @@ def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None
         config = config.model_copy(update={"model": model})
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True, exist_ok=True)
-    return Task(run_id, config, folder, resume=has_checkpoint(folder))
+    return Task(run_id, config, folder, resume=folder.has_checkpoint)
 
 
 def _log_into(path: Path) -> None:

@@ -6,17 +6,22 @@ whose traceback the server logs.
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from backend.db import DISK_FULL, lacks_room
 from backend.errors import ApiError, UnauthorizedError
-from sae_engine.errors import ConfigError, UserError
+from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.schema.api import FieldProblem, Problem
+
+_log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 2**20
 """Of a request: no text that a model could read at once comes near it."""
@@ -75,6 +80,8 @@ def install(app: FastAPI) -> None:
         return problem_of(error)
 
     async def user_error(_: Request, error: Exception) -> ProblemResponse:
+        if isinstance(error, DiskFullError):
+            return ProblemResponse(507, str(error), kind="disk-full")
         fields = error.problems if isinstance(error, ConfigError) else None
         return ProblemResponse(422, str(error), kind="invalid", errors=fields)
 
@@ -95,6 +102,14 @@ def install(app: FastAPI) -> None:
             detail = f"{request.url.path} does not answer {request.method}; see /api/docs."
         return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))
 
+    async def database_error(_: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, OperationalError)
+        if lacks_room(error):
+            return ProblemResponse(507, DISK_FULL, kind="disk-full")
+        _log.error("the database does not answer", exc_info=error)
+        detail = "The database does not answer now; try again, or see the server's log."
+        return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
+
     async def unexpected(_: Request, __: Exception) -> ProblemResponse:
         detail = "The server made a mistake; its log has the details."
         return ProblemResponse(500, detail, kind="internal")
@@ -103,6 +118,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(UserError, user_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(OperationalError, database_error)
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 
 NICENESS = 10
+EXIT_DISK_FULL = os.EX_IOERR
+"""Exit code of a job that has no room to write down how its runs ended."""
 SAME_START_SECONDS = 2.0
 """Two readings of one process's start may differ by clock adjustments."""
 

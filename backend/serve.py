@@ -8,12 +8,16 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from backend.settings import PREFIX, Settings, is_loopback
 from sae_engine.errors import UserError
+
+if TYPE_CHECKING:
+    from backend.supervisor import JobCommand
 
 SHUTDOWN_SECONDS = 1
 STREAMLIT_OPTIONS = {
@@ -27,13 +31,16 @@ STREAMLIT_OPTIONS = {
 only under its own command."""
 
 
-def serve(settings: Settings, console: Console) -> None:
-    """Serve until interrupted; jobs go on afterwards. Raises `UserError` where it cannot listen."""
+def serve(settings: Settings, console: Console, *, command: JobCommand | None = None) -> None:
+    """Serve until interrupted; jobs go on afterwards. Raises `UserError` where it cannot listen or
+    use the data folder. `command` starts jobs, the program's own if it is None.
+    """
     if not is_loopback(settings.host) and settings.token is None:
         raise UserError(
             f"Listening on {settings.host} lets others in; set SAE_WORKBENCH_TOKEN to a secret "
             "of your choice, or listen on 127.0.0.1."
         )
+    _check_data(settings)
     listener = _listen(settings)
     port: int = listener.getsockname()[1]
     os.environ |= {
@@ -43,21 +50,52 @@ def serve(settings: Settings, console: Console) -> None:
     url = f"http://{'localhost' if is_loopback(settings.host) else settings.host}:{port}"
     console.print(f"SAE Workbench is at [bold]{url}[/bold]  (Ctrl-C ends it, jobs go on)")
     console.print(f"Data in {settings.data_dir}", style="dim", highlight=False)
-    _run(settings, listener, port, console)
+    _run(settings, listener, port, console, command)
 
 
-def _run(settings: Settings, listener: socket.socket, port: int, console: Console) -> None:
+def _check_data(settings: Settings) -> None:
+    """Raise `UserError` unless the data folder can be written and its database be used."""
+    from sqlalchemy.exc import DatabaseError
+
+    from backend.db import open_database
+
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=settings.data_dir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to the data folder '{settings.data_dir}' ({error.strerror}); make it "
+            "writable, or choose another with --data-dir."
+        ) from None
+    try:
+        with open_database(settings.resolved_database_url):
+            pass
+    except DatabaseError as error:
+        raise UserError(
+            f"Cannot use the database of the data folder '{settings.data_dir}' ({error.orig}); "
+            "restore it from a copy, or choose another folder with --data-dir."
+        ) from None
+
+
+def _run(
+    settings: Settings,
+    listener: socket.socket,
+    port: int,
+    console: Console,
+    command: JobCommand | None,
+) -> None:
     import uvicorn
     from starlette.middleware import Middleware
-    from starlette.routing import Mount
     from streamlit.starlette import App
     from streamlit.web import bootstrap
 
     from backend import repository
-    from backend.app import create_api, running
+    from backend.app import api_mount, create_api, running
     from backend.security import AccessGuard
+    from backend.supervisor import job_command
 
-    api = create_api(settings)
+    api = create_api(settings, command=command or job_command)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncGenerator[None]:
@@ -69,7 +107,7 @@ def _run(settings: Settings, listener: socket.socket, port: int, console: Consol
 
     pages = App(
         _pages_script(),
-        routes=[Mount("/api", api)],
+        routes=[api_mount(api, settings)],
         middleware=[Middleware(AccessGuard, settings=settings)],
         lifespan=lifespan,
     )

@@ -52,7 +52,7 @@ def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) ->
             "metrics": {name: metric_value(v) for name, v in latest_metrics(row).items()},
             "error": run_error(row),
             "revision": row.revision,
-            "resumable": row.status in RESUMABLE and has_checkpoint(folder),
+            "resumable": row.status in RESUMABLE and folder.has_checkpoint,
         }
     )
 
@@ -68,11 +68,6 @@ def run_error(row: RunRow) -> RunError | None:
 
 def latest_metrics(row: RunRow) -> dict[str, float]:
     return cast(dict[str, float], json.loads(row.metrics))
-
-
-def has_checkpoint(folder: RunFolder) -> bool:
-    """Whether a run can go on from where it was; temporary files do not count."""
-    return folder.checkpoint.exists()
 
 
 def snapshot_shape(row: SnapshotRow) -> Snapshot:

@@ -21,13 +21,14 @@ from typing import IO, NamedTuple
 import psutil
 
 from backend import repository
-from backend.db import Database
+from backend.db import DISK_FULL, Database
 from backend.logs import tail
 from backend.models import RunRow
-from backend.processes import describe_signal, is_alive, send_signal
+from backend.processes import EXIT_DISK_FULL, describe_signal, is_alive, send_signal
 from backend.settings import Settings
 from backend.slots import Places, Slot, environment_of, find_slots
 from backend.work import LOG_TAIL_LINES
+from sae_engine.errors import DiskFullError
 
 START_GRACE = timedelta(seconds=30)
 """How long a claimed run may be without a known process: its supervisor may have died while
@@ -179,6 +180,8 @@ class Supervisor:
                 message = f"The run did not end when it was forced to stop and was ended by {kind}."
             elif -exit_code == signal.SIGKILL:
                 message += " Often that means the machine ran out of memory."
+        elif exit_code == EXIT_DISK_FULL:
+            status, kind, message = "failed", DiskFullError.__name__, DISK_FULL
         else:
             status, kind = "failed", "ProcessExited"
             message = f"The run's process ended with exit code {exit_code}; the log may say why."

@@ -20,10 +20,10 @@ from sqlalchemy.orm import Session
 
 from backend import repository
 from backend.alerts import Alert, AlertWatch, free_bytes
-from backend.db import Database
+from backend.db import DISK_FULL, Database, lacks_room
 from backend.logs import tail
 from backend.shapes import latest_metrics
-from sae_engine.errors import UserError
+from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
@@ -36,6 +36,7 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
     SnapshotRecord,
+    StartRecord,
     StopRequest,
 )
 from sae_engine.schema.runs import RunStatus
@@ -82,6 +83,7 @@ def work(
     """Run the engine to its end and store what it yields; returns how each run ended.
 
     The runs share a pass of the language model; what ends the pass ends those that still run.
+    Raises `DiskFullError` where there is not even room to store how they ended.
     """
     wait_seconds = min(POLL_SECONDS * len(tasks), LONGEST_WAIT_SECONDS)
     recorders = [Recorder(database, task, wait_seconds=wait_seconds) for task in tasks]
@@ -169,7 +171,6 @@ class Recorder:
         self._watch = AlertWatch(task.config)
         self._next_disk_look = 0.0
         self._wait_seconds = wait_seconds
-        self._first_since_start = True
         self._waiting: list[MetricsRecord] = []
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
         self._next_write = 0.0
@@ -216,6 +217,9 @@ class Recorder:
                     total_tokens=record.total_tokens,
                     device=self._device or record.device,
                 )
+            case StartRecord():
+                repository.forget_after(session, run_id, record.step)
+                repository.update_run(session, run_id, step=record.step, tokens=record.tokens)
             case SnapshotRecord():
                 repository.add_snapshot(session, run_id, record)
             case NoticeRecord():
@@ -253,9 +257,6 @@ class Recorder:
     def _store_metrics(
         self, session: Session, records: Sequence[MetricsRecord], alerts: Sequence[Alert]
     ) -> None:
-        if self._first_since_start:
-            repository.forget_from(session, self._run_id, records[0].step)
-            self._first_since_start = False
         repository.add_metrics(session, self._run_id, records)
         for alert in alerts:
             repository.add_notice(
@@ -300,6 +301,8 @@ class Recorder:
                     action(session)
                 return
             except OperationalError as error:
+                if lacks_room(error):
+                    raise DiskFullError(DISK_FULL) from error
                 if attempt == MAX_WRITE_TRIES or "locked" not in str(error):
                     raise
                 _log.warning("the database is locked, trying again: %s", error)

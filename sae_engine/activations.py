@@ -8,6 +8,7 @@ list with one tensor per hook.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_engine.corpus import Cursor, PackedRows
+from sae_engine.files import room_needed
 from sae_engine.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 
@@ -253,8 +255,10 @@ class HeldoutText:
         dtype = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
         self._values: list[Tensor] = []
         for number, hook in enumerate(model.hooks):
-            file, size = str(folder / f"hook_{number}"), self.num_tokens * hook.d_in
-            values = torch.from_file(file, shared=True, size=size, dtype=dtype)
+            file, size = folder / f"hook_{number}", self.num_tokens * hook.d_in
+            with room_needed(file):
+                _reserve(file, size * dtype.itemsize)
+            values = torch.from_file(str(file), shared=True, size=size, dtype=dtype)
             self._values.append(values.view(self.num_tokens, hook.d_in))
 
     def first(
@@ -277,3 +281,12 @@ class HeldoutText:
     def close(self) -> None:
         """Remove the files; the memory is given back when the last view of it goes."""
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _reserve(file: Path, num_bytes: int) -> None:
+    """Take the room of a file that will be written through memory, where a full disk would be a
+    fatal signal instead of an error. Does nothing on systems that cannot.
+    """
+    with file.open("wb") as made:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(made.fileno(), 0, num_bytes)

@@ -1,7 +1,8 @@
 """What the engine raises when the user asked for something that cannot be done.
 
     UserError            one sentence that names the value, the bound and the remedy
-    └── ConfigError      … about fields of the configuration, which it lists
+    ├── ConfigError      … about fields of the configuration, which it lists
+    └── DiskFullError    … there is no room to write
 
 Mistakes of the program itself are assertions, never these.
 """
@@ -27,3 +28,7 @@ class ConfigError(UserError):
     @classmethod
     def of(cls, field: str, message: str) -> ConfigError:
         return cls([FieldProblem(field=field, message=message)])
+
+
+class DiskFullError(UserError):
+    """There was no room to write; what was published before is untouched."""

@@ -231,7 +231,8 @@ def _disk(
     entries = snapshots * config.index.snapshot_tokens + config.index.tokens
     indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
     heldout = max(config.data.heldout_tokens, config.index.tokens) * activation
-    return 2 * checkpoint + 2 * published + indexes + heldout
+    # The newest checkpoint, the one before, and one that is being written.
+    return 3 * checkpoint + 2 * published + indexes + heldout
 
 
 def _layers(config: ModelConfig, shape: ModelShape) -> int:

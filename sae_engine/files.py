@@ -5,12 +5,23 @@ Everything appears by write-to-temporary, fsync, rename: a reader never sees hal
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sae_engine.errors import DiskFullError
+
+_NO_ROOM = re.compile(
+    r"No space left|Disk quota exceeded|\(os error 28\)|requested and \d+ written"
+)
+"""How libraries that keep the error's number to themselves say that a disk is full; the last one is
+numpy.
+"""
 
 
 class RunFolder:
@@ -42,6 +53,16 @@ class RunFolder:
         return self.checkpoints / "last.safetensors"
 
     @property
+    def previous_checkpoint(self) -> Path:
+        """The one before, for when the newest cannot be read."""
+        return self.checkpoints / "previous.safetensors"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether a run can go on from where it was; temporary files do not count."""
+        return self.checkpoint.exists() or self.previous_checkpoint.exists()
+
+    @property
     def best(self) -> RunFolder:
         """Where the SAE with the lowest held-out FVU so far is kept, under the same names."""
         return RunFolder(self.checkpoints / "best")
@@ -62,6 +83,16 @@ class RunFolder:
     def feature_index(self, step: int) -> Path:
         return self.features / str(step)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed was in the middle of writing; for the one process
+        that works on the run.
+        """
+        for path in [*self.path.rglob(".*.tmp"), *self.path.rglob(".*.old")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def snapshots(self) -> list[int]:
         """Steps of the published feature indexes, ascending."""
         if not self.features.is_dir():
@@ -78,17 +109,44 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def published_file(path: Path) -> Generator[Path]:
-    """Yield a temporary path beside `path`; what was written there appears at `path` in one
-    rename.
+def room_needed(path: Path) -> Generator[None]:
+    """Raise `DiskFullError` instead of whatever is raised when a disk is full; `path` is what is
+    being written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except Exception as error:
+        if _is_for_want_of_room(error):
+            raise DiskFullError(
+                f"The disk that holds '{path}' is full. What was saved before is kept; make room "
+                "and go on from there."
+            ) from error
+        raise
+
+
+def _is_for_want_of_room(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return _NO_ROOM.search(str(error)) is not None
+
+
+@contextmanager
+def published_file(path: Path, *, keep: Path | None = None) -> Generator[Path]:
+    """Yield a temporary path beside `path`; what was written there appears at `path` in one
+    rename. What stood at `path` until then moves to `keep`.
+
+    Raises `DiskFullError`.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
+        with room_needed(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            if keep is not None and path.exists():
+                path.replace(keep)
+            temporary.replace(path)
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -97,23 +155,25 @@ def published_file(path: Path) -> Generator[Path]:
 def published_folder(path: Path) -> Generator[Path]:
     """Yield a temporary folder beside `path`; it appears whole, in one rename, replacing an
     older one.
+
+    Raises `DiskFullError`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        _sync(temporary)
-        if path.exists():
-            old = temporary.with_suffix(".old")
-            path.replace(old)
-            temporary.replace(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
-        _sync(path.parent)
+        with room_needed(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            _sync(temporary)
+            if path.exists():
+                old = temporary.with_suffix(".old")
+                path.replace(old)
+                temporary.replace(path)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(path)
+            _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -138,10 +138,12 @@ class Run:
         """Start from nothing: scale and first weights come from the first activations."""
         self.trainer.fit_input_(first_window, self.config.seed)
 
-    def restore(self) -> StreamState:
-        """Take everything from the checkpoint; return where the stream stood."""
+    def restore(self) -> tuple[StreamState, str | None]:
+        """Take everything from the checkpoint; return where the stream stood, and in a sentence why
+        that is not the newest checkpoint if it is not.
+        """
         trainer = self.trainer
-        state = load_checkpoint(self.folder, trainer)
+        state, notice = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self._fingerprint:
             raise UserError(
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
@@ -153,7 +155,7 @@ class Run:
             state.step,
         )
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
-        return state.stream
+        return state.stream, notice
 
     def step(
         self, batch: Float[Tensor, "n d_in"], stream: ActivationStream, clock: Clock
@@ -178,7 +180,11 @@ class Run:
             if not is_last:  # what the last step asks for is done once, by `finish`
                 yield from self._look_at_itself(step)
                 if _due(step, config.save_every):
+                    # Whoever stores the records has those of this step before its checkpoint is
+                    # there: a run that resumes from it leaves no gap.
+                    yield PhaseRecord(phase="saving a checkpoint")
                     self._save(stream)
+                    yield PhaseRecord(phase="training")
 
     def _look_at_itself(self, step: int) -> Iterator[AnyRecord]:
         """Held-out evaluation and feature snapshots while the run trains."""
@@ -198,6 +204,7 @@ class Run:
 
     def finish(self, stream: ActivationStream) -> Iterator[AnyRecord]:
         """Whatever ended the training: publish the SAE, evaluate it and build its features."""
+        yield PhaseRecord(phase="saving a checkpoint")
         self._save(stream)
         yield from self._heldout.open()
         yield PhaseRecord(phase="evaluating")

@@ -8,7 +8,7 @@ notebooks all just iterate. `train` is the same for one run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Literal
 
@@ -31,6 +31,7 @@ from sae_engine.schema.records import (
     FailureRecord,
     NoticeRecord,
     PhaseRecord,
+    StartRecord,
     StopRequest,
 )
 
@@ -68,6 +69,7 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
     assert len({config.pass_key for config in configs}) == 1, "these runs share no pass"
     for member in members:
         member.folder.path.mkdir(parents=True, exist_ok=True)
+        member.folder.remove_leftovers()
         with published_file(member.folder.config) as path:
             tree = member.config.model_dump(mode="json")
             path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
@@ -90,7 +92,7 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
             run = Run(member.config, member.folder, feed, heldout, StopSwitch(member.should_stop))
             runs.append(stack.enter_context(closing(run)))
             yield number, run.plan
-        resume = [member.resume and member.folder.checkpoint.exists() for member in members]
+        resume = [member.resume and member.folder.has_checkpoint for member in members]
         yield from _Pass(feed, runs).records(resume)
 
 
@@ -122,7 +124,7 @@ class _Pass:
 
     def _steps(self, resume: Sequence[bool]) -> Iterator[tuple[int, AnyRecord]]:
         """The training loop."""
-        state = self._restore(resume)
+        state = yield from self._restore(resume)
         yield from self._to_active(PhaseRecord(phase="reading the first activations"))
         clock = Clock(self._batch_size)
         self._stream = stream = ActivationStream(
@@ -148,9 +150,17 @@ class _Pass:
             for number, run in list(self._active.items()):
                 yield from self._step(number, run, batch[run.hook], clock)
 
-    def _restore(self, resume: Sequence[bool]) -> StreamState | None:
+    def _restore(
+        self, resume: Sequence[bool]
+    ) -> Generator[tuple[int, AnyRecord], None, StreamState | None]:
         """Where the runs stand that resume; None if they all begin."""
-        states = {run.restore() if resume[number] else None for number, run in self._active.items()}
+        states: set[StreamState | None] = set()
+        for number, run in self._active.items():
+            state, notice = run.restore() if resume[number] else (None, None)
+            states.add(state)
+            yield number, StartRecord(step=run.trainer.steps_done, tokens=run.tokens)
+            if notice is not None:
+                yield number, NoticeRecord(level="warning", message=notice)
         if len(states) > 1:
             raise UserError(
                 "These runs stand at different places in their training; resume them one by one."

@@ -33,10 +33,12 @@ def add_metrics(session: Session, run_id: str, records: Sequence[MetricsRecord])
         row.values = json.dumps(values, separators=(",", ":"))
 
 
-def forget_from(session: Session, run_id: str, step: int) -> None:
-    """Drop what a run measured and published at `step` and later: it resumed from before that."""
-    for table in (MetricsRow, SnapshotRow):
-        session.execute(delete(table).where(table.run_id == run_id, table.step >= step))
+def forget_after(session: Session, run_id: str, step: int) -> None:
+    """Drop what a run measured, published and told of steps after `step`: it goes on from
+    there.
+    """
+    for table in (MetricsRow, SnapshotRow, NoticeRow):
+        session.execute(delete(table).where(table.run_id == run_id, table.step > step))
 
 
 def metrics(

@@ -15,7 +15,6 @@ from backend.models import RunRow
 from backend.naming import named_config
 from backend.security import check_paths
 from backend.services import Server, Services
-from backend.shapes import has_checkpoint
 from sae_engine.preflight import check_config
 from sae_engine.presets import resolve_config
 from sae_engine.schema.api import SortOrder
@@ -136,7 +135,7 @@ def resume_run(run_id: str, server: Server) -> Run:
     """Queue an ended run to go on from its last checkpoint, on its own curve."""
     with server.database.writing() as session:
         row = repository.requeue(session, run_id)
-        if not has_checkpoint(server.settings.run_folder(run_id)):
+        if not server.settings.run_folder(run_id).has_checkpoint:
             raise ConflictError(
                 f"The run '{row.name}' ended before its first checkpoint; try it again from its "
                 "beginning (retry).",

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from sae_engine.errors import UserError
+from sae_engine.errors import DiskFullError, UserError
 from sae_engine.feature_export.html import export_html
 from sae_engine.feature_export.neuronpedia import export_jsonl, export_neuronpedia
 from sae_engine.feature_export.parquet import export_parquet
@@ -60,11 +60,11 @@ def expected_bytes(source: ExportSource, format: FeatureFormat) -> int:
 
 
 def check_room(target: Path, wanted_bytes: int) -> None:
-    """Raise `UserError` if the disk that `target` lies on has less room than wanted."""
+    """Raise `DiskFullError` if the disk that `target` lies on has less room than wanted."""
     existing = next(path for path in target.absolute().parents if path.exists())
     free = shutil.disk_usage(existing).free
     if free < wanted_bytes:
-        raise UserError(
+        raise DiskFullError(
             f"The export may take {wanted_bytes / 1e9:.1f} GB, and the disk of '{existing}' has "
             f"{free / 1e9:.1f} GB left; make room, or export to another disk."
         )

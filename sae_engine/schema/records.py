@@ -41,6 +41,17 @@ class PlanRecord(Record):
     device: str
 
 
+class StartRecord(Record):
+    """Training begins or goes on after `step`; what was reported of later steps, before the run was
+    cut off, holds no more.
+    """
+
+    kind: Literal["start"] = "start"
+    step: int
+    """0 for a run from its beginning."""
+    tokens: int
+
+
 class MetricsRecord(Record):
     """Values measured at one step. `time` is seconds of training before it, earlier starts
     included.
@@ -96,6 +107,7 @@ class FailureRecord(Record):
 AnyRecord = (
     PhaseRecord
     | PlanRecord
+    | StartRecord
     | MetricsRecord
     | SnapshotRecord
     | NoticeRecord

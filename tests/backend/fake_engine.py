@@ -26,6 +26,7 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
     SnapshotRecord,
+    StartRecord,
     StopRequest,
 )
 
@@ -86,6 +87,7 @@ def _train(
     if action == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     first = int(folder.checkpoint.read_text()) + 1 if resume else 1
+    yield StartRecord(step=first - 1, tokens=(first - 1) * BATCH_TOKENS)
     for step in range(first, TOTAL_STEPS + 1):
         yield measured(step)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -68,16 +68,16 @@ def test_a_step_measured_again_overwrites_the_same_names_only(database: Database
     assert series.series == {"fvu": [0.4, 0.3], "l0": [4.0, None], "eval_fvu": [0.6, None]}
 
 
-def test_forgetting_from_a_step_leaves_what_was_before_it(database: Database) -> None:
+def test_forgetting_after_a_step_leaves_what_was_there_and_before(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
         repository.add_metrics(session, run_id, [record(step, fvu=1.0) for step in (1, 5, 9)])
         for step in (1, 5, 9):
             snapshot = SnapshotRecord(step=step, tokens=1, index_tokens=1, seconds=0.1, final=False)
             repository.add_snapshot(session, run_id, snapshot)
-        repository.forget_from(session, run_id, 5)
-        assert [row.step for row in repository.metrics(session, run_id)] == [1]
-        assert [row.step for row in repository.snapshots(session, run_id)] == [1]
+        repository.forget_after(session, run_id, 5)
+        assert [row.step for row in repository.metrics(session, run_id)] == [1, 5]
+        assert [row.step for row in repository.snapshots(session, run_id)] == [1, 5]
 
 
 def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -> None:

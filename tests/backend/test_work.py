@@ -24,6 +24,7 @@ from sae_engine.schema.records import (
     MetricsRecord,
     PhaseRecord,
     PlanRecord,
+    StartRecord,
     StopRequest,
 )
 from tests.backend.fake_engine import TOTAL_STEPS, measured
@@ -193,12 +194,29 @@ def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:
     assert (row.tokens_per_second, row.eta_seconds) == (None, None)
 
 
+def test_what_a_resumed_run_measures_at_its_checkpoint_is_added_to_what_was_there(
+    bench: Bench,
+) -> None:
+    """A run that was cut off after its last step evaluates there anew."""
+    first = Recorder(bench.database, bench.task)
+    first.record(measured(9))
+    first.record(PhaseRecord(phase="saving a checkpoint"))
+    second = Recorder(bench.database, bench.task)
+    second.record(StartRecord(step=9, tokens=900))
+    second.record(MetricsRecord(step=9, tokens=900, time=5.0, values={"eval_fvu": 0.25}))
+    second.record(PhaseRecord(phase="training"))
+    with bench.database.reading() as session:
+        [point] = repository.metrics(session, bench.id)
+    assert json.loads(point.values) == measured(9).values | {"eval_fvu": 0.25}
+
+
 def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
     first = Recorder(bench.database, bench.task)
     for step in range(1, 15):
         first.record(measured(step))
     first.record(PhaseRecord(phase="killed here, checkpoint at 10"))
     second = Recorder(bench.database, bench.task)
+    second.record(StartRecord(step=10, tokens=1000))
     for step in (11, 12):
         second.record(measured(step))
     second.record(PhaseRecord(phase="training"))

@@ -263,3 +263,22 @@ def test_a_gemma_model_in_float16_trains_and_its_danger_is_said(model_folders, t
     assert [notice.level for notice in notices] == ["warning"]
     assert isinstance(records[-1], EndRecord)
     assert records[-1].reason == "finished"
+
+
+def test_what_was_measured_is_told_before_its_checkpoint_is_there(
+    config: RunConfig, tmp_path: Path
+):
+    """Whoever stores records in batches learns in time that a checkpoint will refer to them."""
+    folder = RunFolder(tmp_path)
+    before: bytes | None = None
+    waiting: set[int] = set()
+    for record in train(config, folder):
+        now = folder.checkpoint.read_bytes() if folder.checkpoint.exists() else None
+        if now != before:
+            assert not waiting
+        before = now
+        if isinstance(record, MetricsRecord):
+            waiting.add(record.step)
+        else:
+            waiting.clear()
+    assert before is not None

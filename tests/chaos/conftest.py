@@ -1,0 +1,25 @@
+"""An undisturbed run that the broken ones are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.chaos.workbench import QUICK, Workbench, opened
+
+
+class Twin(NamedTuple):
+    """A finished run and the server that answers for it."""
+
+    workbench: Workbench
+    run_id: str
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twin]:
+    with opened(tmp_path_factory.mktemp("twin") / "data", QUICK) as workbench:
+        run_id = workbench.create("undisturbed")
+        workbench.wait_for_status(run_id, "finished")
+        yield Twin(workbench, run_id)

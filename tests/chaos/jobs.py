@@ -1,0 +1,28 @@
+"""Jobs of the real engine that read little text before their first step, so that they can be broken
+often: `python -m tests.chaos.jobs <run_id> ...`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from backend import job
+
+TOKENS_PER_BLOCK = 512
+
+
+def quick_job(run_ids: Sequence[str]) -> list[str]:
+    """The command line of such a job."""
+    return [sys.executable, "-m", "tests.chaos.jobs", *run_ids]
+
+
+def main() -> int:
+    from sae_engine import activations
+
+    activations.TOKENS_PER_BLOCK = TOKENS_PER_BLOCK
+    return job.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Disks that fill up, that cannot be written, that damage what they hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sae_engine.schema.runs import Run
+from tests.chaos.conftest import Twin
+from tests.chaos.workbench import (
+    FAKE,
+    QUICK,
+    UP,
+    Workbench,
+    assert_like_its_twin,
+    assert_prefix,
+    assert_whole,
+    opened,
+)
+
+DISK_BYTES = 64 * 2**20
+
+
+@contextmanager
+def mounted(path: Path, *options: str) -> Iterator[Path]:
+    """A small disk of its own at `path`."""
+    path.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={DISK_BYTES}", *options])]
+    done = subprocess.run([*command, "chaos", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        assert os.environ.get("CI") != "true", done.stderr
+        pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+class Ballast:
+    """What fills a disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "ballast"
+
+    def leave(self, num_bytes: int) -> None:
+        """Fill the disk until so much is free."""
+        free = shutil.disk_usage(self._path.parent).free
+        with self._path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, free - num_bytes))
+
+    def drop(self) -> None:
+        self._path.unlink()
+
+
+def failed_for_want_of_room(workbench: Workbench, run_id: str) -> Run:
+    run = workbench.wait_for_status(run_id, "failed")
+    assert run.error is not None
+    assert run.error.type == "DiskFullError"
+    assert run.error.message.startswith("The disk that holds ")
+    assert "is full" in run.error.message
+    assert run.resumable
+    assert_whole(workbench, run_id)
+    return run
+
+
+def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
+    twin: Twin, tmp_path: Path
+) -> None:
+    """Full for the database, then for a checkpoint or whatever is written first, then for a feature
+    index while checkpoints still fit; after each, room is made and the run goes on.
+    """
+    with (
+        mounted(tmp_path / "data") as data,
+        mounted(data / "runs") as runs,
+        opened(data, QUICK) as workbench,
+    ):
+        points = twin.workbench.metrics(twin.run_id)
+        run_id = workbench.create("disturbed")
+
+        workbench.wait_for_step(run_id, 10)
+        ballast = Ballast(data)
+        ballast.leave(0)
+        job = workbench.job_of(run_id)
+        assert job is not None
+        job.wait(timeout=60)
+        assert workbench.run(run_id).status in ("running", "failed")
+        refused = workbench.http.post("/api/runs", json={"preset": "quick-test"})
+        assert refused.status_code == 507
+        assert "is full" in refused.json()["detail"]
+        ballast.drop()
+        failed_for_want_of_room(workbench, run_id)
+        assert_prefix(workbench, run_id, points)
+
+        step = workbench.run(run_id).progress.step
+        ballast = Ballast(runs)
+        checkpoint = workbench.folder(run_id).checkpoint.stat().st_size
+        for room, what in (
+            (checkpoint // 2, r"/checkpoints/|/features/"),
+            (checkpoint * 5 // 4, r"/features/|/index_corpus/"),
+        ):
+            workbench.resume(run_id)
+            workbench.wait_for_step(run_id, step + 9)
+            ballast.leave(room)
+            run = failed_for_want_of_room(workbench, run_id)
+            assert run.error is not None
+            assert re.search(what, run.error.message)
+            assert_prefix(workbench, run_id, points)
+            ballast.drop()
+            step = run.progress.step
+
+        workbench.resume(run_id)
+        assert_like_its_twin(workbench, run_id, *twin)
+
+
+def test_a_data_folder_that_cannot_be_written_is_named_at_the_start(tmp_path: Path) -> None:
+    with mounted(tmp_path / "data", "ro") as data:
+        done = subprocess.run(
+            [*UP, "--data-dir", str(data)], capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 2
+    assert f"Cannot write to the data folder '{data}' (Read-only file system)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
+    twin: Twin, tmp_path: Path
+) -> None:
+    with opened(tmp_path / "data", QUICK) as workbench:
+        run_id = workbench.create("disturbed")
+        folder = workbench.folder(run_id)
+        workbench.wait_for_step(run_id, 20)
+        job = workbench.job_of(run_id)
+        assert job is not None
+        job.kill()
+        assert workbench.wait_for_status(run_id, "interrupted").resumable
+        content = bytearray(folder.checkpoint.read_bytes())
+        content[len(content) // 2] ^= 1
+        folder.checkpoint.write_bytes(content)
+        workbench.resume(run_id)
+        assert_like_its_twin(workbench, run_id, *twin)
+        [notice] = [text for text in workbench.notices(run_id) if "checkpoint" in text]
+        assert f"'{folder.checkpoint}' is damaged" in notice
+        assert "goes on from the checkpoint before, at step" in notice
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "acts.npy", "latent_starts.npy", "vocabulary_bytes.npy"]
+)
+def test_a_truncated_index_is_named_and_the_other_snapshots_answer(
+    twin: Twin, tmp_path: Path, name: str
+) -> None:
+    with opened_copy(twin, tmp_path) as workbench:
+        older, newest = workbench.snapshots(twin.run_id)[-2:]
+        features = f"/api/runs/{twin.run_id}/features"
+        assert workbench.http.get(features).is_success
+        path = workbench.folder(twin.run_id).feature_index(newest) / name
+        path.write_bytes(path.read_bytes()[:-16])
+        workbench.kill()
+        workbench.start()
+        answer = workbench.http.get(features)
+        assert answer.status_code == 409
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert name in answer.json()["detail"]
+        assert str(newest) in answer.json()["detail"]
+        assert workbench.http.get(features, params={"snapshot": older}).is_success
+
+
+@contextmanager
+def opened_copy(twin: Twin, tmp_path: Path) -> Iterator[Workbench]:
+    """A server on a copy of the undisturbed run's data."""
+    data = tmp_path / "data"
+    shutil.copytree(twin.workbench.data_dir, data)
+    with opened(data, FAKE) as workbench:
+        yield workbench

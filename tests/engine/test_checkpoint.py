@@ -1,0 +1,137 @@
+"""The newest checkpoint and the one before: what is kept, and what a damaged one costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sae_engine.activations import StreamState
+from sae_engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from sae_engine.corpus import Cursor
+from sae_engine.errors import DiskFullError, UserError
+from sae_engine.files import RunFolder, published_file
+from sae_engine.sae import TopKSAE
+from sae_engine.schema.config import SAEConfig, TrainConfig
+from sae_engine.trainer import Budget, SAETrainer
+
+
+def trainer_of(value: float) -> SAETrainer:
+    """A trainer whose weights tell which one it is."""
+    sae = TopKSAE(4, 16, 2)
+    trainer = SAETrainer(sae, SAEConfig(d_sae=16, k=2), TrainConfig(), Budget(10, 640))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.fill_(value)
+    return trainer
+
+
+def state_at(step: int) -> TrainState:
+    stream = StreamState(2, 7, Cursor(3, 1))
+    return TrainState(step, step * 64, 1.5, 0.5, 2.0, math.inf, stream, "same")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """With checkpoints of steps 1, 2 and 3, each over the ones before."""
+    folder = RunFolder(tmp_path / "run")
+    for step in (1, 2, 3):
+        save_checkpoint(folder, trainer_of(float(step)), state_at(step))
+    return folder
+
+
+def loaded(folder: RunFolder) -> tuple[TrainState, float, str | None]:
+    trainer = trainer_of(0.0)
+    state, notice = load_checkpoint(folder, trainer)
+    [weight] = {p.unique().item() for p in trainer.sae.parameters()}
+    return state, weight, notice
+
+
+def test_the_newest_state_comes_back_and_the_one_before_is_kept(folder: RunFolder):
+    assert loaded(folder) == (state_at(3), 3.0, None)
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
+        "last.safetensors",
+        "previous.safetensors",
+    ]
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _spoil_the_header(path: Path) -> None:
+    path.write_bytes(b"\xff" * 64 + path.read_bytes()[64:])
+
+
+DAMAGES = [_flip_a_bit, _truncate, _empty, _spoil_the_header, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+    folder: RunFolder, damage: Callable[[Path], object]
+):
+    damage(folder.checkpoint)
+    assert folder.has_checkpoint
+    state, weight, notice = loaded(folder)
+    assert (state, weight) == (state_at(2), 2.0)
+    assert notice is not None
+    assert str(folder.checkpoint) in notice
+    assert "step 2" in notice
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
+def test_where_both_are_damaged_the_older_is_named(
+    folder: RunFolder, damage: Callable[[Path], object]
+):
+    damage(folder.checkpoint)
+    damage(folder.previous_checkpoint)
+    with pytest.raises(UserError, match=r"checkpoint.*last|checkpoint.*previous"):
+        loaded(folder)
+
+
+def test_a_checkpoint_without_a_checksum_is_read(folder: RunFolder):
+    """Earlier versions wrote none."""
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(folder.checkpoint, framework="pt") as file:
+        described = file.metadata()["state"]
+    start = described.index('"checksum"')
+    older = described[:start] + described[described.index(",", start) + 2 :]
+    save_file(load_file(folder.checkpoint), folder.checkpoint, metadata={"state": older})
+    assert loaded(folder) == (state_at(3), 3.0, None)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError("4096 requested and 512 written"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["system", "numpy", "safetensors"],
+)
+def test_a_full_disk_is_named_and_leaves_what_was_there(folder: RunFolder, error: Exception):
+    before = {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()}
+
+    def write_half() -> None:
+        with published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path:
+            path.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(DiskFullError, match=r"The disk that holds .*last.* is full"):
+        write_half()
+    assert {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()} == before
