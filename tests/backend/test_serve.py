@@ -67,7 +67,7 @@ def up(tmp_path: Path, **environment: str) -> Iterator[Up]:
 
 def test_pages_api_and_its_docs_share_a_port_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     with up(tmp_path) as server:
-        assert server.http.get("/api/runs").json() == {"items": [], "next_cursor": None}
+        assert server.http.get("/api/runs").json() == {"items": [], "next_cursor": None, "total": 0}
         assert "<title>" in server.http.get("/").text
         assert server.http.get("/_stcore/health").is_success
         assert server.http.get("/api/docs").is_success
