@@ -16,9 +16,9 @@ from sae_engine.schema.runs import Run, RunStatus
 # Links are real ones (middle click, copy address). A plain click moves within the session, as the
 # browser's Back does, instead of loading everything anew. Those with data-set change values of the
 # address at hand; they get their own when they are pointed at, as a long one many times over would
-# be too much.
+# be too much. Buttons with data-act tell the program what they say.
 _LINKS_JS = """
-export default function ({ data, parentElement }) {
+export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".wb-block");
   if (root.wbHtml !== data) { root.innerHTML = data; root.wbHtml = data; }
   const resolve = (event) => {

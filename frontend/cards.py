@@ -87,6 +87,8 @@ def fraction_done(run: Run) -> float | None:
     if run.status == "finished":
         return 1.0
     at = run.progress
+    if run.status == "queued" and not at.total_steps:
+        return 0.0
     preparing = run.status == "running" and at.step == 0
     return at.step / at.total_steps if at.total_steps and not preparing else None
 

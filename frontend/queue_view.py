@@ -36,7 +36,8 @@ def show_queue(waiting: Sequence[Run]) -> None:
         f'<tr><td class="num">{run.queue_position}</td>'
         f"<td>{link('run', f'<strong>{escaped(run.name)}</strong>', {'id': run.id}, css='wb-name')}"
         f'<span class="wb-sub">{escaped(run.waiting_for or "")}</span></td>'
-        f'<td class="num">{age(run.created_at)}</td><td class="wb-acts">{_moves(run)}'
+        f'<td class="num">{age(run.created_at)}</td>'
+        f'<td class="wb-acts">{_moves(run, last=run is waiting[-1])}'
         f"{act_button('stop', run.id, '✕', 'Take out of the queue')}</td></tr>"
         for run in waiting
     )
@@ -45,12 +46,12 @@ def show_queue(waiting: Sequence[Run]) -> None:
     _carry_out(show_acting(f"{table}</table>", key="queue"), waiting)
 
 
-def _moves(run: Run) -> str:
+def _moves(run: Run, *, last: bool = False) -> str:
     first = run.queue_position == 1
     return (
         act_button("front", run.id, "⤒", "Move to front", enabled=not first)
         + act_button("up", run.id, "↑", "Move up", enabled=not first)
-        + act_button("down", run.id, "↓", "Move down")
+        + act_button("down", run.id, "↓", "Move down", enabled=not last)
     )
 
 

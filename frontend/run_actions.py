@@ -56,21 +56,21 @@ def _do(action: Callable[[], object]) -> None:
 
 
 def _edit(run: Run) -> None:
-    name = st.text_input("Name", value=run.name, max_chars=200, key=f"name:{run.id}").strip()
-    tags = st.multiselect(
-        "Tags",
-        list(dict.fromkeys([*run.tags, *known_tags()])),
-        default=run.tags,
-        key=f"tags:{run.id}",
-        accept_new_options=True,
-        placeholder="Type a tag and press Enter",
-    )
-    notes = st.text_area("Notes", value=run.notes, max_chars=20_000, key=f"notes:{run.id}")
-    new = {"name": name, "tags": tags, "notes": notes}
-    old = {"name": run.name, "tags": run.tags, "notes": run.notes}
-    changed = {field: value for field, value in new.items() if value != old[field]}
-    if st.button("Save", key="save", type="primary", disabled=not changed or not name):
-        _do(lambda: client().update_run(run.id, RunPatch.model_validate(changed)))
+    with st.form(f"edit:{run.id}", border=False):  # also takes what is typed and not yet entered
+        name = st.text_input("Name", run.name, max_chars=200, key=f"name:{run.id}").strip()
+        tags = st.multiselect(
+            "Tags",
+            list(dict.fromkeys([*run.tags, *known_tags()])),
+            default=run.tags,
+            key=f"tags:{run.id}",
+            accept_new_options=True,
+            placeholder="Type a tag and press Enter",
+        )
+        notes = st.text_area("Notes", run.notes, max_chars=20_000, key=f"notes:{run.id}")
+        saved = st.form_submit_button("Save", key="save", type="primary")
+    if saved:
+        new = {"name": name or run.name, "tags": tags, "notes": notes}
+        _do(lambda: client().update_run(run.id, RunPatch.model_validate(new)))
 
 
 def _put_away(run: Run) -> None:

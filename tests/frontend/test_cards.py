@@ -71,6 +71,8 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
         ("running", 50, None, None),
         ("running", 0, 200, None),
         ("stopped", 0, 200, 0.0),
+        ("queued", 0, None, 0.0),
+        ("queued", 50, 200, 0.25),
         ("finished", 50, None, 1.0),
     ],
 )
