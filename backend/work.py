@@ -300,6 +300,6 @@ class Recorder:
                     action(session)
                 return
             except OperationalError as error:
-                if attempt == MAX_WRITE_TRIES or "locked" not in str(error):
+                if attempt == MAX_WRITE_TRIES or "lock" not in str(error.orig):
                     raise
                 _log.warning("the database is locked, trying again: %s", error)
