@@ -1,7 +1,8 @@
 """The database connection: how transactions begin, and which version of the tables is accepted.
 
-Writers take the write lock at once (`BEGIN IMMEDIATE`), so that two of them wait for each other
-instead of failing half-way; readers never wait (write-ahead log).
+Writers take turns: each takes the write lock at once (`BEGIN IMMEDIATE`, on PostgreSQL an advisory
+lock), so that two of them wait for each other instead of failing half-way or undoing each other.
+Readers never wait and see one moment (write-ahead log, `REPEATABLE READ`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from sqlalchemy.orm import Session, sessionmaker
 from backend.migrations import UnknownRevisionError, head, upgrade
 from sae_engine.errors import UserError
 
-BUSY_TIMEOUT_SECONDS = 30.0
+BUSY_TIMEOUT_SECONDS = 30
 DISK_FULL = (
     "The disk that holds the database is full. What was saved before is kept; make room and go on "
     "from there."
 )
+WRITERS_LOCK = 5_389_001
+"""PostgreSQL knows advisory locks by number only."""
 
 
 class Database:
@@ -36,13 +39,15 @@ class Database:
             self.engine = create_engine(
                 self._url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None}
             )
-            _use_explicit_transactions(self.engine)
+            _use_sqlite(self.engine)
+            readers = self.engine
         else:
             self.engine = create_engine(self._url, pool_pre_ping=True)
-        self._reading = sessionmaker(self.engine, expire_on_commit=False)
-        self._writing = sessionmaker(
-            self.engine.execution_options(writes=True), expire_on_commit=False
-        )
+            event.listen(self.engine, "begin", _take_turns)
+            readers = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        writers = self.engine.execution_options(writes=True)
+        self._reading = sessionmaker(readers, expire_on_commit=False)
+        self._writing = sessionmaker(writers, expire_on_commit=False)
 
     @contextmanager
     def reading(self) -> Generator[Session]:
@@ -60,15 +65,19 @@ class Database:
 
     def prepare(self) -> None:
         """Make the tables where there are none and bring older ones up to date; raises `UserError`
-        for tables of a later version.
+        for tables of a later version, and for a database that does not answer.
         """
-        if self._is_sqlite and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-            with self.engine.connect() as connection:
-                _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
         try:
+            if self._is_sqlite and self._url.database:
+                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+                with self.engine.connect() as connection:
+                    _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
             with self.writing() as session:
                 upgrade(session.connection())
+        except OperationalError as error:
+            raise UserError(
+                f"The database {self._url.render_as_string()} cannot be used: {error.orig}".rstrip()
+            ) from error
         except UnknownRevisionError as error:
             raise UserError(
                 f"The tables of the database {self._url.render_as_string()} are of revision "
@@ -98,7 +107,14 @@ def lacks_room(error: OperationalError) -> bool:
     return any(words in str(error.orig) for words in ("disk is full", "No space left"))
 
 
-def _use_explicit_transactions(engine: Engine) -> None:
+def _take_turns(connection: Connection) -> None:
+    """On PostgreSQL: a lock that a writer keeps until its transaction ends."""
+    if connection.get_execution_options().get("writes", False):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+
+
+def _use_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # pyright: ignore[reportUnusedFunction]
         _run(connection, "PRAGMA foreign_keys = ON")

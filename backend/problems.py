@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -85,6 +85,12 @@ def install(app: FastAPI) -> None:
         fields = error.problems if isinstance(error, ConfigError) else None
         return ProblemResponse(422, str(error), kind="invalid", errors=fields)
 
+    async def not_storable(_: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, DataError)
+        reason = next(iter(str(error.orig).splitlines()), "it gave no reason")
+        detail = f"The database cannot hold one of these values: {reason}. Send it without that."
+        return ProblemResponse(422, detail, kind="invalid")
+
     async def invalid_request(_: Request, error: Exception) -> ProblemResponse:
         assert isinstance(error, RequestValidationError)
         fields = [_field_problem(e) for e in error.errors()]
@@ -116,6 +122,7 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(UserError, user_error)
+    app.add_exception_handler(DataError, not_storable)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(OperationalError, database_error)

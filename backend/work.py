@@ -303,6 +303,6 @@ class Recorder:
             except OperationalError as error:
                 if lacks_room(error):
                     raise DiskFullError(DISK_FULL) from error
-                if attempt == MAX_WRITE_TRIES or "locked" not in str(error):
+                if attempt == MAX_WRITE_TRIES or "lock" not in str(error.orig):
                     raise
                 _log.warning("the database is locked, trying again: %s", error)

@@ -251,9 +251,9 @@ def sparkline(values: Sequence[MetricValue], *, width: int = 120, height: int = 
     points = finite[(len(finite) - 1) % stride :: stride]
     low, high = min(points), max(points)
     across = width / max(1, len(points) - 1)
-    span = high - low or 1.0
+    span = high / 2 - low / 2 or 1.0  # by halves: the whole may be beyond what a float holds
     path = " ".join(
-        f"{i * across:.1f},{height - 2 - (height - 4) * ((value - low) / span):.1f}"
+        f"{i * across:.1f},{height - 2 - (height - 4) * ((value / 2 - low / 2) / span):.1f}"
         for i, value in enumerate(points)
     )
     return f'{head}<polyline points="{path}"/></svg>'

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError
 from backend.models import RunRow
 
-QUEUE_ORDER = (RunRow.queue_rank, RunRow.queued_at, RunRow.seq)
+QUEUE_ORDER = (RunRow.queue_rank.nulls_first(), RunRow.queued_at, RunRow.seq)
 
 
 def queued_runs(session: Session) -> Sequence[RunRow]:

@@ -142,12 +142,9 @@ def fail_run(
     session: Session, run_id: str, status: RunStatus, *, kind: str, message: str, log_tail: str
 ) -> bool:
     """Record that a run `failed` or was `interrupted`, and why; False if it had ended already."""
-    return executed(
-        session,
-        _ending(run_id, status).values(
-            error_type=kind, error_message=message, error_log_tail=log_tail
-        ),
-    )
+    told = {"error_type": kind, "error_message": message, "error_log_tail": log_tail}
+    storable = {name: text.replace("\0", "\N{SYMBOL FOR NULL}") for name, text in told.items()}
+    return executed(session, _ending(run_id, status).values(storable))
 
 
 def update_run(session: Session, run_id: str, **values: Any) -> None:

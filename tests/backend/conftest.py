@@ -20,6 +20,7 @@ from backend.models import RunRow
 from backend.settings import Settings
 from sae_engine.schema.runs import Run
 from tests.backend.fake_engine import fake_job
+from tests.backend.postgres import MISSING, Postgres, find_programs, running_server
 
 DEADLINE_SECONDS = 60.0
 URL = "http://127.0.0.1"
@@ -33,13 +34,44 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is marked `both_databases` runs on SQLite and on PostgreSQL."""
+    marked = metafunc.definition.get_closest_marker("both_databases") is not None
+    if marked and "database_url" in metafunc.fixturenames:
+        kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
+        metafunc.parametrize("database_url", kinds, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server; without its programs, tests fail where all must pass and are skipped elsewhere."""
+    programs = find_programs()
+    if programs is None:
+        assert not os.environ.get("CI"), MISSING
+        pytest.skip(MISSING)
+    with running_server(programs) as server:
+        yield server
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data")
+def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """None is an SQLite file in the data folder."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        yield None
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
+    return Settings(data_dir=tmp_path / "data", database_url=database_url)
 
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
     database.prepare()
     yield database

@@ -18,6 +18,8 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
 from tests.backend.conftest import create, wait_for_status
 
+pytestmark = pytest.mark.both_databases
+
 STEPS = 30
 
 

@@ -48,9 +48,10 @@ def served() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, served: Endpoint) -> Settings:
+def settings(tmp_path: Path, served: Endpoint, database_url: str | None) -> Settings:
     return Settings(
         data_dir=tmp_path / "data",
+        database_url=database_url,
         labels_base_url=served.url,
         labels_model=MODEL,
         labels_api_key=SecretStr(KEY),
@@ -113,6 +114,7 @@ def put(client: TestClient, run_id: str, feature: int, text: str, **more: Any) -
     assert client.put(path, json={"label": text, **more}).status_code == 200
 
 
+@pytest.mark.both_databases
 def test_a_label_is_scored_on_contexts_that_the_explainer_was_not_shown(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
@@ -150,6 +152,7 @@ def test_the_list_and_the_page_of_a_feature_have_the_label(
     assert feature in [row["index"] for row in found]
 
 
+@pytest.mark.both_databases
 def test_a_label_that_a_person_writes_meanwhile_is_kept(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
@@ -168,6 +171,7 @@ def test_a_label_that_a_person_writes_meanwhile_is_kept(
     assert (other.origin.author, other.starred, other.notes) == ("model", True, "look here")
 
 
+@pytest.mark.both_databases
 def test_a_person_who_changes_a_models_label_becomes_its_author_and_one_who_stars_does_not(
     client: TestClient, run_id: str, index: FeatureIndex
 ) -> None:
@@ -233,6 +237,7 @@ def test_without_prices_there_is_no_cost(
     assert client.post(f"/api/runs/{run_id}/labels/estimate", json=body).json()["cost"] is None
 
 
+@pytest.mark.both_databases
 def test_a_labeling_can_be_cancelled_and_another_begun(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
@@ -375,6 +380,7 @@ def test_an_endpoint_that_stays_broken_ends_the_job_instead_of_being_asked_for_e
     assert "answered 500: out of memory" in job.problem
 
 
+@pytest.mark.both_databases
 def test_a_job_whose_server_is_gone_is_said_to_be_interrupted(
     client: TestClient, database: Database, run_id: str
 ) -> None:
@@ -399,6 +405,7 @@ def test_a_server_that_ends_interrupts_its_jobs(
     assert (row.status, row.labeled) == ("interrupted", 0)
 
 
+@pytest.mark.both_databases
 def test_a_run_that_is_deleted_ends_its_labeling(
     client: TestClient, database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
@@ -420,7 +427,7 @@ def _labeling_threads() -> list[str]:
 def test_without_an_endpoint_the_answer_names_what_to_set(
     tmp_path: Path, database: Database, settings: Settings, run_id: str
 ) -> None:
-    plain = Settings(data_dir=settings.data_dir)
+    plain = Settings(data_dir=settings.data_dir, database_url=settings.database_url)
     with TestClient(create_app(plain, command=fake_job), URL) as client:
         for path in ("labels", "labels/estimate"):
             answer = client.post(f"/api/runs/{run_id}/{path}", json={})
@@ -437,6 +444,7 @@ def test_a_feature_that_does_not_exist_is_named(client: TestClient, run_id: str)
     assert client.get("/api/runs/nobody/labels").status_code == 404
 
 
+@pytest.mark.both_databases
 def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
     database: Database, run_id: str
 ) -> None:

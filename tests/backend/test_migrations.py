@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import text
+from sqlalchemy import JSON, Boolean, DateTime, MetaData, Table, insert, select, text
 
 from backend import repository
 from backend.curves import metrics_series
@@ -20,9 +23,10 @@ from backend.db import Database, open_database
 from backend.label_repository import written_labels
 from backend.migrations import SCRIPTS, head
 from backend.models import Base
-from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
+from sae_engine.schema.records import MetricsRecord
+from tests.backend.postgres import Postgres
 from tests.backend.version_1 import ROWS, RUN_ID, make_version_1
 
 
@@ -47,10 +51,12 @@ def difference_from_models(database: Database) -> object:
         return compare_metadata(context, Base.metadata)
 
 
+@pytest.mark.both_databases
 def test_a_new_database_has_the_tables_of_the_models(database: Database) -> None:
     assert difference_from_models(database) == []
 
 
+@pytest.mark.both_databases
 def test_a_table_that_differs_from_its_model_would_be_noticed(database: Database) -> None:
     with database.writing() as session:
         session.execute(text("ALTER TABLE label_jobs DROP COLUMN problem"))
@@ -149,9 +155,64 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(
     assert content(path) == before
 
 
-def test_servers_that_start_at_once_prepare_it_once(settings: Settings) -> None:
-    url = settings.resolved_database_url
-    databases = [Database(url) for _ in range(4)]
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def empty_url(request: pytest.FixtureRequest, path: Path) -> Iterator[str]:
+    """A database without tables."""
+    if request.param == "sqlite":
+        path.parent.mkdir()
+        yield f"sqlite:///{path}"
+        return
+    postgres: Postgres = request.getfixturevalue("postgres")
+    with postgres.database(empty=True) as url:
+        yield url
+
+
+def test_rows_of_revision_3_are_kept_and_their_tables_take_larger_counts(empty_url: str) -> None:
+    database = Database(empty_url)
+    with database.writing() as session:
+        connection = session.connection()
+        context = MigrationContext.configure(connection)
+        with Operations.context(context):
+            for number in (1, 2, 3):
+                SCRIPTS.get_revision(f"{number:04}").module.upgrade()
+        context.stamp(SCRIPTS, "0003")
+        tables = MetaData()
+        tables.reflect(connection)
+        old = {n: _typed(tables.tables[n], rows) for n, rows in ROWS.items() if n in tables.tables}
+        for name, rows in old.items():
+            connection.execute(insert(tables.tables[name]), rows)
+    database.prepare()
+    with database.writing() as session:
+        for name, rows in old.items():
+            columns = [tables.tables[name].c[column] for column in rows[0]]
+            kept = session.execute(select(*columns).order_by(*columns[:2]))
+            assert [dict(row) for row in kept.mappings()] == rows, name
+        record = MetricsRecord(step=30, tokens=2**40, time=2.0, values={})
+        repository.add_metrics(session, RUN_ID, [record])
+    assert difference_from_models(database) == []
+    database.close()
+
+
+def _typed(table: Table, rows: list[tuple[object, ...]]) -> list[dict[str, Any]]:
+    """Rows of version 1, whose columns come first, as values of the types of their columns."""
+    typed: list[dict[str, Any]] = []
+    for row in rows:
+        values: dict[str, Any] = {}
+        for column, value in zip(table.columns, row, strict=False):
+            if value is not None and isinstance(column.type, DateTime):
+                zone = UTC if column.type.timezone else None
+                value = datetime.fromisoformat(str(value)).replace(tzinfo=zone)
+            elif value is not None and isinstance(column.type, Boolean):
+                value = bool(value)
+            elif isinstance(column.type, JSON):
+                value = json.loads(str(value))
+            values[column.name] = value
+        typed.append(values)
+    return sorted(typed, key=lambda values: list(values.values())[:2])
+
+
+def test_servers_that_start_at_once_prepare_it_once(empty_url: str) -> None:
+    databases = [Database(empty_url) for _ in range(4)]
     failures: list[BaseException] = []
 
     def prepare(database: Database) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
+from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session
@@ -18,6 +20,8 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord, StopRequest
 from sae_engine.schema.runs import RunPatch, RunStatus
 from tests.backend.conftest import claim_next
+
+pytestmark = pytest.mark.both_databases
 
 STATUSES: list[RunStatus] = [
     "queued",
@@ -253,3 +257,51 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
     with database.reading() as session:
         notes = repository.get_run(session, run_id).notes
     assert sorted(notes) == sorted("ab" * 20)
+
+
+def test_what_a_log_holds_is_storable_whatever_it_is(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session, status="running").id
+        assert repository.fail_run(
+            session, run_id, "failed", kind="SomeError", message="a\0b", log_tail="\0\x1b[1m é\n"
+        )
+    with database.reading() as session:
+        row = repository.get_run(session, run_id)
+    assert (row.error_message, row.error_log_tail) == ("a␀b", "␀\x1b[1m é\n")
+
+
+def test_more_tokens_are_counted_than_32_bits_hold(database: Database) -> None:
+    many = 10**12
+    with database.writing() as session:
+        run_id = add(session, status="running").id
+        measured = MetricsRecord(step=1, tokens=many, time=1.0, values={"fvu": 0.5})
+        repository.add_metrics(session, run_id, [measured])
+        repository.update_run(session, run_id, tokens=many, total_tokens=many)
+    with database.reading() as session:
+        row = repository.get_run(session, run_id)
+        assert (row.tokens, row.total_tokens) == (many, many)
+        assert metrics_series(repository.metrics(session, run_id)).tokens == [many]
+
+
+def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None:
+    with database.writing() as session:
+        run_id = add(session).id
+    with database.reading() as reader:
+        before = repository.get_run(reader, run_id).notes
+        with database.writing() as session:
+            repository.patch_run(session, run_id, RunPatch(notes="changed"))
+            add(session, "another")
+        reader.expire_all()
+        assert repository.get_run(reader, run_id).notes == before
+        assert repository.list_runs(reader).total == 1
+    with database.reading() as reader:
+        assert repository.get_run(reader, run_id).notes == "changed"
+
+
+def test_a_database_that_does_not_answer_is_named_in_a_sentence(tmp_path: Path) -> None:
+    for url in (f"sqlite:///{tmp_path}", f"postgresql://me:secret@/runs?host={tmp_path}"):
+        database = Database(url)
+        with pytest.raises(UserError, match=re.escape(str(tmp_path))) as raised:
+            database.prepare()
+        assert "secret" not in str(raised.value)
+        database.close()

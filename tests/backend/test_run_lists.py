@@ -20,6 +20,8 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.api import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus, TagCount
 
+pytestmark = pytest.mark.both_databases
+
 METRICS: list[dict[str, float]] = [
     {"fvu": 0.5, "l0": 32.0},
     {"fvu": 0.9, "eval_fvu": 0.25, "l0": 16.0, "ce_delta": -0.1},

@@ -18,6 +18,8 @@ from sae_engine.schema.api import Problem
 from sae_engine.schema.runs import RunPage
 from tests.backend.conftest import create, read, wait_for_status
 
+pytestmark = pytest.mark.both_databases
+
 
 def problem(answer: Any, status: int) -> Problem:
     assert answer.status_code == status, answer.text
@@ -245,3 +247,14 @@ def test_the_reference_loads_nothing_from_another_machine(client: TestClient, pa
     for url in loaded:
         assert url.startswith("/api/")
         assert client.get(url).status_code == 200
+
+
+def test_a_character_that_a_database_cannot_hold_is_refused_or_kept(client: TestClient) -> None:
+    """SQLite holds a NUL, PostgreSQL does not; neither is a mistake of the server."""
+    body = {"preset": "quick-test", "name": "wait", "notes": "a\0b"}
+    answer = client.post("/api/runs", json=body)
+    if answer.status_code == 201:
+        assert answer.json()["notes"] == "a\0b"
+    else:
+        assert "NUL" in problem(answer, 422).detail
+    assert client.get("/api/runs", params={"q": "\0"}).status_code in (200, 422)

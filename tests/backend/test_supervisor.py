@@ -58,6 +58,7 @@ def row_of(database: Database, run_id: str) -> RunRow:
         return repository.get_run(session, run_id)
 
 
+@pytest.mark.both_databases
 def test_a_queued_run_is_carried_out_by_a_process_of_its_own(
     client: TestClient, settings: Settings
 ) -> None:
@@ -110,6 +111,7 @@ def test_one_job_runs_at_a_time_and_the_next_starts_when_it_ends(client: TestCli
     assert wait_for_status(client, second.id, "finished", "failed").status == "finished"
 
 
+@pytest.mark.both_databases
 def test_stopping_keeps_a_run_resumable_and_resuming_goes_on_from_the_checkpoint(
     client: TestClient,
 ) -> None:
@@ -139,6 +141,7 @@ def test_a_run_without_a_checkpoint_is_not_resumed(client: TestClient) -> None:
     assert read(client, run.id).status == "failed"
 
 
+@pytest.mark.both_databases
 def test_a_run_that_tells_nothing_for_long_gets_one_alert(
     settings: Settings, database: Database
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_job_that_ends_while_no_server_runs_needs_nobody(
     wait_for(lambda: row_of(database, run.id).status == "stopped")
 
 
+@pytest.mark.both_databases
 def test_a_job_that_vanished_while_no_server_ran_is_interrupted_at_the_next_start(
     settings: Settings, database: Database
 ) -> None:
@@ -244,6 +248,7 @@ def test_a_process_that_took_over_the_number_of_a_dead_job_is_not_mistaken_for_i
         wait_for(lambda: row_of(database, run_id).status == "interrupted")
 
 
+@pytest.mark.both_databases
 def test_a_job_that_ignores_a_forced_stop_is_killed(settings: Settings, database: Database) -> None:
     [run_id] = add(database, "deaf")
     with supervised(settings, database, patience=timedelta(seconds=0)):
@@ -254,6 +259,7 @@ def test_a_job_that_ignores_a_forced_stop_is_killed(settings: Settings, database
     assert row_of(database, run_id).error_type == "SIGTERM"
 
 
+@pytest.mark.both_databases
 def test_two_supervisors_on_one_folder_carry_out_each_run_once(
     settings: Settings, database: Database
 ) -> None:

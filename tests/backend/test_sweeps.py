@@ -10,6 +10,8 @@ from backend.db import Database
 from sae_engine.schema.runs import Sweep
 from tests.backend.conftest import read, wait_for, wait_for_status
 
+pytestmark = pytest.mark.both_databases
+
 
 def sweep(client: TestClient, grid: dict, name: str = "finish", **more: object):
     body = {"preset": "quick-test", "name": name, "grid": grid, **more}

@@ -30,6 +30,8 @@ from sae_engine.schema.records import (
 from tests.backend.fake_engine import TOTAL_STEPS, measured
 from tests.backend.fake_engine import train as fake_train
 
+pytestmark = pytest.mark.both_databases
+
 ShouldStop = Callable[[], StopRequest]
 
 
