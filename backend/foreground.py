@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 import signal
@@ -12,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -29,6 +29,7 @@ from backend.db import Database, open_database
 from backend.job import engine
 from backend.logs import LOG_FORMAT
 from backend.naming import member_config, named_config
+from backend.processes import start_of
 from backend.settings import Settings
 from backend.tables import summary_table, sweep_table
 from backend.work import Task, Terminated, Train, work
@@ -122,10 +123,9 @@ def _new_run(
     console: Console,
 ) -> Task:
     """A row, and a folder with what the run begins from."""
-    process = psutil.Process()
     with database.writing() as session:
         run_id = repository.add_run(session, config=config, status="running", group_id=group_id).id
-        repository.set_process(session, run_id, pid=process.pid, created=process.create_time())
+        repository.set_process(session, run_id, pid=os.getpid(), created=start_of(os.getpid()))
     folder = settings.run_folder(run_id)
     if run_dir is None:
         folder.path.mkdir(parents=True)

@@ -8,18 +8,17 @@ end into its row. The supervisor judges only what could not write any more.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 from backend import repository
 from backend.db import Database
 from backend.logs import LOG_FORMAT
-from backend.processes import EXIT_DISK_FULL, step_back
+from backend.processes import EXIT_DISK_FULL, start_of, step_back
 from backend.settings import Settings, load_settings
 from backend.work import Task, Terminated, Train, work
 from sae_engine.errors import DiskFullError
@@ -60,12 +59,10 @@ def main(run_ids: Sequence[str], *, train: Train | None = None) -> int:
 
 def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None:
     """Note in a run's row that this process works on it; None if it is no longer wanted."""
-    process = psutil.Process()
+    pid = os.getpid()
     with database.writing() as session:
         row = repository.get_run(session, run_id)
-        wanted = repository.set_process(
-            session, run_id, pid=process.pid, created=process.create_time()
-        )
+        wanted = repository.set_process(session, run_id, pid=pid, created=start_of(pid))
     if not wanted:
         _log.warning("run %s is %s and not to be worked on", run_id, row.status)
         return None

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-import psutil
-
 from backend.chat import ChatClient, EndpointError
 from backend.db import Database
 from backend.label_repository import (
@@ -25,6 +23,7 @@ from backend.label_repository import (
     note_label_problem,
     propose_label,
 )
+from backend.processes import start_of
 from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.feature_labels.examples import examples_of
 from sae_engine.feature_labels.questions import (
@@ -88,7 +87,7 @@ class Labeler:
     @staticmethod
     def process() -> tuple[int, float]:
         """Number and start of this process, by which others see whether its jobs go on."""
-        return os.getpid(), psutil.Process().create_time()
+        return os.getpid(), start_of(os.getpid())
 
     def start(self, task: LabelTask, client: Callable[[], ChatClient]) -> None:
         """Begin a job that is stored as running."""

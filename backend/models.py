@@ -92,9 +92,7 @@ class RunRow(Base):
 
     pid: Mapped[int | None]
     pid_created: Mapped[float | None]
-    """When the process began, seconds since the epoch: tells it from a later one with its
-    number.
-    """
+    """`processes.start_of` it: tells it from a later one with its number."""
     force_stop_at: Mapped[datetime | None]
 
     revision: Mapped[int] = mapped_column(default=0, server_default="0")

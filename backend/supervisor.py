@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import IO, NamedTuple
@@ -24,7 +25,7 @@ from backend import repository
 from backend.db import DISK_FULL, Database
 from backend.logs import tail
 from backend.models import RunRow
-from backend.processes import EXIT_DISK_FULL, describe_signal, is_alive, send_signal
+from backend.processes import EXIT_DISK_FULL, describe_signal, is_alive, send_signal, start_of
 from backend.settings import Settings
 from backend.slots import Places, Slot, environment_of, find_slots
 from backend.work import LOG_TAIL_LINES
@@ -81,9 +82,11 @@ class Supervisor:
         self._patience = patience
         self._jobs: list[_Job] = []
         self._silence = silence
+        self._forced_since: dict[int, float] = {}
         self._terminated: set[int] = set()
         self._silent_since: dict[str, datetime] = {}
         self._lock: IO[str] | None = None
+        self._deferred = False
         self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="supervisor", daemon=True)
@@ -131,7 +134,16 @@ class Supervisor:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.close()
+                if not self._deferred:
+                    self._deferred = True
+                    _log.warning(
+                        "another server supervises the runs in %s; this one answers, starts none, "
+                        "and takes over when that one ends",
+                        self._settings.data_dir,
+                    )
                 return False
+            if self._deferred:
+                _log.warning("supervises the runs in %s now", self._settings.data_dir)
             self._lock = file
         return True
 
@@ -155,7 +167,7 @@ class Supervisor:
             elif key in exits:
                 working.append(row)
             elif row.pid is None or row.pid_created is None:
-                if row.started_at and repository.now() - row.started_at > START_GRACE:
+                if row.started_at and abs(repository.now() - row.started_at) > START_GRACE:
                     self._judge(row, None)
             elif is_alive(row.pid, row.pid_created):
                 working.append(row)
@@ -217,15 +229,12 @@ class Supervisor:
 
     def _end_overdue(self, rows: Sequence[RunRow]) -> None:
         """Signal a job whose runs were all forced to stop and did not within our patience."""
-        forced: dict[int, list[datetime | None]] = {}
-        for row in rows:
-            if row.pid is not None:
-                forced.setdefault(row.pid, []).append(row.force_stop_at)
-        for pid, times in forced.items():
-            known = [time for time in times if time is not None]
-            if len(known) < len(times):
-                continue
-            overdue = repository.now() - max(known) - self._patience
+        waiting = {row.pid for row in rows if row.force_stop_at is None}
+        forced = {row.pid for row in rows if row.pid is not None} - waiting
+        now = time.monotonic()  # the clock may jump
+        self._forced_since = {pid: self._forced_since.get(pid, now) for pid in forced}
+        for pid, since in self._forced_since.items():
+            overdue = timedelta(seconds=now - since) - self._patience
             if overdue > KILL_AFTER:
                 send_signal(pid, signal.SIGKILL)
             elif overdue > timedelta(0) and pid not in self._terminated:
@@ -280,7 +289,7 @@ class Supervisor:
             return
         self._jobs.append(_Job(child, slot.id, [row.id for row in rows]))
         try:
-            created = psutil.Process(child.pid).create_time()
+            created = start_of(child.pid)
         except psutil.NoSuchProcess:
             return
         with self._database.writing() as session:

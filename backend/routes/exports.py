@@ -22,6 +22,7 @@ from backend.routes.features import SnapshotStep
 from backend.services import Server, Services
 from sae_engine.feature_export.source import ExportSource
 from sae_engine.feature_export.write import check_room, export_features
+from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.api import ExportFormat
 from sae_engine.schema.config import RunConfig
@@ -47,6 +48,7 @@ def export_run(
     name = f"{run_id}-{format}"
     with (
         _turn(server, format),
+        room_needed(server.settings.data_dir),
         TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch,
     ):
         folder = Path(scratch) / name

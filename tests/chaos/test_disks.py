@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
+from backend.app import create_app
+from backend.settings import Settings
 from sae_engine.schema.runs import Run
+from tests.backend.fake_engine import fake_job
 from tests.chaos.conftest import Twin
 from tests.chaos.workbench import (
-    FAKE,
     QUICK,
     UP,
     Workbench,
@@ -150,32 +155,53 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
         assert "goes on from the checkpoint before, at step" in notice
 
 
-@pytest.mark.parametrize(
-    "name", ["manifest.json", "acts.npy", "latent_starts.npy", "vocabulary_bytes.npy"]
-)
+@pytest.mark.parametrize("opened_before", [False, True])
+@pytest.mark.parametrize("name", ["acts.npy", "vocabulary_bytes.npy"])
 def test_a_truncated_index_is_named_and_the_other_snapshots_answer(
-    twin: Twin, tmp_path: Path, name: str
+    twin: Twin, tmp_path: Path, name: str, opened_before: bool
 ) -> None:
-    with opened_copy(twin, tmp_path) as workbench:
-        older, newest = workbench.snapshots(twin.run_id)[-2:]
+    with answering_for_a_copy(twin, tmp_path) as (client, settings):
+        older, newest = twin.workbench.snapshots(twin.run_id)[-2:]
         features = f"/api/runs/{twin.run_id}/features"
-        assert workbench.http.get(features).is_success
-        path = workbench.folder(twin.run_id).feature_index(newest) / name
+        if opened_before:
+            assert client.get(features).status_code == 200
+        path = settings.run_folder(twin.run_id).feature_index(newest) / name
         path.write_bytes(path.read_bytes()[:-16])
-        workbench.kill()
-        workbench.start()
-        answer = workbench.http.get(features)
+        answer = client.get(features)
         assert answer.status_code == 409
         assert answer.headers["content-type"] == "application/problem+json"
-        assert name in answer.json()["detail"]
-        assert str(newest) in answer.json()["detail"]
-        assert workbench.http.get(features, params={"snapshot": older}).is_success
+        assert str(path) in answer.json()["detail"]
+        assert client.get(features, params={"snapshot": older}).status_code == 200
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_byte_of_an_index_can_break_the_server(
+    twin: Twin, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A byte that a disk has changed may change an answer; it is an answer or a problem."""
+    tmp_path = tmp_path_factory.mktemp("damaged")
+    with answering_for_a_copy(twin, tmp_path) as (client, settings):
+        folder = settings.run_folder(twin.run_id).feature_index(
+            twin.workbench.snapshots(twin.run_id)[-1]
+        )
+        path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        for question in ("features", "features/3", "lookup?text=import", "densities"):
+            answer = client.get(f"/api/runs/{twin.run_id}/{question}")
+            assert answer.status_code in (200, 409), (path.name, question, answer.text)
+    shutil.rmtree(tmp_path)
 
 
 @contextmanager
-def opened_copy(twin: Twin, tmp_path: Path) -> Iterator[Workbench]:
-    """A server on a copy of the undisturbed run's data."""
-    data = tmp_path / "data"
-    shutil.copytree(twin.workbench.data_dir, data)
-    with opened(data, FAKE) as workbench:
-        yield workbench
+def answering_for_a_copy(twin: Twin, tmp_path: Path) -> Iterator[tuple[TestClient, Settings]]:
+    """A server on a copy of the undisturbed run's data, in this process."""
+    settings = Settings(data_dir=tmp_path / "data")
+    shutil.copytree(twin.workbench.data_dir, settings.data_dir)
+    with TestClient(create_app(settings, command=fake_job), "http://127.0.0.1") as client:
+        yield client, settings
