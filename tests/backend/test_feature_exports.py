@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from backend import repository
@@ -101,7 +102,9 @@ def test_labels_that_people_wrote_are_exported(client: TestClient, run_id: str) 
 def test_a_second_export_waits_for_nobody_but_is_refused(client: TestClient, run_id: str) -> None:
     app = client.app
     assert isinstance(app, Starlette)
-    api = app.routes[0].app  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+    [mount] = app.routes
+    assert isinstance(mount, Mount)
+    api = mount.app.app  # pyright: ignore[reportFunctionMemberAccess] - behind its limits
     assert isinstance(api, FastAPI)
     with api.state.services.exporting:
         answer = client.get(f"/api/runs/{run_id}/export?format=html")
