@@ -220,6 +220,11 @@ class Recorder:
             case StartRecord():
                 repository.forget_after(session, run_id, record.step)
                 repository.update_run(session, run_id, step=record.step, tokens=record.tokens)
+                if record.step:
+                    message = f"It was resumed at step {record.step:,}."
+                    repository.add_notice(
+                        session, run_id, level="info", message=message, step=record.step
+                    )
             case SnapshotRecord():
                 repository.add_snapshot(session, run_id, record)
             case NoticeRecord():

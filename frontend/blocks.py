@@ -16,13 +16,25 @@ from sae_engine.schema.runs import Run, RunStatus
 # Links are real ones (middle click, copy address). A plain click moves within the session, as the
 # browser's Back does, instead of loading everything anew. Those with data-set change values of the
 # address at hand; they get their own when they are pointed at, as a long one many times over would
-# be too much. Buttons with data-act tell the program what they say.
+# be too much. Those with data-toggle look at the address only then, so that quick clicks add up.
+# Buttons with data-act tell the program what they say.
 _LINKS_JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".wb-block");
   if (root.wbHtml !== data) { root.innerHTML = data; root.wbHtml = data; }
+  const toggled = (link) => {
+    const url = new URL(window.location.href), name = link.dataset.toggle;
+    const held = (url.searchParams.get(name) ?? "").split(",").filter((value) => value);
+    const left = held.filter((value) => value !== link.dataset.value);
+    const now = left.length < held.length ? left : [...held, link.dataset.value];
+    if (now.length) url.searchParams.set(name, now.join(","));
+    else url.searchParams.delete(name);
+    link.href = url.href;
+    return link;
+  };
   const resolve = (event) => {
     const link = event.target.closest("a[href]");
+    if (link?.dataset.toggle !== undefined) return toggled(link);
     if (!link || link.dataset.set === undefined) return link;
     const url = new URL(window.location.href);
     for (const [name, value] of new URLSearchParams(link.dataset.set)) {
@@ -97,6 +109,14 @@ def set_link(label_html: str, change: Mapping[str, object | None], *, css: str, 
     return (
         f'<a class="{css}" href="?{html.escape(query, quote=True)}" '
         f'data-set="{html.escape(query, quote=True)}" title="{escaped(note)}">{label_html}</a>'
+    )
+
+
+def toggle_link(label_html: str, name: str, value: str, *, css: str, note: str) -> str:
+    """An anchor that puts a value into a list of this page's address, or takes it out of there."""
+    return (
+        f'<a class="{css}" href="?" data-toggle="{escaped(name)}" data-value="{escaped(value)}" '
+        f'title="{escaped(note)}">{label_html}</a>'
     )
 
 

@@ -9,7 +9,10 @@ from sae_engine.schema.machine import Forecast
 
 
 def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
-    """Figures side by side, and each warning framed; of one run where there are several."""
+    """Figures side by side, and each warning framed; all but the disk are of the first of several
+    runs.
+    """
+    disk = forecast.disk_bytes * num_runs
     memory = " + ".join(f"{part.name} {gibibytes(part.bytes)}" for part in forecast.memory)
     told = f"from {forecast.seconds_from}" if forecast.seconds_from else "nothing like it was "
     told += "" if forecast.seconds_from else f"measured on {forecast.slot_device} yet"
@@ -22,11 +25,11 @@ def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
             bad=forecast.memory_bytes > forecast.memory_free_bytes,
         ),
         _fact(
-            "Disk, at most",
-            gibibytes(forecast.disk_bytes),
+            "Disk of all runs, at most" if num_runs > 1 else "Disk, at most",
+            gibibytes(disk),
             f"{gibibytes(forecast.disk_free_bytes)} free",
             tip=f"A checkpoint takes {gibibytes(forecast.checkpoint_bytes)}.",
-            bad=forecast.disk_bytes * num_runs > forecast.disk_free_bytes,
+            bad=disk > forecast.disk_free_bytes,
         ),
         _fact(
             "Training time",
@@ -39,7 +42,7 @@ def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
             f"{count(forecast.d_in)} → {count(forecast.d_sae)}",
         ),
     ]
-    each = '<p class="wb-muted">Of each run:</p>' if num_runs > 1 else ""
+    each = '<p class="wb-muted">The first of them takes:</p>' if num_runs > 1 else ""
     warnings = "".join(notice(text, level="warning") for text in forecast.warnings)
     return f'{each}<div class="wb-forecast">{"".join(facts)}</div>{warnings}'
 

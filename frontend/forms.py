@@ -10,7 +10,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin
 
@@ -198,12 +198,16 @@ def _without_none(value: Any) -> Any:
     return value
 
 
-def as_command(preset: str, changes: Mapping[str, Any]) -> str:
-    """The shell command that starts the same run."""
+def as_command(
+    preset: str, changes: Mapping[str, Any], grid: Mapping[str, Sequence[Value]] | None = None
+) -> str:
+    """The shell command that starts the same run, or the same sweep over a `grid`."""
     words = ["sae-workbench", "train", preset]
     for path, value in _flat(changes):
         text = str(value) if path == "name" else _yaml_word(value)
         words += [f"--{path}={text}"] if text.startswith("-") else [f"--{path}", text]
+    for field, values in (grid or {}).items():
+        words += ["--grid", f"{field}={','.join(map(_yaml_word, values))}"]
     return shlex.join(words)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from frontend.alerts import alert_count
-from frontend.blocks import badge, link, progress_bar, set_link, sweep_link, tag_chips
+from frontend.blocks import badge, link, progress_bar, set_link, sweep_link, tag_chips, toggle_link
 from frontend.cards import fraction_done, metric_text
 from frontend.token_view import escaped
 from frontend.words import DASH, age, duration, elapsed, percent, short_count
@@ -123,10 +123,8 @@ def _row(run: Run, picked: Collection[str]) -> str:
 def _check(run: Run, picked: Collection[str]) -> str:
     """A box that marks a run, or takes its mark away."""
     on = run.id in picked
-    left = [run_id for run_id in picked if run_id != run.id]
-    change = {"pick": ",".join(left if on else [*picked, run.id]) or None}
     css = "wb-check on" if on else "wb-check"
-    return set_link("✓" if on else "", change, css=css, note=f"Mark {run.name}")
+    return toggle_link("✓" if on else "", "pick", run.id, css=css, note=f"Mark {run.name}")
 
 
 def _latents(sae: SAEConfig) -> str:

@@ -208,7 +208,8 @@ def _forecast(draft: Draft) -> None:
 def _texts(draft: Draft) -> None:
     command, file = st.tabs(["Show command", "Show YAML"])
     with command:
-        st.code(forms.as_command(draft.recipe.preset, draft.changes), "bash", wrap_lines=True)
+        words = forms.as_command(draft.recipe.preset, draft.changes, draft.grid)
+        st.code(words, "bash", wrap_lines=True)
     with file:
         st.code(forms.as_yaml(draft.whole), "yaml")
 

@@ -224,7 +224,9 @@ def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
     second.record(PhaseRecord(phase="training"))
     with bench.database.reading() as session:
         steps = [row.step for row in repository.metrics(session, bench.id)]
+        notes = [(n.step, n.kind, n.message) for n in repository.notices(session, bench.id)]
     assert steps == list(range(1, 13))
+    assert notes[-1] == (10, None, "It was resumed at step 10.")
     row = bench.row()
     assert row.step == 12
     assert json.loads(row.metrics)["eval_fvu"] == 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend.command_line import grid_from
 from frontend import forms
 from sae_engine.presets import field_names, presets, resolve_config
 from sae_engine.schema.config import RunConfig
@@ -115,6 +117,18 @@ def test_the_command_names_the_preset_and_only_what_differs() -> None:
     assert forms.as_command("tiny", changes) == (
         "sae-workbench train tiny --name 'a b' --sae.k 64 --sae.tied_weights true --train.lr null"
     )
+
+
+def test_the_command_of_a_sweep_is_understood_as_the_same_grid() -> None:
+    grid: dict[str, list[Any]] = {
+        "sae.k": [16, 32],
+        "train.lr": [1e-5, None],
+        "sae.tied_weights": [True, False],
+        "data.dataset": ["a b", "12"],
+    }
+    words = shlex.split(forms.as_command("tiny", {}, grid))
+    given = [after for word, after in pairwise(words) if word == "--grid"]
+    assert grid_from(given) == grid
 
 
 @given(st.text(max_size=20))

@@ -65,7 +65,8 @@ def test_values_to_try_make_a_sweep_whose_size_is_said_before(
     app.text_area(key="grid:tiny").set_value("sae.k = 16, 32, 64\ntrain.lr = 1e-4, 3e-4").run()
     assert app.button(key="start").label == "Start 6 runs"
     assert "6 runs: 3 of sae.k × 2 of train.lr." in shown(app)
-    assert "Of each run:" in shown(app)
+    assert "Disk of all runs, at most</span><strong>12 GiB</strong>" in shown(app)
+    assert any("--grid sae.k=16,32,64 --grid train.lr=0.0001,0.0003" in c.value for c in app.code)
     app.button(key="start").click().run()
     [sent] = world.sweeps
     assert sent.grid == {"sae.k": [16, 32, 64], "train.lr": [1e-4, 3e-4]}
