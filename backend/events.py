@@ -9,7 +9,6 @@ for all listeners whether anything is new.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -137,12 +136,17 @@ def events_between(session: Session, run_id: str, after: int, upto: int) -> list
             {"status": row.status, "step": row.step, "error": run_error(row)}
         )
         events.append(Event(row.status_revision, "status", body))
-    for point in repository.metrics_between(session, run_id, after, upto):
-        values = {name: metric_value(value) for name, value in json.loads(point.values).items()}
+    points = repository.metrics_between(session, run_id, after, upto)
+    for place, revision in enumerate(points.revision.tolist()):
         body = MetricsEvent.model_validate(
-            {"step": point.step, "tokens": point.tokens, "time": point.time, "values": values}
+            {
+                "step": int(points.step[place]),
+                "tokens": int(points.tokens[place]),
+                "time": float(points.time[place]),
+                "values": {n: metric_value(v) for n, v in points.values_at(place).items()},
+            }
         )
-        events.append(Event(point.revision, "metrics", body))
+        events.append(Event(revision, "metrics", body))
     for snapshot in repository.snapshots(session, run_id, after):
         events.append(Event(snapshot.revision, "snapshot", snapshot_shape(snapshot)))
     for notice in repository.notices(session, run_id, after):

@@ -123,7 +123,7 @@ class TagRow(Base):
 
 
 class MetricsRow(Base):
-    """What was measured at one step of a run."""
+    """What was measured at one of a run's last steps."""
 
     __tablename__ = "metrics"
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
@@ -135,6 +135,19 @@ class MetricsRow(Base):
     revision: Mapped[int] = mapped_column(default=0, server_default="0")
     values: Mapped[str] = mapped_column(Text)
     """Metric name to value, as JSON that also has NaN and infinities."""
+
+
+class MetricBlockRow(Base):
+    """Consecutive points of a run that are older than its `MetricsRow`s, packed."""
+
+    __tablename__ = "metric_blocks"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    last_step: Mapped[int] = mapped_column(primary_key=True)
+    first_revision: Mapped[int]
+    last_revision: Mapped[int]
+    points: Mapped[bytes]
+    """See `metric_points`."""
 
 
 class SnapshotRow(Base):

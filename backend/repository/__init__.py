@@ -5,16 +5,13 @@ transaction.
 from backend.repository.common import ACTIVE, RESUMABLE, now
 from backend.repository.labels import label, labels, set_label
 from backend.repository.listing import RunFilter, RunList, count_tags, list_runs
+from backend.repository.metrics import add_metrics, forget_after, metrics, metrics_between
 from backend.repository.queue import queued_runs
 from backend.repository.reports import (
     Latest,
-    add_metrics,
     add_notice,
     add_snapshot,
-    forget_after,
     latest_revisions,
-    metrics,
-    metrics_between,
     notices,
     snapshots,
 )

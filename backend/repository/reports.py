@@ -1,66 +1,17 @@
-"""What a run reports while it works: measurements, snapshots, notices."""
+"""What a run reports beside its measurements: snapshots, notices, how far it has come."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from backend.models import MetricsRow, NoticeRow, RunRow, SnapshotRow
+from backend.models import NoticeRow, RunRow, SnapshotRow
 from backend.repository.common import next_revision, now
-from sae_engine.schema.records import MetricsRecord, SnapshotRecord
+from sae_engine.schema.records import SnapshotRecord
 from sae_engine.schema.runs import AlertKind, RunStatus
-
-
-def add_metrics(session: Session, run_id: str, records: Sequence[MetricsRecord]) -> None:
-    """Store measurements; at a step that has some already, the same names are overwritten."""
-    revision = next_revision(session, run_id)
-    steps = {record.step for record in records}
-    known = session.scalars(
-        select(MetricsRow).where(MetricsRow.run_id == run_id, MetricsRow.step.in_(steps))
-    )
-    rows = {row.step: row for row in known}
-    for record in records:
-        row = rows.get(record.step)
-        values = {**json.loads(row.values), **record.values} if row else record.values
-        if row is None:
-            row = rows[record.step] = MetricsRow(run_id=run_id, step=record.step)
-            session.add(row)
-        row.tokens, row.time, row.revision = record.tokens, record.time, revision
-        row.values = json.dumps(values, separators=(",", ":"))
-
-
-def forget_after(session: Session, run_id: str, step: int) -> None:
-    """Drop what a run measured, published and told of steps after `step`: it goes on from
-    there.
-    """
-    for table in (MetricsRow, SnapshotRow, NoticeRow):
-        session.execute(delete(table).where(table.run_id == run_id, table.step > step))
-
-
-def metrics(
-    session: Session, run_id: str, since_step: int = -1
-) -> Sequence[Row[int, int, float, str]]:
-    """(step, tokens, time, values) of every step after `since_step`, in order."""
-    return session.execute(
-        select(MetricsRow.step, MetricsRow.tokens, MetricsRow.time, MetricsRow.values)
-        .where(MetricsRow.run_id == run_id, MetricsRow.step > since_step)
-        .order_by(MetricsRow.step)
-    ).all()
-
-
-def metrics_between(session: Session, run_id: str, after: int, upto: int) -> Sequence[MetricsRow]:
-    """What was measured in revisions `after` + 1 to `upto`, in the order it was told."""
-    return session.scalars(
-        select(MetricsRow)
-        .where(
-            MetricsRow.run_id == run_id, MetricsRow.revision > after, MetricsRow.revision <= upto
-        )
-        .order_by(MetricsRow.revision, MetricsRow.step)
-    ).all()
 
 
 class Latest(NamedTuple):

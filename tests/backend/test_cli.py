@@ -193,7 +193,7 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
     with database.reading() as session:
         newest = repository.list_runs(session).rows[0]
-        steps = [row.step for row in repository.metrics(session, newest.id)]
+        steps = repository.metrics(session, newest.id).step.tolist()
     assert newest.config["sae"]["k"] == 8
     assert steps == list(range(11, 21))
 

@@ -8,7 +8,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backend import metric_points
 from backend.curves import metric_value, metrics_series
+from backend.metric_points import Points, Row
 
 Values = dict[str, float]
 values = st.dictionaries(
@@ -17,8 +19,10 @@ values = st.dictionaries(
 )
 
 
-def points_of(rows: list[Values]) -> list[tuple[int, int, float, str]]:
-    return [(step, step * 10, step / 2, json.dumps(row)) for step, row in enumerate(rows)]
+def points_of(rows: list[Values]) -> Points:
+    return metric_points.points_of(
+        [Row(step, step * 10, step / 2, 1, json.dumps(row)) for step, row in enumerate(rows)]
+    )
 
 
 @given(st.lists(values, max_size=200), st.integers(1, 60))

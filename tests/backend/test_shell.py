@@ -42,7 +42,7 @@ def shell(settings: Settings, database: Database):
 
 def steps_of(database: Database, run_id: str) -> list[int]:
     with database.reading() as session:
-        return [row.step for row in repository.metrics(session, run_id)]
+        return repository.metrics(session, run_id).step.tolist()
 
 
 def test_activations_are_saved_trained_on_continued_evaluated_and_exported(

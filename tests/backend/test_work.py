@@ -208,8 +208,9 @@ def test_what_a_resumed_run_measures_at_its_checkpoint_is_added_to_what_was_ther
     second.record(MetricsRecord(step=9, tokens=900, time=5.0, values={"eval_fvu": 0.25}))
     second.record(PhaseRecord(phase="training"))
     with bench.database.reading() as session:
-        [point] = repository.metrics(session, bench.id)
-    assert json.loads(point.values) == measured(9).values | {"eval_fvu": 0.25}
+        points = repository.metrics(session, bench.id)
+    assert points.step.tolist() == [9]
+    assert points.values_at(0) == measured(9).values | {"eval_fvu": 0.25}
 
 
 def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
@@ -223,7 +224,7 @@ def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
         second.record(measured(step))
     second.record(PhaseRecord(phase="training"))
     with bench.database.reading() as session:
-        steps = [row.step for row in repository.metrics(session, bench.id)]
+        steps = repository.metrics(session, bench.id).step.tolist()
         notes = [(n.step, n.kind, n.message) for n in repository.notices(session, bench.id)]
     assert steps == list(range(1, 13))
     assert notes[-1] == (10, None, "It was resumed at step 10.")
