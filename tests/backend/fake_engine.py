@@ -32,6 +32,8 @@ from sae_engine.schema.records import (
 
 TOTAL_STEPS = 20
 BATCH_TOKENS = 100
+POURED_STEPS = 2000
+"""Of a run named `pour`, one in a millisecond."""
 
 
 def fake_job(run_ids: Sequence[str]) -> list[str]:
@@ -88,8 +90,11 @@ def _train(
         os.kill(os.getpid(), signal.SIGKILL)
     first = int(folder.checkpoint.read_text()) + 1 if resume else 1
     yield StartRecord(step=first - 1, tokens=(first - 1) * BATCH_TOKENS)
-    for step in range(first, TOTAL_STEPS + 1):
+    for step in range(first, (POURED_STEPS if action == "pour" else TOTAL_STEPS) + 1):
         yield measured(step)
+        should_stop()
+        if action == "pour":
+            time.sleep(0.001)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     folder.checkpoint.write_text("10")
     if action == "mute":
