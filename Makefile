@@ -5,6 +5,8 @@
 BIN := .venv/bin
 # Passed on: make run ARGS="--port 9000", make test ARGS="tests/engine -x".
 ARGS ?=
+# How many tests run at the same time.
+WORKERS ?= 2
 # Extra options for pip, such as the index of another build of PyTorch.
 PIP_ARGS ?=
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
@@ -19,7 +21,7 @@ run: .venv/installed  ## install what is missing and start everything; ARGS="--p
 	@$(BIN)/sae-workbench up $(ARGS)
 
 test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/engine -x"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)

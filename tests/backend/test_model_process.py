@@ -85,8 +85,9 @@ def test_what_is_waited_for_is_said_while_the_model_is_loaded(
             if part.text != STARTING:
                 assert status.phase == part.text
                 gate.touch()
-    assert phases[0] == STARTING
-    assert phases[-1] == "loading the language model"
+    loading = "loading the language model"
+    assert phases[-1] == loading  # a fast start may be over before the first look
+    assert set(phases[:-1]) <= {STARTING, loading}
     assert model.status().state == "ready"
 
 

@@ -68,7 +68,7 @@ def test_labels_are_estimated_made_shown_and_a_labeling_cancelled(
         expect(dialog).to_be_hidden()
         first = page.locator("table.features tbody tr").first
         expect(first.locator(".wb-score")).to_have_text(re.compile(r"P .*%? · R .* %"))
-        assert page.locator(".wb-score").count() == 6
+        expect(page.locator(".wb-score")).to_have_count(6)
         first.locator("a.wb-name").click()
         expect(page.locator(".wb-origin")).to_contain_text(f"Proposed by {MODEL} just now")
 
