@@ -8,7 +8,6 @@ a step is none of them.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,9 +19,6 @@ from safetensors.numpy import load, save
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-
-COMPRESSION = 1
-"""zlib's quickest: measurements are mostly noise, which slower ones do not make smaller."""
 
 
 class Row(NamedTuple):
@@ -140,8 +136,8 @@ def joined(parts: Sequence[Points]) -> Points:
 
 
 def packed(points: Points) -> bytes:
-    """A block: the columns as compressed safetensors. A curve with gaps has its values alone, and
-    where they belong as bits; values that float32 holds exactly take half the room.
+    """A block: the columns as safetensors. A curve with gaps has its values alone, and where they
+    belong as bits; values that float32 holds exactly take half the room.
     """
     columns: dict[str, NDArray[np.generic]] = {
         "step": points.step,
@@ -153,12 +149,12 @@ def packed(points: Points) -> bytes:
         columns[f"v{number:04}{name}"] = _narrowed(curve.values[curve.measured])
         if not curve.measured.all():
             columns[f"m{number:04}{name}"] = np.packbits(curve.measured)
-    return zlib.compress(save(columns), COMPRESSION)
+    return save(columns)
 
 
 def unpacked(block: bytes) -> Points:
     """The points of a block."""
-    columns = load(zlib.decompress(block))
+    columns = load(block)
     num_points = len(columns["step"])
     curves: dict[str, Curve] = {}
     for key in sorted(columns):
