@@ -23,6 +23,7 @@ from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run
 
 MAX_POINTS = 600
+MOST_BESIDE = 3  # tables of more runs stand below each other
 
 
 def show_training(run_ids: Sequence[str]) -> None:
@@ -30,7 +31,8 @@ def show_training(run_ids: Sequence[str]) -> None:
 
     def body() -> None:
         found = client().compare(run_ids, max_points=MAX_POINTS)
-        left, right = st.columns(2, gap="large")
+        wide = len(found.runs) > MOST_BESIDE
+        left, right = (st.container(), st.container()) if wide else st.columns(2, gap="large")
         with left:
             show_linked(_differences(found), key="differences")
         with right:

@@ -82,8 +82,8 @@ def _put_away(run: Run) -> None:
 
 
 def _delete(run: Run) -> None:
-    tip = "A run can be deleted once it has ended."
     text, ended = "Delete run and its files", has_ended(run)
+    tip = None if ended else "A run can be deleted once it has ended."
     if st.button(text, icon=":material/delete:", key="delete", disabled=not ended, help=tip):
         st.session_state[_DELETING] = run.id
     if st.session_state.get(_DELETING) != run.id:

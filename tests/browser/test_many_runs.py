@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 
+import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from backend import repository
 from backend.db import open_database
+from backend.processes import start_of
 from backend.settings import Settings
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
@@ -19,15 +22,15 @@ from tests.browser.server import Server, serving, wait_until
 pytestmark = pytest.mark.timeout(600)
 
 NAMES = ("narrow", "middle", "wide")
-LONG = {"train": {"total_tokens": 8_000_000}}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that knows three finished runs, of k 8, 16 and 32, and trains a long one, behind
-    which all others wait.
+    """A server that knows three finished runs, of k 8, 16 and 32, and a long one, behind which all
+    others wait: its process does nothing.
     """
     data_dir = tmp_path_factory.mktemp("data")
+    sleeping = subprocess.Popen(["sleep", "600"], start_new_session=True)
     with (
         open_database(Settings(data_dir=data_dir).resolved_database_url) as database,
         database.writing() as session,
@@ -43,9 +46,24 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 for s in (1, 2, 3)
             ]
             repository.add_metrics(session, row.id, measured)
-    with serving(data_dir) as server:
-        server.create_run({"preset": "quick-test", "name": "long", "config": LONG})
-        yield server
+        config = resolve_config("quick-test", {"name": "long"})
+        long = repository.add_run(session, config=config, status="running")
+        long.slot = "cpu"
+        repository.set_process(session, long.id, pid=sleeping.pid, created=start_of(sleeping.pid))
+    environment = pytest.MonkeyPatch()
+    environment.setenv("SAE_WORKBENCH_DEVICES", "cpu")
+    try:
+        with serving(data_dir) as server:
+            yield server
+            for run in server.runs():
+                if run.status == "queued":
+                    httpx.post(f"{server.url}/api/runs/{run.id}/stop", trust_env=False)
+            sleeping.kill()
+            sleeping.wait()
+    finally:
+        environment.undo()
+        sleeping.kill()
+        sleeping.wait()
 
 
 def names_of(server: Server, status: str) -> list[str]:
