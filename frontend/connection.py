@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from typing import Any, Self, TypeVar, cast
+from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -28,6 +28,14 @@ class ApiProblem(Exception):  # noqa: N818 - it carries a `Problem`
     def unreachable(self) -> bool:
         """No answer came at all; trying again may help."""
         return self.problem.type == UNREACHABLE
+
+
+class ServerSentEvent(NamedTuple):
+    """One event of a stream; one that only numbers what came before has no name."""
+
+    name: str
+    data: str
+    id: int | None
 
 
 class Connection:
@@ -97,24 +105,37 @@ class Connection:
         return answer
 
     def _events(
-        self, path: str, query: Mapping[str, object], body: dict[str, Any]
-    ) -> Generator[tuple[str, str]]:
-        """Names and data of the server-sent events that answer a POST."""
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object],
+        body: dict[str, Any] | None = None,
+        *,
+        wait: float | None = None,
+    ) -> Generator[ServerSentEvent]:
+        """The server-sent events that answer; `wait` is the longest silence between two, in
+        seconds, where that is longer than usual.
+        """
         headers = {"Accept": "text/event-stream"}
+        timeout = self._http.timeout if wait is None else httpx.Timeout(wait, connect=2.0)
         try:
             with self._http.stream(
-                "POST", path, params=_params(query), json=body, headers=headers
+                method, path, params=_params(query), json=body, headers=headers, timeout=timeout
             ) as answer:
                 if answer.is_error:
                     answer.read()
                     raise ApiProblem(_problem(answer))
-                event = ""
+                fields: dict[str, str] = {}
                 for line in answer.iter_lines():
                     name, _, value = line.partition(": ")
-                    if name == "event":
-                        event = value
-                    elif name == "data":
-                        yield event, value
+                    if name:
+                        fields[name] = value
+                    elif not line:
+                        number = int(fields["id"]) if "id" in fields else None
+                        yield ServerSentEvent(
+                            fields.get("event", ""), fields.get("data", ""), number
+                        )
+                        fields = {}
         except httpx.TimeoutException as error:
             raise self._unreachable("did not answer in time") from error
         except httpx.TransportError as error:

@@ -132,7 +132,7 @@ class FeatureCalls(Connection):
             "temperature": temperature,
         }
         path = f"/runs/{segment(run_id)}/steer"
-        for event, data in self._events(path, {"snapshot": snapshot}, body):
+        for event, data, _ in self._events("POST", path, {"snapshot": snapshot}, body):
             if event == "phase":
                 yield SteerPhase.model_validate_json(data)
             elif event == "token":

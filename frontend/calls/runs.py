@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 from pydantic import TypeAdapter
 
 from frontend.calls.sending import keyed, segment, sent
-from frontend.connection import Connection
+from frontend.connection import ApiProblem, Connection
 from sae_engine.schema.api import SortOrder
 from sae_engine.schema.runs import (
+    MetricsEvent,
     MetricsSeries,
     Notice,
     Run,
@@ -19,14 +22,33 @@ from sae_engine.schema.runs import (
     RunSort,
     RunStatus,
     Snapshot,
+    StatusEvent,
     Sweep,
     SweepCreate,
     TagCount,
 )
 
+SILENCE_SECONDS = 60.0
+RECONNECTS = 30
+RECONNECT_SECONDS = 2.0
+
+_EVENTS: dict[str, type[MetricsEvent | StatusEvent | Snapshot | Notice]] = {
+    "metrics": MetricsEvent,
+    "status": StatusEvent,
+    "snapshot": Snapshot,
+    "alert": Notice,
+    "notice": Notice,
+}
 _SNAPSHOTS = TypeAdapter(list[Snapshot])
 _TAGS = TypeAdapter(list[TagCount])
 _NOTICES = TypeAdapter(list[Notice])
+
+
+class RunEvent(NamedTuple):
+    """Something that happened to a run: `metrics`, `status`, `snapshot`, `alert` or `notice`."""
+
+    name: str
+    body: MetricsEvent | StatusEvent | Snapshot | Notice
 
 
 class RunCalls(Connection):
@@ -116,6 +138,29 @@ class RunCalls(Connection):
         """What the run left for people to read, oldest first."""
         answer = self._send("GET", f"/runs/{segment(run_id)}/notices")
         return _NOTICES.validate_json(answer.content)
+
+    def events(self, run_id: str, *, after: int = 0) -> Generator[RunEvent]:
+        """What happens to a run, from its event number `after` on, until it has ended.
+
+        A connection that breaks is opened again where it broke; `ApiProblem` when the server stays
+        away.
+        """
+        path = f"/runs/{segment(run_id)}/events"
+        broken = 0
+        while True:
+            try:
+                for event in self._events("GET", path, {"after": after}, wait=SILENCE_SECONDS):
+                    broken = 0
+                    if event.name in _EVENTS:
+                        body = _EVENTS[event.name].model_validate_json(event.data)
+                        yield RunEvent(event.name, body)
+                    after = event.id or after
+                return
+            except ApiProblem as problem:
+                broken += 1
+                if not problem.unreachable or broken > RECONNECTS:
+                    raise
+                time.sleep(RECONNECT_SECONDS)
 
     def log(self, run_id: str, *, tail: int = 200) -> str:
         """The last lines of a run's log."""
