@@ -60,27 +60,28 @@ def forecast(session: Session, config: RunConfig, places: Places, folder: Path) 
         disk_free_bytes=room.disk_free,
         seconds=seconds,
         seconds_from=seconds_from,
-        warnings=_warnings(found.memory_bytes, found.disk_bytes, room),
+        warnings=warnings(found.memory_bytes, found.disk_bytes, room),
     )
 
 
-def _warnings(memory: int, disk: int, room: Room) -> list[str]:
-    warnings: list[str] = []
+def warnings(memory: int, disk: int, room: Room) -> list[str]:
+    """What of a need in bytes does not fit, a sentence each."""
+    said: list[str] = []
     name = "this machine" if room.device == "cpu" else room.device
     if memory > room.memory_total:
-        warnings.append(
+        said.append(
             f"It takes {memory / GIB:.1f} GiB of memory and {name} has "
             f"{room.memory_total / GIB:.1f}; choose a smaller model, fewer latents or a smaller "
             "batch."
         )
     elif memory > room.memory_free:
-        warnings.append(
+        said.append(
             f"It takes {memory / GIB:.1f} GiB of memory and {room.memory_free / GIB:.1f} GiB of "
             f"{name} are free now."
         )
     if disk > room.disk_free:
-        warnings.append(
+        said.append(
             f"It takes up to {disk / GIB:.1f} GiB of disk and {room.disk_free / GIB:.1f} GiB are "
             "free; save or index less often, or make room."
         )
-    return warnings
+    return said

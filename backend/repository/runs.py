@@ -147,23 +147,36 @@ def measured_speed(session: Session, device: str, config: RunConfig) -> Measured
     """The last speed on a device of a run with the same model and site, best of one whose SAE has
     the same size.
     """
-    rows = session.execute(
-        select(RunRow.name, RunRow.config, RunRow.tokens_per_second)
+    rows = session.scalars(
+        select(RunRow)
         .where(RunRow.device == device, RunRow.tokens_per_second.is_not(None))
         .order_by(RunRow.seq.desc())
         .limit(200)
-    ).all()
+    )
     nearest: Measured | None = None
-    for name, tree, speed in rows:
-        other = RunConfig.model_validate(tree)
+    for row in rows:
+        other = RunConfig.model_validate(row.config)
         if (other.model.name, other.hook_name) != (config.model.name, config.hook_name):
             continue
         same_size = _size(other) == _size(config)
+        speed = _speed(row)
         if speed and (same_size or nearest is None):
-            nearest = Measured(name, speed, same_size)
+            nearest = Measured(row.name, speed, same_size)
         if nearest is not None and nearest.same_size:
             break
     return nearest
+
+
+def _speed(row: RunRow) -> float | None:
+    """Tokens per second from its start to its end where a run went through in one go, loading and
+    evaluation included, else those of its last points.
+    """
+    if row.status == "finished" and row.queued_at == row.created_at:
+        assert row.started_at is not None
+        assert row.ended_at is not None
+        seconds = (row.ended_at - row.started_at).total_seconds()
+        return row.tokens / seconds if seconds > 0 else None
+    return row.tokens_per_second
 
 
 def _size(config: RunConfig) -> tuple[int | None, float | None, int]:

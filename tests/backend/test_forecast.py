@@ -1,0 +1,75 @@
+"""What a run would take here: time from what was measured, and whether it fits."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from backend import repository
+from backend.db import Database
+from backend.forecast import Room, forecast, warnings
+from backend.settings import Settings
+from backend.slots import Places, find_slots
+from sae_engine.presets import resolve_config
+from sae_engine.schema.config import RunConfig
+
+CONFIG = resolve_config("tiny", {})
+GIB = 2**30
+
+
+def measured(
+    database: Database, name: str, *, k: int = 32, layer: int = 2, status: str, seconds: int
+) -> None:
+    """A run that trained 400,000 tokens within `seconds`, at 1,000 tokens/s in the end."""
+    overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}}
+    start = datetime.now(UTC)
+    with database.writing() as session:
+        row = repository.add_run(session, config=resolve_config("tiny", overrides))
+        row.device, row.status, row.tokens, row.tokens_per_second = "cpu", status, 400_000, 1_000.0
+        row.started_at, row.ended_at = start, start + timedelta(seconds=seconds)
+
+
+def seconds_of(database: Database, config: RunConfig, folder: Path) -> tuple[float | None, str]:
+    with database.reading() as session:
+        places = Places(find_slots(Settings()), [])
+        found = forecast(session, config, places, folder)
+    assert (found.slot_device, found.device) == ("cpu", "cpu")
+    return found.seconds, found.seconds_from or ""
+
+
+def test_the_time_is_told_from_the_last_run_of_the_same_size(
+    database: Database, tmp_path: Path
+) -> None:
+    assert seconds_of(database, CONFIG, tmp_path) == (None, "")
+    measured(database, "other size", k=8, status="finished", seconds=400)
+    total = 499_712  # whole batches of 512 in 500,000
+    seconds, words = seconds_of(database, CONFIG, tmp_path)
+    assert seconds == pytest.approx(total / 1_000)
+    assert words == "1,000 tokens/s of 'other size' on cpu, whose SAE is another"
+    measured(database, "same size", status="finished", seconds=100)
+    measured(database, "other layer", layer=1, status="finished", seconds=10)
+    measured(database, "newer, other size", k=8, status="finished", seconds=10)
+    seconds, words = seconds_of(database, CONFIG, tmp_path)
+    assert seconds == pytest.approx(total / 4_000)
+    assert words == "4,000 tokens/s of 'same size' on cpu"
+    measured(database, "stopped", status="stopped", seconds=10)  # how long it trained is not known
+    seconds, words = seconds_of(database, CONFIG, tmp_path)
+    assert (seconds, words) == (pytest.approx(total / 1_000), "1,000 tokens/s of 'stopped' on cpu")
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "words"),
+    [
+        (1, 1, []),
+        (3, 1, ["It takes 3.0 GiB of memory and 2.0 GiB of this machine are free now."]),
+        (9, 1, ["It takes 9.0 GiB of memory and this machine has 8.0; choose a smaller model, "
+                "fewer latents or a smaller batch."]),
+        (1, 6, ["It takes up to 6.0 GiB of disk and 5.0 GiB are free; save or index less often, or "
+                "make room."]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_said(memory: int, disk: int, words: list[str]) -> None:
+    room = Room("cpu", memory_free=2 * GIB, memory_total=8 * GIB, disk_free=5 * GIB)
+    assert warnings(memory * GIB, disk * GIB, room) == words
