@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def refuse_nul(value: Any) -> Any:
+    """Raise `ValueError` for text with a NUL character, which neither names of files nor every
+    database can hold.
+    """
+    for text in value if isinstance(value, list) else (value,):
+        if isinstance(text, str) and "\0" in text:
+            raise ValueError("It holds a NUL character; leave that out.")
+    return value
+
+
+class StoredShape(Shape):
+    """One whose texts come from outside and are stored."""
+
+    _no_nul = field_validator("*", mode="after")(refuse_nul)
