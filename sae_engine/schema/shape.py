@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
@@ -11,14 +11,15 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-def refuse_nul(value: Any) -> Any:
+def refuse_nul(value: object) -> object:
     """Raise `ValueError` for text with a NUL character, which neither names of files nor every
     database can hold.
     """
-    for text in value if isinstance(value, list) else (value,):
+    texts = cast(list[object], value) if isinstance(value, list) else [value]
+    for text in texts:
         if isinstance(text, str) and "\0" in text:
             raise ValueError("It holds a NUL character; leave that out.")
-    return value
+    return cast(object, value)
 
 
 class StoredShape(Shape):
