@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each of them works on a fresh machine: it makes .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help run test check coverage
+.PHONY: help run test check coverage chaos
 
 BIN := .venv/bin
 # Passed on: make run ARGS="--port 9000", make test ARGS="tests/engine -x".
@@ -25,6 +25,9 @@ test: .venv/installed-dev  ## install what is missing and run the whole test sui
 
 coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out
 	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+chaos: .venv/installed-dev  ## kill jobs and servers 50 times, an hour or so; make test does it 5 times
+	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 check: .venv/installed-dev  ## lint, formatting, types, and who may import whom
 	@$(BIN)/ruff check .

@@ -67,7 +67,7 @@ def create_api(
         version=VERSION,
         description=DESCRIPTION,
         generate_unique_id_function=_operation_id,
-        responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503), problem),
+        responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507), problem),
         max_body_size=problems.MAX_BODY_BYTES,
     )
     api.state.services = Services(settings, command, inference)

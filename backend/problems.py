@@ -6,6 +6,8 @@ whose traceback the server logs.
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -44,6 +46,10 @@ class ProblemResponse(JSONResponse):
     ) -> None:
         problem = _problem(status, detail, kind, errors or [])
         super().__init__(problem.model_dump(), status_code=status, headers=headers)
+
+    def render(self, content: Any) -> bytes:
+        """In ASCII: what a request holds may be no text at all, and is quoted nevertheless."""
+        return json.dumps(content).encode()
 
 
 def _problem(status: int, detail: str, kind: str, errors: list[FieldProblem]) -> Problem:
@@ -116,6 +122,17 @@ def install(app: FastAPI) -> None:
         detail = "The database does not answer now; try again, or see the server's log."
         return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
 
+    async def system_error(_: Request, error: Exception) -> ProblemResponse:
+        assert isinstance(error, OSError)
+        if error.errno == errno.ENAMETOOLONG:
+            detail = "A name of the request is longer than a file's can be; give a shorter one."
+            return ProblemResponse(422, detail, kind="invalid")
+        raise error
+
+    async def too_large_a_number(_: Request, __: Exception) -> ProblemResponse:
+        detail = "A number of the request is too large to be one; give a smaller one."
+        return ProblemResponse(422, detail, kind="invalid")
+
     async def unexpected(_: Request, __: Exception) -> ProblemResponse:
         detail = "The server made a mistake; its log has the details."
         return ProblemResponse(500, detail, kind="internal")
@@ -126,6 +143,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(OperationalError, database_error)
+    app.add_exception_handler(OSError, system_error)
+    app.add_exception_handler(OverflowError, too_large_a_number)  # SQLite's integers
+    app.add_exception_handler(DataError, too_large_a_number)  # PostgreSQL's
     app.add_exception_handler(Exception, unexpected)
 
 

@@ -13,7 +13,7 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.errors import ApiError, TooLargeError, TooManyRequestsError
+from backend.errors import ApiError, TooLargeError, TooManyRequestsError, UnprocessableError
 from backend.problems import MAX_BODY_BYTES, TOO_LARGE, problem_of
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -35,6 +35,10 @@ class RequestLimits:
         try:
             if scope["type"] == "http":
                 _check_length(scope)
+                if b"%00" in scope["query_string"]:
+                    raise UnprocessableError(
+                        "The query holds a NUL character; leave that out.", kind="invalid"
+                    )
                 if scope["method"] not in READING:
                     await self._count(scope)
         except ApiError as error:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.errors import ApiError, ForbiddenError, UnauthorizedError
+from backend.errors import ApiError, ForbiddenError, NotFoundError, UnauthorizedError
 from backend.problems import problem_of
 from backend.settings import Settings, is_loopback
 from sae_engine.errors import ConfigError
@@ -50,6 +50,10 @@ class AccessGuard:
         path: str = scope["path"]
         try:
             self._check_address(scope)
+            if path.startswith("/api/") and ("\n" in path or "\0" in path):  # no route matches
+                raise NotFoundError(
+                    f"There is nothing at {path!r}; see /api/docs for what there is."
+                )
             if self._token is None or (path in OPEN_PATHS and path != LOGIN):
                 await self._app(scope, receive, send)
                 return

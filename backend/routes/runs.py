@@ -7,10 +7,11 @@ import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
 from backend import repository
-from backend.errors import ConflictError
+from backend.errors import ConflictError, UnprocessableError
 from backend.models import RunRow
 from backend.naming import named_config
 from backend.security import check_paths
@@ -40,7 +41,14 @@ def create_run(
 
 def request_digest(body: RunCreate) -> str:
     """What tells a request from another one that carries the same `Idempotency-Key`."""
-    return hashlib.sha256(f"{type(body).__name__} {body.model_dump_json()}".encode()).hexdigest()
+    try:
+        described = body.model_dump_json()
+    except PydanticSerializationError:
+        raise UnprocessableError(
+            "The configuration is nested too deeply; it has sections and fields in them.",
+            kind="invalid",
+        ) from None
+    return hashlib.sha256(f"{type(body).__name__} {described}".encode()).hexdigest()
 
 
 def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, digest: str) -> Run:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from sae_engine.schema.shape import Shape
+from sae_engine.schema.shape import Shape, StoredShape
 
 FeatureState = Literal["alive", "dead", "dense"]
 
@@ -137,7 +137,7 @@ class FeatureDetail(Feature):
     starred: bool
 
 
-class LabelUpdate(Shape):
+class LabelUpdate(StoredShape):
     label: str = Field(default="", max_length=500)
     notes: str = Field(default="", max_length=20_000)
     starred: bool = False

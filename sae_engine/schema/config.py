@@ -10,7 +10,9 @@ import json
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sae_engine.schema.shape import refuse_nul
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PretrainedFormat = Literal[
@@ -24,6 +26,8 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    _no_nul = field_validator("*", mode="after")(refuse_nul)
 
 
 class ModelConfig(Section):

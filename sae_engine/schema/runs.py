@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sae_engine.schema.config import PretrainedFormat, RunConfig
-from sae_engine.schema.shape import Shape
+from sae_engine.schema.shape import Shape, StoredShape
 
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
 
@@ -22,7 +22,7 @@ AlertKind = Literal[
 ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "interrupted"})
 
 
-class RunCreate(Shape):
+class RunCreate(StoredShape):
     """What starts a run: a preset, overrides on it, or both."""
 
     preset: str | None = None
@@ -58,7 +58,7 @@ class ImportCreate(RunCreate):
     hook_point: str | None = Field(default=None, max_length=300)
 
 
-class RunPatch(Shape):
+class RunPatch(StoredShape):
     """What may be changed about a run after it was made; unset stays as it is."""
 
     name: str | None = Field(default=None, min_length=1, max_length=200)
