@@ -7,7 +7,6 @@ import shutil
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic_core import PydanticSerializationError
 from sqlalchemy.orm import Session
 
 from backend import repository
@@ -43,7 +42,7 @@ def request_digest(body: RunCreate) -> str:
     """What tells a request from another one that carries the same `Idempotency-Key`."""
     try:
         described = body.model_dump_json()
-    except PydanticSerializationError:
+    except ValueError:  # pydantic: too deep
         raise UnprocessableError(
             "The configuration is nested too deeply; it has sections and fields in them.",
             kind="invalid",
