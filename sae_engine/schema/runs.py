@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sae_engine.schema.config import PretrainedFormat, RunConfig
-from sae_engine.schema.shape import Shape, StoredShape
+from sae_engine.schema.shape import Shape, StoredShape, examples
 
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
 
@@ -25,6 +25,10 @@ ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "inter
 class RunCreate(StoredShape):
     """What starts a run: a preset, overrides on it, or both."""
 
+    model_config = examples(
+        {"preset": "tiny", "config": {"sae": {"k": 16}}, "name": "k 16", "tags": ["k-study"]},
+        {"config": {"model": {"layer": 4}, "data": {"dataset": "notes/corpus.jsonl"}}},
+    )
     preset: str | None = None
     """Name of a preset; unset starts from the defaults of `RunConfig`."""
     config: dict[str, Any] = Field(default_factory=dict)
@@ -39,6 +43,13 @@ class RunCreate(StoredShape):
 class SweepCreate(RunCreate):
     """What starts a sweep: a run's preset and overrides, and a grid of values to try over them."""
 
+    model_config = examples(
+        {
+            "preset": "tiny",
+            "name": "k and layer",
+            "grid": {"sae.k": [16, 32], "model.layer": [1, 2]},
+        }
+    )
     grid: dict[str, list[Any]] = Field(min_length=1, max_length=20)
     """Values to try by field, such as `{"sae.k": [16, 32]}`; every combination becomes a run."""
 
@@ -46,6 +57,9 @@ class SweepCreate(RunCreate):
 class ImportCreate(RunCreate):
     """What registers an SAE that was trained elsewhere: a run that evaluates and indexes it."""
 
+    model_config = examples(
+        {"path": "gemma-scope/params.npz", "model": "google/gemma-2-2b", "layer": 12}
+    )
     path: str = Field(min_length=1, max_length=500)
     """Its file or folder: a run's, or one of SAELens, Gemma Scope or dictionary_learning."""
     format: PretrainedFormat | None = None
@@ -61,6 +75,7 @@ class ImportCreate(RunCreate):
 class RunPatch(StoredShape):
     """What may be changed about a run after it was made; unset stays as it is."""
 
+    model_config = examples({"tags": ["k-study", "keep"], "notes": "Dies at layer 4."})
     name: str | None = Field(default=None, min_length=1, max_length=200)
     tags: list[str] | None = Field(default=None, max_length=50)
     notes: str | None = Field(default=None, max_length=20_000)

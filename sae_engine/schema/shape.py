@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
 
 class Shape(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """Configuration of a shape whose description shows these."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 def refuse_nul(value: object) -> object:

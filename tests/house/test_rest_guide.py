@@ -12,6 +12,8 @@ from starlette.testclient import TestClient
 
 from backend.app import create_api, create_app
 from backend.settings import Settings
+from sae_engine.presets import resolve_config
+from sae_engine.schema.runs import ImportCreate, RunCreate, RunPatch, SweepCreate
 from tests.house.repository import ROOT
 
 _GUIDE = (ROOT / "docs/rest.md").read_text("utf-8")
@@ -28,6 +30,23 @@ def test_the_table_of_calls_is_the_one_of_openapi(openapi: dict[str, Any]) -> No
         (method.upper(), path) for path, methods in openapi["paths"].items() for method in methods
     }
     assert table == calls
+
+
+def test_the_openapi_document_beside_the_guide_is_the_one_that_is_served(
+    openapi: dict[str, Any],
+) -> None:
+    written = json.loads((ROOT / "docs/openapi.json").read_text("utf-8"))
+    assert written == json.loads(json.dumps(openapi)), (
+        "renew it: .venv/bin/python -m backend.openapi > docs/openapi.json"
+    )
+
+
+def test_every_example_of_a_request_is_one(openapi: dict[str, Any]) -> None:
+    for shape in (RunCreate, SweepCreate, ImportCreate, RunPatch):
+        for example in openapi["components"]["schemas"][shape.__name__]["examples"]:
+            body = shape.model_validate(example)
+            if isinstance(body, RunCreate):
+                resolve_config(body.preset, body.config)
 
 
 def test_every_query_parameter_that_is_shown_exists(openapi: dict[str, Any]) -> None:

@@ -1,0 +1,13 @@
+"""Prints the API's description: `python -m backend.openapi > docs/openapi.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from backend.app import create_api
+from backend.settings import Settings
+
+if __name__ == "__main__":
+    json.dump(create_api(Settings()).openapi(), sys.stdout, indent=1, ensure_ascii=False)
+    sys.stdout.write("\n")
