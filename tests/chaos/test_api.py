@@ -39,7 +39,7 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-EXAMPLES_PER_OPERATION = 12
+EXAMPLES_PER_OPERATION = 8
 SECRET = "nobody may read this"
 BOUNDED = settings(
     max_examples=EXAMPLES_PER_OPERATION,
@@ -145,7 +145,7 @@ RUN_PATHS = st.sampled_from(
     ["", "/metrics", "/log", "/notices", "/snapshots", "/features", "/features/0", "/events",
      "/features/0/history", "/lookup?text=a", "/export", "/map", "/densities", "/labels"]
 )  # fmt: skip
-FUZZ = settings(BOUNDED, max_examples=60)
+FUZZ = settings(BOUNDED, max_examples=40)
 
 
 @FUZZ
