@@ -27,7 +27,7 @@ class RequestLimits:
     """
 
     def __init__(self, app: ASGIApp, per_minute: int) -> None:
-        self._app = app
+        self.app = app
         self._limit = RateLimitItemPerMinute(per_minute)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
@@ -44,7 +44,7 @@ class RequestLimits:
         except ApiError as error:
             await problem_of(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     async def _count(self, scope: Scope) -> None:
         client = scope.get("client")

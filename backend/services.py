@@ -37,11 +37,15 @@ class IndexCache:
 
     def get(self, folder: Path) -> FeatureIndex:
         """Open an index; one that was replaced on disk is opened anew. Raises
-        `IndexDamagedError`.
+        `IndexDamagedError`, also for one whose files were truncated since.
         """
         key = (folder, folder.stat().st_ino)
         with self._lock:
-            index = self._open.pop(key, None) or FeatureIndex.open(folder)
+            index = self._open.pop(key, None)
+            if index is None:
+                index = FeatureIndex.open(folder)
+            else:
+                index.check_sizes()
             self._open[key] = index
             while len(self._open) > self._capacity:
                 self._open.popitem(last=False)

@@ -190,14 +190,7 @@ def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
     Raises `IndexDamagedError` naming the file that is missing, truncated or unreadable.
     """
     manifest = _read_manifest(folder)
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise IndexDamagedError(f"{path} is missing; {_REMEDY}")
-        if path.stat().st_size != entry.bytes:
-            raise IndexDamagedError(
-                f"{path} has {path.stat().st_size} bytes instead of {entry.bytes}; {_REMEDY}"
-            )
+    check_sizes(folder, manifest)
     names = [f.name for f in dataclasses.fields(IndexArrays) if f"{f.name}.npy" in manifest.files]
     try:
         return manifest, IndexArrays(**{name: load_array(folder, name) for name in names})
@@ -205,6 +198,22 @@ def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
         raise IndexDamagedError(
             f"{folder / MANIFEST} does not list every array; {_REMEDY}"
         ) from error
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file's size with the manifest, which costs microseconds.
+
+    Raises `IndexDamagedError` naming the file that is missing or truncated. Reading beyond the end
+    of a file that was truncated after it was mapped would end the process.
+    """
+    for name, entry in manifest.files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise IndexDamagedError(f"{path} is missing; {_REMEDY}") from None
+        if size != entry.bytes:
+            raise IndexDamagedError(f"{path} has {size} bytes instead of {entry.bytes}; {_REMEDY}")
 
 
 def verify_files(folder: Path) -> None:

@@ -22,6 +22,7 @@ from sae_engine.feature_index.format import (
     IndexArrays,
     IndexDamagedError,
     Manifest,
+    check_sizes,
     open_index,
     verify_files,
 )
@@ -94,6 +95,10 @@ class FeatureIndex:
     def open(cls, folder: Path) -> Self:
         """Memory-map an index folder; raises `IndexDamagedError` naming the damaged file."""
         return cls(folder, *open_index(folder))
+
+    def check_sizes(self) -> None:
+        """Raises `IndexDamagedError` naming a file that is missing or truncated by now."""
+        check_sizes(self.folder, self.manifest)
 
     def verify(self) -> None:
         """Compare all files with their checksums; raises `IndexDamagedError` naming the file."""
