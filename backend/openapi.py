@@ -6,8 +6,8 @@ import json
 import sys
 
 from backend.app import create_api
-from backend.settings import Settings
+from backend.settings import load_settings
 
 if __name__ == "__main__":
-    json.dump(create_api(Settings()).openapi(), sys.stdout, indent=1, ensure_ascii=False)
+    json.dump(create_api(load_settings()).openapi(), sys.stdout, indent=1, ensure_ascii=False)
     sys.stdout.write("\n")
