@@ -58,6 +58,14 @@ class _Job(NamedTuple):
     run_ids: Sequence[str]
 
 
+class _Heard(NamedTuple):
+    """What a run told last, and since when on our own clock there has been nothing newer."""
+
+    reported_at: datetime | None
+    since: float
+    is_noted: bool = False
+
+
 class Supervisor:
     """Owns the thread; `start` and `close` it once."""
 
@@ -84,7 +92,8 @@ class Supervisor:
         self._silence = silence
         self._forced_since: dict[int, float] = {}
         self._terminated: set[int] = set()
-        self._silent_since: dict[str, datetime] = {}
+        self._heard: dict[str, _Heard] = {}
+        self._trouble = ""
         self._lock: IO[str] | None = None
         self._deferred = False
         self._wake = threading.Event()
@@ -123,8 +132,11 @@ class Supervisor:
                 if self._acquire():
                     self._judge_and_end()
                     self._start_next()
-            except Exception:
-                _log.exception("supervising failed; trying again")
+                self._trouble = ""
+            except Exception as error:
+                if str(error) != self._trouble:  # once, not at every poll on a disk that is full
+                    self._trouble = str(error)
+                    _log.exception("supervising failed; trying again")
             self._wake.wait(self._poll_seconds)
 
     def _acquire(self) -> bool:
@@ -205,27 +217,33 @@ class Supervisor:
             _log.warning("run %s is %s: %s", row.id, status, message)
 
     def _note_silence(self, rows: Sequence[RunRow]) -> None:
-        """Leave an alert with every run that has told nothing for long; once in each silence."""
+        """Leave an alert with every run that has told nothing for long; once in each silence.
+
+        Timed by a clock that neither jumps nor runs while the machine sleeps.
+        """
+        at = time.monotonic()
+        heard = self._heard
+        self._heard = {
+            row.id: heard[row.id]
+            if row.id in heard and heard[row.id].reported_at == row.reported_at
+            else _Heard(row.reported_at, at)
+            for row in rows
+        }
         for row in rows:
-            heard = row.reported_at
-            silence = repository.now() - heard if heard is not None else timedelta(0)
-            if silence < self._silence or self._silent_since.get(row.id) == heard:
+            known = self._heard[row.id]
+            silence = timedelta(seconds=at - known.since)
+            if known.is_noted or silence < self._silence:
                 continue
-            assert heard is not None
-            self._silent_since[row.id] = heard
+            self._heard[row.id] = known._replace(is_noted=True)
             message = (
                 f"It has told nothing for {silence.total_seconds() / 60:.0f} minutes "
                 f"({row.phase or 'no phase'}); see its log, or stop it."
             )
             with self._database.writing() as session:
                 repository.add_notice(
-                    session,
-                    row.id,
-                    level="warning",
-                    kind="no_progress",
-                    message=message,
+                    session, row.id, level="warning", kind="no_progress", message=message,
                     step=row.step,
-                )
+                )  # fmt: skip
 
     def _end_overdue(self, rows: Sequence[RunRow]) -> None:
         """Signal a job whose runs were all forced to stop and did not within our patience."""

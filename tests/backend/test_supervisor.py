@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import psutil
 import pytest
+from sqlalchemy import text
 from starlette.testclient import TestClient
 
 from backend import repository
@@ -296,3 +297,18 @@ def test_a_command_that_cannot_be_started_fails_the_run(
     wait_for(lambda: row_of(database, run_id).status == "failed")
     supervisor.close()
     assert "could not be started" in (row_of(database, run_id).error_message or "")
+
+
+def test_a_trouble_that_lasts_is_logged_once(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.writing() as session:
+        session.execute(text("ALTER TABLE runs RENAME TO hidden"))
+    with supervised(settings, database):
+        wait_for(lambda: "supervising failed" in caplog.text)
+        time.sleep(0.5)  # ten more polls
+        assert caplog.text.count("supervising failed") == 1
+        with database.writing() as session:
+            session.execute(text("ALTER TABLE hidden RENAME TO runs"))
+        [run_id] = add(database, "finish")
+        wait_for(lambda: row_of(database, run_id).status == "finished")
