@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from backend import repository
 from backend.errors import ConflictError, NotFoundError
 from backend.services import Services
-from sae_engine.feature_index.reader import FeatureIndex, IndexDamagedError
+from sae_engine.feature_index.reader import FeatureIndex
 
 
 def open_index(
@@ -15,8 +15,8 @@ def open_index(
 ) -> FeatureIndex:
     """The index of a run at a step, the newest if `snapshot` is None.
 
-    Raises `NotFoundError` for a snapshot that does not exist and `ConflictError` where there is
-    none yet or its files are damaged.
+    Raises `NotFoundError` for a snapshot that does not exist, `ConflictError` where there is none
+    yet, `IndexDamagedError` naming a file.
     """
     row = repository.get_run(session, run_id)
     steps = [made.step for made in repository.snapshots(session, run_id)]
@@ -43,5 +43,3 @@ def open_index(
             f"The features of step {step} are gone: there is no folder '{folder}'.",
             kind="index-damaged",
         ) from None
-    except IndexDamagedError as error:
-        raise ConflictError(str(error), kind="index-damaged") from None

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse
 from backend.db import DISK_FULL, lacks_room
 from backend.errors import ApiError, UnauthorizedError
 from sae_engine.errors import ConfigError, DiskFullError, UserError
+from sae_engine.feature_index.format import IndexDamagedError
 from sae_engine.schema.api import FieldProblem, Problem
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def install(app: FastAPI) -> None:
     async def user_error(_: Request, error: Exception) -> ProblemResponse:
         if isinstance(error, DiskFullError):
             return ProblemResponse(507, str(error), kind="disk-full")
+        if isinstance(error, IndexDamagedError):
+            return ProblemResponse(409, str(error), kind="index-damaged")
         fields = error.problems if isinstance(error, ConfigError) else None
         return ProblemResponse(422, str(error), kind="invalid", errors=fields)
 
@@ -144,8 +147,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(OperationalError, database_error)
     app.add_exception_handler(OSError, system_error)
-    app.add_exception_handler(OverflowError, too_large_a_number)  # SQLite's integers
-    app.add_exception_handler(DataError, too_large_a_number)  # PostgreSQL's
+    app.add_exception_handler(OverflowError, too_large_a_number)
     app.add_exception_handler(Exception, unexpected)
 
 

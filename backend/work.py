@@ -172,6 +172,7 @@ class Recorder:
         self._next_disk_look = 0.0
         self._wait_seconds = wait_seconds
         self._waiting: list[MetricsRecord] = []
+        self._first: MetricsRecord | None = None
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
         self._next_write = 0.0
         with database.reading() as session:
@@ -243,6 +244,7 @@ class Recorder:
         records = self._waiting
         alerts = self._alerts(records)
         self._recent.extend(records)
+        self._first = self._first or records[0]
         for record in records:
             self._latest.update(record.values)
         self._write(lambda session: self._store_metrics(session, records, alerts))
@@ -273,7 +275,7 @@ class Recorder:
                 step=alert.step,
             )
         last = records[-1]
-        speed = self._recent_speed()
+        speed = _speed(self._recent[0], last)
         repository.update_metrics(
             session,
             self._run_id,
@@ -281,22 +283,15 @@ class Recorder:
             step=last.step,
             tokens=last.tokens,
             tokens_per_second=speed,
-            eta_seconds=self._eta_seconds(last.tokens, speed),
+            eta_seconds=self._eta_seconds(last),
         )
 
-    def _recent_speed(self) -> float | None:
-        """Training tokens per second over the recent points, evaluation and snapshots included."""
-        first, last = self._recent[0], self._recent[-1]
-        seconds = last.time - first.time
-        if seconds > 0:
-            return (last.tokens - first.tokens) / seconds
-        reported = last.values.get("tokens_per_second")
-        return reported if reported is not None and math.isfinite(reported) else None
-
-    def _eta_seconds(self, tokens: int, speed: float | None) -> float | None:
+    def _eta_seconds(self, last: MetricsRecord) -> float | None:
+        """By the speed since this process began, as evaluations and snapshots are far between."""
+        speed = _speed(self._first or last, last)
         if not speed or speed < 0 or self._total_tokens is None:
             return None
-        return max(0, self._total_tokens - tokens) / speed
+        return max(0, self._total_tokens - last.tokens) / speed
 
     def _write(self, action: Callable[[Session], object]) -> None:
         """Do `action` in a transaction; a database that stays locked is tried again."""
@@ -311,3 +306,12 @@ class Recorder:
                 if attempt == MAX_WRITE_TRIES or "lock" not in str(error.orig):
                     raise
                 _log.warning("the database is locked, trying again: %s", error)
+
+
+def _speed(first: MetricsRecord, last: MetricsRecord) -> float | None:
+    """Training tokens per second between two points, evaluations and snapshots included."""
+    seconds = last.time - first.time
+    if seconds > 0:
+        return (last.tokens - first.tokens) / seconds
+    reported = last.values.get("tokens_per_second")
+    return reported if reported is not None and math.isfinite(reported) else None

@@ -222,13 +222,14 @@ def escaped_lines(text: str) -> str:
 
 
 def _links() -> Any:
-    return _component("wb_links", js=_LINKS_JS, html='<div class="wb-block"></div>')
+    return component("wb_links", js=_LINKS_JS, html='<div class="wb-block"></div>')
 
 
 def _slash() -> Any:
-    return _component("wb_slash", js=_SLASH_JS)
+    return component("wb_slash", js=_SLASH_JS)
 
 
 @st.cache_resource(show_spinner=False)
-def _component(name: str, *, js: str, html: str | None = None) -> Any:
+def component(name: str, *, js: str, html: str | None = None) -> Any:
+    """What draws a piece of a page with a script of its own."""
     return v2.component(name, html=html, js=js, isolate_styles=False)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import streamlit as st
-from streamlit.components import v2
+from frontend.blocks import component
 
 _HTML = """
 <div class="wb-log">
@@ -44,9 +41,4 @@ export default function ({ data, parentElement }) {
 
 def show_log(text: str, *, key: str) -> None:
     """Show the last lines of a log, as text."""
-    _component()(key=key, data=text.rstrip("\n"))
-
-
-@st.cache_resource(show_spinner=False)
-def _component() -> Any:
-    return v2.component("wb_log", html=_HTML, js=_JS, isolate_styles=False)
+    component("wb_log", js=_JS, html=_HTML)(key=key, data=text.rstrip("\n"))

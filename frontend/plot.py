@@ -6,11 +6,11 @@ Streamlit's own chart element is made anew whenever its data change. This one ha
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import streamlit as st
-from streamlit.components import v2
 
+from frontend.blocks import component
 from frontend.charts import Figure
 
 Library = Literal["basic", "gl2d"]
@@ -120,9 +120,5 @@ def show_figure(
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     file = f"app/static/plotly-{library}.min.js"
     url = f"/{base}/{file}" if base else f"/{file}"
-    _component()(key=key, data={"figure": figure, "library": url, "opens": opens, "range": range})
-
-
-@st.cache_resource(show_spinner=False)
-def _component() -> Any:
-    return v2.component("wb_plot", html='<div class="wb-plot"></div>', js=_JS, isolate_styles=False)
+    data = {"figure": figure, "library": url, "opens": opens, "range": range}
+    component("wb_plot", js=_JS, html='<div class="wb-plot"></div>')(key=key, data=data)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import streamlit as st
 
+from frontend.navigation import open_page, page_button
 from frontend.server import client, forget_cached, known_tags
-from frontend.state import has_ended, open_page
+from frontend.state import has_ended
 from sae_engine.schema.runs import Run, RunPatch
 
 _DELETING = "deleting"
@@ -17,12 +18,10 @@ def show_actions(run: Run) -> None:
     """Buttons side by side."""
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         _lifecycle(run)
-        tip = "New run from these settings"
-        if st.button("Clone", icon=":material/content_copy:", key="clone", help=tip):
-            open_page("launch", clone=run.id)
-        tip = "This run beside others"
-        if st.button("Compare", icon=":material/compare:", key="compare", help=tip):
-            open_page("compare", runs=run.id)
+        icon, tip = ":material/content_copy:", "New run from these settings"
+        page_button("Clone", "launch", key="clone", icon=icon, tip=tip, clone=run.id)
+        icon, tip = ":material/compare:", "This run beside others"
+        page_button("Compare", "compare", key="compare", icon=icon, tip=tip, runs=run.id)
         with st.popover("", icon=":material/more_horiz:", key="more", help="Edit, archive, delete"):
             _edit(run)
             _put_away(run)
@@ -95,6 +94,7 @@ def _delete(run: Run) -> None:
             client().delete_run(run.id)
             forget_cached()
             open_page("")
+            st.stop()
         if st.button("Keep", key="delete-not"):
             del st.session_state[_DELETING]
             st.rerun()

@@ -1,15 +1,16 @@
-"""What pages share: the state in the URL, ways between pages, problems in words."""
+"""What pages share: the state in the URL, parts that stay live, problems in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import streamlit as st
 
 from frontend.blocks import empty_state, html_block, notice
 from frontend.client import ApiProblem
+from frontend.navigation import open_page, runs_button
 from frontend.server import cached_run, cached_snapshots, client
 from sae_engine.schema.runs import ENDED, Run, Snapshot
 
@@ -19,20 +20,6 @@ RETRY_SECONDS = 2
 POLL_SECONDS = 2
 
 _PROBLEM = "problem"
-
-_PAGES = {
-    "": "views/runs.py",
-    "launch": "views/launch.py",
-    "run": "views/run.py",
-    "features": "views/features.py",
-    "feature": "views/feature.py",
-    "map": "views/map.py",
-    "lookup": "views/lookup.py",
-    "playground": "views/playground.py",
-    "compare": "views/compare.py",
-    "sweep": "views/sweep.py",
-    "system": "views/system.py",
-}
 
 
 def param(name: str) -> str | None:
@@ -88,19 +75,12 @@ def bound(name: str, value: object, *, default: object = None) -> tuple[str, Cal
     return key, write
 
 
-def open_page(page: str, **query: object) -> NoReturn:
-    """Leave for another page of this session; None is left out of its URL."""
-    given = {name: str(value) for name, value in query.items() if value not in (None, "")}
-    st.switch_page(_PAGES[page], query_params=given)
-
-
 def required_run() -> Run:
     """The run that the URL's `id` names; without one the page says so and ends."""
     run_id = param("id")
     if run_id is None:
         html_block(empty_state("No run chosen", "The address of this page lacks ?id=…"))
-        if st.button("Show all runs", type="primary"):
-            open_page("")
+        runs_button()
         st.stop()
     return cached_run(run_id)
 
@@ -113,8 +93,8 @@ def show_problem(error: ApiProblem) -> None:
     details = [f"{p.field}: {p.message}" for p in error.problem.errors]
     text = "\n".join([error.problem.detail or error.problem.title, *details])
     html_block(notice(text, level="warning", title=error.problem.title))
-    if error.problem.status == 404 and st.button("Show all runs", key="problem-home"):
-        open_page("")
+    if error.problem.status == 404:
+        runs_button("problem-home")
 
 
 @st.fragment(run_every=RETRY_SECONDS)

@@ -7,12 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 
 from backend import repository
-from backend.errors import ConflictError, NotFoundError
+from backend.errors import NotFoundError
 from backend.indexes import open_index
 from backend.services import Server
 from backend.shapes import snapshot_shape
 from sae_engine.feature_index.history import feature_history
-from sae_engine.feature_index.reader import IndexDamagedError
 from sae_engine.schema.api import (
     FeatureDetail,
     FeaturePage,
@@ -90,10 +89,7 @@ def get_history(run_id: str, index: FeatureIndexNumber, server: Server) -> Featu
         _check_exists(index, newest.d_sae)
         steps = [row.step for row in repository.snapshots(session, run_id)]
         snapshots = [open_index(server, session, run_id, step) for step in steps]
-    try:
-        return feature_history(snapshots, index)
-    except IndexDamagedError as error:
-        raise ConflictError(str(error), kind="index-damaged") from None
+    return feature_history(snapshots, index)
 
 
 @router.put("/features/{index}/label")

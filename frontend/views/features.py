@@ -9,6 +9,7 @@ import streamlit as st
 from frontend.blocks import empty_state, href, html_block, link, run_header, show_linked
 from frontend.downloads import download_menu
 from frontend.labeling import label_menu, score_note
+from frontend.navigation import page_button
 from frontend.overview_charts import density_figure
 from frontend.pager import pager
 from frontend.plot import show_figure
@@ -20,7 +21,6 @@ from frontend.state import (
     chosen_snapshot,
     float_param,
     name_tab,
-    open_page,
     param,
     required_run,
     search_box,
@@ -89,8 +89,7 @@ def _first_order(sort: FeatureSort) -> SortOrder:
 def _none_yet(run: Run) -> None:
     text = "The first snapshot appears here by itself while the run trains."
     html_block(empty_state("No features yet", text))
-    if st.button("Watch it train", type="primary"):
-        open_page("run", id=run.id)
+    page_button("Watch it train", "run", key="watch", primary=True, id=run.id)
 
 
 def _densities(run: Run, snapshot: Snapshot, lowest: float | None, highest: float | None) -> None:

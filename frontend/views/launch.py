@@ -14,8 +14,9 @@ from frontend.drafts import Draft, Recipe, start
 from frontend.forecast_view import forecast_block
 from frontend.form_widgets import render_field
 from frontend.grid import MOST_RUNS, GridError, num_runs, parse_grid
+from frontend.navigation import open_page
 from frontend.server import cached_presets, client, known_devices
-from frontend.state import open_page, param, show_problem
+from frontend.state import param, show_problem
 from frontend.token_view import escaped
 from frontend.words import count, short_count
 from sae_engine.schema.machine import Preset

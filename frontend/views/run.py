@@ -23,11 +23,12 @@ from frontend.curve_controls import curve_view
 from frontend.device_panel import device_panel
 from frontend.downloads import download_menu
 from frontend.log_view import show_log
+from frontend.navigation import page_button
 from frontend.plot import show_figure
 from frontend.queue_view import show_place
 from frontend.run_actions import show_actions
 from frontend.server import cached_run, client, forget_cached
-from frontend.state import has_ended, live, name_tab, open_page, required_run, search_box
+from frontend.state import has_ended, live, name_tab, required_run, search_box
 from frontend.token_view import escaped
 from frontend.words import age, count, short_count
 from sae_engine.schema.runs import MetricsSeries, Notice, Run, Snapshot
@@ -157,14 +158,15 @@ def _snapshots(run: Run) -> None:
         )
         html_block(f'<p class="wb-muted">{text}</p>')
         return
-    if st.button(
+    page_button(
         "Browse features",
-        type="primary",
-        icon=":material/grid_view:",
+        "features",
         key="browse",
+        icon=":material/grid_view:",
+        primary=True,
         width="stretch",
-    ):
-        open_page("features", id=run.id)
+        id=run.id,
+    )
     download_menu(run)
     rows = "".join(_snapshot(run.id, s) for s in reversed(snapshots))
     show_linked(f'<ul class="wb-snapshots">{rows}</ul>', key="snapshots")

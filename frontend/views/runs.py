@@ -9,6 +9,7 @@ import streamlit as st
 
 from frontend.blocks import empty_state, html_block, set_link, show_linked
 from frontend.compared_training import show_pareto
+from frontend.navigation import page_button
 from frontend.pager import pager
 from frontend.runs_table import first_order, runs_table
 from frontend.server import all_runs, client, forget_cached, known_tags
@@ -18,7 +19,6 @@ from frontend.state import (
     choice_param,
     list_param,
     live,
-    open_page,
     param,
     set_param,
 )
@@ -86,8 +86,9 @@ def _filters() -> None:
         key, write = bound("archived", _archived(), default=False)
         st.toggle("Archived", key=key, on_change=write)
     with new:
-        if st.button("New run", type="primary", icon=":material/add:", width="stretch"):
-            open_page("launch")
+        page_button(
+            "New run", "launch", key="new", icon=":material/add:", primary=True, width="stretch"
+        )
 
 
 def _choice(name: str, choices: Sequence[str], any_of_them: str, title: str) -> None:
@@ -121,13 +122,15 @@ def _welcome() -> None:
     )
     _, middle, _ = st.columns([1, 1.2, 1])
     with middle:
-        if st.button(
+        page_button(
             "Train your first SAE (about two minutes)",
-            type="primary",
+            "launch",
+            key="first",
             icon=":material/play_arrow:",
+            primary=True,
             width="stretch",
-        ):
-            open_page("launch", preset="tiny")
+            preset="tiny",
+        )
 
 
 def _list() -> None:
@@ -173,14 +176,15 @@ def _bar(picked: Sequence[str], shown: str) -> None:
 
 
 def _act_on(picked: Sequence[str]) -> None:
-    if st.button(
+    page_button(
         "Compare",
-        icon=":material/compare:",
+        "compare",
         key="compare-picked",
-        disabled=not 2 <= len(picked) <= MOST_COMPARED,
-        help="Side by side, two to eight runs",
-    ):
-        open_page("compare", runs=",".join(picked))
+        icon=":material/compare:",
+        tip="Side by side, two to eight runs",
+        enabled=2 <= len(picked) <= MOST_COMPARED,
+        runs=",".join(picked),
+    )
     text = "Take out of the archive" if _archived() else "Archive"
     if st.button(text, icon=":material/archive:", key="archive-picked"):
         attempt(lambda: _put_away(picked, not _archived()))

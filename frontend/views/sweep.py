@@ -12,13 +12,14 @@ from frontend.blocks import badge, empty_state, html_block, link, notice, progre
 from frontend.cards import fraction_done, metric_text
 from frontend.compared_training import setting_text, show_pareto
 from frontend.curve_controls import curve_view
+from frontend.navigation import page_button, runs_button
 from frontend.overlay_charts import overlay_figure, overlay_panels, run_colors
 from frontend.parallel import Axis, parallel_figure
 from frontend.plot import show_figure
 from frontend.run_tables import differing_settings, members_csv
 from frontend.runs_table import sweep_name
 from frontend.server import client, curves_of, forget_cached
-from frontend.state import has_ended, live, name_tab, open_page, param
+from frontend.state import has_ended, live, name_tab, param
 from frontend.token_view import escaped
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunPatch, RunStatus
@@ -36,8 +37,7 @@ def show() -> None:
     members = [] if group_id is None else _members(group_id)
     if not members:
         html_block(empty_state("No such sweep", "Its runs may have been deleted."))
-        if st.button("Show all runs", type="primary"):
-            open_page("")
+        runs_button()
         return
     name_tab(sweep_name(members[0]))
     live(
@@ -94,8 +94,10 @@ def _buttons(members: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> N
             _do(active, lambda run: client().stop_run(run.id))
         best = sorted(members, key=_quality)[:MOST_COMPARED]
         tip = f"Its runs side by side, the {MOST_COMPARED} best of them"
-        if st.button("Compare", icon=":material/compare:", key="compare", help=tip):
-            open_page("compare", runs=",".join(run.id for run in best))
+        ids = ",".join(run.id for run in best)
+        page_button(
+            "Compare", "compare", key="compare", icon=":material/compare:", tip=tip, runs=ids
+        )
         st.download_button(
             "Table", members_csv(members, settings), "sweep.csv", "text/csv", key="csv-members",
             icon=":material/download:", on_click="ignore",

@@ -167,7 +167,7 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
     try:
         # A plain view: slicing np.memmap objects costs microseconds more.
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads the header as a piece of Python
         raise IndexDamagedError(
             f"{path} cannot be read as an array ({error}); {_REMEDY}"
         ) from error
@@ -221,9 +221,16 @@ def verify_files(folder: Path) -> None:
 
     Raises `IndexDamagedError` naming the first file that differs.
     """
-    for name, entry in _read_manifest(folder).files.items():
-        if not (folder / name).is_file() or _sha256(folder / name) != entry.sha256:
-            raise IndexDamagedError(f"{folder / name} does not match its checksum; {_REMEDY}")
+    manifest = _read_manifest(folder)
+    for name in manifest.files:
+        verify_file(folder, manifest, name)
+
+
+def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
+    """Compare the content of one file with its checksum; raises `IndexDamagedError`."""
+    path = folder / name
+    if not path.is_file() or _sha256(path) != manifest.files[name].sha256:
+        raise IndexDamagedError(f"{path} does not match its checksum; {_REMEDY}")
 
 
 _REMEDY = "the feature index is damaged: delete this snapshot's folder, or restore it from a copy."

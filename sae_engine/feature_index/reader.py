@@ -17,13 +17,16 @@ from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.feature_index.contexts import ContextReader, Window
+from sae_engine.feature_index.damage import naming_damage
 from sae_engine.feature_index.format import (
     TOKENIZER,
     IndexArrays,
     IndexDamagedError,
     Manifest,
+    array_file,
     check_sizes,
     open_index,
+    verify_file,
     verify_files,
 )
 from sae_engine.feature_index.listing import (
@@ -88,7 +91,7 @@ class FeatureIndex:
         self.folder = folder
         self.manifest = manifest
         self._arrays = arrays
-        self._vocabulary = _vocabulary(manifest, arrays)
+        self._vocabulary = _vocabulary(folder, manifest, arrays)
         self._contexts = ContextReader(arrays, self._vocabulary)
 
     @classmethod
@@ -143,6 +146,7 @@ class FeatureIndex:
     def final(self) -> bool:
         return self.manifest.final
 
+    @naming_damage
     def features(
         self,
         *,
@@ -190,6 +194,7 @@ class FeatureIndex:
             snapshot=self.step,
         )
 
+    @naming_damage
     def feature(
         self,
         index: int,
@@ -215,10 +220,12 @@ class FeatureIndex:
             starred=starred,
         )
 
+    @naming_damage
     def max_activations(self, indices: Sequence[int]) -> list[float]:
         """Largest activation of each feature on the index corpus, 0 for dead ones."""
         return self._max_acts[list(indices)].astype(float).tolist()
 
+    @naming_damage
     def lookup(
         self,
         text: str,
@@ -268,6 +275,7 @@ class FeatureIndex:
             snapshot=self.step,
         )
 
+    @naming_damage
     def row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
         """One feature as a list shows it."""
         start, end = self._arrays.latent_token_starts[index : index + 2]
@@ -278,11 +286,13 @@ class FeatureIndex:
             top_tokens=[self._vocabulary.text(i) for i in top],
         )
 
+    @naming_damage
     def top_tokens(self, latents: NDArray[Any], num: int) -> list[list[str]]:
         """Texts of up to `num` tokens that go best with each of some latents, best first."""
         chosen = self._top_tokens[latents, :num].tolist()
         return [[self._vocabulary.text(i) for i in ids if i != NO_TOKEN] for ids in chosen]
 
+    @naming_damage
     def facts(self, index: int, labels: Mapping[int, str] | None = None) -> Feature:
         """What every list says of a feature; raises `NoSuchFeatureError`."""
         if not 0 <= index < self.d_sae:
@@ -408,10 +418,12 @@ class FeatureIndex:
 _vocabularies: dict[str, Vocabulary] = {}
 
 
-def _vocabulary(manifest: Manifest, arrays: IndexArrays) -> Vocabulary:
-    """Indexes of the same tokenizer share one vocabulary and the texts it caches."""
-    files = manifest.files
-    key = files["vocabulary_bytes.npy"].sha256 + files["vocabulary_offsets.npy"].sha256
+def _vocabulary(folder: Path, manifest: Manifest, arrays: IndexArrays) -> Vocabulary:
+    """Indexes of the same tokenizer share one vocabulary, which therefore must not be damaged."""
+    files = [array_file("vocabulary_bytes"), array_file("vocabulary_offsets")]
+    key = "".join(manifest.files[name].sha256 for name in files)
     if key not in _vocabularies:
+        for name in files:
+            verify_file(folder, manifest, name)
         _vocabularies[key] = Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes)
     return _vocabularies[key]

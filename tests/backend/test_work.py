@@ -171,7 +171,7 @@ def test_quick_measurements_are_stored_together_but_not_kept_back(bench: Bench) 
     assert bench.work(records) == "finished"
 
 
-def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
+def test_speed_and_remaining_time_are_told_from_what_was_measured(bench: Bench) -> None:
     recorder = Recorder(bench.database, bench.task)
     plan = {"total_steps": 100, "total_tokens": 10_000, "d_in": 8, "d_sae": 16, "lr": 1.0}
     recorder.record(PlanRecord(**plan, device="cpu"))  # pyright: ignore[reportArgumentType]
@@ -186,6 +186,20 @@ def test_the_remaining_time_is_told_from_the_recent_speed(bench: Bench) -> None:
     assert row.tokens_per_second == pytest.approx(100)
     assert row.eta_seconds == pytest.approx(70)
     assert row.phase == "evaluating"
+
+
+def test_the_remaining_time_counts_an_evaluation_that_is_long_past(bench: Bench) -> None:
+    recorder = Recorder(bench.database, bench.task)
+    plan = {"total_steps": 100, "total_tokens": 10_000, "d_in": 8, "d_sae": 16, "lr": 1.0}
+    recorder.record(PlanRecord(**plan, device="cpu"))  # pyright: ignore[reportArgumentType]
+    evaluated_after = 10
+    for step in range(1, 51):
+        seconds = float(step) + (100 if step > evaluated_after else 0)
+        recorder.record(MetricsRecord(step=step, tokens=100 * step, time=seconds, values={}))
+    recorder.record(PhaseRecord(phase="evaluating"))
+    row = bench.row()
+    assert row.tokens_per_second == pytest.approx(100)
+    assert row.eta_seconds == pytest.approx(5000 / (4900 / 149))
 
 
 def test_a_speed_that_is_not_a_number_tells_no_time(bench: Bench) -> None:

@@ -37,7 +37,7 @@ def _wait_for_points(page: Page, more_than: int) -> int:
 def _launch(page: Page, server: Server, total_tokens: int) -> str:
     """Start `quick-test` with another budget, from the start page; returns the run page's URL."""
     page.goto(server.url)
-    page.get_by_role("button", name="Train your first SAE").click()
+    page.get_by_role("link", name="Train your first SAE").click()
     page.locator("a.wb-preset", has_text="quick-test").click()
     tokens = page.locator('[class*="st-key-field-quick-test"][class*="total_tokens"] input')
     expect(tokens).to_have_value("40000")
@@ -50,7 +50,7 @@ def _launch(page: Page, server: Server, total_tokens: int) -> str:
 
 
 def _open_first_feature(page: Page) -> None:
-    page.locator(".st-key-browse button").click()
+    page.locator(".st-key-go-primary-browse a").click()
     page.locator("table.features a.wb-name").first.click()
     expect(page.get_by_role("heading", name=_FEATURE)).to_be_visible()
     expect(page.locator(".wb-contexts .wb-line").first).to_be_visible()
@@ -63,7 +63,7 @@ def test_a_newcomer_launches_a_run_watches_it_opens_a_feature_stops_it_and_looks
     first = _wait_for_points(page, more_than=0)
     _wait_for_points(page, more_than=first)
 
-    expect(page.locator(".st-key-browse button")).to_be_visible(timeout=_MILLISECONDS)
+    expect(page.locator(".st-key-go-primary-browse a")).to_be_visible(timeout=_MILLISECONDS)
     _open_first_feature(page)
     assert [run.status for run in workbench_server.runs()] == ["running"]
 

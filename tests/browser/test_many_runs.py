@@ -106,7 +106,7 @@ def test_runs_wait_are_moved_taken_out_tried_again_and_cloned(page: Page, server
     page.locator("table.runs").get_by_role("link", name="two", exact=True).click()
     page.get_by_role("button", name="Retry").click()
     expect(page.locator(".wb-place")).to_contain_text("Position 2 in the queue.")
-    page.get_by_role("button", name="Clone").click()
+    page.get_by_role("link", name="Clone").click()
     expect(page.get_by_text("Starts from the settings of two.")).to_be_visible()
     start(page, server, "three")
     page.wait_for_url(re.compile(r"/run\?.*id="))
@@ -121,7 +121,7 @@ def test_runs_that_are_marked_are_compared_and_a_point_opens_its_run(
     for name in (*NAMES, "wide", "wide"):  # the last one is marked, unmarked, marked
         page.locator("table.runs tbody tr", has_text=name).locator(".wb-check").click()
     expect(page.locator(".wb-views")).to_contain_text("3 marked")
-    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("link", name="Compare").click()
     expect(page.locator("tr", has_text="sae.k").first).to_contain_text("81632")
     expect(page.locator(".wb-key .wb-keyed")).to_have_text(list(NAMES))
     points = page.locator(".st-key-pareto .point")

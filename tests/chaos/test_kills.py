@@ -15,6 +15,7 @@ from tests.chaos.conftest import Twin
 from tests.chaos.workbench import (
     CONFIG,
     QUICK,
+    ROUNDS,
     Workbench,
     assert_like_its_twin,
     assert_prefix,
@@ -23,8 +24,6 @@ from tests.chaos.workbench import (
     wait_until,
 )
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
-"""Kills; `make chaos` asks for 50."""
 ROUNDS_PER_RUN = 5
 TOTAL_STEPS = CONFIG["train"]["total_tokens"] // CONFIG["train"]["batch_size_tokens"]
 

@@ -48,6 +48,8 @@ CONFIG: Mapping[str, Any] = {
 """A run of seconds that measures at every step and saves often, over `quick-test`."""
 
 
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
+"""Kills, and a fifth of the files damaged; `make chaos` asks for 50."""
 QUICK = (sys.executable, "-m", "tests.chaos.servers", "quick")
 """The same, with jobs that train for real and start fast."""
 FAKE = (sys.executable, "-m", "tests.chaos.servers", "fake")

@@ -1,9 +1,7 @@
-"""An index holds what brute force finds, appears whole or not at all, and tells when damaged."""
+"""An index holds what brute force finds, and appears whole or not at all."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import tempfile
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from sae_engine.feature_index import build as build_module
 from sae_engine.feature_index import invert
 from sae_engine.feature_index.build import ActivationRangeError, IndexCorpus, build_index
 from sae_engine.feature_index.format import IndexArrays, open_index
-from sae_engine.feature_index.reader import FeatureIndex, IndexDamagedError
+from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from tests.engine.feature_index_reference import (
     D_IN,
@@ -317,86 +315,3 @@ def test_an_index_built_again_replaces_the_older_one(tmp_path: Path) -> None:
     build(tmp_path, random_case(1, num_tokens=50))
     assert built(tmp_path, random_case(2, num_tokens=60)).num_tokens == 60
     assert [p.name for p in (tmp_path / "features").iterdir()] == ["7"]
-
-
-DAMAGED_FILES = [f"{f.name}.npy" for f in dataclasses.fields(IndexArrays)] + [
-    "tokenizer.json",
-    "sae.safetensors",
-]
-
-
-@pytest.fixture(scope="module")
-def final_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    size = byte_level_tokenizer().get_vocab_size()
-    folder = tmp_path_factory.mktemp("run")
-    return build(folder, random_case(1), unembed=torch.randn(size, D_IN), final=True)
-
-
-@pytest.mark.parametrize("name", [*DAMAGED_FILES, "manifest.json"])
-def test_a_missing_file_is_found_at_opening_and_named(final_index: Path, name: str) -> None:
-    file = final_index / name
-    content = file.read_bytes()
-    file.unlink()
-    try:
-        with pytest.raises(IndexDamagedError, match=f"{name} is missing"):
-            FeatureIndex.open(final_index)
-    finally:
-        file.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", DAMAGED_FILES)
-def test_a_truncated_file_is_found_at_opening_and_named(final_index: Path, name: str) -> None:
-    file = final_index / name
-    content = file.read_bytes()
-    file.write_bytes(content[:-1])
-    try:
-        with pytest.raises(IndexDamagedError, match=f"{name} has {len(content) - 1} bytes"):
-            FeatureIndex.open(final_index)
-    finally:
-        file.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", DAMAGED_FILES)
-def test_a_changed_bit_is_found_by_verifying_and_named(final_index: Path, name: str) -> None:
-    file = final_index / name
-    content = bytearray(file.read_bytes())
-    index = FeatureIndex.open(final_index)
-    index.verify()
-    content[-1] ^= 1
-    file.write_bytes(content)
-    try:
-        with pytest.raises(IndexDamagedError, match=f"{name} does not match"):
-            index.verify()
-    finally:
-        content[-1] ^= 1
-        file.write_bytes(content)
-
-
-def test_an_array_with_a_broken_header_is_named(final_index: Path) -> None:
-    file = final_index / "acts.npy"
-    content = file.read_bytes()
-    file.write_bytes(b"\0" * len(content))
-    try:
-        with pytest.raises(IndexDamagedError, match=r"acts\.npy cannot be read"):
-            FeatureIndex.open(final_index)
-    finally:
-        file.write_bytes(content)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: "{", "cannot be read"),
-        (lambda m: json.dumps(m | {"format_version": 99}), "format version 99"),
-        (lambda m: json.dumps(m | {"files": {}}), "does not list every array"),
-    ],
-)
-def test_a_manifest_that_is_not_ours_is_named(final_index: Path, change, message: str) -> None:
-    file = final_index / "manifest.json"
-    content = file.read_text("utf-8")
-    file.write_text(change(json.loads(content)), "utf-8")
-    try:
-        with pytest.raises(IndexDamagedError, match=rf"manifest\.json .*{message}"):
-            FeatureIndex.open(final_index)
-    finally:
-        file.write_text(content, "utf-8")

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.frontend.fake_world import World
 from tests.frontend.test_overview_pages import plots
-from tests.frontend.test_pages import ESCAPED, address, shown
+from tests.frontend.test_pages import ESCAPED, address, followed, shown
 
 Open = Callable[..., AppTest]
 ALL = {"runs": "finished,failed,live"}
@@ -17,7 +17,7 @@ ALL = {"runs": "finished,failed,live"}
 
 def test_runs_are_chosen_in_a_box_and_kept_in_the_address(open_page: Open) -> None:
     app = open_page("run", id="finished")
-    app.button(key="compare").click().run()
+    followed(app, "Compare")
     assert address(app, "runs") == "finished"
     app = open_page("compare", runs="finished")
     assert "Choose two runs or more" in shown(app)

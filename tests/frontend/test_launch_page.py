@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from frontend.grid import GridError, num_runs, parse_grid
 from tests.frontend.conftest import FakeServer
 from tests.frontend.fake_world import World
-from tests.frontend.test_pages import address, shown
+from tests.frontend.test_pages import address, moved, shown
 
 Open = Callable[..., AppTest]
 
@@ -46,15 +46,15 @@ def test_a_clone_tells_the_server_where_it_came_from(open_page: Open, world: Wor
 def test_the_same_start_again_at_once_is_the_same_run(open_page: Open, server: FakeServer) -> None:
     app = open_page("launch", preset="tiny")
     app.button(key="start").click().run()
-    first = address(app, "id")
+    first = address(moved(app), "id")
     app.switch_page("views/launch.py").run()
     app.button(key="start").click().run()
-    assert address(app, "id") == first
+    assert address(moved(app), "id") == first
     assert len(server.world.created) == 1
     app.switch_page("views/launch.py").run()
     app.number_input(key="field:tiny:seed").set_value(1).run()
     app.button(key="start").click().run()
-    assert address(app, "id") != first
+    assert address(moved(app), "id") != first
 
 
 def test_values_to_try_make_a_sweep_whose_size_is_said_before(
@@ -71,7 +71,7 @@ def test_values_to_try_make_a_sweep_whose_size_is_said_before(
     [sent] = world.sweeps
     assert sent.grid == {"sae.k": [16, 32, 64], "train.lr": [1e-4, 3e-4]}
     assert (sent.preset, sent.name, sent.config) == ("tiny", "trial", {})
-    assert address(app, "id") == "swept"
+    assert address(moved(app), "id") == "swept"
     assert "sweep of 6 runs" in shown(app)
 
 

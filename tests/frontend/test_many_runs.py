@@ -21,7 +21,7 @@ from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
 from sae_engine.schema.runs import Run
 from tests.frontend.fake_world import NASTY, World
 from tests.frontend.test_overview_pages import plots
-from tests.frontend.test_pages import shown
+from tests.frontend.test_pages import followed, shown
 
 Open = Callable[..., AppTest]
 RUN = World().runs["finished"]
@@ -179,5 +179,5 @@ def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: Worl
 def test_an_unknown_sweep_is_a_sentence_and_a_way_back(open_page: Open) -> None:
     app = open_page("sweep", id="nope")
     assert "No such sweep" in shown(app)
-    app.button[0].click().run()
+    followed(app, "Show all runs")
     assert "tiny baseline" in shown(app)

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from frontend.runs_table import sweep_name
 from tests.frontend.fake_world import World
 from tests.frontend.test_overview_pages import only_plot
-from tests.frontend.test_pages import ESCAPED, address, shown
+from tests.frontend.test_pages import ESCAPED, address, button_link, followed, shown
 
 Open = Callable[..., AppTest]
 
@@ -66,12 +66,12 @@ def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
     open_page: Open, world: World
 ) -> None:
     app = open_page("runs", pick="live")
-    assert app.button(key="compare-picked").disabled
+    assert button_link(app, "Compare").proto.disabled
     assert '<a class="wb-check on" href="?" data-toggle="pick" data-value="live"' in shown(app)
     assert '<a class="wb-check" href="?" data-toggle="pick" data-value="finished"' in shown(app)
     app = open_page("runs", pick="live,finished")
     assert "3 runs · 2 marked" in shown(app)
-    app.button(key="compare-picked").click().run()
+    followed(app, "Compare")
     assert address(app, "runs") == "live,finished"
     app = open_page("runs", pick="failed,finished")
     app.button(key="archive-picked").click().run()
