@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,9 +57,12 @@ class Ballast:
 
     def leave(self, num_bytes: int) -> None:
         """Fill the disk until so much is free."""
-        free = shutil.disk_usage(self._path.parent).free
         with self._path.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, free - num_bytes))
+            while True:
+                free = shutil.disk_usage(self._path.parent).free
+                with suppress(OSError):  # what was free has been written to since
+                    os.posix_fallocate(file.fileno(), 0, max(1, free - num_bytes))
+                    return
 
     def drop(self) -> None:
         self._path.unlink()
