@@ -1,10 +1,11 @@
-"""What learning rate, decoder constraint and AuxK make of our trainer on the planted dictionary S1.
+"""What each part of the recipe makes of our trainer on the planted dictionary S1.
 
     python benchmarks/peers/recipe.py --data DIR                       # the table in LOG.md
     python benchmarks/peers/recipe.py --data DIR "lr=0.001,auxk=0.1"   # one recipe of your own
 
 2,097,152 tokens, 2,048 steps; about a minute each on two cores. `lr` unset is the default, `dead`
-is `dead_feature_threshold`, `tokens` shortens the run.
+is `dead_feature_threshold`, `tokens` shortens the run, `scale=0` leaves the input as it is, `bias`
+(`mean`, `zero`) is where `b_dec` starts instead of at the geometric median.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import Any
 import torch
 from compare import SIZES
 from planted import Exported, judge, plant
+from torch import Tensor
 from trainers import Feed, Task
 
+from sae_engine.loss import geometric_median, total_variance
 from sae_engine.sae import TopKSAE
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from sae_engine.trainer import Budget, SAETrainer
@@ -34,6 +37,12 @@ RECIPES = [
     "lr=0.001,dead=65536",
     "dead=262144",
     "lr=0.001,schedule=cosine",
+    "normalize=1",
+    "scale=0",
+    "bias=mean",
+    "bias=zero",
+    "seed=1",
+    "seed=2",
 ]
 
 
@@ -53,7 +62,7 @@ def run(data: Path, recipe: dict[str, str]) -> str:
     )
     sae = TopKSAE(size.d_in, size.d_sae, size.k)
     trainer = SAETrainer(sae, shape, TrainConfig(**settings), Budget(steps, tokens))
-    trainer.fit_input_(torch.cat([feed.batch(i) for i in range(8)]), seed=0)
+    begin(trainer, torch.cat([feed.batch(i) for i in range(8)]), recipe)
     began = time.perf_counter()
     for batch in feed:
         trainer.step(batch, measured=False)
@@ -66,6 +75,18 @@ def run(data: Path, recipe: dict[str, str]) -> str:
         f"| {trainer.peak_lr:.2g} | {result['fvu']:.4f} | {result['mmcs']:.4f} | "
         f"{result['dead']:.2%} | {seconds:.0f} s |"
     )
+
+
+def begin(trainer: SAETrainer, x: Tensor, recipe: dict[str, str]) -> None:
+    """Scale, variance and initialization from the first activations."""
+    seed = int(recipe.get("seed", "0"))
+    trainer.fit_input_(x, seed)
+    if recipe.get("scale") == "0":
+        trainer.scale, trainer.variance = 1.0, total_variance(x).item()
+        trainer.sae.initialize_(seed, geometric_median(x[:8192]))
+    if "bias" in recipe:
+        starts = {"mean": x.mean(0) * trainer.scale, "zero": torch.zeros(x.shape[1])}
+        trainer.sae.initialize_(seed, starts[recipe["bias"]])
 
 
 def main() -> None:

@@ -1,0 +1,193 @@
+"""The features of one SAE made browsable: our index of all of them, sae-dashboard's data of some.
+
+    python benchmarks/peers/dashboard.py --venvs DIR [--run RUN_FOLDER] [--features 512]
+
+Both read the same rows of text through the embedded language model and look at the same SAE, the
+`tiny` preset's; RUN_FOLDER is a finished run of it, else one is trained. sae-dashboard gets a
+virtual environment in DIR (made here, with pip, if it is not there) and reads the SAE through
+SAELens. Loading model and SAE is not counted. That both saw the same is checked: the largest
+activation of each feature.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+PACKAGES = ["torch>=2.11,<2.14", "sae-dashboard==0.8.0"]
+MODEL = Path(__file__).resolve().parents[2] / "data" / "tiny_gemma2"
+LAYER, BOS, EOS = 2, 2, 1
+# All that a process of either side leaves behind.
+RESULT = "result.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--venvs", type=Path, required=True)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--features", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side == "ours":
+        return ours(args.folder, args.tokens)
+    if args.side == "theirs":
+        return theirs(args.folder, args.features)
+    theirs_python = peer_python(args.venvs)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, args.run, args.tokens)
+        results: dict[str, list[dict[str, object]]] = {"ours": [], "theirs": []}
+        for _ in range(args.repeats):
+            for side, python in (("ours", sys.executable), ("theirs", theirs_python)):
+                command = [str(python), __file__, "--venvs", str(args.venvs), "--side", side]
+                command += ["--folder", name, "--features", str(args.features)]
+                command += ["--tokens", str(args.tokens)]
+                environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+                subprocess.run(command, check=True, env=environment)
+                results[side].append(json.loads((folder / RESULT).read_text()))
+        report(results, args.features)
+    return None
+
+
+def peer_python(venvs: Path) -> Path:
+    """The interpreter of sae-dashboard's environment, which is made if it is missing."""
+    environment = venvs / "sae-dashboard"
+    python = environment / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
+    return python
+
+
+def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
+    """The SAE in both forms, and the rows of tokens."""
+    from sae_engine.corpus import Packing, heldout_rows
+    from sae_engine.files import RunFolder
+    from sae_engine.interop.export import export_saelens
+    from sae_engine.presets import resolve_config
+    from sae_engine.train import train
+    from tokenizers import Tokenizer
+
+    config = resolve_config("tiny", {})
+    if run is None:
+        run = folder / "run"
+        for _ in train(config, RunFolder(run)):
+            pass
+    export_saelens(RunFolder(run), folder / "saelens")
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    packing = Packing(tokenizer, config.data.ctx_len, BOS, EOS)
+    np.save(folder / "rows.npy", heldout_rows(config.data, packing, num_tokens))
+
+
+def ours(folder: Path, num_tokens: int) -> None:
+    """A run that only looks into the SAE: activations, codes, index of all features."""
+    from sae_engine.feature_index.reader import FeatureIndex
+    from sae_engine.files import RunFolder
+    from sae_engine.presets import resolve_config
+    from sae_engine.schema.records import PhaseRecord, SnapshotRecord
+    from sae_engine.train import train
+
+    config = resolve_config(
+        "tiny",
+        {
+            "sae": {"pretrained": str(folder / "saelens")},
+            "data": {"heldout_tokens": num_tokens},
+            "index": {"tokens": num_tokens},
+        },
+    )
+    run = RunFolder(folder / f"ours-{time.time_ns()}")
+    seconds, began, phase = 0.0, time.perf_counter(), ""
+    for record in train(config, run):
+        now = time.perf_counter()
+        if phase in ("reading held-out text", "building the feature index"):
+            seconds += now - began
+        began = now
+        if isinstance(record, PhaseRecord):
+            phase = record.phase
+        if isinstance(record, SnapshotRecord):
+            break
+    index = FeatureIndex.open(run.feature_index(0))
+    largest = index.max_activations(list(range(index.d_sae)))
+    write(folder, seconds=seconds, features=index.d_sae, tokens=index.num_tokens, largest=largest)
+
+
+def theirs(folder: Path, num_features: int) -> None:
+    """`SaeVisRunner` as its documentation has it, then its pages' data as JSON."""
+    import torch
+    from sae_dashboard.sae_vis_data import SaeVisConfig
+    from sae_dashboard.sae_vis_runner import SaeVisRunner
+    from sae_lens import SAE, HookedSAETransformer
+    from transformer_lens import HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rows = torch.from_numpy(np.load(folder / "rows.npy").astype(np.int64))
+    source = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    given = source.config
+    config = HookedTransformerConfig(
+        d_model=given.hidden_size, d_head=given.head_dim, n_heads=given.num_attention_heads,
+        d_mlp=given.intermediate_size, n_layers=given.num_hidden_layers, n_ctx=rows.shape[1],
+        d_vocab=given.vocab_size, eps=given.rms_norm_eps, act_fn="gelu_pytorch_tanh",
+        n_key_value_heads=given.num_key_value_heads, normalization_type="RMS",
+        positional_embedding_type="rotary", rotary_base=10_000, rotary_dim=given.head_dim,
+        window_size=given.sliding_window, use_local_attn=True, gated_mlp=True, final_rms=True,
+        attn_types=["local", "global"] * (given.num_hidden_layers // 2), uses_rms_norm_offset=True,
+        attn_scores_soft_cap=given.attn_logit_softcapping, default_prepend_bos=False,
+        output_logits_soft_cap=given.final_logit_softcapping, attn_scale=given.head_dim**0.5,
+        use_attn_scale=True, use_normalization_before_and_after=True, device="cpu",
+    )  # fmt: skip
+    model = HookedSAETransformer(config, tokenizer=AutoTokenizer.from_pretrained(MODEL))
+    weights = convert_gemma_weights(source, config)
+    model.load_state_dict(model.state_dict() | weights)
+    sae = SAE.load_from_disk(str(folder / "saelens"))
+    wanted = SaeVisConfig(
+        hook_point=f"blocks.{LAYER}.hook_resid_post",
+        features=list(range(num_features)),
+        ignore_tokens={BOS},
+        minibatch_size_features=256,
+    )
+    began = time.perf_counter()
+    data = SaeVisRunner(wanted).run(encoder=sae, model=model, tokens=rows)
+    seconds = time.perf_counter() - began
+    largest = [
+        max(
+            (max(s.feat_acts) for g in data.feature_data_dict[i].sequence_data.seq_group_data
+             for s in g.seq_data),
+            default=0.0,
+        )
+        for i in range(num_features)
+    ]  # fmt: skip
+    write(folder, seconds=seconds, features=num_features, tokens=rows.numel(), largest=largest)
+
+
+def write(folder: Path, **result: object) -> None:
+    (folder / RESULT).write_text(json.dumps(result))
+
+
+def report(results: dict[str, list[dict[str, object]]], num_features: int) -> None:
+    a, b = (np.array(results[side][-1]["largest"][:num_features]) for side in ("ours", "theirs"))
+    agree = np.isclose(a, b, rtol=0.01, atol=0.01)
+    print(f"largest activation alike in {agree.sum()} of {num_features} features")
+    medians = {s: float(np.median([r["seconds"] for r in found])) for s, found in results.items()}
+    per_feature = {s: medians[s] / results[s][-1]["features"] for s in results}
+    for side, found in results.items():
+        runs = ", ".join(f"{r['seconds']:.1f}" for r in found)
+        last = found[-1]
+        print(f"{side:7} {last['features']:6,} features on {last['tokens']:,} tokens: {runs} s")
+    print(f"all of ours against {num_features} of theirs: {medians['theirs'] / medians['ours']:.1f}")
+    print(f"per feature: {per_feature['theirs'] / per_feature['ours']:.0f}")
+
+
+if __name__ == "__main__":
+    main()
