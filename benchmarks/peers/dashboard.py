@@ -9,6 +9,8 @@ SAELens. Loading model and SAE is not counted. That both saw the same is checked
 activation of each feature.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse
@@ -19,10 +21,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-PACKAGES = ["torch>=2.11,<2.14", "sae-dashboard==0.8.0"]
+PACKAGES = ["torch>=2.11,<2.14", "sae-dashboard==0.8.0", "pyarrow<21"]
 MODEL = Path(__file__).resolve().parents[2] / "data" / "tiny_gemma2"
 LAYER, BOS, EOS = 2, 2, 1
 # All that a process of either side leaves behind.
@@ -47,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder, args.run, args.tokens)
-        results: dict[str, list[dict[str, object]]] = {"ours": [], "theirs": []}
+        results: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
         for _ in range(args.repeats):
             for side, python in (("ours", sys.executable), ("theirs", theirs_python)):
                 command = [str(python), __file__, "--venvs", str(args.venvs), "--side", side]
@@ -66,18 +69,22 @@ def peer_python(venvs: Path) -> Path:
     python = environment / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        pip = [str(python), "-m", "pip"]
+        subprocess.run([*pip, "install", "-q", *PACKAGES], check=True)
+        # They may be builds for another torch, and then transformers cannot be imported.
+        subprocess.run([*pip, "uninstall", "-q", "-y", "torchvision", "torchaudio"], check=True)
     return python
 
 
 def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
     """The SAE in both forms, and the rows of tokens."""
+    from tokenizers import Tokenizer
+
     from sae_engine.corpus import Packing, heldout_rows
     from sae_engine.files import RunFolder
     from sae_engine.interop.export import export_saelens
     from sae_engine.presets import resolve_config
     from sae_engine.train import train
-    from tokenizers import Tokenizer
 
     config = resolve_config("tiny", {})
     if run is None:
@@ -129,8 +136,8 @@ def theirs(folder: Path, num_features: int) -> None:
     from sae_dashboard.sae_vis_runner import SaeVisRunner
     from sae_lens import SAE, HookedSAETransformer
     from transformer_lens import HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     rows = torch.from_numpy(np.load(folder / "rows.npy").astype(np.int64))
     source = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
@@ -142,15 +149,24 @@ def theirs(folder: Path, num_features: int) -> None:
         n_key_value_heads=given.num_key_value_heads, normalization_type="RMS",
         positional_embedding_type="rotary", rotary_base=10_000, rotary_dim=given.head_dim,
         window_size=given.sliding_window, use_local_attn=True, gated_mlp=True, final_rms=True,
-        attn_types=["local", "global"] * (given.num_hidden_layers // 2), uses_rms_norm_offset=True,
+        attn_types=["local", "global"] * (given.num_hidden_layers // 2),
         attn_scores_soft_cap=given.attn_logit_softcapping, default_prepend_bos=False,
         output_logits_soft_cap=given.final_logit_softcapping, attn_scale=given.head_dim**0.5,
         use_attn_scale=True, use_normalization_before_and_after=True, device="cpu",
     )  # fmt: skip
-    model = HookedSAETransformer(config, tokenizer=AutoTokenizer.from_pretrained(MODEL))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(MODEL / "tokenizer.json"),
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        add_bos_token=True,
+        name_or_path="tiny-gemma2",
+    )
+    model = HookedSAETransformer(config, tokenizer=tokenizer)
     weights = convert_gemma_weights(source, config)
     model.load_state_dict(model.state_dict() | weights)
     sae = SAE.load_from_disk(str(folder / "saelens"))
+    sae.fold_W_dec_norm = lambda: None  # the rows have unit norm; it refuses TopK SAEs
     wanted = SaeVisConfig(
         hook_point=f"blocks.{LAYER}.hook_resid_post",
         features=list(range(num_features)),
@@ -175,7 +191,7 @@ def write(folder: Path, **result: object) -> None:
     (folder / RESULT).write_text(json.dumps(result))
 
 
-def report(results: dict[str, list[dict[str, object]]], num_features: int) -> None:
+def report(results: dict[str, list[dict[str, Any]]], num_features: int) -> None:
     a, b = (np.array(results[side][-1]["largest"][:num_features]) for side in ("ours", "theirs"))
     agree = np.isclose(a, b, rtol=0.01, atol=0.01)
     print(f"largest activation alike in {agree.sum()} of {num_features} features")
@@ -185,7 +201,8 @@ def report(results: dict[str, list[dict[str, object]]], num_features: int) -> No
         runs = ", ".join(f"{r['seconds']:.1f}" for r in found)
         last = found[-1]
         print(f"{side:7} {last['features']:6,} features on {last['tokens']:,} tokens: {runs} s")
-    print(f"all of ours against {num_features} of theirs: {medians['theirs'] / medians['ours']:.1f}")
+    ratio = medians["theirs"] / medians["ours"]
+    print(f"{num_features} of theirs take {ratio:.1f} times as long as all of ours")
     print(f"per feature: {per_feature['theirs'] / per_feature['ours']:.0f}")
 
 
