@@ -1,8 +1,9 @@
-"""What a run would take on this server: whether it fits, and how long it would train."""
+"""What a run or a sweep would take on this server: whether it fits, and how long it would train."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ from sqlalchemy.orm import Session
 from backend import repository
 from backend.devices import gpus
 from backend.slots import Places
-from sae_engine.estimate import estimate
-from sae_engine.schema.config import RunConfig
-from sae_engine.schema.machine import Forecast
+from sae_engine.estimate import estimate_together
+from sae_engine.schema.config import RunConfig, by_pass
+from sae_engine.schema.machine import Estimate, Forecast
 
 GIB = 2**30
 
@@ -38,30 +39,60 @@ def room_on(device: str, folder: Path) -> Room:
     return Room(device, free, total, shutil.disk_usage(folder).free)
 
 
-def forecast(session: Session, config: RunConfig, places: Places, folder: Path) -> Forecast:
-    """What a run would take in the first slot that it may use; raises `ConfigError` for a device
-    that is not there.
+def forecast(
+    session: Session, configs: Sequence[RunConfig], places: Places, folder: Path
+) -> Forecast:
+    """What a run, or the runs of a sweep, would take in the first slots that they may use; raises
+    `ConfigError` for a device that is not there.
     """
-    device = places.require(config.model.device)[0].device
-    room = room_on(device, folder)
-    found = estimate(config, gpu=device != "cpu")
-    measured = repository.measured_speed(session, device, config)
-    seconds = found.tokens / measured.tokens_per_second if measured and found.tokens else None
-    seconds_from = None
-    if seconds is not None and measured is not None:
-        same = "" if measured.same_size else ", whose SAE is another"
-        speed = f"{measured.tokens_per_second:,.0f} tokens/s"
-        seconds_from = f"{speed} of '{measured.run_name}' on {device}{same}"
+    passes = [_pass(session, together, places) for together in by_pass(configs)]
+    most = max(passes, key=lambda one: one.estimate.memory_bytes)
+    disk = sum(one.estimate.disk_bytes for one in passes)
+    times = [one.time for one in passes]
+    found = most.estimate.model_copy(update={"disk_bytes": disk})
+    room = room_on(most.device, folder)
     return Forecast(
         **found.model_dump(),
-        slot_device=device,
+        num_runs=len(configs),
+        num_passes=len(passes),
+        slot_device=most.device,
         memory_free_bytes=room.memory_free,
         memory_total_bytes=room.memory_total,
         disk_free_bytes=room.disk_free,
-        seconds=seconds,
-        seconds_from=seconds_from,
-        warnings=warnings(found.memory_bytes, found.disk_bytes, room),
+        seconds=None if None in times else sum(time.seconds for time in times if time),
+        seconds_from=None if None in times or times[0] is None else times[0].told_from,
+        warnings=warnings(found.memory_bytes, disk, room),
     )
+
+
+class _Time(NamedTuple):
+    """How long a pass would train, and what that is told from."""
+
+    seconds: float
+    told_from: str
+
+
+class _Pass(NamedTuple):
+    """What runs on one pass of the language model would take."""
+
+    device: str
+    estimate: Estimate
+    time: _Time | None
+
+
+def _pass(session: Session, configs: Sequence[RunConfig], places: Places) -> _Pass:
+    device = places.require(configs[0].model.device)[0].device
+    found = estimate_together(configs, gpu=device != "cpu")
+    measured = repository.measured_speed(session, device, configs[0])
+    if measured is None or not found.tokens:
+        return _Pass(device, found, None)
+    # The language model's part is shared; every further run adds its own.
+    alone = found.tokens / measured.tokens_per_second
+    seconds = alone * (1 + (len(configs) - 1) * measured.sae_share)
+    same = "" if measured.same_size else ", whose SAE is another"
+    speed = f"{measured.tokens_per_second:,.0f} tokens/s"
+    told_from = f"{speed} of '{measured.run_name}' on {device}{same}"
+    return _Pass(device, found, _Time(seconds, told_from))
 
 
 def warnings(memory: int, disk: int, room: Room) -> list[str]:

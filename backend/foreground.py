@@ -37,7 +37,7 @@ from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid, resolve_config
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import RunConfig, by_pass
 from sae_engine.schema.records import (
     AnyRecord,
     MetricsRecord,
@@ -79,7 +79,7 @@ def train_here(
     console = Console()
     worst = 0
     with open_database(settings.resolved_database_url) as database:
-        for together in _passes(configs):
+        for together in by_pass(configs):
             tasks = [
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
                 for config in together
@@ -89,15 +89,6 @@ def train_here(
             if "interrupted" in statuses:
                 break
     return worst
-
-
-def _passes(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """The runs that are trained together; one whose SAE is trained already stands alone."""
-    shared: dict[str, list[RunConfig]] = {}
-    for number, config in enumerate(configs):
-        key = f"alone {number}" if config.sae.pretrained else config.pass_key
-        shared.setdefault(key, []).append(config)
-    return list(shared.values())
 
 
 def _work_here(

@@ -70,8 +70,8 @@ class Draft(NamedTuple):
         return num_runs(self.grid)
 
     def estimate_request(self) -> EstimateRequest:
-        """What asks how much the first run would take."""
-        return EstimateRequest(preset=self.recipe.preset, config=self.first_changes)
+        """What asks how much it would take."""
+        return EstimateRequest(preset=self.recipe.preset, config=self.changes, grid=self.grid)
 
 
 class Started(NamedTuple):

@@ -8,11 +8,9 @@ from frontend.words import DASH, count, duration, gibibytes, short_count
 from sae_engine.schema.machine import Forecast
 
 
-def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
-    """Figures side by side, and each warning framed; all but the disk are of the first of several
-    runs.
-    """
-    disk = forecast.disk_bytes * num_runs
+def forecast_block(forecast: Forecast) -> str:
+    """Figures side by side, and each warning framed."""
+    num_runs, disk = forecast.num_runs, forecast.disk_bytes
     memory = " + ".join(f"{part.name} {gibibytes(part.bytes)}" for part in forecast.memory)
     told = f"from {forecast.seconds_from}" if forecast.seconds_from else "nothing like it was "
     told += "" if forecast.seconds_from else f"measured on {forecast.slot_device} yet"
@@ -37,14 +35,26 @@ def forecast_block(forecast: Forecast, *, num_runs: int = 1) -> str:
             told,
         ),
         _fact(
-            "SAE",
+            "First SAE" if num_runs > 1 else "SAE",
             f"{short_count(forecast.parameters)} parameters",
             f"{count(forecast.d_in)} → {count(forecast.d_sae)}",
         ),
     ]
-    each = '<p class="wb-muted">The first of them takes:</p>' if num_runs > 1 else ""
+    together = _together(num_runs, forecast.num_passes) if num_runs > 1 else ""
     warnings = "".join(notice(text, level="warning") for text in forecast.warnings)
-    return f'{each}<div class="wb-forecast">{"".join(facts)}</div>{warnings}'
+    return f'{together}<div class="wb-forecast">{"".join(facts)}</div>{warnings}'
+
+
+def _together(num_runs: int, num_passes: int) -> str:
+    how = (
+        "They share one pass of the language model."
+        if num_passes == 1
+        else f"They take {num_passes} passes of the language model, one after another in a slot; "
+        "the memory is that of the largest."
+        if num_passes < num_runs
+        else "Each takes a pass of the language model of its own, one after another in a slot."
+    )
+    return f'<p class="wb-muted">{how}</p>'
 
 
 def _fact(title: str, value: str, note: str, *, tip: str = "", bad: bool = False) -> str:

@@ -8,7 +8,7 @@ that are there at the same time.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,11 @@ from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORW
 FLOAT32 = 4
 BYTES_PER_ENTRY = 12
 """An active latent at a token in a feature index: sorted by token, and again by latent."""
+
+PREFIX = "language model up to the hook"
+WAITING = "waiting activations"
+OF_EACH_SAE = ("SAE", "Adam", "16-bit copy of the encoder")
+"""Parts that every run on a pass has for itself, all the time."""
 
 UNGATED = {"bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"} | {
     "opt",
@@ -164,6 +169,32 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
     )
 
 
+def estimate_together(configs: Sequence[RunConfig], *, gpu: bool) -> Estimate:
+    """What runs on one pass of the language model take together: memory, and disk of all; the
+    other sizes are those of the first. Raises `ConfigError`.
+    """
+    each = [estimate(config, gpu=gpu) for config in configs]
+    largest = max(each, key=lambda one: one.memory_bytes)
+    memory = _by_name(largest)
+    memory[PREFIX] = max(_by_name(one)[PREFIX] for one in each)
+    memory |= {
+        name: sum(_by_name(one)[name] for one in each) for name in OF_EACH_SAE if name in memory
+    }
+    if WAITING in memory:
+        memory[WAITING] *= len({config.hook_name for config in configs})
+    return each[0].model_copy(
+        update={
+            "disk_bytes": sum(one.disk_bytes for one in each),
+            "memory": [MemoryPart(name=name, bytes=size) for name, size in memory.items()],
+            "memory_bytes": sum(memory.values()),
+        }
+    )
+
+
+def _by_name(found: Estimate) -> dict[str, int]:
+    return {part.name: part.bytes for part in found.memory}
+
+
 def _memory(
     config: RunConfig,
     shape: ModelShape,
@@ -180,7 +211,7 @@ def _memory(
     batch = config.train.batch_size_tokens
     block = TOKENS_PER_BLOCK * d_in * width
     always = {
-        "language model up to the hook": shape.prefix(num_layers) * width,
+        PREFIX: shape.prefix(num_layers) * width,
         "SAE": sae,
         "Adam": 2 * sae,
         "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
@@ -190,14 +221,14 @@ def _memory(
     dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
     window = block + block // 2
     beside = {
-        "waiting activations": window,
+        WAITING: window,
         "remaining layers": missing,
         "published SAE": published,
     }
     phases: list[dict[str, int]] = [
-        {"waiting activations": 3 * block + block // 2, "one forward pass": forward},
-        {"waiting activations": 4 * block},
-        {"waiting activations": window, "one step": dense + 4 * batch * d_in * FLOAT32},
+        {WAITING: 3 * block + block // 2, "one forward pass": forward},
+        {WAITING: 4 * block},
+        {WAITING: window, "one step": dense + 4 * batch * d_in * FLOAT32},
         beside | {"one forward pass": forward},
         beside | {"dense codes": 2 * TOKENS_PER_FORWARD * d_sae * FLOAT32},
         beside | {"logits": 3 * LOGITS_PER_CHUNK * FLOAT32},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -141,6 +142,10 @@ class Measured(NamedTuple):
     tokens_per_second: float
     same_size: bool
     """Whether its SAE had as many latents and the same k."""
+    sae_share: float
+    """Share of its time that was the SAE's own, the rest being the language model's; 1 if it is
+    not known.
+    """
 
 
 def measured_speed(session: Session, device: str, config: RunConfig) -> Measured | None:
@@ -161,7 +166,7 @@ def measured_speed(session: Session, device: str, config: RunConfig) -> Measured
         same_size = _size(other) == _size(config)
         speed = _speed(row)
         if speed and (same_size or nearest is None):
-            nearest = Measured(row.name, speed, same_size)
+            nearest = Measured(row.name, speed, same_size, _sae_share(row))
         if nearest is not None and nearest.same_size:
             break
     return nearest
@@ -177,6 +182,11 @@ def _speed(row: RunRow) -> float | None:
         seconds = (row.ended_at - row.started_at).total_seconds()
         return row.tokens / seconds if seconds > 0 else None
     return row.tokens_per_second
+
+
+def _sae_share(row: RunRow) -> float:
+    share = json.loads(row.metrics).get("sae_share")
+    return share if isinstance(share, float) and 0 <= share <= 1 else 1.0
 
 
 def _size(config: RunConfig) -> tuple[int | None, float | None, int]:

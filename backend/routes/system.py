@@ -14,7 +14,7 @@ from backend.forecast import forecast
 from backend.security import check_paths
 from backend.services import Server
 from backend.version import VERSION
-from sae_engine.presets import presets, resolve_config
+from sae_engine.presets import expand_grid, presets
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, Slot, System
 
@@ -41,12 +41,15 @@ def config_presets() -> list[Preset]:
 
 @router.post("/config/estimate")
 def config_estimate(body: EstimateRequest, server: Server) -> Forecast:
-    """What a run would take on the device that it would get, and whether that is there."""
-    config = resolve_config(body.preset, body.config)
-    check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
+    """What a run or a sweep would take on the device that it would get, and whether that is
+    there.
+    """
+    configs = [config for _, config in expand_grid(body.preset, body.config, body.grid)]
+    for config in configs:
+        check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
     with server.database.reading() as session:
         places = server.supervisor.places([])
-        return forecast(session, config, places, server.settings.data_dir)
+        return forecast(session, configs, places, server.settings.data_dir)
 
 
 @router.get("/system")

@@ -32,6 +32,6 @@ class MachineCalls(Connection):
         return self._read(System, "/system")
 
     def estimate(self, body: EstimateRequest) -> Forecast:
-        """What a run would take on the device that it would get."""
+        """What a run or a sweep would take on the device that it would get."""
         answer = self._send("POST", "/config/estimate", body=sent(body))
         return Forecast.model_validate_json(answer.content)

@@ -203,7 +203,7 @@ def _forecast(draft: Draft) -> None:
             raise
         html_block(notice(str(error), title="No forecast"))
     else:
-        html_block(forecast_block(found, num_runs=draft.num_runs))
+        html_block(forecast_block(found))
 
 
 def _texts(draft: Draft) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -243,3 +244,12 @@ class RunConfig(Section):
         if self.model.hook_point:
             return f"{self.model.hook_point} {self.model.hook_io}"
         return f"layer {self.model.layer} {self.model.site}"
+
+
+def by_pass(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:
+    """Runs that are trained together, by pass; one whose SAE is trained already stands alone."""
+    shared: dict[str, list[RunConfig]] = {}
+    for number, config in enumerate(configs):
+        key = f"alone {number}" if config.sae.pretrained else config.pass_key
+        shared.setdefault(key, []).append(config)
+    return list(shared.values())

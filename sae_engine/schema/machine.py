@@ -25,10 +25,13 @@ class Preset(Shape):
 
 
 class EstimateRequest(Shape):
-    """The run whose needs are asked for: a preset, overrides on it, or both, as in `RunCreate`."""
+    """The run whose needs are asked for: a preset, overrides on it, or both, as in `RunCreate`; or,
+    with a grid, the sweep, as in `SweepCreate`.
+    """
 
     preset: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict, max_length=20)
 
 
 class MemoryPart(Shape):
@@ -62,15 +65,24 @@ class Estimate(Shape):
 
 
 class Forecast(Estimate):
-    """What a run will take on this server."""
+    """What a run or a sweep will take on this server.
 
+    Of a sweep, memory is that of the pass that takes most, disk that of all runs, and sizes and
+    steps are those of the first run.
+    """
+
+    num_runs: int
+    num_passes: int
+    """How often the language model reads the text for them."""
     slot_device: str
     """The device that it would get, such as `cuda:0`."""
     memory_free_bytes: int
     memory_total_bytes: int
     disk_free_bytes: int
     seconds: float | None
-    """How long it will train; null where nothing like it was measured on this device."""
+    """How long it will train, passes one after another; null where nothing like it was measured on
+    this device.
+    """
     seconds_from: str | None
     """What the time was told from, in words."""
     warnings: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from backend.db import Database
 from backend.forecast import Room, forecast, warnings
 from backend.settings import Settings
 from backend.slots import Places, find_slots
-from sae_engine.presets import resolve_config
+from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.machine import Forecast
 
 CONFIG = resolve_config("tiny", {})
 GIB = 2**30
@@ -34,7 +36,7 @@ def measured(
 def seconds_of(database: Database, config: RunConfig, folder: Path) -> tuple[float | None, str]:
     with database.reading() as session:
         places = Places(find_slots(Settings()), [])
-        found = forecast(session, config, places, folder)
+        found = forecast(session, [config], places, folder)
     assert (found.slot_device, found.device) == ("cpu", "cpu")
     return found.seconds, found.seconds_from or ""
 
@@ -57,6 +59,35 @@ def test_the_time_is_told_from_the_last_run_of_the_same_size(
     measured(database, "stopped", status="stopped", seconds=10)  # how long it trained is not known
     seconds, words = seconds_of(database, CONFIG, tmp_path)
     assert (seconds, words) == (pytest.approx(total / 1_000), "1,000 tokens/s of 'stopped' on cpu")
+
+
+def forecast_of(database: Database, grid: dict[str, list[object]], folder: Path) -> Forecast:
+    configs = [config for _, config in expand_grid("tiny", {}, grid)]
+    with database.reading() as session:
+        places = Places(find_slots(Settings()), [])
+        return forecast(session, configs, places, folder)
+
+
+def test_runs_of_a_sweep_share_what_a_pass_shares(database: Database, tmp_path: Path) -> None:
+    measured(database, "alone", status="finished", seconds=400)
+    with database.writing() as session:
+        [row] = repository.list_runs(session).rows
+        row.metrics = json.dumps({"sae_share": 0.25})
+    one = forecast_of(database, {}, tmp_path)
+    assert (one.num_runs, one.num_passes, one.seconds_from) == (
+        1,
+        1,
+        "1,000 tokens/s of 'alone' on cpu",
+    )
+    together = forecast_of(database, {"sae.k": [32, 16, 8]}, tmp_path)
+    assert (together.num_runs, together.num_passes) == (3, 1)
+    assert together.seconds == pytest.approx((one.seconds or 0) * (1 + 2 * 0.25))
+    assert together.disk_bytes > 2 * one.disk_bytes
+    assert one.memory_bytes < together.memory_bytes < 3 * one.memory_bytes
+    apart = forecast_of(database, {"data.ctx_len": [256, 128]}, tmp_path)
+    assert (apart.num_runs, apart.num_passes) == (2, 2)
+    assert apart.seconds == pytest.approx(2 * (one.seconds or 0))
+    assert apart.memory_bytes == one.memory_bytes
 
 
 @pytest.mark.parametrize(

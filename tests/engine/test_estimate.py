@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from sae_engine.activations import BEGINNING
 from sae_engine.checkpoint import TrainState, save_checkpoint
 from sae_engine.errors import ConfigError
-from sae_engine.estimate import GEMMA_2_2B, estimate, model_shape
+from sae_engine.estimate import GEMMA_2_2B, estimate, estimate_together, model_shape
 from sae_engine.files import RunFolder
 from sae_engine.model_loading import load_prefix
 from sae_engine.preflight import embedded_model_folder
@@ -35,6 +35,27 @@ def test_a_models_parameters_are_counted_to_within_a_percent(model_folders, name
     whole = AutoModelForCausalLM.from_pretrained(folder)
     expected = sum(p.numel() for p in whole.parameters())
     assert shape.prefix(shape.num_layers) + shape.head == pytest.approx(expected, rel=0.01)
+
+
+def test_runs_on_one_pass_have_one_language_model_and_an_sae_each():
+    small, large = (
+        resolve_config("tiny", {"sae": {"d_sae": width}, "model": {"layer": layer}})
+        for width, layer in ((512, 1), (2048, 3))
+    )
+    each = [parts_of(estimate(config, gpu=False)) for config in (small, large)]
+    together = estimate_together([small, large], gpu=False)
+    parts = parts_of(together)
+    for name in ("SAE", "Adam", "16-bit copy of the encoder"):
+        assert parts[name] == each[0][name] + each[1][name]
+    assert parts["language model up to the hook"] == each[1]["language model up to the hook"]
+    assert parts["waiting activations"] == 2 * each[1]["waiting activations"]  # of two layers
+    assert together.memory_bytes == sum(parts.values())
+    assert together.d_sae == 512
+    assert estimate_together([large], gpu=True) == estimate(large, gpu=True)
+
+
+def parts_of(found):
+    return {part.name: part.bytes for part in found.memory}
 
 
 def test_gemma_2_2b_has_the_published_number_of_parameters():

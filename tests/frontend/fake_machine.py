@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
 from sae_engine.errors import ConfigError
-from sae_engine.presets import expand_grid, resolve_config
+from sae_engine.presets import expand_grid
 from sae_engine.schema import api, machine, runs
 from tests.frontend.fake_world import World
 
@@ -49,9 +49,10 @@ def add_machine(app: FastAPI, world: World) -> None:
     @app.post("/api/config/estimate", response_model=None)
     def estimate(body: machine.EstimateRequest) -> machine.Forecast | Response:
         try:
-            config = resolve_config(body.preset, body.config)
+            members = expand_grid(body.preset, body.config, body.grid)
         except ConfigError as error:
             return _refusal(error)
+        config = members[0][1]
         width = config.sae.d_sae or 0
         return machine.Forecast(
             d_in=64,
@@ -61,7 +62,9 @@ def add_machine(app: FastAPI, world: World) -> None:
             tokens=config.train.total_tokens,
             steps=None,
             checkpoint_bytes=GIB // 4,
-            disk_bytes=2 * GIB,
+            disk_bytes=2 * GIB * len(members),
+            num_runs=len(members),
+            num_passes=1,
             memory=[machine.MemoryPart(name="SAE", bytes=3 * GIB)],
             memory_bytes=3 * GIB,
             device="gpu",

@@ -66,6 +66,7 @@ def test_values_to_try_make_a_sweep_whose_size_is_said_before(
     assert app.button(key="start").label == "Start 6 runs"
     assert "6 runs: 3 of sae.k × 2 of train.lr." in shown(app)
     assert "Disk of all runs, at most</span><strong>12 GiB</strong>" in shown(app)
+    assert "They share one pass of the language model." in shown(app)
     assert any("--grid sae.k=16,32,64 --grid train.lr=0.0001,0.0003" in c.value for c in app.code)
     app.button(key="start").click().run()
     [sent] = world.sweeps
