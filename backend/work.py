@@ -22,6 +22,7 @@ from backend import repository
 from backend.alerts import Alert, AlertWatch, free_bytes
 from backend.db import DISK_FULL, Database, lacks_room
 from backend.logs import tail
+from backend.run_log import RunLog
 from backend.shapes import latest_metrics
 from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder
@@ -87,6 +88,7 @@ def work(
     """
     wait_seconds = min(POLL_SECONDS * len(tasks), LONGEST_WAIT_SECONDS)
     recorders = [Recorder(database, task, wait_seconds=wait_seconds) for task in tasks]
+    logs = [RunLog(task.run_id) for task in tasks]
     requests = StopRequests(database, [task.run_id for task in tasks])
     ended: dict[int, RunStatus] = {}
 
@@ -110,6 +112,7 @@ def work(
     ]
     try:
         for number, record in train(members):
+            logs[number].tell(record)
             if isinstance(record, FailureRecord):
                 _log.error("run %s cannot go on: %s", tasks[number].run_id, record.message)
                 fail(number, "failed", record.error_type, record.message)
