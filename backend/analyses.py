@@ -144,8 +144,15 @@ class Analyses:
             errors.close()
             message = f"The computation could not be started: {error}."
             raise ConflictError(message, kind="analysis-failed") from None
+        threading.Thread(target=self._await, args=(process,), daemon=True).start()
         run_ids = frozenset(source.run_id for source in analysis.sources)
         return _Running(analysis.name, run_ids, process, output, errors)
+
+    def _await(self, process: subprocess.Popen[bytes]) -> None:
+        """Notice a computation's end also where nobody asks for it any more."""
+        process.wait()
+        with self._lock:
+            self._notice_end()
 
     def _notice_end(self) -> None:
         """Remember why a computation failed."""

@@ -114,6 +114,16 @@ def progress(analyses: Analyses, analysis: Analysis) -> AnalysisProgress:
     return answer
 
 
+def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
+    analyses: Analyses, settings: Settings, one: Analysis
+) -> None:
+    others = set(psutil.Process().children())
+    progress(analyses, one)
+    [process] = set(psutil.Process().children()) - others
+    wait_for(lambda: not psutil.pid_exists(process.pid))
+    assert load(settings.data_dir / "analyses" / one.name) == str(process.pid)
+
+
 def test_a_result_is_computed_once_and_kept_over_restarts(
     analyses: Analyses, settings: Settings, command: Scripted, one: Analysis
 ) -> None:
