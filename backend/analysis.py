@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from backend.processes import step_back
+from backend.settings import load_settings
 from sae_engine.decoder_geometry.files import Layout, Matches
 from sae_engine.errors import UserError
 from sae_engine.feature_index.format import SAE
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Compute and publish; returns the process's exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    step_back()
+    step_back(load_settings().niceness)
     kind, target, *folders = arguments
     try:
         result = COMPUTE[kind](*map(Path, folders))

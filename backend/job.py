@@ -67,7 +67,7 @@ def _take_on(database: Database, settings: Settings, run_id: str) -> Task | None
         _log.warning("run %s is %s and not to be worked on", run_id, row.status)
         return None
     if row.device == "cpu":
-        step_back()
+        step_back(settings.niceness)
     config = RunConfig.model_validate(row.config)
     if row.slot is not None and row.device != "cpu":  # this process sees no other device
         model = config.model.model_copy(update={"device": "cuda"})

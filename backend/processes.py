@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-NICENESS = 10
 EXIT_DISK_FULL = os.EX_IOERR
 """Exit code of a job that has no room to write down how its runs ended."""
 SAME_START_SECONDS = 2.0
@@ -72,10 +71,10 @@ def describe_signal(number: int) -> str:
         return f"signal {number}"
 
 
-def step_back() -> None:
-    """Leave the processor to the pages when they want it."""
-    os.nice(max(0, NICENESS - os.nice(0)))
+def step_back(niceness: int) -> None:
+    """Leave the processor to the pages when they want it, by so much (0 to 19)."""
+    os.nice(max(0, niceness - os.nice(0)))
     # A detached process is a session of its own, and where Linux groups processes by session for
     # scheduling, niceness counts only inside the group: the group needs its own.
     with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(NICENESS))
+        Path("/proc/self/autogroup").write_text(str(niceness))

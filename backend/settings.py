@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     """Where runs are trained, separated by commas: `cpu`, `cuda:0`, `cuda:1`; one that stands
     there twice takes two runs at a time. Unset is every GPU and the processor, one run each.
     """
+    niceness: int = Field(10, ge=0, le=19)
+    """How far what computes on the processor stands back behind the pages and other programs."""
     changes_per_minute: int = Field(1_200, ge=1)
     """How many requests that change something one address may send."""
     labels_base_url: str | None = Field(None, pattern=r"^https?://")
@@ -128,6 +130,7 @@ class Settings(BaseSettings):
         environment = {name: v for name, v in os.environ.items() if name not in secrets}
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
         environment[f"{PREFIX}DATABASE_URL"] = self.resolved_database_url
+        environment[f"{PREFIX}NICENESS"] = str(self.niceness)
         paths = [str(SOURCE_ROOT), environment.get("PYTHONPATH")]
         environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
         environment |= {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}

@@ -16,7 +16,6 @@ import pytest
 
 from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
 from backend.model_process import MAX_WAITING, STARTING, ModelProcess, Phase
-from backend.processes import NICENESS
 from backend.settings import Settings
 from sae_engine.schema.probe import SteerToken, TextReading
 from tests.backend.conftest import wait_for
@@ -30,8 +29,11 @@ def open_process(settings: Settings) -> Iterator[Open]:
     settings.data_dir.mkdir()
     opened: list[ModelProcess] = []
 
-    def open_it(idle_seconds: float = 600, command: tuple[str, ...] = FAKE_INFERENCE):
-        changed = settings.model_copy(update={"inference_idle_seconds": idle_seconds})
+    def open_it(
+        idle_seconds: float = 600, command: tuple[str, ...] = FAKE_INFERENCE, niceness: int = 0
+    ) -> ModelProcess:
+        update = {"inference_idle_seconds": idle_seconds, "niceness": niceness}
+        changed = settings.model_copy(update=update)
         opened.append(ModelProcess(changed, command))
         return opened[-1]
 
@@ -212,9 +214,9 @@ def test_questions_of_several_threads_each_get_their_own_answer(model: ModelProc
     assert counts == {number: 2 * number for number in range(1, 9)}
 
 
-def test_it_stands_back_behind_pages_and_jobs_and_hears_no_ctrl_c(model: ModelProcess) -> None:
-    pid = pid_of(model)
-    assert psutil.Process(pid).nice() == max(NICENESS, os.nice(0))
+def test_it_stands_back_behind_pages_and_hears_no_ctrl_c(open_process: Open) -> None:
+    pid = pid_of(open_process(niceness=7))
+    assert psutil.Process(pid).nice() == max(7, os.nice(0))
     assert os.getsid(pid) != os.getsid(0)
 
 
