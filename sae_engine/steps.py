@@ -21,13 +21,14 @@ from sae_engine.sae import TopKSAE
 
 def open_stepper(sae: TopKSAE) -> Stepper:
     """The fastest way to train `sae` where it lies."""
-    kind = sae.W_dec.device.type
-    if kind == "cpu":
+    device = sae.W_dec.device
+    if device.type == "cpu":
         return CompiledStepper(sae)
-    if kind == "cuda" and find_spec("triton"):
+    if device.type == "cuda" and find_spec("triton"):
         from sae_engine.triton_step import TritonStepper
 
-        return TritonStepper(sae)
+        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+        return TritonStepper(sae, "bfloat16" if has_bfloat16 else "float32")
     return AutogradStepper(sae)
 
 

@@ -183,5 +183,5 @@ class SAETrainer:
         """Which latents are active on the batch."""
         d_sae = self.sae.d_sae
         fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)
-        fired[outcome.indices.masked_fill(~(outcome.acts > 0), d_sae).flatten()] = True
-        return fired[:d_sae]
+        latents = outcome.indices.masked_fill(~(outcome.acts > 0), d_sae).flatten()
+        return fired.index_fill_(0, latents.long(), True)[:d_sae]

@@ -156,11 +156,14 @@ def keep_best(pre_found, found, counts, norms, acts, indices, kept, stride, k, W
     """
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, WIDTH)
-    inside = lanes < tl.load(counts + row)
+    count = tl.load(counts + row)
+    inside = lanes < count
     latents = tl.load(found + row * stride + lanes, inside, 0)
     pre = tl.load(pre_found + row * stride + lanes, inside, 0.0)
     images = tl.where(inside, _image(pre * tl.load(norms + latents, inside, 0.0)), LOWEST)
-    floor = _kth_largest(images, k)
+    floor = LOWEST
+    if count > k:
+        floor = _kth_largest(images, k)
     above = tl.sum((images > floor).to(tl.int32))
     is_tie = (images == floor).to(tl.int32)
     chosen = (images > floor) | ((is_tie > 0) & (tl.cumsum(is_tie, 0) <= k - above))
