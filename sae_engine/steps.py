@@ -6,6 +6,7 @@ Used by `trainer`, which decides what the loss is made of and what is reported.
 
 from __future__ import annotations
 
+import logging
 import math
 from importlib.util import find_spec
 
@@ -18,6 +19,8 @@ from sae_engine.loss import auxk_loss, total_variance
 from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
 from sae_engine.sae import TopKSAE
 
+_log = logging.getLogger(__name__)
+
 
 def open_stepper(sae: TopKSAE) -> Stepper:
     """The fastest way to train `sae` where it lies."""
@@ -25,10 +28,13 @@ def open_stepper(sae: TopKSAE) -> Stepper:
     if device.type == "cpu":
         return CompiledStepper(sae)
     if device.type == "cuda" and find_spec("triton"):
-        from sae_engine.triton_step import TritonStepper
+        from sae_engine.triton_step import TritonStepper, find_obstacle
 
-        has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
-        return TritonStepper(sae, "bfloat16" if has_bfloat16 else "float32")
+        obstacle = find_obstacle(device)
+        if obstacle is None:
+            has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+            return TritonStepper(sae, "bfloat16" if has_bfloat16 else "float32")
+        _log.warning("Steps take the slower way, because Triton does not work here: %s", obstacle)
     return AutogradStepper(sae)
 
 

@@ -41,6 +41,23 @@ def margin(k: int) -> int:
     return max(16, k // 2)
 
 
+def find_obstacle(device: torch.device) -> str | None:
+    """Why Triton's kernels do not run on a device, if they do not, from a tiny one.
+
+    The device may be too old, or there may be no C compiler: with it Triton builds, once on a
+    machine, its link to the driver.
+    """
+    try:
+        acts = torch.ones(1, 1, device=device)
+        indices = torch.zeros(1, 1, dtype=torch.int32, device=device)
+        kept = torch.ones(1, dtype=torch.int32, device=device)
+        with _on(device):
+            is_right = triton_codes.decode(Codes(acts, indices, kept), acts).item() == 1
+    except Exception as error:  # whatever compilers and drivers raise
+        return f"{type(error).__name__}: {error}"
+    return None if is_right else "a kernel's result is wrong"
+
+
 class AuxK(NamedTuple):
     """The dead latents' own loss (`loss.auxk_loss`) and, times alpha, its gradients."""
 
@@ -74,8 +91,8 @@ class TritonStepper:
     def step(
         self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
     ) -> Outcome:
-        sae, n = self._sae, len(x)
-        with self._device():
+        sae, n, x = self._sae, len(x), x.contiguous()
+        with _on(x.device):
             norms = sae.decoder_norms
             centered = x - sae.b_dec
             codes = self._encode(centered, norms)
@@ -114,7 +131,7 @@ class TritonStepper:
             width = min(sae.k + margin(sae.k), sae.d_sae)
             dots = _products(centered.bfloat16(), shadow)
             indices = select(dots, bias, norms, width).indices
-            counts = torch.full_like(indices[:, 0], width)
+            counts = indices.new_full((len(indices),), width)
             pre = triton_codes.gather_dot(centered, encoder, indices, counts, bias=bias)
             return best_of(pre, indices, counts, norms, sae.k)
 
@@ -200,11 +217,6 @@ class TritonStepper:
     def _weights(self, name: str) -> Weights:
         return Weights(self._sae.get_parameter(name).detach(), *self._moments[name])
 
-    def _device(self) -> AbstractContextManager[object]:
-        """Where kernels are launched."""
-        device = self._sae.W_dec.device
-        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
     def state(self) -> dict[str, Tensor]:
         tensors = {"step": torch.tensor(float(self._steps))}
         for name, moments in self._moments.items():
@@ -216,6 +228,11 @@ class TritonStepper:
         for name, moments in self._moments.items():
             moments.mean.copy_(tensors[f"{name}.mean"])
             moments.square.copy_(tensors[f"{name}.square"])
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Where kernels are launched meanwhile."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _products(

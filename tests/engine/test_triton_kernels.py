@@ -30,7 +30,7 @@ if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 
 from sae_engine.kernels import triton_codes, triton_select  # noqa: E402
 from sae_engine.kernels.reference import decode, select_topk  # noqa: E402
-from sae_engine.triton_step import TritonStepper, margin  # noqa: E402
+from sae_engine.triton_step import TritonStepper, find_obstacle, margin  # noqa: E402
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 D_IN, D_SAE, K = 10, 24, 3
@@ -342,6 +342,12 @@ def test_a_trainer_gets_the_same_run_by_either_way():
             torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_what_keeps_kernels_from_running_is_found_and_told():
+    assert find_obstacle(torch.device(DEVICE)) is None
+    elsewhere = torch.device("cpu" if HAS_GPU else "meta")  # where no kernel can run
+    assert "Error" in str(find_obstacle(elsewhere))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is there on Linux only")
 def test_every_kernel_compiles_for_a_gpu(tmp_path: Path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
@@ -393,6 +399,7 @@ def test_steps_at_a_real_size_on_a_gpu_equal_autograd(search, tied: bool, normal
 
 
 @gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_steady_step_on_a_gpu_never_waits_for_it():
     sae = new_sae(d_in=256, d_sae=2048, k=16)
     assert isinstance(open_stepper(sae), TritonStepper)
