@@ -75,8 +75,17 @@ class TritonStepper:
     again in float32 and keeps the best k: activations are float32's either way.
     """
 
-    def __init__(self, sae: TopKSAE, search: Search = "float32") -> None:
+    def __init__(
+        self,
+        sae: TopKSAE,
+        search: Search = "float32",
+        *,
+        dense_scores: int = DENSE_SCORES,
+        dead_block: int = DEAD_BLOCK,
+    ) -> None:
         self._sae = sae
+        self._tokens_at_once = max(1, dense_scores // sae.d_sae)
+        self._dead_block = dead_block
         self._moments = {
             name: Moments(torch.zeros_like(p.detach()), torch.zeros_like(p.detach()))
             for name, p in sae.named_parameters()
@@ -139,7 +148,7 @@ class TritonStepper:
 
     def _by_parts(self, encode: Callable[[Tensor], Codes], centered: Tensor) -> Codes:
         """Codes of all tokens, a part of them at a time."""
-        parts = [encode(c) for c in centered.split(max(1, DENSE_SCORES // self._sae.d_sae))]
+        parts = [encode(c) for c in centered.split(self._tokens_at_once)]
         return Codes(*map(torch.cat, zip(*parts, strict=True))) if parts[1:] else parts[0]
 
     def _auxk(
@@ -147,7 +156,7 @@ class TritonStepper:
     ) -> AuxK:
         sae = self._sae
         # Dead ones first; those beyond are never chosen.
-        size = -(-dead.most // DEAD_BLOCK) * DEAD_BLOCK
+        size = -(-dead.most // self._dead_block) * self._dead_block
         latents = dead.mask.byte().argsort(descending=True, stable=True)[:size]
         is_alive = ~dead.mask[latents]
         bias = sae.b_enc.detach()[latents].masked_fill_(is_alive, -math.inf)
@@ -156,7 +165,7 @@ class TritonStepper:
         encoder = sae.encoder_rows.detach()
 
         def part(centered: Tensor) -> Codes:
-            dots = [centered @ encoder[block].T for block in latents.split(DEAD_BLOCK)]
+            dots = [centered @ encoder[block].T for block in latents.split(self._dead_block)]
             return select(torch.cat(dots, 1), bias, norms, k_aux)
 
         codes = self._by_parts(part, centered)
