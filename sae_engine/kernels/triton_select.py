@@ -125,7 +125,8 @@ def find_candidates(
     """Of one row (program) of dots [n, d] some latents among which its k best are.
 
     Writes their numbers, ascending, and pre-activations dots + bias to found and pre_found
-    [n, CAPACITY], and how many they are, at least k, to counts [n].
+    [n, CAPACITY], and how many they are, at least k, to counts [n]. CAPACITY is at least 2k, or
+    as much as d.
     """
     row = tl.program_id(0).to(tl.int64)
     best = tl.full([BLOCK], LOWEST, tl.int32)
@@ -139,9 +140,9 @@ def find_candidates(
     if count > CAPACITY:  # many ties, or good latents that crowd in few groups
         tl.debug_barrier()  # what was written is written over
         floor = _kth_largest_of_row(dots, bias, norms, row, d, k, BLOCK)
-        above = _count_in_row(dots, bias, norms, row, d, floor + 1, BLOCK)
+        # Fewer than k above it and k equal to it are no more than CAPACITY.
         count = _gather(
-            dots, bias, norms, pre_found, found, row, d, floor, k - above, True, CAPACITY, BLOCK
+            dots, bias, norms, pre_found, found, row, d, floor, k, True, CAPACITY, BLOCK
         )  # fmt: skip
     tl.store(counts + row, count)
 

@@ -130,6 +130,14 @@ def test_selection_finds_good_latents_that_crowd_in_one_group():
     check_selection(pre, torch.ones_like(pre[0]), 3, min_groups=8)
 
 
+@pytest.mark.parametrize("value", [2.0, 0.0, -1.0])
+def test_selection_among_many_equals_takes_the_first(value: float):
+    """More of them than a row of candidates holds."""
+    pre = torch.full((1, 50), value, device=DEVICE)
+    pre[0, 30] = 3.0
+    check_selection(pre, torch.ones_like(pre[0]), 6, min_groups=1)
+
+
 def test_the_bias_takes_part_in_selection():
     dots, bias = batch(2, 3, 40), batch(3, 1, 40)[0]
     norms = torch.ones_like(bias)
