@@ -227,7 +227,7 @@ class TritonStepper:
         return Weights(self._sae.get_parameter(name).detach(), *self._moments[name])
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {"step": torch.tensor(float(self._steps))}
+        tensors = {"step": torch.tensor(float(self._steps), device=self._sae.W_dec.device)}
         for name, moments in self._moments.items():
             tensors |= {f"{name}.mean": moments.mean, f"{name}.square": moments.square}
         return tensors
