@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from compare import SIZES, Size  # pyright: ignore[reportMissingImports]
 
+from sae_engine.objective import Dead, Objective
 from sae_engine.sae import TopKSAE
-from sae_engine.steps import Objective, open_stepper
+from sae_engine.steps import open_stepper
 
 TURNS = 9
 
@@ -42,7 +43,7 @@ def step_times(size: Size, dead_share: float, positive: float) -> tuple[float, f
     for turn in range(TURNS + 1):
         for has_dead in (False, True):
             began = time.perf_counter()
-            stepper.step(x, objective, dead if has_dead else dead[:0], 0.0)
+            stepper.step(x, objective, Dead.of(dead[: len(dead) * has_dead], size.d_sae), 0.0)
             if turn:  # the first compiles
                 times[has_dead].append(time.perf_counter() - began)
     return statistics.median(times[False]), statistics.median(times[True])

@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, models
 
 from sae_engine.feature_index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
+from sae_engine.objective import Dead, Objective
 from sae_engine.sae import TopKSAE
-from sae_engine.steps import CompiledStepper, Objective
+from sae_engine.steps import CompiledStepper
 
 WIDE = 2**16 + 1
 """So many latents have wider numbers in an index."""
@@ -28,7 +29,7 @@ def compile_all() -> None:
     sae = TopKSAE(4, 32, 2)
     sae.initialize_(0, torch.zeros(4))
     objective = Objective(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
-    CompiledStepper(sae).step(x, objective, torch.arange(16), 0.0)
+    CompiledStepper(sae).step(x, objective, Dead.of(torch.arange(16), 32), 0.0)
     with tempfile.TemporaryDirectory() as folder:
         for d_sae in (sae.d_sae, WIDE):
             build_index(

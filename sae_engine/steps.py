@@ -1,74 +1,41 @@
 """One optimizer step of a TopK SAE, in two ways that give the same: autograd, for any device, and
-compiled kernels, for the CPU.
+compiled kernels, for the CPU. A third, for GPUs, is `triton_step`.
 
 Used by `trainer`, which decides what the loss is made of and what is reported.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import NamedTuple, Protocol, runtime_checkable
+from importlib.util import find_spec
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, Codes, CpuKernels, Moments
 from sae_engine.loss import auxk_loss, total_variance
+from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
 from sae_engine.sae import TopKSAE
 
-
-class Objective(NamedTuple):
-    """What the step minimizes: |x - x_hat|^2 / variance + auxk_alpha auxk + l1_lambda mean |z|_1,
-    and how its gradient is treated.
-    """
-
-    variance: float
-    auxk_alpha: float
-    l1_lambda: float
-    grad_clip: float
-    """Largest norm of the whole gradient; infinite never clips."""
-    normalize_decoder: bool
-    wants_norm: bool = True
-    """Whether the gradient's norm is to be reported; else it may be a bound that shows that
-    nothing is clipped.
-    """
-
-
-class Outcome(NamedTuple):
-    """What a step computed on its batch, before its update."""
-
-    x_hat: Float[Tensor, "n d_in"]
-    acts: Float[Tensor, "n k"]
-    indices: Int[Tensor, "n k"]
-    auxk: Float[Tensor, ""]
-    grad_norm: Float[Tensor, ""]
-    """Before clipping; see `Objective.wants_norm`."""
-
-
-@runtime_checkable
-class Stepper(Protocol):
-    """Holds an SAE's Adam state and does its steps."""
-
-    def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
-    ) -> Outcome: ...
-
-    def state(self) -> dict[str, Tensor]:
-        """Adam's state by parameter, as `W_dec.mean`, `W_dec.square`, and the `step` count."""
-        ...
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
+_log = logging.getLogger(__name__)
 
 
 def open_stepper(sae: TopKSAE) -> Stepper:
     """The fastest way to train `sae` where it lies."""
-    return CompiledStepper(sae) if sae.W_dec.device.type == "cpu" else AutogradStepper(sae)
+    device = sae.W_dec.device
+    if device.type == "cpu":
+        return CompiledStepper(sae)
+    if device.type == "cuda" and find_spec("triton"):
+        from sae_engine.triton_step import TritonStepper, find_obstacle
 
-
-def k_auxk(d_in: int) -> int:
-    """How many dead latents rebuild a token's residual; Gao et al. 2024, appendix A.2."""
-    return max(1, d_in // 2)
+        obstacle = find_obstacle(device)
+        if obstacle is None:
+            has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
+            return TritonStepper(sae, "bfloat16" if has_bfloat16 else "float32")
+        _log.warning("Steps take the slower way, because Triton does not work here: %s", obstacle)
+    return AutogradStepper(sae)
 
 
 def auxk(
@@ -105,7 +72,7 @@ class AutogradStepper:
         )
 
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
     ) -> Outcome:
         sae = self._sae
         code = sae.encode(x)
@@ -113,9 +80,10 @@ class AutogradStepper:
         loss = (x - x_hat).pow(2).sum(-1).mean() / objective.variance
         loss = loss + objective.l1_lambda * code.acts.sum(-1).mean()
         auxiliary = x.new_zeros(())
-        if len(dead) and objective.auxk_alpha:
+        latents = dead.latents()
+        if len(latents) and objective.auxk_alpha:
             auxiliary = auxk(
-                sae, sae.W_dec[dead], sae.encoder_rows[dead], sae.b_enc[dead], x, x_hat
+                sae, sae.W_dec[latents], sae.encoder_rows[latents], sae.b_enc[latents], x, x_hat
             )
             loss = loss + objective.auxk_alpha * auxiliary
         self._optimizer.zero_grad(set_to_none=True)
@@ -162,14 +130,14 @@ class CompiledStepper:
 
     @torch.no_grad()
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Int[Tensor, " D"], lr: float
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
     ) -> Outcome:
         sae, kernels = self._sae, self._kernels
         centered = x - sae.b_dec
         codes = kernels.forward(centered, sae.b_enc)
         x_hat = codes.decoded.add_(sae.b_dec)
         residual = x - x_hat
-        auxiliary, of_auxk = self._auxk(residual, centered, objective.auxk_alpha, dead)
+        auxiliary, of_auxk = self._auxk(residual, centered, objective.auxk_alpha, dead.latents())
         x_hat_grad = residual.mul_(-2 / (len(x) * objective.variance))
         found = kernels.gradients(
             centered, (codes, x_hat_grad), of_auxk, objective.l1_lambda / len(x),

@@ -13,9 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_engine.loss import fvu, geometric_median, total_variance
+from sae_engine.objective import Dead, Objective, Outcome, Stepper
 from sae_engine.sae import TopKSAE
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.steps import Objective, Outcome, Stepper, open_stepper
+from sae_engine.steps import open_stepper
+
+STEPS_PER_COUNT = 32
+"""Steps between two counts of the latents that may be dead, at most."""
 
 
 class StepMetrics(NamedTuple):
@@ -115,6 +119,10 @@ class SAETrainer:
         self.dead_threshold = dead_threshold(config, budget)
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         """Tokens since each latent last fired."""
+        self._most_dead = 0
+        """No fewer than are dead within the next `_foreseen_tokens`."""
+        self._foreseen_tokens = -1
+        self._seen = -1
         self.scale = 1.0
         self.variance = 1.0
         self.steps_done = 0
@@ -152,16 +160,28 @@ class SAETrainer:
             normalize_decoder=self._normalize_decoder,
             wants_norm=measured,
         )
-        dead = (self.since_fired > self.dead_threshold).nonzero().squeeze(-1)
-        outcome = self.stepper.step(x, objective, dead, self.lr)
+        outcome = self.stepper.step(x, objective, self._dead(len(x)), self.lr)
         self.since_fired += len(x)
+        self._foreseen_tokens -= len(x)
         self.since_fired.masked_fill_(self._fired(outcome), 0)
+        self._seen = self.since_fired._version
         self.steps_done += 1
         return StepResult(x, outcome, objective)
+
+    def _dead(self, num_tokens: int) -> Dead:
+        """The dead latents before a step on so many tokens.
+
+        How many they may be is counted for many steps at a time: counting waits for the device.
+        """
+        if self._foreseen_tokens < 0 or self.since_fired._version != self._seen:
+            self._foreseen_tokens = min(STEPS_PER_COUNT * num_tokens, self.dead_threshold // 8)
+            soon = self.since_fired > self.dead_threshold - self._foreseen_tokens
+            self._most_dead = int(soon.sum())
+        return Dead(self.since_fired > self.dead_threshold, self._most_dead)
 
     def _fired(self, outcome: Outcome) -> Bool[Tensor, " d_sae"]:
         """Which latents are active on the batch."""
         d_sae = self.sae.d_sae
         fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)
-        fired[torch.where(outcome.acts > 0, outcome.indices, d_sae).flatten()] = True
-        return fired[:d_sae]
+        latents = outcome.indices.masked_fill(~(outcome.acts > 0), d_sae).flatten()
+        return fired.index_fill_(0, latents.long(), True)[:d_sae]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import beartype  # before nnsight, which gives every object a `save` that beartype stumbles over
 from jaxtyping import install_import_hook
@@ -12,6 +13,9 @@ for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
 os.environ["SAE_WORKBENCH_NICENESS"] = "0"  # else other tests starve the jobs that one waits for
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
+if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg")):
+    # Before anything imports Triton: its kernels run on the CPU then, as Python.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Shapes in signatures are checked while tests run, and cost nothing in use.
 install_import_hook(
@@ -28,10 +32,12 @@ install_import_hook(
         "sae_engine.kernels.reference",
         "sae_engine.language_model",
         "sae_engine.loss",
+        "sae_engine.objective",
         "sae_engine.probe",
         "sae_engine.sae",
         "sae_engine.steps",
         "sae_engine.trainer",
+        "sae_engine.triton_step",
     ],
     f"{beartype.__name__}.beartype",
 )

@@ -12,8 +12,9 @@ from torch import Tensor
 from sae_engine.kernels import search, select_topk
 from sae_engine.kernels.cpu import CpuKernels
 from sae_engine.loss import total_variance
+from sae_engine.objective import Dead, Objective, k_auxk
 from sae_engine.sae import TopKSAE
-from sae_engine.steps import AutogradStepper, CompiledStepper, Objective, k_auxk
+from sae_engine.steps import AutogradStepper, CompiledStepper
 
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
@@ -191,7 +192,7 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
         dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
         if near_tie(twins[0][0], x, dead) or is_perfect(twins[0][0], x):
             return  # rounding decides: from here on the twins may differ
-        outcomes = [s.step(x, objective, dead, 1e-5) for _, s in twins]
+        outcomes = [s.step(x, objective, Dead.of(dead, d_sae), 1e-5) for _, s in twins]
         torch.testing.assert_close(
             outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
         )
@@ -228,7 +229,7 @@ def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float
         sae.initialize_(0, torch.zeros(24))
         stepper = CompiledStepper(sae)
         objective = Objective(24.0, 0.0, 0.0, grad_clip, False, wants_norm)
-        outcome = stepper.step(x, objective, torch.empty(0, dtype=torch.long), 1e-3)
+        outcome = stepper.step(x, objective, Dead.of(torch.empty(0, dtype=torch.long), 80), 1e-3)
         states.append(stepper.state() | {"grad_norm": outcome.grad_norm})
     assert states[1].pop("grad_norm") >= states[0].pop("grad_norm")
     for name, tensor in states[0].items():
@@ -270,7 +271,7 @@ def test_adam_state_moves_between_the_two_ways():
     sae.initialize_(0, torch.zeros(8))
     objective = Objective(8.0, 0.0, 0.0, 1.0, False)
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    none = torch.empty(0, dtype=torch.long)
+    none = Dead.of(torch.empty(0, dtype=torch.long), 20)
     compiled = CompiledStepper(sae)
     for _ in range(2):
         compiled.step(x, objective, none, 1e-3)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_engine.objective import Dead, Objective, Outcome
 from sae_engine.sae import TopKSAE
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from sae_engine.steps import AutogradStepper, CompiledStepper
@@ -128,6 +129,38 @@ def test_a_latent_is_dead_after_the_threshold_and_alive_once_it_fires():
         sae.b_enc[0] = 1e3
     trainer.step(x)
     assert trainer.since_fired[0] == 0
+
+
+class StepperThatCounts(CompiledStepper):
+    """Keeps how many latents are dead, and at most, before each step."""
+
+    def __init__(self, sae: TopKSAE) -> None:
+        super().__init__(sae)
+        self.dead: list[tuple[int, int]] = []
+
+    def step(self, x: torch.Tensor, objective: Objective, dead: Dead, lr: float) -> Outcome:
+        self.dead.append((int(dead.mask.sum()), dead.most))
+        return super().step(x, objective, dead, lr)
+
+
+@pytest.mark.parametrize("threshold", [1, 40, 2000])
+def test_no_more_latents_are_dead_than_are_foreseen(threshold: int):
+    """Also when batches differ in size and when the counters are set from outside."""
+    trainer = trainer_of(
+        random_sae(10), StepperThatCounts, dead_feature_threshold=threshold, auxk_alpha=0
+    )
+    with torch.no_grad():
+        trainer.sae.b_enc.copy_(-torch.arange(D_SAE) * 0.2)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(200):
+        if step == 150:
+            trainer.since_fired[::3] += threshold
+        trainer.step(torch.randn(8 if step % 3 else 16, D_IN, generator=generator))
+    assert isinstance(trainer.stepper, StepperThatCounts)
+    assert all(dead <= most for dead, most in trainer.stepper.dead)
+    assert 0 < max(dead for dead, _ in trainer.stepper.dead) < D_SAE
+    if threshold == 2000:
+        assert trainer.stepper.dead[0] == (0, 0)
 
 
 def test_decoder_rows_stay_at_unit_norm_when_asked():

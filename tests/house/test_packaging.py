@@ -74,6 +74,7 @@ def _imported_packages() -> Iterator[tuple[str, str]]:
 def test_every_package_that_the_source_imports_is_a_declared_dependency() -> None:
     optional = [*_DEPENDENCIES, *_EXTRAS["tracking"]]
     declared = {canonicalize_name(Requirement(text).name) for text in optional}
+    declared.add("triton")  # used where a CUDA build of torch has brought it
     providers = packages_distributions()
     missing = {
         f"{path} imports {package}"
@@ -86,7 +87,7 @@ def test_every_package_that_the_source_imports_is_a_declared_dependency() -> Non
 def test_every_package_that_an_installation_brings_is_pinned() -> None:
     brought = _closure([*_DEPENDENCIES, *(text for extra in _EXTRAS.values() for text in extra)])
     # A CUDA build of torch brings its own libraries, which differ from machine to machine.
-    own = {name for name in brought if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
+    own = {name for name in brought if name.startswith(("nvidia-", "cuda-"))}
     assert brought - own - set(_PINS) == set()
 
 
