@@ -4,6 +4,12 @@ FROM python:3.11-slim
 # Extra options for pip, such as the index of a smaller build of PyTorch.
 ARG PIP_ARGS=""
 
+# With it Triton, which trains on GPUs, builds its link to the driver.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY sae_engine sae_engine

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -28,14 +30,43 @@ def open_stepper(sae: TopKSAE) -> Stepper:
     if device.type == "cpu":
         return CompiledStepper(sae)
     if device.type == "cuda" and find_spec("triton"):
-        from sae_engine.triton_step import TritonStepper, find_obstacle
+        from sae_engine.triton_step import TritonStepper
 
-        obstacle = find_obstacle(device)
+        search = "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+        obstacle = find_obstacle(device, partial(TritonStepper, search=search))
         if obstacle is None:
-            has_bfloat16 = torch.cuda.get_device_capability(device) >= (8, 0)
-            return TritonStepper(sae, "bfloat16" if has_bfloat16 else "float32")
+            return TritonStepper(sae, search)
         _log.warning("Steps take the slower way, because Triton does not work here: %s", obstacle)
     return AutogradStepper(sae)
+
+
+def find_obstacle(device: torch.device, new_stepper: Callable[[TopKSAE], Stepper]) -> str | None:
+    """Why another way of doing steps is not to be trusted on a device, if it is not: it raises, or
+    two steps of a small SAE with dead latents come out other than autograd's.
+
+    A device may be too old for Triton, or there may be no C compiler, with which it builds, once on
+    a machine, its link to the driver.
+    """
+    n, d_in, d_sae = 32, 48, 96
+    x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(0)).to(device)
+    dead = Dead.of(torch.arange(8, device=device), d_sae)
+    objective = Objective(float(d_in), 1 / 32, 0.01, 1.0, normalize_decoder=True)
+
+    def trained(new: Callable[[TopKSAE], Stepper]) -> Tensor:
+        sae = TopKSAE(d_in, d_sae, k=4).to(device)
+        sae.initialize_(0, torch.zeros(d_in, device=device))
+        stepper = new(sae)
+        for _ in range(2):
+            stepper.step(x, objective, dead, lr=1e-3)
+        return torch.cat([p.detach().flatten() for p in sae.parameters()])
+
+    try:
+        # Adam makes a whole step of a gradient that is nothing but rounding; such are few.
+        same = torch.isclose(trained(new_stepper), trained(AutogradStepper), rtol=1e-4, atol=1e-5)
+        agreement = same.float().mean().item()
+    except Exception as error:  # whatever compilers and drivers raise
+        return f"{type(error).__name__}: {error}"
+    return None if agreement > 0.99 else f"{1 - agreement:.0%} of a trial step's result is wrong"
 
 
 def auxk(

@@ -41,23 +41,6 @@ def margin(k: int) -> int:
     return max(16, k // 2)
 
 
-def find_obstacle(device: torch.device) -> str | None:
-    """Why Triton's kernels do not run on a device, if they do not, from a tiny one.
-
-    The device may be too old, or there may be no C compiler: with it Triton builds, once on a
-    machine, its link to the driver.
-    """
-    try:
-        acts = torch.ones(1, 1, device=device)
-        indices = torch.zeros(1, 1, dtype=torch.int32, device=device)
-        kept = torch.ones(1, dtype=torch.int32, device=device)
-        with _on(device):
-            is_right = triton_codes.decode(Codes(acts, indices, kept), acts).item() == 1
-    except Exception as error:  # whatever compilers and drivers raise
-        return f"{type(error).__name__}: {error}"
-    return None if is_right else "a kernel's result is wrong"
-
-
 class AuxK(NamedTuple):
     """The dead latents' own loss (`loss.auxk_loss`) and, times alpha, its gradients."""
 

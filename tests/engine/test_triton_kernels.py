@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from torch import Tensor
 from sae_engine.objective import Dead, Objective, Outcome, Stepper
 from sae_engine.sae import TopKSAE
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.steps import AutogradStepper, CompiledStepper, open_stepper
+from sae_engine.steps import AutogradStepper, CompiledStepper, find_obstacle, open_stepper
 from sae_engine.trainer import Budget, SAETrainer
 from tests.house.repository import ROOT
 
@@ -30,7 +31,7 @@ if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
 
 from sae_engine.kernels import triton_codes, triton_select  # noqa: E402
 from sae_engine.kernels.reference import decode, select_topk  # noqa: E402
-from sae_engine.triton_step import TritonStepper, find_obstacle, margin  # noqa: E402
+from sae_engine.triton_step import Search, TritonStepper, margin  # noqa: E402
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 D_IN, D_SAE, K = 10, 24, 3
@@ -354,10 +355,19 @@ def test_a_trainer_gets_the_same_run_by_either_way():
             torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_what_keeps_kernels_from_running_is_found_and_told():
-    assert find_obstacle(torch.device(DEVICE)) is None
+@pytest.mark.parametrize("search", ["float32", "bfloat16"])
+def test_what_keeps_kernels_from_running_is_found_and_told(search: Search):
+    new_stepper = partial(TritonStepper, search=search)
+    assert find_obstacle(torch.device(DEVICE), new_stepper) is None
     elsewhere = torch.device("cpu" if HAS_GPU else "meta")  # where no kernel can run
-    assert "Error" in str(find_obstacle(elsewhere))
+    assert "Error" in str(find_obstacle(elsewhere, new_stepper))
+
+
+def test_steps_that_come_out_wrong_are_not_trusted(monkeypatch: pytest.MonkeyPatch):
+    right = triton_codes.decode
+    monkeypatch.setattr(triton_codes, "decode", lambda *given: 1.01 * right(*given))
+    found = find_obstacle(torch.device(DEVICE), TritonStepper)
+    assert "of a trial step's result is wrong" in str(found)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is there on Linux only")
