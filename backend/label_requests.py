@@ -84,7 +84,7 @@ def _first(
     max_acts = np.zeros(index.d_sae, np.float32)
     max_acts[alive] = arrays.latent_acts[arrays.latent_starts[alive]]
     order = "asc" if request.sort in ("index", "label") else "desc"
-    listed = ordered(alive, request.sort, order, fired=fired, max_acts=max_acts, labels={})
+    listed = ordered(alive, request.sort, order, fired=fired, max_acts=lambda: max_acts, labels={})
     may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
     return list(islice(may, request.limit))
 

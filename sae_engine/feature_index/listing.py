@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,10 +58,12 @@ def ordered(
     order: SortOrder,
     *,
     fired: NDArray[np.int64],
-    max_acts: NDArray[np.float32],
+    max_acts: Callable[[], NDArray[np.float32]],
     labels: Mapping[int, str],
 ) -> NDArray[np.int64]:
-    """Sort ascending indices; ties stay ascending, features without a label come last."""
+    """Sort ascending indices; ties stay ascending, features without a label come last. `max_acts`
+    is asked for only if it decides: it is read from all over the disk.
+    """
     descending = order == "desc"
     if sort == "index":
         return chosen[::-1] if descending else chosen
@@ -70,7 +72,7 @@ def ordered(
         labeled.sort(key=lambda i: labels[i].casefold(), reverse=descending)
         rest = np.setdiff1d(chosen, labeled, assume_unique=True)
         return np.concatenate([np.array(labeled, np.int64), rest])
-    key = (fired if sort == "density" else max_acts)[chosen]
+    key = (fired if sort == "density" else max_acts())[chosen]
     return chosen[np.argsort(-key if descending else key, kind="stable")]
 
 

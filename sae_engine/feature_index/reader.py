@@ -182,7 +182,7 @@ class FeatureIndex:
             sort,
             order,
             fired=self.fired,
-            max_acts=self._max_acts,
+            max_acts=lambda: self._max_acts,
             labels=labels,
         )
         page = chosen[offset : offset + limit].tolist()
@@ -223,7 +223,7 @@ class FeatureIndex:
     @naming_damage
     def max_activations(self, indices: Sequence[int]) -> list[float]:
         """Largest activation of each feature on the index corpus, 0 for dead ones."""
-        return self._max_acts[list(indices)].astype(float).tolist()
+        return [self._max_act(index) for index in indices]
 
     @naming_damage
     def lookup(
@@ -278,8 +278,7 @@ class FeatureIndex:
     @naming_damage
     def row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
         """One feature as a list shows it."""
-        start, end = self._arrays.latent_token_starts[index : index + 2]
-        top = self._arrays.latent_tokens[start : min(end, start + NUM_ROW_TOKENS)].tolist()
+        top = self._best_tokens(index, NUM_ROW_TOKENS)
         return FeatureRow(
             **dict(self.facts(index, labels)),
             example=self._contexts.example(index, EXAMPLE_WINDOW),
@@ -304,7 +303,7 @@ class FeatureIndex:
         return Feature(
             index=index,
             density=Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
-            max_activation=float(self._max_acts[index]),
+            max_activation=self._max_act(index),
             state=next(s for s in states if matching_state(self.fired[index], self.num_tokens, s)),
             label=(labels or {}).get(index) or None,
         )
@@ -318,12 +317,16 @@ class FeatureIndex:
     def _token_counts(self) -> NDArray[np.int64]:
         return np.diff(self._arrays.token_starts)
 
+    def _max_act(self, index: int) -> float:
+        """Activations of a latent are stored in descending order."""
+        start, end = self._arrays.latent_starts[index : index + 2]
+        return float(self._arrays.latent_acts[start]) if end > start else 0.0
+
     @cached_property
     def _max_acts(self) -> NDArray[np.float32]:
         """[d_sae] largest activation of each latent, 0 for dead ones."""
         largest = np.zeros(self.d_sae, np.float32)
         alive = np.flatnonzero(self.fired)
-        # Activations of a latent are stored in descending order.
         largest[alive] = self._arrays.latent_acts[self._arrays.latent_starts[alive]]
         return largest
 
@@ -351,8 +354,12 @@ class FeatureIndex:
         return Histogram(edges=edges.tolist(), counts=np.diff(at_most).tolist())
 
     def _token_statistics(self, index: int) -> list[TokenStatistics]:
-        top = [i for i in self._top_tokens[index].tolist() if i != NO_TOKEN]
-        return [self._pair(token, index) for token in top]
+        return [self._pair(token, index) for token in self._best_tokens(index, NUM_TOP_TOKENS)]
+
+    def _best_tokens(self, index: int, num: int) -> list[int]:
+        """Up to `num` tokens that go best with a latent, best first."""
+        start, end = self._arrays.latent_token_starts[index : index + 2]
+        return self._arrays.latent_tokens[start : min(end, start + num)].tolist()
 
     def _pair(self, token: int, index: int) -> TokenStatistics:
         """Statistics of a token and a latent that is active on it."""

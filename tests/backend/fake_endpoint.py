@@ -58,12 +58,12 @@ def completion(text: str) -> Reply:
 
 
 def is_detection(body: dict[str, Any]) -> bool:
-    return body["messages"][1]["content"].startswith("Description: ")
+    return body["messages"][-1]["content"].startswith("Description: ")
 
 
 def answer_by_rule(body: dict[str, Any]) -> str:
     """Explain by the first marked token, between bars; detect what stands there."""
-    asked = body["messages"][1]["content"]
+    asked = body["messages"][-1]["content"]
     if not is_detection(body):
         return f"It is this token.\nLABEL: |{re.findall('«(.*?)»', asked)[0]}|"
     described, _, rest = asked.partition("\n")
