@@ -34,7 +34,7 @@ from sae_engine.feature_index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 
 ROW_TOKENS = 1024
-REPEATS, COLD_REPEATS = 50, 20
+REPEATS, COLD_REPEATS = 50, 10
 
 Ask = Callable[[FeatureIndex, int], object]
 
