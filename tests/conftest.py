@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import beartype  # before nnsight, which gives every object a `save` that beartype stumbles over
+import hypothesis
 from jaxtyping import install_import_hook
 
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
@@ -16,6 +17,10 @@ os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
 if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg")):
     # Before anything imports Triton: its kernels run on the CPU then, as Python.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# How long an example takes says nothing on a busy machine.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Shapes in signatures are checked while tests run, and cost nothing in use.
 install_import_hook(
