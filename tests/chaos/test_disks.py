@@ -111,8 +111,8 @@ def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
         ballast = Ballast(runs)
         checkpoint = workbench.folder(run_id).checkpoint.stat().st_size
         for room, what in (
-            (checkpoint // 2, r"/checkpoints/|/features/"),
-            (checkpoint * 5 // 4, r"/features/|/index_corpus/"),
+            (checkpoint // 2, r"/checkpoints/|/features/|sae\.safetensors"),
+            (checkpoint * 5 // 4, r"/features/|/index_corpus/|sae\.safetensors"),
         ):
             workbench.resume(run_id)
             workbench.wait_for_step(run_id, step + 9)
