@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, Codes, CpuKernels, Moments
+from sae_engine.adam import BETA1, BETA2, EPSILON, AdamState
+from sae_engine.kernels.cpu import Codes, CpuKernels
 from sae_engine.loss import auxk_loss, total_variance
 from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
 from sae_engine.sae import TopKSAE
@@ -153,11 +154,7 @@ class CompiledStepper:
     def __init__(self, sae: TopKSAE) -> None:
         self._sae = sae
         self._kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, sae.k)
-        self._moments = {
-            name: Moments(torch.zeros_like(p.data), torch.zeros_like(p.data))
-            for name, p in sae.named_parameters()
-        }
-        self._steps = 0
+        self._adam = AdamState(sae)
 
     @torch.no_grad()
     def step(
@@ -181,10 +178,10 @@ class CompiledStepper:
         if objective.wants_norm or grad_norm > objective.grad_clip:
             grad_norm = math.hypot(kernels.squared_norm(found) ** 0.5, biases)
             clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
-        self._steps += 1
-        dec = self._moments["W_dec"]
-        enc = dec if sae.tied else self._moments["W_enc"]
-        kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._steps)
+        self._adam.steps += 1
+        dec = self._adam.moments["W_dec"]
+        enc = dec if sae.tied else self._adam.moments["W_enc"]
+        kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
         self._update_bias("b_enc", b_enc_grad * clip, lr)
         self._update_bias("b_dec", b_dec_grad * clip, lr)
         return Outcome(x_hat, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
@@ -206,20 +203,15 @@ class CompiledStepper:
         return loss, (codes, error.mul_(2 * alpha / (len(error) * variance)))
 
     def _update_bias(self, name: str, gradient: Tensor, lr: float) -> None:
-        mean, square = self._moments[name]
+        mean, square = self._adam.moments[name]
+        steps = self._adam.steps
         mean.lerp_(gradient, 1 - BETA1)
         square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        root = square.sqrt().div_(math.sqrt(1 - BETA2**self._steps)).add_(EPSILON)
-        self._sae.get_parameter(name).addcdiv_(mean, root, value=-lr / (1 - BETA1**self._steps))
+        root = square.sqrt().div_(math.sqrt(1 - BETA2**steps)).add_(EPSILON)
+        self._sae.get_parameter(name).addcdiv_(mean, root, value=-lr / (1 - BETA1**steps))
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {"step": torch.tensor(float(self._steps))}
-        for name, moments in self._moments.items():
-            tensors |= {f"{name}.mean": moments.mean, f"{name}.square": moments.square}
-        return tensors
+        return self._adam.tensors()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self._steps = int(tensors["step"])
-        for name, moments in self._moments.items():
-            moments.mean.copy_(tensors[f"{name}.mean"])
-            moments.square.copy_(tensors[f"{name}.square"])
+        self._adam.load(tensors)

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_engine.adam import BETA1, BETA2, EPSILON, AdamState
 from sae_engine.kernels import triton_codes, triton_rows
-from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON, Moments
 from sae_engine.kernels.triton_rows import AdamStep, PairSums, RowGradients, Weights
 from sae_engine.kernels.triton_select import Codes, best_of, select
 from sae_engine.loss import total_variance
@@ -69,11 +69,7 @@ class TritonStepper:
         self._sae = sae
         self._tokens_at_once = max(1, dense_scores // sae.d_sae)
         self._dead_block = dead_block
-        self._moments = {
-            name: Moments(torch.zeros_like(p.detach()), torch.zeros_like(p.detach()))
-            for name, p in sae.named_parameters()
-        }
-        self._steps = 0
+        self._adam = AdamState(sae)
         self._shadow: Tensor | None = None
         if search == "bfloat16":
             self._shadow = torch.empty_like(sae.encoder_rows, dtype=torch.bfloat16)
@@ -195,9 +191,10 @@ class TritonStepper:
     def _update(
         self, found: RowGradients, b_enc_grad: Tensor, b_dec_grad: Tensor, clip: Tensor, lr: float
     ) -> None:
-        self._steps += 1
+        self._adam.steps += 1
+        steps = self._adam.steps
         adam = AdamStep(
-            clip, lr / (1 - BETA1**self._steps), (1 - BETA2**self._steps) ** -0.5,
+            clip, lr / (1 - BETA1**steps), (1 - BETA2**steps) ** -0.5,
             BETA1, BETA2, EPSILON,
         )  # fmt: skip
         dec = self._weights("W_dec")
@@ -207,19 +204,13 @@ class TritonStepper:
         triton_rows.update_vector(b_dec_grad, self._weights("b_dec"), adam)
 
     def _weights(self, name: str) -> Weights:
-        return Weights(self._sae.get_parameter(name).detach(), *self._moments[name])
+        return Weights(self._sae.get_parameter(name).detach(), *self._adam.moments[name])
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {"step": torch.tensor(float(self._steps), device=self._sae.W_dec.device)}
-        for name, moments in self._moments.items():
-            tensors |= {f"{name}.mean": moments.mean, f"{name}.square": moments.square}
-        return tensors
+        return self._adam.tensors()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self._steps = int(tensors["step"])
-        for name, moments in self._moments.items():
-            moments.mean.copy_(tensors[f"{name}.mean"])
-            moments.square.copy_(tensors[f"{name}.square"])
+        self._adam.load(tensors)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

@@ -14,8 +14,11 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_engine.adam import BETA1, BETA2, EPSILON, Moments
 from sae_engine.kernels import rows, search
 from sae_engine.kernels.compiled import in_parallel, num_threads
+from sae_engine.kernels.products import GROUP
+from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 
 BLOCK_TOKENS, BLOCK_BYTES = 128, 2**18
 """Tokens that are searched together, at most: rounded they fill half of a second-level cache, and
@@ -23,14 +26,6 @@ their scores are still in a cache when candidates are chosen.
 """
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
-
-class Moments(NamedTuple):
-    """Adam's running means of a parameter's gradient and of its square."""
-
-    mean: Tensor
-    square: Tensor
 
 
 class Codes(NamedTuple):
@@ -63,18 +58,23 @@ class CpuKernels:
     """
 
     def __init__(
-        self, W_dec: Float[Tensor, "d_sae d_in"], W_enc: Float[Tensor, "d_sae d_in"], k: int
+        self,
+        W_dec: Float[Tensor, "d_sae d_in"],
+        W_enc: Float[Tensor, "d_sae d_in"],
+        k: int,
+        search: Search = SEARCHES[0],
     ) -> None:
-        self._W_dec, self._W_enc, self._k = W_dec, W_enc, k
+        self._W_dec, self._W_enc, self._k, self._search = W_dec, W_enc, k, search
         self._tied = W_enc.data_ptr() == W_dec.data_ptr()
         self.d_sae, self.d_in = W_dec.shape
-        groups = -(-self.d_sae // search.GROUP)
-        self._padded = groups * search.GROUP
-        pairs = -(-self.d_in // 2) if search.HAS_AVX2 else 0
-        self._panels = np.zeros((groups if pairs else 0, pairs, search.GROUP), np.int32)
-        self._scales = np.zeros(self._padded, np.float32)
+        groups = -(-self.d_sae // (GROUP * search.group_multiple)) * search.group_multiple
+        self._padded, pairs = groups * GROUP, search.pairs(self.d_in)
+        self._rounding = Rounding.of(search, self.d_in)
+        self._shadow = Shadow(
+            np.zeros((groups if pairs else 0, pairs, GROUP), np.int32),
+            *(np.zeros(self._padded, np.float32) for _ in range(2)),
+        )
         self._norms = np.zeros(self.d_sae, np.float32)
-        self._norm_limit = search.largest_norm(self.d_in)
         self._seen = (-1, -1)
         self._block_scratch: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         # Mostly never touched: as many candidates as there are latents are rare.
@@ -154,22 +154,18 @@ class CpuKernels:
         counts: NDArray[np.int32],
     ) -> list[int]:
         """Each token's candidates; returns where blocks of tokens begin."""
-        gains = self._pad(self._norms) * self._scales
-        offsets = self._pad(self._norms * b_enc.detach().numpy())
+        norms = self._pad(self._norms)
+        offsets = norms * self._pad(b_enc.detach().numpy())
         offsets[self.d_sae :] = -np.inf
-        errors = gains * np.float32(self._norm_limit * search.error_factor(self.d_in))
-        if not search.HAS_AVX2:
-            errors[:] = 0
-        group_errors = errors.reshape(-1, search.GROUP).max(axis=1)
+        latents = Latents(norms * self._shadow.scales, offsets, norms * self._shadow.errors)
+        group_errors = latents.errors.reshape(-1, GROUP).max(axis=1)
         bounds = self._blocks(len(centered))
 
         def block(part: int, thread: int) -> None:
             here = slice(bounds[part], bounds[part + 1])
-            scores, group_bounds, x_errors = self._scores(
-                centered[here], b_enc, gains, offsets, errors, thread
-            )
+            scores, group_bounds, x_errors = self._scores(centered[here], b_enc, latents, thread)
             rows.find_candidates(
-                scores, group_bounds, errors, group_errors, x_errors, self._k, found[here],
+                scores, group_bounds, latents.errors, group_errors, x_errors, self._k, found[here],
                 counts[here],
             )  # fmt: skip
 
@@ -185,38 +181,28 @@ class CpuKernels:
         return pairs
 
     def _scores(
-        self,
-        x: Tensor,
-        b_enc: Tensor,
-        gains: NDArray[np.float32],
-        offsets: NDArray[np.float32],
-        errors: NDArray[np.float32],
-        thread: int,
+        self, x: Tensor, b_enc: Tensor, latents: Latents, thread: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
-        n = len(x)
-        padded = -(-n // search.TILE_ROWS) * search.TILE_ROWS
+        n, multiple = len(x), self._search.token_multiple
+        padded, groups = -(-n // multiple) * multiple, self._padded // GROUP
         buffers = self._block_scratch.get(thread)
         if buffers is None or len(buffers[0]) < padded:
             buffers = self._block_scratch[thread] = (
-                np.empty((padded, self._padded), np.float32),
-                np.empty((padded, self._padded // search.GROUP), np.float32),
+                np.empty((padded, search.odd_lines(self._padded, np.float32)), np.float32),
+                np.empty((padded, search.odd_lines(groups, np.float32)), np.float32),
             )
-        scores, group_bounds = buffers[0][:padded], buffers[1][:padded]
-        if not search.HAS_AVX2:
+        scores, group_bounds = buffers[0][:padded, : self._padded], buffers[1][:padded, :groups]
+        if self._search is Search.FLOATS:
             raw = torch.addmm(b_enc.detach(), x, self._W_enc.detach().T).numpy()
             scores[:n, : self.d_sae] = raw * self._norms
             scores[:, self.d_sae :] = -np.inf
             search.float_group_bounds(scores[:n], group_bounds[:n])
             return scores, group_bounds, np.zeros(n, np.float32)
-        rounded = np.zeros((padded, 2 * self._panels.shape[1]), np.int16)
-        x_scales = np.zeros(padded, np.float32)
-        search.round_rows(x.numpy(), self._norm_limit, rounded, x_scales)
-        x_errors = x_scales * np.float32(self._norm_limit)
-        search.integer_scores(
-            rounded, x_scales, self._panels, gains, offsets, errors, x_errors, scores, group_bounds
-        )
-        return scores, group_bounds, x_errors
+        tokens = search.round_tokens(x.numpy(), padded, self._search, self._rounding)
+        find = search.tile_scores if self._search is Search.TILES else search.integer_scores
+        find(tokens, self._shadow.panels, latents, scores, group_bounds)
+        return scores, group_bounds, tokens.errors
 
     def gradients(
         self,
@@ -287,8 +273,7 @@ class CpuKernels:
 
         def part(first: int, last: int) -> float:
             rows.update(
-                first, last, found.rows, weights, adam, self._norms, self._norm_limit,
-                self._panels, self._scales,
+                first, last, found.rows, weights, adam, self._norms, self._rounding, self._shadow
             )  # fmt: skip
             return 0.0
 
@@ -301,14 +286,12 @@ class CpuKernels:
             return
         self._seen = now
         rows.row_norms(self._W_dec.detach().numpy(), self._norms)
-        if not len(self._panels):
-            self._scales[:] = 1
+        if self._search is Search.FLOATS:
             return
 
         def part(first: int, last: int) -> float:
             search.write_panels(
-                self._W_enc.detach().numpy(), first, last, self._norm_limit, self._panels,
-                self._scales,
+                self._W_enc.detach().numpy(), first, last, self._rounding, self._shadow
             )  # fmt: skip
             return 0.0
 
@@ -320,14 +303,15 @@ class CpuKernels:
         most = min(BLOCK_TOKENS, BLOCK_BYTES // (2 * self.d_in))
         rounds = max(1, round(n / threads / max(1, most)))
         size = -(-n // (threads * rounds))
-        size = -(-size // search.TILE_ROWS) * search.TILE_ROWS
+        multiple = self._search.token_multiple
+        size = -(-size // multiple) * multiple
         return [*range(0, n, size), n]
 
     def _sum_over_latents(self, work: Callable[[int, int], float]) -> float:
         """Call `work(first, last)` for all latents, in parts of whole groups; the sum of what it
         returns.
         """
-        size = -(-self._padded // search.GROUP // PARTS) * search.GROUP
+        size = -(-self._padded // GROUP // PARTS) * GROUP
         bounds = [*range(0, self.d_sae, size), self.d_sae]
         found = np.zeros(len(bounds) - 1)
 

@@ -10,13 +10,14 @@ share them without atomics and the result does not depend on timing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_engine.kernels.compiled import compiled
-from sae_engine.kernels.search import GROUP, candidates, kth_largest, write_panel
+from sae_engine.kernels.products import GROUP
+from sae_engine.kernels.search import Rounding, Shadow, candidates, kth_largest, write_panel
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -344,13 +345,12 @@ def update(
     weights: Weights,
     step: AdamStep,
     norms: Float32,
-    norm_limit: float,
-    panels: Any,
-    scales: Float32,
+    rounding: Rounding,
+    shadow: Shadow,
 ) -> None:
     """Adam on the latents `first` to `last`; decoder rows get unit norm again with `project`.
 
-    Rewrites the latents' decoder norms and, unless `panels` is empty, their shadow.
+    Rewrites the latents' decoder norms and, unless it is empty, their shadow.
     """
     d_in = weights.dec.shape[1]
     dec, enc = np.zeros(d_in, np.float32), np.zeros(d_in, np.float32)
@@ -372,5 +372,5 @@ def update(
         if not gradients.tied:
             adam(weights.enc[j], enc, weights.enc_mean[j], weights.enc_square[j], step)
         norms[j] = norm(row)
-        if panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
-            write_panel(weights.enc, j // GROUP, norm_limit, panels, scales)
+        if shadow.panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
+            write_panel(weights.enc, j // GROUP, rounding, shadow)

@@ -1,271 +1,285 @@
 """Finding each token's k strongest latents on a CPU, without a dense float32 matmul.
 
-The encoder matmul is only a search, so it is done in 16-bit integers: rows of `x` and `W_enc` are
-rounded to multiples of a scale of their own, chosen so that their 32-bit integer dot products
-cannot overflow (Cauchy-Schwarz). Rounding moves a dot product by at most a known bound, so the
-latents whose upper bound reaches the k-th largest lower bound are certain to hold the k strongest.
-Those few are computed again in float32. What comes out is what a float32 search gives; the integer
-dot products only say where to look.
+The encoder matmul is only a search, so rows of `x` and `W_enc` are rounded to 16 bits: to bfloat16
+where the processor multiplies tiles of them, else to integers, multiples of a scale of the row's
+own, chosen so that their 32-bit dot products cannot overflow (Cauchy-Schwarz). How far rounding
+moved a row is measured, which bounds how far it moves a dot product; so the latents whose upper
+bound reaches the k-th largest lower bound are certain to hold the k strongest. Those few are
+computed again in float32. What comes out is what a float32 search gives; the rounded dot products
+only say where to look.
 
-Without AVX2 the scores come from a float32 matmul and the same selection.
+A processor without either gets its scores from a float32 matmul and the same selection.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from sae_engine.kernels import products
 from sae_engine.kernels.compiled import compiled, compiled_finite
+from sae_engine.kernels.products import GROUP, INTEGER_ROWS, TILE
 
 Float32 = NDArray[np.float32]
 
-GROUP = 16
-"""Latents in one panel of the shadow; their scores are bounded together."""
-TILE_ROWS = 6
-"""Tokens whose dot products with a panel are kept in registers."""
 BISECTIONS = 12
 """Steps in which a threshold is found; it may be too low by a 4096th of the largest score."""
+LINE = 64
+"""Bytes of a line of a cache."""
 PAIRS_PER_PASS = 256
 """Pairs of coordinates after which a panel's part leaves the first-level cache."""
 
-HAS_AVX2: bool = bool(llvm.get_host_cpu_features().get("avx2", False))
+
+class Search(Enum):
+    """What the scores that say where to look are computed from."""
+
+    TILES = "bfloat16"
+    INTEGERS = "integers"
+    FLOATS = "float32"
+
+    @property
+    def token_multiple(self) -> int:
+        """Tokens are searched by multiples of so many."""
+        return {Search.TILES: 2 * TILE, Search.INTEGERS: INTEGER_ROWS, Search.FLOATS: 1}[self]
+
+    @property
+    def group_multiple(self) -> int:
+        return 2 if self is Search.TILES else 1
+
+    def pairs(self, d_in: int) -> int:
+        """Pairs of coordinates in a rounded row; those beyond `d_in` are 0."""
+        if self is Search.TILES:
+            return -(-d_in // (2 * TILE)) * TILE
+        return -(-d_in // 2) if self is Search.INTEGERS else 0
 
 
-def largest_norm(d_in: int) -> float:
-    """Norm to which rows are scaled, so that no dot product of two rounded rows reaches 2^31."""
-    return 2.0**15.5 - 0.5 * (d_in + 1) ** 0.5 - 1
+SEARCHES = [
+    *[Search.TILES] * products.HAS_TILES,
+    *[Search.INTEGERS] * products.HAS_INTEGERS,
+    Search.FLOATS,
+]
+"""Those this processor has, fastest first."""
 
 
-def error_factor(d_in: int) -> float:
-    """Bound of |rounded dot product - dot product|, over the product of the scaled norms.
+class Rounding(NamedTuple):
+    """How rows are rounded, and what that does to dot products.
 
-    With |x - x'| <= sx sqrt(d) / 2 (a hundredth more for float32) for rounded rows of scale sx, and
-    the same for w:
-    |x'.w' - x.w| <= |x - x'| |w| + |x'| |w - w'|. The last addend covers the float32 rounding of
-    scores and dot products.
+    With |x - x'| and |w - w'| known for rounded rows, x'.w' is off by at most |x - x'| |w| + |x'|
+    |w - w'| and what float32 sums add. As one number for each row, whose product bounds that:
+    |x'| + |x - x'| / typical, and max(|w - w'|, typical |w|) + accumulated |w'|, for any `typical`.
     """
-    rounding = 0.505 * d_in**0.5
-    norm = largest_norm(d_in)
-    return rounding / norm * (2 + rounding / norm) + 4e-6
 
-
-def _make_add_products(typingctx: Any, x: Any, x_stride: Any, w: Any, pairs: Any, out: Any) -> Any:
-    """out[r, c] += sum over `pairs` of x[r, 2i] w[i, c, 0] + x[r, 2i + 1] w[i, c, 1].
-
-    Addresses and a stride in bytes: x int16 [TILE_ROWS, ...], w int16 [pairs, GROUP, 2], out int32
-    [TILE_ROWS, GROUP]. The accumulators stay in vector registers.
+    norm_limit: float
+    """Norm to which rows are scaled, so that no dot product of integers reaches 2^31; 0: bfloat16,
+    which is not scaled.
     """
-    signature = types.void(types.uintp, types.intp, types.uintp, types.intp, types.uintp)
+    typical: float
+    """About |w - w'| / |w|, for which the bound is narrowest."""
+    accumulated: float
+    """What float32 adds to a dot product's error and the score's, over the norms."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, x_stride, w, pairs, out = arguments
-        i32, i64 = ir.IntType(32), ir.IntType(64)
-        ints, shorts = ir.VectorType(i32, 8), ir.VectorType(ir.IntType(16), 16)
-        multiply_add = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ints, [shorts, shorts]), "llvm.x86.avx2.pmadd.wd"
-        )
-
-        def at(address: Any, offset: Any, kind: Any) -> Any:
-            return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
-
-        def load(address: Any, offset: Any, kind: Any, align: int) -> Any:
-            value = builder.load(at(address, offset, kind))
-            value.align = align
-            return value
-
-        rows = [builder.mul(x_stride, i64(r)) for r in range(TILE_ROWS)]
-        places = [(r, half, i64(64 * r + 32 * half)) for r in range(TILE_ROWS) for half in (0, 1)]
-        sums = [cgutils.alloca_once(builder, ints) for _ in places]
-        for (_, _, place), total in zip(places, sums, strict=True):
-            builder.store(load(out, place, ints, 4), total)
-        undefined = ir.Constant(ints, ir.Undefined)
-        with cgutils.for_range(builder, pairs, intp=i64) as loop:
-            weights_at = builder.mul(loop.index, i64(64))
-            weights = [
-                builder.bitcast(load(w, builder.add(weights_at, i64(32 * half)), ints, 4), shorts)
-                for half in (0, 1)
-            ]
-            pair_at = builder.mul(loop.index, i64(4))
-            spread = []
-            for row in rows:
-                pair = load(x, builder.add(row, pair_at), i32, 2)
-                vector = builder.insert_element(undefined, pair, i32(0))
-                vector = builder.shuffle_vector(vector, undefined, ir.Constant(ints, [0] * 8))
-                spread.append(builder.bitcast(vector, shorts))
-            for (r, half, _), total in zip(places, sums, strict=True):
-                product = builder.call(multiply_add, [spread[r], weights[half]])
-                builder.store(builder.add(builder.load(total), product), total)
-        for (_, _, place), total in zip(places, sums, strict=True):
-            builder.store(builder.load(total), at(out, place, ints)).align = 4
-        return context.get_dummy_value()
-
-    return signature, generate
+    @staticmethod
+    def of(search: Search, d_in: int) -> Rounding:
+        if search is Search.TILES:
+            # Coordinates move by a root mean square of .4 of 2^-8, the most they can; sums are of
+            # one product after the other.
+            return Rounding(0.0, 0.4 * 2.0**-8, (d_in + 16) * 2.0**-24)
+        limit = 2.0**15.5 - 0.5 * (d_in + 1) ** 0.5 - 1
+        return Rounding(limit, (d_in / 12) ** 0.5 / limit, 4e-6)
 
 
-_add_products: Any = intrinsic(_make_add_products)
+class Shadow(NamedTuple):
+    """The encoder's rounded rows; all padded to P groups."""
 
-
-def _make_score_group(
-    typingctx: Any, sums: Any, gains: Any, offsets: Any, errors: Any, scale: Any, x_error: Any,
-    scores: Any,
-) -> Any:  # fmt: skip
-    """scores[c] = sums[c] scale gains[c] + offsets[c]; returns the largest of scores[c] - x_error
-    errors[c].
-
-    Addresses of GROUP int32 and float32 and two float32. Written out because compilers do not
-    vectorize a maximum.
-    """
-    single = types.float32
-    signature = single(
-        types.uintp, types.uintp, types.uintp, types.uintp, single, single, types.uintp
-    )
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        sums, gains, offsets, errors, scale, x_error, scores = arguments
-        i32, i64, f32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-        ints, floats = ir.VectorType(i32, 8), ir.VectorType(f32, 8)
-        undefined = ir.Constant(floats, ir.Undefined)
-
-        def at(address: Any, half: int, kind: Any) -> Any:
-            return builder.inttoptr(builder.add(address, i64(32 * half)), kind.as_pointer())
-
-        def load(address: Any, half: int, kind: Any) -> Any:
-            value = builder.load(at(address, half, kind))
-            value.align = 4
-            return value
-
-        def spread(value: Any) -> Any:
-            vector = builder.insert_element(undefined, value, i32(0))
-            return builder.shuffle_vector(vector, undefined, ir.Constant(ints, [0] * 8))
-
-        def larger(a: Any, b: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
-        scale, x_error = spread(scale), spread(x_error)
-        bounds = []
-        for half in (0, 1):
-            gain = builder.fmul(scale, load(gains, half, floats))
-            product = builder.fmul(builder.sitofp(load(sums, half, ints), floats), gain)
-            score = builder.fadd(product, load(offsets, half, floats))
-            builder.store(score, at(scores, half, floats)).align = 4
-            error = builder.fmul(x_error, load(errors, half, floats))
-            bounds.append(builder.fsub(score, error))
-        best = larger(*bounds)
-        for distance in (4, 2, 1):
-            order = [(i + distance) % 8 for i in range(8)]
-            best = larger(best, builder.shuffle_vector(best, undefined, ir.Constant(ints, order)))
-        return builder.extract_element(best, i32(0))
-
-    return signature, generate
-
-
-_score_group: Any = intrinsic(_make_score_group)
+    panels: Any
+    """int32 [P, pairs, GROUP]: two 16-bit coordinates in each."""
+    scales: Float32
+    """[P GROUP]: what a row's integers are multiplied by."""
+    errors: Float32
+    """[P GROUP]: a row's part of the bounds, see `Rounding`."""
 
 
 @compiled_finite
-def round_row(row: Float32, norm_limit: float, rounded: Any) -> np.float32:
-    """Round a row [d] to int16 multiples [>= d] of the scale that is returned."""
-    squares = np.float32(0)
+def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
+    """Round a row [d] to int16, or to the bits of bfloat16, in `rounded` [>= d].
+
+    Returns what they are to be multiplied by, the row's norm and how far it was moved.
+    """
+    squares, largest, moved = np.float32(0), np.float32(0), np.float32(0)
     for i in range(row.shape[0]):
         squares += row[i] * row[i]
-    largest = np.float32(0)
-    for i in range(row.shape[0]):
-        largest = max(largest, abs(row[i]))
-    scale = np.float32(max(np.sqrt(squares) / norm_limit, largest / 32767.0) * 1.000001)
-    inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
-    for i in range(row.shape[0]):
-        rounded[i] = np.int16(np.rint(row[i] * inverse))
-    return scale
+    norm, scale = np.sqrt(squares), np.float32(1)
+    if rounding.norm_limit == 0:
+        bits = row.view(np.uint32)
+        for i in range(row.shape[0]):
+            upper = bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
+            rounded[i] = np.int16(upper >> np.uint32(16))
+            error = row[i] - np.uint32(upper & np.uint32(0xFFFF0000)).view(np.float32)
+            moved += error * error
+    else:
+        for i in range(row.shape[0]):
+            largest = max(largest, abs(row[i]))
+        scale = np.float32(max(norm / rounding.norm_limit, largest / 32767.0) * 1.000001)
+        inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+        for i in range(row.shape[0]):
+            whole = np.rint(row[i] * inverse)
+            rounded[i] = np.int16(whole)
+            error = row[i] - whole * scale
+            moved += error * error
+    # float32's own rounding, of the sums and of each difference
+    return scale, norm, np.float32(1.001) * np.sqrt(moved) + np.float32(2e-7) * norm
 
 
 @compiled
-def round_rows(rows: Float32, norm_limit: float, rounded: Any, scales: Float32) -> None:
-    """Round rows [n, d] to int16 [n, >= d] multiples of `scales` [n]."""
+def round_rows(
+    rows: Float32, rounding: Rounding, rounded: Any, scales: Float32, errors: Float32
+) -> None:
+    """Round tokens [n, d] to int16 [n, >= d], multiples of `scales` [n]; their part of the bounds
+    goes to `errors` [n].
+    """
     for r in range(rows.shape[0]):
-        scales[r] = round_row(rows[r], norm_limit, rounded[r])
+        scale, norm, moved = round_row(rows[r], rounding, rounded[r])
+        scales[r] = scale
+        errors[r] = norm + moved * (1 + 1 / rounding.typical)
 
 
 @compiled
-def write_panel(W_enc: Float32, p: int, norm_limit: float, panels: Any, scales: Float32) -> None:
-    """Write one group's panel of the shadow, int32 [P, pairs, GROUP]: two int16 in each."""
-    d_sae = W_enc.shape[0]
-    rounded = np.zeros((GROUP, 2 * panels.shape[1]), np.int16)
+def write_panel(W_enc: Float32, p: int, rounding: Rounding, shadow: Shadow) -> None:
+    """Write one group's part of the shadow."""
+    d_sae, panel = W_enc.shape[0], shadow.panels[p]
+    rounded = np.zeros((GROUP, 2 * panel.shape[0]), np.int16)
     first = p * GROUP
     for c in range(min(GROUP, d_sae - first)):
-        scales[first + c] = round_row(W_enc[first + c], norm_limit, rounded[c])
-    pairs, panel = rounded.view(np.int32), panels[p]
+        scale, norm, moved = round_row(W_enc[first + c], rounding, rounded[c])
+        shadow.scales[first + c] = scale
+        error = max(moved, rounding.typical * norm) + rounding.accumulated * (norm + moved)
+        shadow.errors[first + c] = error
+    pairs = rounded.view(np.int32)
     for i in range(panel.shape[0]):
         for c in range(GROUP):
             panel[i, c] = pairs[c, i]
 
 
 @compiled
-def write_panels(
-    W_enc: Float32, first: int, last: int, norm_limit: float, panels: Any, scales: Float32
-) -> None:
+def write_panels(W_enc: Float32, first: int, last: int, rounding: Rounding, shadow: Shadow) -> None:
     """Write the shadow of the latents `first` to `last`, whole groups of them."""
     for p in range(first // GROUP, (last + GROUP - 1) // GROUP):
-        write_panel(W_enc, p, norm_limit, panels, scales)
+        write_panel(W_enc, p, rounding, shadow)
+
+
+class Tokens(NamedTuple):
+    """A block of n rounded tokens, a multiple of `Search.token_multiple`."""
+
+    rounded: Any
+    """int16 [n, >= 2 pairs]"""
+    scales: Float32
+    """[n]"""
+    errors: Float32
+    """[n]: their part of the bounds, see `Rounding`."""
+
+
+def odd_lines(count: int, kind: type[np.generic]) -> int:
+    """At least so many numbers, but whole lines of the cache and an odd number of them: then the
+    same place in several rows, used together, lies in different sets of the cache.
+    """
+    lines = -(-count * np.dtype(kind).itemsize // LINE)
+    return (lines | 1) * LINE // np.dtype(kind).itemsize
+
+
+def round_tokens(x: Float32, padded: int, search: Search, rounding: Rounding) -> Tokens:
+    """Round tokens [n, d_in], padded with zeros."""
+    width = odd_lines(2 * search.pairs(x.shape[1]), np.int16)
+    tokens = Tokens(
+        np.zeros((padded, width), np.int16), *(np.zeros(padded, np.float32) for _ in range(2))
+    )
+    round_rows(x, rounding, *tokens)
+    return tokens
+
+
+class Latents(NamedTuple):
+    """What makes scores of dot products; each [P GROUP]."""
+
+    gains: Float32
+    """The row's scale times the decoder's norm."""
+    offsets: Float32
+    """b_enc times the decoder's norm; -inf for those that only pad."""
+    errors: Float32
+    """The row's part of the bounds times the decoder's norm."""
 
 
 @compiled_finite
 def integer_scores(
-    x: Any,
-    x_scales: Float32,
-    panels: Any,
-    gains: Float32,
-    offsets: Float32,
-    errors: Float32,
-    x_errors: Float32,
-    scores: Float32,
-    group_bounds: Float32,
+    tokens: Tokens, panels: Any, latents: Latents, scores: Float32, group_bounds: Float32
 ) -> None:
     """Approximate scores of a block of tokens, and a lower bound of each group's best score.
 
-    x int16 [n, 2 pairs], n a multiple of TILE_ROWS; panels int32 [P, pairs, GROUP]; per
-    latent, padded to 16 P: `gains` (scale times decoder norm), `offsets` (b_enc times decoder
-    norm), `errors`; scores [n, 16 P] and group_bounds [n, P] are written. The true score differs
-    from `scores[r, j]` by at most `x_errors[r] errors[j]`.
+    Writes scores [n, P GROUP] and group_bounds [n, P]. The true score differs from `scores[r, j]`
+    by at most `tokens.errors[r] latents.errors[j]`.
     """
-    n = x.shape[0]
+    n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
     sums = np.empty((n, GROUP), np.int32)
-    x_at, stride, panels_at, sums_at = (
-        x.ctypes.data,
-        x.strides[0],
-        panels.ctypes.data,
-        sums.ctypes.data,
-    )
+    x_at, panels_at, sums_at = tokens.rounded.ctypes.data, panels.ctypes.data, sums.ctypes.data
     for p in range(num_panels):
         sums[:] = 0
         for start in range(0, pairs, PAIRS_PER_PASS):
-            count = min(PAIRS_PER_PASS, pairs - start)
-            panel_at = np.uint64(panels_at + (p * pairs + start) * 64)
-            for r in range(0, n, TILE_ROWS):
-                _add_products(
+            for r in range(0, n, INTEGER_ROWS):
+                products.add_integer_products(
                     np.uint64(x_at + r * stride + 4 * start),
                     stride,
-                    panel_at,
-                    count,
-                    np.uint64(sums_at + 64 * r),
+                    np.uint64(panels_at + (p * pairs + start) * 4 * GROUP),
+                    min(PAIRS_PER_PASS, pairs - start),
+                    np.uint64(sums_at + 4 * GROUP * r),
                 )
         skip = 4 * GROUP * p
         for r in range(n):
-            group_bounds[r, p] = _score_group(
-                np.uint64(sums_at + 64 * r),
-                np.uint64(gains.ctypes.data + skip),
-                np.uint64(offsets.ctypes.data + skip),
-                np.uint64(errors.ctypes.data + skip),
-                x_scales[r],
-                x_errors[r],
+            group_bounds[r, p] = products.score_integer_group(
+                np.uint64(sums_at + 4 * GROUP * r),
+                np.uint64(latents.gains.ctypes.data + skip),
+                np.uint64(latents.offsets.ctypes.data + skip),
+                np.uint64(latents.errors.ctypes.data + skip),
+                tokens.scales[r],
+                tokens.errors[r],
                 np.uint64(scores.ctypes.data + r * scores.strides[0] + skip),
             )
+
+
+@compiled_finite
+def tile_scores(
+    tokens: Tokens, panels: Any, latents: Latents, scores: Float32, group_bounds: Float32
+) -> None:
+    """The same from bfloat16, two panels at a time."""
+    n, stride = len(tokens.rounded), tokens.rounded.strides[0]
+    num_panels, pairs = panels.shape[:2]
+    sums = np.empty((n, 2 * GROUP), np.float32)
+    panel_bytes = 4 * GROUP * pairs
+    products.configure_tiles()
+    for p in range(0, num_panels, 2):
+        for r in range(0, n, 2 * TILE):
+            products.tile_products(
+                np.uint64(tokens.rounded.ctypes.data + r * stride),
+                stride,
+                np.uint64(panels.ctypes.data + p * panel_bytes),
+                panel_bytes,
+                pairs // TILE,
+                np.uint64(sums.ctypes.data + 8 * GROUP * r),
+            )
+        for half in range(2):
+            skip = 4 * GROUP * (p + half)
+            for r in range(n):
+                group_bounds[r, p + half] = products.score_float_group(
+                    np.uint64(sums.ctypes.data + 8 * GROUP * r + 4 * GROUP * half),
+                    np.uint64(latents.gains.ctypes.data + skip),
+                    np.uint64(latents.offsets.ctypes.data + skip),
+                    np.uint64(latents.errors.ctypes.data + skip),
+                    tokens.scales[r],
+                    tokens.errors[r],
+                    np.uint64(scores.ctypes.data + r * scores.strides[0] + skip),
+                )
+    products.release_tiles()
 
 
 @compiled_finite

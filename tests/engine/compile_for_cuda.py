@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sae_engine.adam import BETA1, BETA2, EPSILON
 from sae_engine.kernels import triton_codes, triton_rows, triton_select
-from sae_engine.kernels.cpu import BETA1, BETA2, EPSILON
 
 TYPES = {
     **dict.fromkeys(("n", "d", "k", "d_in", "stride", "length", "ties_wanted"), "i32"),
