@@ -5,4 +5,3 @@ import os
 # Read by OpenMP when PyTorch loads it: PyTorch's idle threads sleep instead of spinning, and
 # leave their cores to the compiled kernels' threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

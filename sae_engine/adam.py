@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sae_engine.memory import zeros_like
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -26,8 +28,7 @@ class AdamState:
     def __init__(self, module: nn.Module) -> None:
         self.steps = 0
         self.moments = {
-            name: Moments(torch.zeros_like(p.detach()), torch.zeros_like(p.detach()))
-            for name, p in module.named_parameters()
+            name: Moments(zeros_like(p), zeros_like(p)) for name, p in module.named_parameters()
         }
 
     def tensors(self) -> dict[str, Tensor]:

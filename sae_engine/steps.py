@@ -19,6 +19,7 @@ from torch import Tensor
 from sae_engine.adam import BETA1, BETA2, EPSILON, AdamState
 from sae_engine.kernels.cpu import Codes, CpuKernels
 from sae_engine.loss import auxk_loss, total_variance
+from sae_engine.memory import settle_
 from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
 from sae_engine.sae import TopKSAE
 
@@ -153,7 +154,8 @@ class CompiledStepper:
 
     def __init__(self, sae: TopKSAE) -> None:
         self._sae = sae
-        self._kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, sae.k)
+        settle_(sae)
+        self._kernels = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k)
         self._adam = AdamState(sae)
 
     @torch.no_grad()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,28 @@ from typing import Any
 import numba
 import torch
 
-_CACHED = os.access(Path(__file__).parent, os.W_OK)
+_FOLDER = Path(__file__).parent
+_CACHED = os.access(_FOLDER, os.W_OK)
+
+
+def drop_outdated(folder: Path) -> None:
+    """Delete the machine code beside a folder's sources if any of them has changed since.
+
+    numba looks only at the file a function stands in, not at those of the functions it calls.
+    """
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    digest, stamp = hashlib.sha256(sources).hexdigest(), folder / "__pycache__" / "sources.sha256"
+    if stamp.exists() and stamp.read_text() == digest:
+        return
+    for path in stamp.parent.glob("*.nb[ci]"):
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # no room: then all is compiled again next time
+        stamp.parent.mkdir(exist_ok=True)
+        stamp.write_text(digest)
+
+
+if _CACHED:
+    drop_outdated(_FOLDER)
 
 compiled: Callable[..., Any] = numba.njit(
     nogil=True, cache=_CACHED, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_engine import memory
 from sae_engine.adam import BETA1, BETA2, EPSILON, Moments
 from sae_engine.kernels import rows, search
 from sae_engine.kernels.compiled import in_parallel, num_threads
@@ -21,9 +22,7 @@ from sae_engine.kernels.products import GROUP
 from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 
 BLOCK_TOKENS, BLOCK_BYTES = 128, 2**18
-"""Tokens that are searched together, at most: rounded they fill half of a second-level cache, and
-their scores are still in a cache when candidates are chosen.
-"""
+"""Tokens that are searched together, at most: rounded they fill half of a second-level cache."""
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
 
@@ -37,6 +36,22 @@ class Codes(NamedTuple):
     kept: NDArray[np.int32]
     """[n]: how many of a row are active, the first ones; the others are 0."""
     decoded: Float[Tensor, "n d_in"]
+
+
+class Scratch(NamedTuple):
+    """A thread's room for searching a block of tokens; rows are longer than needed."""
+
+    scores: NDArray[np.float32]
+    group_bounds: NDArray[np.float32]
+    sums: NDArray[np.int32]
+
+    @staticmethod
+    def of(num_tokens: int, num_latents: int) -> Scratch:
+        def room(width: int) -> NDArray[np.float32]:
+            return memory.zeros((num_tokens, memory.odd_lines(width, np.float32)))
+
+        sums = memory.zeros((num_tokens * 2 * GROUP,), np.int32)
+        return Scratch(room(num_latents), room(num_latents // GROUP), sums)
 
 
 class Gradients(NamedTuple):
@@ -71,12 +86,13 @@ class CpuKernels:
         self._padded, pairs = groups * GROUP, search.pairs(self.d_in)
         self._rounding = Rounding.of(search, self.d_in)
         self._shadow = Shadow(
-            np.zeros((groups if pairs else 0, pairs, GROUP), np.int32),
-            *(np.zeros(self._padded, np.float32) for _ in range(2)),
+            memory.zeros((groups if pairs else 0, pairs, GROUP), np.int32),
+            np.ones(self._padded, np.float32),
+            np.zeros(self._padded, np.float32),
         )
         self._norms = np.zeros(self.d_sae, np.float32)
         self._seen = (-1, -1)
-        self._block_scratch: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+        self._scratch: dict[int, Scratch] = {}
         # Mostly never touched: as many candidates as there are latents are rare.
         self._found = np.empty((0, self.d_sae), np.int32)
         self._exact = np.empty((0, self.d_sae), np.float32)
@@ -163,9 +179,9 @@ class CpuKernels:
 
         def block(part: int, thread: int) -> None:
             here = slice(bounds[part], bounds[part + 1])
-            scores, group_bounds, x_errors = self._scores(centered[here], b_enc, latents, thread)
+            scores, group_bounds, errors = self._scores(centered[here], b_enc, latents, thread)
             rows.find_candidates(
-                scores, group_bounds, latents.errors, group_errors, x_errors, self._k, found[here],
+                scores, group_bounds, latents.errors, group_errors, errors, self._k, found[here],
                 counts[here],
             )  # fmt: skip
 
@@ -185,23 +201,20 @@ class CpuKernels:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
         n, multiple = len(x), self._search.token_multiple
-        padded, groups = -(-n // multiple) * multiple, self._padded // GROUP
-        buffers = self._block_scratch.get(thread)
-        if buffers is None or len(buffers[0]) < padded:
-            buffers = self._block_scratch[thread] = (
-                np.empty((padded, search.odd_lines(self._padded, np.float32)), np.float32),
-                np.empty((padded, search.odd_lines(groups, np.float32)), np.float32),
-            )
-        scores, group_bounds = buffers[0][:padded, : self._padded], buffers[1][:padded, :groups]
+        padded = -(-n // multiple) * multiple
+        scratch = self._scratch.get(thread)
+        if scratch is None or len(scratch.scores) < padded:
+            scratch = self._scratch[thread] = Scratch.of(padded, self._padded)
+        scores, group_bounds = scratch.scores[:padded], scratch.group_bounds[:padded]
         if self._search is Search.FLOATS:
             raw = torch.addmm(b_enc.detach(), x, self._W_enc.detach().T).numpy()
             scores[:n, : self.d_sae] = raw * self._norms
             scores[:, self.d_sae :] = -np.inf
-            search.float_group_bounds(scores[:n], group_bounds[:n])
+            search.float_group_bounds(scores[:n], self._padded // GROUP, group_bounds[:n])
             return scores, group_bounds, np.zeros(n, np.float32)
         tokens = search.round_tokens(x.numpy(), padded, self._search, self._rounding)
         find = search.tile_scores if self._search is Search.TILES else search.integer_scores
-        find(tokens, self._shadow.panels, latents, scores, group_bounds)
+        find(tokens, self._shadow.panels, latents, scratch.sums, scores, group_bounds)
         return scores, group_bounds, tokens.errors
 
     def gradients(

@@ -141,7 +141,7 @@ def _make_release_tiles(typingctx: Any) -> Any:
 def _make_tile_products(
     typingctx: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, tiles: Any, out: Any
 ) -> Any:
-    """out[r, c] = sum over 32 `tiles` coordinates of the products of x[r] and of two panels' latent c.
+    """out[r, c] = x[r] . w[c], over 32 `tiles` coordinates, of the latents of two panels.
 
     x bfloat16 [2 TILE, ...]; w the first panel [16 tiles, GROUP, 2], the second `w_stride` bytes
     behind; out float32 [2 TILE, 2 GROUP].

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_engine import memory
 from sae_engine.kernels import products
 from sae_engine.kernels.compiled import compiled, compiled_finite
 from sae_engine.kernels.products import GROUP, INTEGER_ROWS, TILE
@@ -27,8 +28,6 @@ Float32 = NDArray[np.float32]
 
 BISECTIONS = 12
 """Steps in which a threshold is found; it may be too low by a 4096th of the largest score."""
-LINE = 64
-"""Bytes of a line of a cache."""
 PAIRS_PER_PASS = 256
 """Pairs of coordinates after which a panel's part leaves the first-level cache."""
 
@@ -181,20 +180,11 @@ class Tokens(NamedTuple):
     """[n]: their part of the bounds, see `Rounding`."""
 
 
-def odd_lines(count: int, kind: type[np.generic]) -> int:
-    """At least so many numbers, but whole lines of the cache and an odd number of them: then the
-    same place in several rows, used together, lies in different sets of the cache.
-    """
-    lines = -(-count * np.dtype(kind).itemsize // LINE)
-    return (lines | 1) * LINE // np.dtype(kind).itemsize
-
-
 def round_tokens(x: Float32, padded: int, search: Search, rounding: Rounding) -> Tokens:
     """Round tokens [n, d_in], padded with zeros."""
-    width = odd_lines(2 * search.pairs(x.shape[1]), np.int16)
-    tokens = Tokens(
-        np.zeros((padded, width), np.int16), *(np.zeros(padded, np.float32) for _ in range(2))
-    )
+    width = memory.odd_lines(2 * search.pairs(x.shape[1]), np.int16)
+    rounded = memory.zeros((padded, width), np.int16)
+    tokens = Tokens(rounded, *(np.zeros(padded, np.float32) for _ in range(2)))
     round_rows(x, rounding, *tokens)
     return tokens
 
@@ -209,22 +199,25 @@ class Latents(NamedTuple):
     errors: Float32
     """The row's part of the bounds times the decoder's norm."""
 
+    def part(self, first: int, last: int) -> Latents:
+        return Latents(*(values[first:last] for values in self))
+
 
 @compiled_finite
 def integer_scores(
-    tokens: Tokens, panels: Any, latents: Latents, scores: Float32, group_bounds: Float32
+    tokens: Tokens, panels: Any, latents: Latents, sums: Any, scores: Float32, group_bounds: Float32
 ) -> None:
     """Approximate scores of a block of tokens, and a lower bound of each group's best score.
 
-    Writes scores [n, P GROUP] and group_bounds [n, P]. The true score differs from `scores[r, j]`
+    Writes scores [n, >= P GROUP] and group_bounds [n, >= P]; `sums`, int32 [2 n GROUP], is room
+    for its own use. The true score differs from `scores[r, j]`
     by at most `tokens.errors[r] latents.errors[j]`.
     """
     n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
-    sums = np.empty((n, GROUP), np.int32)
     x_at, panels_at, sums_at = tokens.rounded.ctypes.data, panels.ctypes.data, sums.ctypes.data
     for p in range(num_panels):
-        sums[:] = 0
+        sums[: n * GROUP] = 0
         for start in range(0, pairs, PAIRS_PER_PASS):
             for r in range(0, n, INTEGER_ROWS):
                 products.add_integer_products(
@@ -249,12 +242,11 @@ def integer_scores(
 
 @compiled_finite
 def tile_scores(
-    tokens: Tokens, panels: Any, latents: Latents, scores: Float32, group_bounds: Float32
+    tokens: Tokens, panels: Any, latents: Latents, sums: Any, scores: Float32, group_bounds: Float32
 ) -> None:
     """The same from bfloat16, two panels at a time."""
     n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
-    sums = np.empty((n, 2 * GROUP), np.float32)
     panel_bytes = 4 * GROUP * pairs
     products.configure_tiles()
     for p in range(0, num_panels, 2):
@@ -283,10 +275,10 @@ def tile_scores(
 
 
 @compiled_finite
-def float_group_bounds(scores: Float32, group_bounds: Float32) -> None:
-    """Each group's best score, for scores [n, 16 P] that are exact already."""
+def float_group_bounds(scores: Float32, num_groups: int, group_bounds: Float32) -> None:
+    """Each group's best score, for scores [n, >= P GROUP] that are exact already."""
     for r in range(scores.shape[0]):
-        for p in range(group_bounds.shape[1]):
+        for p in range(num_groups):
             best = np.float32(-np.inf)
             for c in range(GROUP):
                 best = max(best, scores[r, p * GROUP + c])
@@ -354,10 +346,11 @@ def candidates(
 ) -> int:
     """Latents that may be among the k best of one token; their numbers go to `found`.
 
-    scores [16 P], group_bounds [P], errors [16 P], group_errors [P] (the group's largest). Only
-    positive scores count. `scratch` is as long as `scores`. Returns how many were found.
+    scores [>= P GROUP], group_bounds [>= P], errors [P GROUP], group_errors [P] (the group's
+    largest). Only positive scores count. `scratch` is as long as `scores`. Returns how many were
+    found.
     """
-    num_groups = group_bounds.shape[0]
+    num_groups = group_errors.shape[0]
     threshold = reached_by(group_bounds, num_groups, k)
     count = 0
     for p in range(num_groups):

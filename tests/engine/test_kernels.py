@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_engine.kernels import search, select_topk
+from sae_engine import memory
+from sae_engine.kernels import products, search, select_topk
 from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.loss import total_variance
 from sae_engine.objective import Dead, Objective, k_auxk
 from sae_engine.sae import TopKSAE
@@ -51,26 +54,25 @@ def assert_same_code(
     assert bool(((acts > 0).sum(1) >= wanted).all())
 
 
-@pytest.mark.parametrize("has_avx2", [search.HAS_AVX2, False])
+@pytest.mark.parametrize("how", SEARCHES)
 @settings(deadline=None)  # the first call compiles
 @given(SIZES, st.integers(0, 10_000))
-def test_forward_finds_the_codes_of_the_reference(has_avx2: bool, size, seed: int):
+def test_forward_finds_the_codes_of_the_reference(how: Search, size, seed: int):
     n, d_in, d_sae, k = size
     W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "HAS_AVX2", has_avx2)
-        acts, indices, kept, decoded = CpuKernels(W_dec, W_enc, k).forward(x, b_enc)
+    acts, indices, kept, decoded = CpuKernels(W_dec, W_enc, k, how).forward(x, b_enc)
     assert kept.tolist() == (acts > 0).sum(1).tolist()
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, k)
     dense = torch.zeros(n, d_sae).scatter_add_(1, indices.long(), acts)
     torch.testing.assert_close(decoded, dense @ W_dec, rtol=1e-4, atol=1e-4)
 
 
-def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size():
+@pytest.mark.parametrize("how", SEARCHES)
+def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size(how: Search):
     W_dec, W_enc, b_enc = random_rows(0, 4096, 256, spread=0.2)
     x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
-    acts, indices, *_ = CpuKernels(W_dec, W_enc, 32).forward(x, b_enc)
+    acts, indices, *_ = CpuKernels(W_dec, W_enc, 32, how).forward(x, b_enc)
     pre = torch.addmm(b_enc, x, W_enc.T)
     reference_acts, reference = select_topk(pre, W_dec.norm(dim=1), 32)
     same = (indices.sort(1).values == reference.sort(1).values).all(1)
@@ -80,8 +82,9 @@ def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size():
     )
 
 
+@pytest.mark.parametrize("how", SEARCHES)
 @pytest.mark.parametrize("case", ["negative", "zero rows", "equal rows", "spikes", "huge", "tiny"])
-def test_forward_on_degenerate_input(case: str):
+def test_forward_on_degenerate_input(case: str, how: Search):
     W_dec, W_enc, b_enc = random_rows(3, 50, 12)
     x = torch.randn(7, 12, generator=torch.Generator().manual_seed(4))
     if case == "negative":
@@ -99,7 +102,7 @@ def test_forward_on_degenerate_input(case: str):
     else:
         x *= 1e-15
         b_enc *= 1e-15
-    acts, indices, _, decoded = CpuKernels(W_dec, W_enc, 5).forward(x, b_enc)
+    acts, indices, _, decoded = CpuKernels(W_dec, W_enc, 5, how).forward(x, b_enc)
     if case == "equal rows":  # any k of them are right
         expected = (x @ W_enc[0]).relu()[:, None].expand(-1, 5)
         torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-6)
@@ -114,36 +117,65 @@ def test_forward_on_degenerate_input(case: str):
         assert int((acts > 0).sum()) == 0
 
 
+@pytest.mark.parametrize("how", SEARCHES[:-1])
 @settings(deadline=None)  # the first call compiles
 @given(st.integers(1, 300), st.integers(0, 10_000), st.floats(0, 4))
-def test_the_integer_scores_keep_within_their_bound(d_in: int, seed: int, tail: float):
+def test_approximate_scores_keep_within_their_bound(how: Search, d_in: int, seed: int, tail: float):
     """Also for heavy-tailed rows, where one coordinate takes most of the range."""
-    generator, n = torch.Generator().manual_seed(seed), search.TILE_ROWS
-    rows = torch.randn(16, d_in, generator=generator)
-    rows = rows * (tail * torch.randn(16, d_in, generator=generator)).exp()
-    x = (
-        torch.randn(n, d_in, generator=generator)
-        * (tail * torch.randn(n, d_in, generator=generator)).exp()
-    )
-    limit = search.largest_norm(d_in)
-    pairs = -(-d_in // 2)
-    panels, scales = np.zeros((1, pairs, 16), np.int32), np.zeros(16, np.float32)
-    search.write_panels(rows.numpy(), 0, 16, limit, panels, scales)
-    rounded, x_scales = np.zeros((n, 2 * pairs), np.int16), np.zeros(n, np.float32)
-    search.round_rows(x.numpy(), limit, rounded, x_scales)
-    scores, bounds = np.zeros((n, 16), np.float32), np.zeros((n, 1), np.float32)
-    errors = scales * np.float32(limit * search.error_factor(d_in))
-    x_errors = x_scales * np.float32(limit)
-    if not search.HAS_AVX2:
-        return
-    search.integer_scores(
-        rounded, x_scales, panels, scales, np.zeros(16, np.float32), errors, x_errors, scores,
-        bounds,
-    )  # fmt: skip
+    generator, n, d_sae = torch.Generator().manual_seed(seed), how.token_multiple, 32
+
+    def heavy_tailed(count: int) -> Tensor:
+        values, widths = (torch.randn(count, d_in, generator=generator) for _ in range(2))
+        return values * (tail * widths).exp()
+
+    rows, x = heavy_tailed(d_sae), heavy_tailed(n)
+    rounding = Rounding.of(how, d_in)
+    panels = memory.zeros((2, how.pairs(d_in), 16), np.int32)
+    shadow = Shadow(panels, np.zeros(d_sae, np.float32), np.zeros(d_sae, np.float32))
+    search.write_panels(rows.numpy(), 0, d_sae, rounding, shadow)
+    tokens = search.round_tokens(x.numpy(), n, how, rounding)
+    latents = Latents(shadow.scales, np.zeros(d_sae, np.float32), shadow.errors)
+    scores, bounds = memory.zeros((n, d_sae)), memory.zeros((n, 2))
+    find = search.tile_scores if how is Search.TILES else search.integer_scores
+    find(tokens, panels, latents, memory.zeros((n * 32,), np.int32), scores, bounds)
     true = x.double() @ rows.double().T
-    allowed = np.outer(x_errors, errors)
+    allowed = np.outer(tokens.errors, latents.errors)
     assert bool((np.abs(scores - true.numpy()) <= allowed).all())
-    assert bool((bounds[:, 0] <= true.amax(1).numpy()).all())
+    assert bool((bounds <= true.reshape(n, 2, 16).amax(2).numpy()).all())
+
+
+@pytest.mark.parametrize("how", SEARCHES[:-1])
+def test_bounds_are_narrow(how: Search):
+    """Of ordinary rows: half a percent of the norms for bfloat16, a tenth for integers."""
+    x = torch.randn(how.token_multiple, 2304, generator=torch.Generator().manual_seed(0))
+    rounding = Rounding.of(how, 2304)
+    tokens = search.round_tokens(x.numpy(), len(x), how, rounding)
+    relative = tokens.errors / x.norm(dim=1).numpy() * rounding.typical
+    assert relative.max() < (0.005 if how is Search.TILES else 0.001)
+
+
+@pytest.mark.parametrize("is_wide", [False] + [True] * products.HAS_WIDE_INTEGERS)
+def test_integer_products_are_exact(is_wide: bool):
+    """Both ways, whichever this processor's scores are made with."""
+    if not products.HAS_INTEGERS:
+        return
+    multiply = products.add_wide_products if is_wide else products.add_narrow_products
+    n, pairs = (12, 7) if is_wide else (6, 7)
+    random = np.random.default_rng(0)
+    x = random.integers(-(2**15), 2**15, (n, 2 * pairs), np.int16)
+    w = random.integers(-(2**12), 2**12, (pairs, 16, 2), np.int16)
+    out = random.integers(-1000, 1000, (n, 16), np.int32)
+    expected = out + np.einsum("rpi,pci->rc", x.reshape(n, pairs, 2).astype(int), w.astype(int))
+
+    @numba.njit
+    def run(x, w, out):
+        multiply(
+            np.uint64(x.ctypes.data), x.strides[0], np.uint64(w.ctypes.data), len(w),
+            np.uint64(out.ctypes.data),
+        )  # fmt: skip
+
+    run(x, w, out)
+    np.testing.assert_array_equal(out, expected)
 
 
 @settings(deadline=None)
@@ -164,11 +196,11 @@ def test_k_values_reach_the_threshold_of_a_bisection(values: list[float], k: int
 
 def test_the_largest_integer_dot_product_does_not_overflow():
     """A row with itself, scaled to the largest norm, is the extreme case of Cauchy-Schwarz."""
-    if not search.HAS_AVX2:
+    if Search.INTEGERS not in SEARCHES:
         return
     for d_in in (2, 16, 300, 2304, 9000):
         row = torch.ones(1, d_in).expand(16, d_in).contiguous()
-        kernels = CpuKernels(row.clone(), row.clone(), 1)
+        kernels = CpuKernels(row.clone(), row.clone(), 1, Search.INTEGERS)
         acts, *_ = kernels.forward(row[:4], torch.zeros(16))
         torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)
 
@@ -267,6 +299,21 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
     W_enc.mul_(-1)
     acts, indices, *_ = kernels.forward(x, b_enc)
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
+
+
+def test_a_step_sees_weights_loaded_after_another_step():
+    """A stepper that went another way before does the same as one that begins with the weights."""
+    x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    objective, none = Objective(8.0, 0.0, 0.0, 1.0, False), Dead.of(torch.empty(0).long(), 20)
+    used, fresh = TopKSAE(8, 20, 3), TopKSAE(8, 20, 3)
+    used.initialize_(0, torch.zeros(8))
+    fresh.initialize_(1, torch.ones(8))
+    stepper = CompiledStepper(used)
+    stepper.step(x, objective, none, 0.1)
+    used.load_state_dict(fresh.state_dict())
+    outcome = stepper.step(x, objective, none, 0.1)
+    expected = CompiledStepper(fresh).step(x, objective, none, 0.1)
+    torch.testing.assert_close(outcome.x_hat, expected.x_hat, rtol=0, atol=0)
 
 
 def test_adam_state_moves_between_the_two_ways():
