@@ -241,3 +241,18 @@ def _score_group(sum_type: Any) -> Callable[..., Any]:
 
 score_integer_group: Any = intrinsic(_score_group(I32))
 score_float_group: Any = intrinsic(_score_group(FLOAT))
+
+
+def _make_fetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the line of memory at an address, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place = builder.inttoptr(arguments[0], I8.as_pointer())
+        to_read, keep, data = I32(0), I32(3), I32(1)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, to_read, keep, data)
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate
+
+
+fetch: Any = intrinsic(_make_fetch)

@@ -121,10 +121,12 @@ def find_candidates(
     Arguments are those of `search.candidates`, for n tokens; found is [n, d_sae].
     """
     scratch = np.empty(scores.shape[1], np.float32)
+    open_groups = np.empty(group_errors.shape[0], np.int32)
     for r in range(counts.shape[0]):
         counts[r] = candidates(
-            scores[r], group_bounds[r], errors, group_errors, x_errors[r], k, scratch, found[r]
-        )
+            scores[r], group_bounds[r], errors, group_errors, x_errors[r], k, scratch, open_groups,
+            found[r],
+        )  # fmt: skip
 
 
 @compiled

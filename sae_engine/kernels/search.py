@@ -107,7 +107,7 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
 
     Returns what they are to be multiplied by, the row's norm and how far it was moved.
     """
-    squares, largest, moved = np.float32(0), np.float32(0), np.float32(0)
+    squares, moved = np.float32(0), np.float32(0)
     for i in range(row.shape[0]):
         squares += row[i] * row[i]
     norm, scale = np.sqrt(squares), np.float32(1)
@@ -119,9 +119,12 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
             error = row[i] - np.uint32(upper & np.uint32(0xFFFF0000)).view(np.float32)
             moved += error * error
     else:
+        # sizes as integers: in the same order, and a maximum of those is vectorized
+        bits, largest = row.view(np.int32), np.int32(0)
         for i in range(row.shape[0]):
-            largest = max(largest, abs(row[i]))
-        scale = np.float32(max(norm / rounding.norm_limit, largest / 32767.0) * 1.000001)
+            largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
+        most = np.int32(largest).view(np.float32)
+        scale = np.float32(max(norm / rounding.norm_limit, most / 32767.0) * 1.000001)
         inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
         for i in range(row.shape[0]):
             whole = np.rint(row[i] * inverse)
@@ -314,11 +317,13 @@ def kth_largest(values: Float32, count: int, k: int) -> float:
 def reached_by(values: Float32, count: int, k: int) -> np.float32:
     """A number above 0 that at least k of the first `count` values reach, and few more; or 0.
 
-    By bisection: counting is vectorized, which makes it faster than a selection.
+    By bisection: counting is vectorized, which makes it faster than a selection. So is a maximum of
+    integers, and as such positive numbers are in the same order.
     """
-    low, high = np.float32(0), np.float32(0)
+    bits, largest = values.view(np.int32), np.int32(0)
     for i in range(count):
-        high = max(high, values[i])
+        largest = max(largest, bits[i])
+    low, high = np.float32(0), np.int32(largest).view(np.float32)
     for _ in range(BISECTIONS):
         middle = np.float32(0.5) * (low + high)
         reached = np.int32(0)
@@ -342,23 +347,30 @@ def candidates(
     x_error: float,
     k: int,
     scratch: Float32,
+    open_groups: Any,
     found: Any,
 ) -> int:
     """Latents that may be among the k best of one token; their numbers go to `found`.
 
     scores [>= P GROUP], group_bounds [>= P], errors [P GROUP], group_errors [P] (the group's
-    largest). Only positive scores count. `scratch` is as long as `scores`. Returns how many were
-    found.
+    largest). Only positive scores count. `scratch` is as long as `scores`, `open_groups` [P] holds
+    the groups that are looked into. Returns how many were found.
     """
     num_groups = group_errors.shape[0]
     threshold = reached_by(group_bounds, num_groups, k)
-    count = 0
+    num_open = 0
     for p in range(num_groups):
         if group_bounds[p] + 2 * x_error * group_errors[p] >= threshold:
-            for j in range(p * GROUP, (p + 1) * GROUP):
-                if scores[j] + x_error * errors[j] >= threshold:
-                    found[count] = j
-                    count += 1
+            products.fetch(np.uint64(scores.ctypes.data + 4 * GROUP * p))
+            open_groups[num_open] = p
+            num_open += 1
+    count = 0
+    for q in range(num_open):
+        first = open_groups[q] * GROUP
+        for j in range(first, first + GROUP):
+            if scores[j] + x_error * errors[j] >= threshold:
+                found[count] = j
+                count += 1
     if count <= k:
         return count
     for i in range(count):
