@@ -9,7 +9,7 @@ from torch import Tensor
 
 def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Mean squared distance from the mean, summed over coordinates."""
-    return (x - x.mean(0)).pow(2).sum(-1).mean()
+    return (x - x.mean(0)).square().sum() / len(x)
 
 
 def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
