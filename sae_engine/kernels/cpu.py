@@ -93,9 +93,7 @@ class CpuKernels:
         self._norms = np.zeros(self.d_sae, np.float32)
         self._seen = (-1, -1)
         self._scratch: dict[int, Scratch] = {}
-        # Mostly never touched: as many candidates as there are latents are rare.
-        self._found = np.empty((0, self.d_sae), np.int32)
-        self._exact = np.empty((0, self.d_sae), np.float32)
+        self._found, self._exact = self._room_for_candidates(0)
 
     def forward(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
         """Codes of x - b_dec.
@@ -106,8 +104,7 @@ class CpuKernels:
         self._refresh()
         n = len(centered)
         if len(self._found) < n:
-            self._found = np.empty((n, self.d_sae), np.int32)
-            self._exact = np.empty((n, self.d_sae), np.float32)
+            self._found, self._exact = self._room_for_candidates(n)
         found, exact, counts = self._found[:n], self._exact[:n], np.empty(n, np.int32)
         bounds = self._find(centered, b_enc, found, counts)
         pairs = self._pairs(found, counts)
@@ -309,6 +306,13 @@ class CpuKernels:
             return 0.0
 
         self._sum_over_latents(part)
+
+    def _room_for_candidates(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Latents and exact scores of as many candidates as there are latents. So many are rare:
+        only the beginnings of rows are touched, in small pages, as PyTorch's memory is.
+        """
+        shape = (n, self.d_sae)
+        return torch.empty(shape, dtype=torch.int32).numpy(), torch.empty(shape).numpy()
 
     def _blocks(self, n: int) -> list[int]:
         """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
