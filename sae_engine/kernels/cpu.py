@@ -110,13 +110,10 @@ class CpuKernels:
         pairs = self._pairs(found, counts)
         x, bias = centered.numpy(), b_enc.detach().numpy()
 
-        def score(first: int, last: int) -> float:
-            rows.exact_scores(
-                first, last, pairs, x, self._W_enc.detach().numpy(), bias, self._norms, exact
-            )
-            return 0.0
-
-        self._sum_over_latents(score)
+        W_enc = self._W_enc.detach().numpy()
+        self._over_latents(
+            lambda share: rows.exact_scores(share, pairs, x, W_enc, bias, self._norms, exact)
+        )
         return self._keep_and_decode(found, counts, exact, self._k, bounds)
 
     def forward_auxk(
@@ -253,21 +250,18 @@ class CpuKernels:
         rows.row_norms(gradients.out_grad, out_norms)
         bias_grads = torch.empty(self.d_sae)
 
-        def part(first: int, last: int) -> float:
-            return rows.pre_activation_gradients(
-                first, last, gradients, codes.acts.numpy(), self._W_dec.detach().numpy(), act_grad,
+        squares = self._over_latents(
+            lambda share: rows.pre_activation_gradients(
+                share, gradients, codes.acts.numpy(), self._W_dec.detach().numpy(), act_grad,
                 out_norms, x_norms, bias_grads.numpy(),
-            )  # fmt: skip
-
-        squares = self._sum_over_latents(part)
+            )
+        )  # fmt: skip
         return gradients, bias_grads, squares**0.5
 
     def squared_norm(self, found: Gradients) -> float:
         """Squared norm of the gradients in W_dec and W_enc."""
         W_dec = self._W_dec.detach().numpy()
-        return self._sum_over_latents(
-            lambda first, last: rows.squared_norm(first, last, found.rows, W_dec)
-        )
+        return self._over_latents(lambda share: rows.squared_norm(share, found.rows, W_dec))
 
     def update(
         self, found: Gradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
@@ -281,13 +275,11 @@ class CpuKernels:
             clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON
         )
 
-        def part(first: int, last: int) -> float:
-            rows.update(
-                first, last, found.rows, weights, adam, self._norms, self._rounding, self._shadow
-            )  # fmt: skip
-            return 0.0
-
-        self._sum_over_latents(part)
+        self._over_latents(
+            lambda share: rows.update(
+                share, found.rows, weights, adam, self._norms, self._rounding, self._shadow
+            )
+        )
 
     def _refresh(self) -> None:
         """Make norms and shadow again if the weights were changed by anything but `update`."""
@@ -296,16 +288,11 @@ class CpuKernels:
             return
         self._seen = now
         rows.row_norms(self._W_dec.detach().numpy(), self._norms)
-        if self._search is Search.FLOATS:
-            return
-
-        def part(first: int, last: int) -> float:
-            search.write_panels(
-                self._W_enc.detach().numpy(), first, last, self._rounding, self._shadow
-            )  # fmt: skip
-            return 0.0
-
-        self._sum_over_latents(part)
+        if self._search is not Search.FLOATS:
+            W_enc = self._W_enc.detach().numpy()
+            self._over_latents(
+                lambda share: rows.write_shadow(share, W_enc, self._rounding, self._shadow)
+            )
 
     def _room_for_candidates(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Latents and exact scores of as many candidates as there are latents. So many are rare:
@@ -324,19 +311,14 @@ class CpuKernels:
         size = -(-size // multiple) * multiple
         return [*range(0, n, size), n]
 
-    def _sum_over_latents(self, work: Callable[[int, int], float]) -> float:
-        """Call `work(first, last)` for all latents, in parts of whole groups; the sum of what it
-        returns.
-        """
+    def _over_latents(self, work: Callable[[rows.Share], None]) -> float:
+        """Share all latents between the threads; the sum of the parts' sums."""
         size = -(-self._padded // GROUP // PARTS) * GROUP
-        bounds = [*range(0, self.d_sae, size), self.d_sae]
-        found = np.zeros(len(bounds) - 1)
-
-        def part(number: int, _thread: int) -> None:
-            found[number] = work(bounds[number], bounds[number + 1])
-
-        in_parallel(part, len(bounds) - 1)
-        return float(found.sum())
+        bounds = np.array([*range(0, self.d_sae, size), self.d_sae])
+        sums = np.zeros(len(bounds) - 1)
+        threads = min(num_threads(), len(sums))
+        in_parallel(lambda first, _: work(rows.Share(bounds, sums, first, threads)), threads)
+        return float(sums.sum())
 
     def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(values, (0, self._padded - self.d_sae))

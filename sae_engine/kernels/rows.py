@@ -10,7 +10,7 @@ share them without atomics and the result does not depend on timing.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,20 @@ from sae_engine.kernels.search import Rounding, Shadow, candidates, kth_largest,
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
+
+
+class Share(NamedTuple):
+    """One thread's share of all latents: of their parts, every `step`-th from `first` on.
+
+    A call for each share and not for each part, because calls take the interpreter's lock.
+    """
+
+    bounds: Any
+    """int64 [parts + 1]: where each part begins; whole groups of latents."""
+    sums: Any
+    """float64 [parts]: what a kernel sums over a part's latents, if it does."""
+    first: int
+    step: int
 
 
 class Pairs(NamedTuple):
@@ -152,8 +166,7 @@ def sort_by_latent(latents: Int32, counts: Int32, pairs: Pairs) -> None:
 
 @compiled
 def exact_scores(
-    first: int,
-    last: int,
+    share: Share,
     pairs: Pairs,
     centered: Float32,
     W_enc: Float32,
@@ -161,11 +174,12 @@ def exact_scores(
     norms: Float32,
     scores: Float32,
 ) -> None:
-    """scores[token, slot] = pre_j |W_dec,j| for the pairs of the latents `first` to `last`."""
-    for j in range(first, last):
-        for p in range(pairs.starts[j], pairs.starts[j + 1]):
-            t = pairs.tokens[p]
-            scores[t, pairs.slots[p]] = (dot(centered[t], W_enc[j]) + b_enc[j]) * norms[j]
+    """scores[token, slot] = pre_j |W_dec,j| for the pairs of the share's latents."""
+    for part in range(share.first, share.sums.shape[0], share.step):
+        for j in range(share.bounds[part], share.bounds[part + 1]):
+            for p in range(pairs.starts[j], pairs.starts[j + 1]):
+                t = pairs.tokens[p]
+                scores[t, pairs.slots[p]] = (dot(centered[t], W_enc[j]) + b_enc[j]) * norms[j]
 
 
 @compiled
@@ -224,8 +238,7 @@ def decode(acts: Float32, latents: Int32, kept: Int32, W_dec: Float32, decoded: 
 
 @compiled
 def pre_activation_gradients(
-    first: int,
-    last: int,
+    share: Share,
     gradients: PairGradients,
     codes: Float32,
     W_dec: Float32,
@@ -233,31 +246,32 @@ def pre_activation_gradients(
     out_norms: Float32,
     x_norms: Float32,
     bias_grads: Float32,
-) -> float:
-    """Gradients of the pre-activations of the latents `first` to `last`.
+) -> None:
+    """Gradients of the pre-activations of the share's latents.
 
     codes [n, k] are the activations, `act_grad` what every activation adds to L's derivative (the
     L1 term); `out_norms` and `x_norms` [n] are the norms of out_grad's and the centered inputs'
     rows. Writes `acts`, `pre_grads` and their sums over each latent's tokens, `bias_grads` [d_sae].
-    Returns an upper bound of the squared norm of the latents' gradients in W_dec and W_enc, by the
-    triangle inequality.
+    The share's sums are upper bounds of the squared norm of the latents' gradients in W_dec and
+    W_enc, by the triangle inequality.
     """
     pairs = gradients.pairs
-    squares = 0.0
-    for j in range(first, last):
-        bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
-        for p in range(pairs.starts[j], pairs.starts[j + 1]):
-            t = pairs.tokens[p]
-            act = codes[t, pairs.slots[p]]
-            gradient = dot(gradients.out_grad[t], W_dec[j]) + np.float32(act_grad)
-            gradients.acts[p] = act
-            gradients.pre_grads[p] = gradient
-            bias += gradient
-            dec += act * out_norms[t]
-            enc += abs(gradient) * x_norms[t]
-        bias_grads[j] = bias
-        squares += (dec + enc) * (dec + enc)
-    return float(squares)
+    for part in range(share.first, share.sums.shape[0], share.step):
+        squares = 0.0
+        for j in range(share.bounds[part], share.bounds[part + 1]):
+            bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
+            for p in range(pairs.starts[j], pairs.starts[j + 1]):
+                t = pairs.tokens[p]
+                act = codes[t, pairs.slots[p]]
+                gradient = dot(gradients.out_grad[t], W_dec[j]) + np.float32(act_grad)
+                gradients.acts[p] = act
+                gradients.pre_grads[p] = gradient
+                bias += gradient
+                dec += act * out_norms[t]
+                enc += abs(gradient) * x_norms[t]
+            bias_grads[j] = bias
+            squares += (dec + enc) * (dec + enc)
+        share.sums[part] = squares
 
 
 @compiled
@@ -307,18 +321,19 @@ def row_gradients(
 
 
 @compiled
-def squared_norm(first: int, last: int, gradients: RowGradients, W_dec: Float32) -> float:
-    """Squared norm of the gradients in W_dec and W_enc of the latents `first` to `last`."""
+def squared_norm(share: Share, gradients: RowGradients, W_dec: Float32) -> None:
+    """The share's sums are the squared norms of its latents' gradients in W_dec and W_enc."""
     d_in = W_dec.shape[1]
     dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
-    squares = 0.0
-    for j in range(first, last):
-        if has_gradient(j, gradients):
-            row_gradients(j, gradients, W_dec, dec, enc)
-            squares += dot(dec, dec)
-            if not gradients.tied:
-                squares += dot(enc, enc)
-    return squares
+    for part in range(share.first, share.sums.shape[0], share.step):
+        squares = 0.0
+        for j in range(share.bounds[part], share.bounds[part + 1]):
+            if has_gradient(j, gradients):
+                row_gradients(j, gradients, W_dec, dec, enc)
+                squares += dot(dec, dec)
+                if not gradients.tied:
+                    squares += dot(enc, enc)
+        share.sums[part] = squares
 
 
 @compiled
@@ -340,9 +355,32 @@ def adam(
 
 
 @compiled
+def write_shadow(share: Share, W_enc: Float32, rounding: Rounding, shadow: Shadow) -> None:
+    """Write the share's latents' part of the shadow."""
+    for part in range(share.first, share.sums.shape[0], share.step):
+        first, last = share.bounds[part], share.bounds[part + 1]
+        for p in range(first // GROUP, (last + GROUP - 1) // GROUP):
+            write_panel(W_enc, p, rounding, shadow)
+
+
+@compiled
+def update_row(
+    j: int, gradients: RowGradients, weights: Weights, dec: Float32, enc: Float32, step: AdamStep
+) -> None:
+    """Adam on one latent, whose gradients are `dec` and `enc`."""
+    row = weights.dec[j]
+    adam(row, dec, weights.dec_mean[j], weights.dec_square[j], step)
+    if gradients.project:
+        inverse = np.float32(1) / max(norm(row), np.float32(1e-12))
+        for c in range(row.shape[0]):
+            row[c] *= inverse
+    if not gradients.tied:
+        adam(weights.enc[j], enc, weights.enc_mean[j], weights.enc_square[j], step)
+
+
+@compiled
 def update(
-    first: int,
-    last: int,
+    share: Share,
     gradients: RowGradients,
     weights: Weights,
     step: AdamStep,
@@ -350,29 +388,24 @@ def update(
     rounding: Rounding,
     shadow: Shadow,
 ) -> None:
-    """Adam on the latents `first` to `last`; decoder rows get unit norm again with `project`.
+    """Adam on the share's latents; decoder rows get unit norm again with `project`.
 
     Rewrites the latents' decoder norms and, unless it is empty, their shadow.
     """
     d_in = weights.dec.shape[1]
     dec, enc = np.zeros(d_in, np.float32), np.zeros(d_in, np.float32)
     is_zero = True
-    for j in range(first, last):
-        if has_gradient(j, gradients):
-            row_gradients(j, gradients, weights.dec, dec, enc)
-            is_zero = False
-        elif not is_zero:
-            dec[:] = 0
-            enc[:] = 0
-            is_zero = True
-        row = weights.dec[j]
-        adam(row, dec, weights.dec_mean[j], weights.dec_square[j], step)
-        if gradients.project:
-            inverse = np.float32(1) / max(norm(row), np.float32(1e-12))
-            for c in range(d_in):
-                row[c] *= inverse
-        if not gradients.tied:
-            adam(weights.enc[j], enc, weights.enc_mean[j], weights.enc_square[j], step)
-        norms[j] = norm(row)
-        if shadow.panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
-            write_panel(weights.enc, j // GROUP, rounding, shadow)
+    for part in range(share.first, share.sums.shape[0], share.step):
+        last = share.bounds[part + 1]
+        for j in range(share.bounds[part], last):
+            if has_gradient(j, gradients):
+                row_gradients(j, gradients, weights.dec, dec, enc)
+                is_zero = False
+            elif not is_zero:
+                dec[:] = 0
+                enc[:] = 0
+                is_zero = True
+            update_row(j, gradients, weights, dec, enc, step)
+            norms[j] = norm(weights.dec[j])
+            if shadow.panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
+                write_panel(weights.enc, j // GROUP, rounding, shadow)

@@ -165,13 +165,6 @@ def write_panel(W_enc: Float32, p: int, rounding: Rounding, shadow: Shadow) -> N
             panel[i, c] = pairs[c, i]
 
 
-@compiled
-def write_panels(W_enc: Float32, first: int, last: int, rounding: Rounding, shadow: Shadow) -> None:
-    """Write the shadow of the latents `first` to `last`, whole groups of them."""
-    for p in range(first // GROUP, (last + GROUP - 1) // GROUP):
-        write_panel(W_enc, p, rounding, shadow)
-
-
 class Tokens(NamedTuple):
     """A block of n rounded tokens, a multiple of `Search.token_multiple`."""
 

@@ -132,7 +132,8 @@ def test_approximate_scores_keep_within_their_bound(how: Search, d_in: int, seed
     rounding = Rounding.of(how, d_in)
     panels = memory.zeros((2, how.pairs(d_in), 16), np.int32)
     shadow = Shadow(panels, np.zeros(d_sae, np.float32), np.zeros(d_sae, np.float32))
-    search.write_panels(rows.numpy(), 0, d_sae, rounding, shadow)
+    for p in range(2):
+        search.write_panel(rows.numpy(), p, rounding, shadow)
     tokens = search.round_tokens(x.numpy(), n, how, rounding)
     latents = Latents(shadow.scales, np.zeros(d_sae, np.float32), shadow.errors)
     scores, bounds = memory.zeros((n, d_sae)), memory.zeros((n, 2))
