@@ -24,7 +24,7 @@ test: .venv/installed-dev  ## install what is missing and run the whole test sui
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out
-	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 chaos: .venv/installed-dev  ## kill jobs and servers 50 times, an hour or so; make test does it 5 times
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
