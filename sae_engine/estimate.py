@@ -218,7 +218,7 @@ def _memory(
     }
     forward = _forward(config, shape, width)
     missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
-    # On a GPU that of autograd, which is taken where the Triton kernels do not work; they need less.
+    # On a GPU of autograd, which is taken where the Triton kernels do not work; they need less.
     dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
     window = block + block // 2
     beside = {
