@@ -195,9 +195,6 @@ class Latents(NamedTuple):
     errors: Float32
     """The row's part of the bounds times the decoder's norm."""
 
-    def part(self, first: int, last: int) -> Latents:
-        return Latents(*(values[first:last] for values in self))
-
 
 @compiled_finite
 def integer_scores(
@@ -206,8 +203,8 @@ def integer_scores(
     """Approximate scores of a block of tokens, and a lower bound of each group's best score.
 
     Writes scores [n, >= P GROUP] and group_bounds [n, >= P]; `sums`, int32 [2 n GROUP], is room
-    for its own use. The true score differs from `scores[r, j]`
-    by at most `tokens.errors[r] latents.errors[j]`.
+    for its own use. The true score differs from `scores[r, j]` by at most `tokens.errors[r]
+    latents.errors[j]`.
     """
     n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
