@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from sae_engine.coder import open_coder
 from sae_engine.language_model import SpliceModel
 from sae_engine.sae import SAE
 from sae_engine.schema.api import DENSE_FRACTION
@@ -32,7 +33,7 @@ def reconstruction_metrics(
     `sae` maps raw activations (see `SAE.folded`). Sums are kept in float64 and do not depend on
     the chunking.
     """
-    device = sae.W_dec.device
+    device, coder = sae.W_dec.device, open_coder(sae)
     error = torch.zeros((), dtype=torch.float64, device=device)
     squares, active, cosine = error.clone(), error.clone(), error.clone()
     total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
@@ -43,8 +44,7 @@ def reconstruction_metrics(
     for part in activations.split(TOKENS_PER_CHUNK):
         check_stop()
         x = part.to(device).float()
-        code = sae.encode(x)
-        x_hat = sae.decode(code)
+        code, x_hat = coder.reconstruct(x)
         origin = x.mean(0) if origin is None else origin
         centered = (x - origin).double()
         error += (x - x_hat).double().pow(2).sum()
@@ -78,9 +78,10 @@ def cross_entropy_metrics(
     `mean` is the mean activation at ordinary positions of hook number `hook`, where `sae` is
     spliced in. Sums run over the predictions made there.
     """
+    coder = open_coder(sae)
     replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "plain": None,
-        "spliced": lambda x: sae(x),
+        "spliced": lambda x: coder.reconstruct(x)[1],
         "zero": torch.zeros_like,
         "mean": lambda x: mean.to(x).expand_as(x),
     }

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sae_engine.activations import Heldout, rows_for
+from sae_engine.coder import open_coder
 from sae_engine.evaluate import cross_entropy_metrics, reconstruction_metrics
 from sae_engine.feature_index.build import IndexCorpus, build_index
 from sae_engine.feed import Feed
@@ -117,12 +118,13 @@ class HeldoutWork:
             heldout.token_ids[: len(activations)],
             heldout.row_starts[: rows_for(heldout, num_tokens) + 1],
         )
+        coder = open_coder(sae)
         yield build_index(
             self._folder,
             step=step,
             tokens=step * self._config.train.batch_size_tokens,
             corpus=corpus,
-            encode=lambda x: sae.encode(x.to(sae.W_dec.device).float()),
+            encode=lambda x: coder.encode(x.to(sae.W_dec.device).float()),
             W_dec=sae.W_dec.detach(),
             k=sae.k,
             tokenizer=model.tokenizer,

@@ -95,8 +95,14 @@ class CpuKernels:
         self._scratch: dict[int, Scratch] = {}
         self._found, self._exact = self._room_for_candidates(0)
 
-    def forward(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
-        """Codes of x - b_dec.
+    def forward(
+        self,
+        centered: Float[Tensor, "n d_in"],
+        b_enc: Float[Tensor, " d_sae"],
+        *,
+        decodes: bool = True,
+    ) -> Codes:
+        """Codes of x - b_dec; what they decode to is 0 unless it is asked for.
 
         The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
         activations are computed in float32.
@@ -114,7 +120,7 @@ class CpuKernels:
         self._over_latents(
             lambda share: rows.exact_scores(share, pairs, x, W_enc, bias, self._norms, exact)
         )
-        return self._keep_and_decode(found, counts, exact, self._k, bounds)
+        return self._keep_and_decode(found, counts, exact, self._k, bounds, decodes=decodes)
 
     def forward_auxk(
         self,
@@ -141,6 +147,8 @@ class CpuKernels:
         scores: NDArray[np.float32],
         k: int,
         bounds: list[int],
+        *,
+        decodes: bool = True,
     ) -> Codes:
         """The k best of each token's candidates and what they give, by blocks of tokens."""
         n = len(counts)
@@ -151,7 +159,10 @@ class CpuKernels:
             here = slice(bounds[part], bounds[part + 1])
             code = acts.numpy()[here], indices.numpy()[here], kept[here]
             rows.keep_best(found[here], counts[here], scores[here], self._norms, k, *code)
-            rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[here])
+            if decodes:
+                rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[here])
+            else:
+                decoded[here] = 0
 
         in_parallel(block, len(bounds) - 1)
         return Codes(acts, indices, kept, decoded)

@@ -1,0 +1,55 @@
+"""What an SAE whose weights stay as they are makes of activations, the fastest way where it lies.
+
+Used by `evaluate` and `heldout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.sae import SAE, Code, TopKSAE
+
+TOKENS_AT_ONCE = 1024
+"""So many share a sort by latent, for which they have room for all their candidates."""
+
+
+class Coder(NamedTuple):
+    """What an SAE does to activations [n, d_in], without gradients."""
+
+    encode: Callable[[Float[Tensor, "n d_in"]], Code]
+    reconstruct: Callable[[Float[Tensor, "n d_in"]], tuple[Code, Float[Tensor, "n d_in"]]]
+
+
+def open_coder(sae: SAE) -> Coder:
+    """A TopK SAE on a CPU is searched as in training (`kernels.search`), without a dense matmul;
+    any other is asked itself.
+    """
+    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu":
+        return _sparse(sae)
+
+    def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
+        code = sae.encode(x)
+        return code, sae.decode(code)
+
+    return Coder(sae.encode, reconstruct)
+
+
+def _sparse(sae: TopKSAE) -> Coder:
+    kernels = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k)
+
+    def run(x: Tensor, *, decodes: bool) -> tuple[Code, Tensor]:
+        with torch.no_grad():
+            parts = [
+                kernels.forward(part - sae.b_dec, sae.b_enc, decodes=decodes)
+                for part in x.split(TOKENS_AT_ONCE)
+            ]
+            code = Code(torch.cat([p.acts for p in parts]), torch.cat([p.indices for p in parts]))
+            return code, torch.cat([p.decoded for p in parts]).add_(sae.b_dec)
+
+    return Coder(lambda x: run(x, decodes=False)[0], lambda x: run(x, decodes=True))

@@ -1,0 +1,43 @@
+"""The fast way to encode with a finished SAE against the SAE's own equations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_engine import coder as module
+from sae_engine.coder import open_coder
+from sae_engine.sae import Code, JumpReLUSAE, TopKSAE
+
+
+def dense(code: Code, d_sae: int) -> Tensor:
+    return torch.zeros(len(code.acts), d_sae).scatter_add_(1, code.indices.long(), code.acts)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_topk_sae_gives_what_its_equations_give(tied: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "TOKENS_AT_ONCE", 16)
+    sae = TopKSAE(24, 80, 5, tied=tied)
+    sae.initialize_(0, torch.randn(24))
+    with torch.no_grad():
+        sae.b_enc.normal_(std=0.1)
+    x = 2 * torch.randn(50, 24)
+    coder = open_coder(sae)
+    code, x_hat = coder.reconstruct(x)
+    expected = sae.encode(x)
+    torch.testing.assert_close(dense(code, 80), dense(expected, 80), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dense(coder.encode(x), 80), dense(code, 80), rtol=0, atol=0)
+    torch.testing.assert_close(x_hat, sae(x), rtol=1e-4, atol=1e-4)
+    assert not code.acts.requires_grad
+    assert not x_hat.requires_grad
+
+
+def test_an_sae_of_another_kind_is_asked_itself():
+    sae = JumpReLUSAE(6, 9)
+    for parameter in sae.parameters():
+        parameter.data.normal_()
+    x = torch.randn(4, 6)
+    code, x_hat = open_coder(sae).reconstruct(x)
+    assert torch.equal(code.acts, sae.encode(x).acts)
+    assert torch.equal(x_hat, sae(x))
