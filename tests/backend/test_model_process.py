@@ -169,6 +169,7 @@ def test_a_question_that_is_taken_back_before_its_turn_is_never_begun(
     next(second)
     assert model.status().waiting == 2
     second.close()
+    time.sleep(1)  # until the process, which waits at the gate, has heard of it
     (tmp_path / "gate").touch()
     list(first)
     pid_of(model)
