@@ -28,9 +28,10 @@ class Coder(NamedTuple):
 
 def open_coder(sae: SAE) -> Coder:
     """A TopK SAE on a CPU is searched as in training (`kernels.search`), without a dense matmul;
-    any other is asked itself.
+    any other is asked itself, and so is one for numbers that are not finite, which a search skips.
     """
-    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu":
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
+    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and is_finite:
         return _sparse(sae)
 
     def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
@@ -45,6 +46,9 @@ def _sparse(sae: TopKSAE) -> Coder:
 
     def run(x: Tensor, *, decodes: bool) -> tuple[Code, Tensor]:
         with torch.no_grad():
+            if not x.norm().isfinite():
+                code = sae.encode(x)
+                return code, sae.decode(code)
             parts = [
                 kernels.forward(part - sae.b_dec, sae.b_enc, decodes=decodes)
                 for part in x.split(TOKENS_AT_ONCE)

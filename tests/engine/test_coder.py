@@ -33,6 +33,19 @@ def test_a_topk_sae_gives_what_its_equations_give(tied: bool, monkeypatch: pytes
     assert not x_hat.requires_grad
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_what_is_not_finite_is_not_passed_over(bad: float):
+    sae = TopKSAE(6, 20, 3)
+    sae.initialize_(0, torch.zeros(6))
+    x = torch.randn(4, 6)
+    x[2] = bad
+    x_hat = open_coder(sae).reconstruct(x)[1]
+    torch.testing.assert_close(x_hat, sae(x).detach(), equal_nan=True)
+    sae.W_enc.data[7] = float("nan")
+    x_hat = open_coder(sae).reconstruct(torch.ones(4, 6))[1]
+    torch.testing.assert_close(x_hat, sae(torch.ones(4, 6)).detach(), equal_nan=True)
+
+
 def test_an_sae_of_another_kind_is_asked_itself():
     sae = JumpReLUSAE(6, 9)
     for parameter in sae.parameters():
