@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.kernels.cpu import Codes, CpuKernels
 from sae_engine.sae import SAE, Code, TopKSAE
 
 TOKENS_AT_ONCE = 1024
@@ -33,7 +33,10 @@ def open_coder(sae: SAE) -> Coder:
     is_finite = all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
     if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and is_finite:
         return _sparse(sae)
+    return _plain(sae)
 
+
+def _plain(sae: SAE) -> Coder:
     def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
         code = sae.encode(x)
         return code, sae.decode(code)
@@ -42,18 +45,24 @@ def open_coder(sae: SAE) -> Coder:
 
 
 def _sparse(sae: TopKSAE) -> Coder:
-    kernels = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k)
+    kernels, plain = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k), _plain(sae)
 
-    def run(x: Tensor, *, decodes: bool) -> tuple[Code, Tensor]:
-        with torch.no_grad():
-            if not x.norm().isfinite():
-                code = sae.encode(x)
-                return code, sae.decode(code)
-            parts = [
-                kernels.forward(part - sae.b_dec, sae.b_enc, decodes=decodes)
-                for part in x.split(TOKENS_AT_ONCE)
-            ]
-            code = Code(torch.cat([p.acts for p in parts]), torch.cat([p.indices for p in parts]))
-            return code, torch.cat([p.decoded for p in parts]).add_(sae.b_dec)
+    def parts_of(x: Tensor) -> list[Codes]:
+        return [kernels.encode(part - sae.b_dec, sae.b_enc) for part in x.split(TOKENS_AT_ONCE)]
 
-    return Coder(lambda x: run(x, decodes=False)[0], lambda x: run(x, decodes=True))
+    def joined(parts: list[Codes]) -> Code:
+        return Code(torch.cat([p.acts for p in parts]), torch.cat([p.indices for p in parts]))
+
+    @torch.no_grad()
+    def encode(x: Tensor) -> Code:
+        return joined(parts_of(x)) if x.norm().isfinite() else plain.encode(x)
+
+    @torch.no_grad()
+    def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
+        if not x.norm().isfinite():
+            return plain.reconstruct(x)
+        parts = parts_of(x)
+        decoded = torch.cat([kernels.decode(part) for part in parts])
+        return joined(parts), decoded.add_(sae.b_dec)
+
+    return Coder(encode, reconstruct)

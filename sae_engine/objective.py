@@ -50,7 +50,8 @@ class Dead(NamedTuple):
 class Outcome(NamedTuple):
     """What a step computed on its batch, before its update."""
 
-    x_hat: Float[Tensor, "n d_in"]
+    residual: Float[Tensor, "n d_in"]
+    """x - x_hat"""
     acts: Float[Tensor, "n k"]
     indices: Int[Tensor, "n k"]
     auxk: Float[Tensor, ""]

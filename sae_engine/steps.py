@@ -12,12 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.adam import BETA1, BETA2, EPSILON, AdamState
-from sae_engine.kernels.cpu import Codes, CpuKernels
+from sae_engine.kernels.cpu import CpuKernels, Reconstruction, Rest
 from sae_engine.loss import auxk_loss, total_variance
 from sae_engine.memory import settle_
 from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
@@ -129,7 +130,7 @@ class AutogradStepper:
         if objective.normalize_decoder:
             sae.normalize_decoder_()
         return Outcome(
-            x_hat.detach(), code.acts.detach(), code.indices, auxiliary.detach(), grad_norm
+            (x - x_hat).detach(), code.acts.detach(), code.indices, auxiliary.detach(), grad_norm
         )
 
     def state(self) -> dict[str, Tensor]:
@@ -164,45 +165,53 @@ class CompiledStepper:
     ) -> Outcome:
         sae, kernels = self._sae, self._kernels
         centered = x - sae.b_dec
-        codes = kernels.forward(centered, sae.b_enc)
-        x_hat = codes.decoded.add_(sae.b_dec)
-        residual = x - x_hat
-        auxiliary, of_auxk = self._auxk(residual, centered, objective.auxk_alpha, dead.latents())
-        x_hat_grad = residual.mul_(-2 / (len(x) * objective.variance))
-        found = kernels.gradients(
-            centered, (codes, x_hat_grad), of_auxk, objective.l1_lambda / len(x),
-            normalize=objective.normalize_decoder,
-        )  # fmt: skip
-        b_dec_grad = x_hat_grad.sum(0) - found.code_bias_grads @ sae.encoder_rows
+        codes = kernels.encode(centered, sae.b_enc)
+        rest = kernels.compare(codes, centered)
+        factor = -2 / (len(x) * objective.variance)
+        code = Reconstruction(codes, rest, factor, objective.l1_lambda / len(x))
+        residual_sum = rest.residual.sum(0)
+        auxiliary, auxk = self._auxk(rest, residual_sum, centered, objective, dead.latents())
+        found = kernels.gradients(centered, code, auxk, normalize=objective.normalize_decoder)
         b_enc_grad = found.code_bias_grads + found.auxk_bias_grads
-        biases = math.hypot(b_enc_grad.norm().item(), b_dec_grad.norm().item())
-        grad_norm, clip = math.hypot(found.norm_bound, biases), 1.0
-        if objective.wants_norm or grad_norm > objective.grad_clip:
-            grad_norm = math.hypot(kernels.squared_norm(found) ** 0.5, biases)
-            clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
-        self._adam.steps += 1
+        decoded_grad = factor * residual_sum  # b_dec's, but for the encoder's part
+        grad_norm, clip = (
+            _norm(found.norm_bound, b_enc_grad, decoded_grad.norm() + found.encoded_bound),
+            1.0,
+        )
         dec = self._adam.moments["W_dec"]
         enc = dec if sae.tied else self._adam.moments["W_enc"]
-        kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
+        if objective.wants_norm or grad_norm > objective.grad_clip:
+            squares, encoded = kernels.squared_norm(found, dec, enc)
+            grad_norm = _norm(squares**0.5, b_enc_grad, decoded_grad - encoded)
+            clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
+        self._adam.steps += 1
+        encoded = kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
         self._update_bias("b_enc", b_enc_grad * clip, lr)
-        self._update_bias("b_dec", b_dec_grad * clip, lr)
-        return Outcome(x_hat, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
+        self._update_bias("b_dec", (decoded_grad - encoded) * clip, lr)
+        return Outcome(rest.residual, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
 
     def _auxk(
-        self, residual: Tensor, centered: Tensor, alpha: float, dead: Tensor
-    ) -> tuple[Tensor, tuple[Codes, Tensor] | None]:
-        """`auxk` and, times `alpha`, its gradient in what the dead latents decode to."""
-        if not len(dead) or not alpha:
+        self,
+        rest: Rest,
+        residual_sum: Tensor,
+        centered: Tensor,
+        objective: Objective,
+        dead: Tensor,
+    ) -> tuple[Tensor, Reconstruction | None]:
+        """`auxk` and what the dead latents make of the residual."""
+        if not len(dead) or not objective.auxk_alpha:
             return torch.zeros(()), None
-        k_aux = min(k_auxk(self._sae.d_in), len(dead))
-        codes = self._kernels.forward_auxk(centered, self._sae.b_enc, dead, k_aux)
-        variance = total_variance(residual).item()
+        n = len(centered)
+        variance = _variance(rest, residual_sum)
         if variance == 0:
             return torch.zeros(()), None
-        # As in `loss.auxk_loss`, with as few passes over memory as possible.
-        error = codes.decoded.sub_(residual)
-        loss = error.norm().square() / (len(error) * variance)
-        return loss, (codes, error.mul_(2 * alpha / (len(error) * variance)))
+        k_aux = min(k_auxk(self._sae.d_in), len(dead))
+        codes = self._kernels.encode_dead(centered, self._sae.b_enc, dead, k_aux)
+        left = self._kernels.compare(codes, rest.residual)
+        # `loss.auxk_loss` and its gradient
+        loss = float(np.square(left.norms, dtype=np.float64).sum()) / (n * variance)
+        factor = -2 * objective.auxk_alpha / (n * variance)
+        return torch.tensor(loss), Reconstruction(codes, left, factor, 0.0)
 
     def _update_bias(self, name: str, gradient: Tensor, lr: float) -> None:
         mean, square = self._adam.moments[name]
@@ -217,3 +226,16 @@ class CompiledStepper:
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         self._adam.load(tensors)
+
+
+def _norm(rows: float, *biases: Tensor) -> float:
+    """The norm of a gradient from that of its rows and its other parts."""
+    return math.hypot(rows, *(bias.norm().item() for bias in biases))
+
+
+def _variance(rest: Rest, residual_sum: Tensor) -> float:
+    """`loss.total_variance` of the residual, from its norms where its mean is not all there is."""
+    n = len(rest.norms)
+    mean_square = float(np.square(rest.norms, dtype=np.float64).sum()) / n
+    variance = mean_square - float((residual_sum.double() / n).square().sum())
+    return variance if variance > 0.01 * mean_square else total_variance(rest.residual).item()

@@ -43,10 +43,10 @@ class StepResult(NamedTuple):
     def metrics(self) -> StepMetrics:
         x, outcome, objective = self.x, self.outcome, self.objective
         l1 = outcome.acts.sum(-1).mean()
-        error = (x - outcome.x_hat).pow(2).sum(-1).mean() / objective.variance
+        error = outcome.residual.pow(2).sum(-1).mean() / objective.variance
         return StepMetrics(
             loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
-            fvu=fvu(x, outcome.x_hat),
+            fvu=fvu(x, x - outcome.residual),
             l0=(outcome.acts > 0).float().sum(-1).mean(),
             auxk_loss=outcome.auxk,
             l1_loss=l1,

@@ -103,7 +103,7 @@ class TritonStepper:
             self._update(found, sums.bias_grads, b_dec_grad, clip, lr)
             if objective.normalize_decoder:
                 sae.normalize_decoder_()
-        return Outcome(x_hat, codes.acts, codes.indices, auxiliary, grad_norm)
+        return Outcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
 
     def _encode(self, centered: Tensor, norms: Tensor) -> Codes:
         """Codes of x - b_dec, as `TopKSAE.code_of`."""

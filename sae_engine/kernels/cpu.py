@@ -1,6 +1,7 @@
 """A TopK SAE's training step on a CPU, with compiled kernels on the tensors' own memory.
 
-Read `search` for how the code is found and `rows` for how gradients and Adam are done.
+Read `search` for how candidates are found, `codes` for what becomes of them and `rows` for how
+gradients and Adam are done.
 """
 
 from __future__ import annotations
@@ -16,26 +17,50 @@ from torch import Tensor
 
 from sae_engine import memory
 from sae_engine.adam import BETA1, BETA2, EPSILON, Moments
-from sae_engine.kernels import rows, search
+from sae_engine.kernels import codes, rows, search
 from sae_engine.kernels.compiled import in_parallel, num_threads
 from sae_engine.kernels.products import GROUP
 from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 
-BLOCK_TOKENS, BLOCK_BYTES = 128, 2**18
-"""Tokens that are searched together, at most: rounded they fill half of a second-level cache."""
+BLOCK_TOKENS, SCORE_BYTES = 256, 2**24
+"""Tokens that a thread searches together, and bytes of their scores, at most. Rounded, they fill no
+more than half of its second-level cache; each block reads the whole shadow.
+"""
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
+DEAD_BYTES = 2**25
+"""Dead latents' encoder rows that are multiplied at once, at most."""
 
 
 class Codes(NamedTuple):
-    """Codes of n tokens and their reconstruction without the bias."""
+    """Codes of n tokens."""
 
     acts: Float[Tensor, "n k"]
     indices: Int[Tensor, "n k"]
     """int32"""
     kept: NDArray[np.int32]
     """[n]: how many of a row are active, the first ones; the others are 0."""
-    decoded: Float[Tensor, "n d_in"]
+
+
+class Rest(NamedTuple):
+    """What codes leave of what they should decode to."""
+
+    residual: Float[Tensor, "n d_in"]
+    norms: NDArray[np.float32]
+    """[n], of the residual's rows."""
+    projections: NDArray[np.float32]
+    """[n, k]: residual . W_dec,j for the active latents j."""
+
+
+class Reconstruction(NamedTuple):
+    """Codes, what they leave, and how that enters L."""
+
+    codes: Codes
+    rest: Rest
+    factor: float
+    """The gradient of L in what the codes decode to is so many times the residual."""
+    act_grad: float
+    """What each activation adds to L's derivative besides."""
 
 
 class Scratch(NamedTuple):
@@ -63,6 +88,8 @@ class Gradients(NamedTuple):
     auxk_bias_grads: Float[Tensor, " d_sae"]
     norm_bound: float
     """At least the norm of the gradients in W_dec and W_enc."""
+    encoded_bound: float
+    """At least the norm of W_enc^T code_bias_grads."""
 
 
 class CpuKernels:
@@ -90,19 +117,13 @@ class CpuKernels:
             np.ones(self._padded, np.float32),
             np.zeros(self._padded, np.float32),
         )
-        self._norms = np.zeros(self.d_sae, np.float32)
+        self._norms, self._enc_norms = (np.zeros(self.d_sae, np.float32) for _ in range(2))
         self._seen = (-1, -1)
         self._scratch: dict[int, Scratch] = {}
         self._found, self._exact = self._room_for_candidates(0)
 
-    def forward(
-        self,
-        centered: Float[Tensor, "n d_in"],
-        b_enc: Float[Tensor, " d_sae"],
-        *,
-        decodes: bool = True,
-    ) -> Codes:
-        """Codes of x - b_dec; what they decode to is 0 unless it is asked for.
+    def encode(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
+        """Codes of x - b_dec.
 
         The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
         activations are computed in float32.
@@ -112,17 +133,22 @@ class CpuKernels:
         if len(self._found) < n:
             self._found, self._exact = self._room_for_candidates(n)
         found, exact, counts = self._found[:n], self._exact[:n], np.empty(n, np.int32)
-        bounds = self._find(centered, b_enc, found, counts)
+        self._find(centered, b_enc, found, counts)
         pairs = self._pairs(found, counts)
-        x, bias = centered.numpy(), b_enc.detach().numpy()
-
-        W_enc = self._W_enc.detach().numpy()
+        x, bias, W_enc = centered.numpy(), b_enc.detach().numpy(), self._W_enc.detach().numpy()
         self._over_latents(
-            lambda share: rows.exact_scores(share, pairs, x, W_enc, bias, self._norms, exact)
+            lambda share: codes.exact_scores(share, pairs, x, W_enc, bias, self._norms, exact)
         )
-        return self._keep_and_decode(found, counts, exact, self._k, bounds, decodes=decodes)
+        kept = _room_for_codes(n, self._k)
+        self._over_tokens(
+            n,
+            lambda here: codes.keep_best(
+                found[here], counts[here], exact[here], self._norms, self._k, *_part(kept, here)
+            ),
+        )
+        return kept
 
-    def forward_auxk(
+    def encode_dead(
         self,
         centered: Float[Tensor, "n d_in"],
         b_enc: Float[Tensor, " d_sae"],
@@ -133,39 +159,48 @@ class CpuKernels:
 
         Few of them are, so that after one matmul of their rows all goes by pairs.
         """
-        pre = torch.addmm(b_enc[dead], centered, self._W_enc[dead].T)
-        scores = pre.mul_(torch.from_numpy(self._norms)[dead]).numpy()
-        found = np.tile(dead.numpy().astype(np.int32), (len(centered), 1))
-        counts = np.full(len(centered), len(dead), np.int32)
-        bounds = self._blocks(len(centered))
-        return self._keep_and_decode(found, counts, scores, k_aux, bounds)
+        n, at_once = len(centered), max(1, DEAD_BYTES // (4 * self.d_in))
+        pre = torch.empty(n, len(dead))
+        rows_at_once = torch.empty(min(at_once, len(dead)), self.d_in)
+        for out, part in zip(pre.split(at_once, dim=1), dead.split(at_once), strict=True):
+            W_enc = torch.index_select(self._W_enc, 0, part, out=rows_at_once[: len(part)])
+            torch.addmm(b_enc[part], centered, W_enc.T, out=out)
+        which, kept = dead.numpy().astype(np.int32), _room_for_codes(n, k_aux)
+        self._over_tokens(
+            n,
+            lambda here: codes.keep_positive(
+                pre.numpy()[here], which, self._norms, k_aux, *_part(kept, here)
+            ),
+        )
+        return kept
 
-    def _keep_and_decode(
-        self,
-        found: NDArray[np.int32],
-        counts: NDArray[np.int32],
-        scores: NDArray[np.float32],
-        k: int,
-        bounds: list[int],
-        *,
-        decodes: bool = True,
-    ) -> Codes:
-        """The k best of each token's candidates and what they give, by blocks of tokens."""
-        n = len(counts)
-        acts, decoded = torch.empty(n, k), torch.empty(n, self.d_in)
-        indices, kept = torch.empty(n, k, dtype=torch.int32), np.empty(n, np.int32)
+    def decode(self, code: Codes) -> Float[Tensor, "n d_in"]:
+        """What codes decode to, without the bias."""
+        decoded = torch.empty(len(code.acts), self.d_in)
+        W_dec = self._W_dec.detach().numpy()
+        self._over_tokens(
+            len(decoded),
+            lambda here: codes.decode(*_part(code, here), W_dec, decoded.numpy()[here]),
+        )
+        return decoded
 
-        def block(part: int, _thread: int) -> None:
-            here = slice(bounds[part], bounds[part + 1])
-            code = acts.numpy()[here], indices.numpy()[here], kept[here]
-            rows.keep_best(found[here], counts[here], scores[here], self._norms, k, *code)
-            if decodes:
-                rows.decode(*code, self._W_dec.detach().numpy(), decoded.numpy()[here])
-            else:
-                decoded[here] = 0
-
-        in_parallel(block, len(bounds) - 1)
-        return Codes(acts, indices, kept, decoded)
+    def compare(self, code: Codes, target: Float[Tensor, "n d_in"]) -> Rest:
+        """What codes leave of `target`, which they should decode to without the bias."""
+        n = len(target)
+        rest = Rest(
+            torch.empty(n, self.d_in),
+            np.empty(n, np.float32),
+            np.empty(tuple(code.acts.shape), np.float32),
+        )
+        W_dec = self._W_dec.detach().numpy()
+        self._over_tokens(
+            n,
+            lambda here: codes.compare(
+                *_part(code, here), W_dec, target.numpy()[here], rest.residual.numpy()[here],
+                rest.norms[here], rest.projections[here],
+            ),
+        )  # fmt: skip
+        return rest
 
     def _find(
         self,
@@ -173,8 +208,8 @@ class CpuKernels:
         b_enc: Tensor,
         found: NDArray[np.int32],
         counts: NDArray[np.int32],
-    ) -> list[int]:
-        """Each token's candidates; returns where blocks of tokens begin."""
+    ) -> None:
+        """Each token's candidates."""
         norms = self._pad(self._norms)
         offsets = norms * self._pad(b_enc.detach().numpy())
         offsets[self.d_sae :] = -np.inf
@@ -185,20 +220,19 @@ class CpuKernels:
         def block(part: int, thread: int) -> None:
             here = slice(bounds[part], bounds[part + 1])
             scores, group_bounds, errors = self._scores(centered[here], b_enc, latents, thread)
-            rows.find_candidates(
+            codes.find_candidates(
                 scores, group_bounds, latents.errors, group_errors, errors, self._k, found[here],
                 counts[here],
             )  # fmt: skip
 
         in_parallel(block, len(bounds) - 1)
-        return bounds
 
-    def _pairs(self, latents: NDArray[np.int32], counts: NDArray[np.int32]) -> rows.Pairs:
+    def _pairs(self, latents: NDArray[np.int32], counts: NDArray[np.int32]) -> codes.Pairs:
         total = int(counts.sum())
-        pairs = rows.Pairs(
+        pairs = codes.Pairs(
             np.empty(self.d_sae + 1, np.int32), np.empty(total, np.int32), np.empty(total, np.int32)
         )
-        rows.sort_by_latent(latents, counts, pairs)
+        codes.sort_by_latent(latents, counts, pairs)
         return pairs
 
     def _scores(
@@ -225,72 +259,85 @@ class CpuKernels:
     def gradients(
         self,
         centered: Float[Tensor, "n d_in"],
-        code: tuple[Codes, Float[Tensor, "n d_in"]],
-        auxk: tuple[Codes, Float[Tensor, "n d_in"]] | None,
-        act_grad: float,
+        code: Reconstruction,
+        auxk: Reconstruction | None,
         *,
         normalize: bool,
     ) -> Gradients:
-        """All that `update` needs, from codes and the gradients of what they decode to.
+        """All that `update` needs, from the code's reconstruction of x - b_dec and AuxK's.
 
-        `act_grad` is what each activation of the code adds to L's derivative besides. With
-        `normalize`, decoder gradients lose their part along the row.
+        With `normalize`, decoder gradients lose their part along the row.
         """
         x = centered.numpy()
         x_norms = np.empty(len(x), np.float32)
-        rows.row_norms(x, x_norms)
-        of_code, code_bias, bound = self._by_pairs(*code, act_grad, x_norms)
+        self._over_tokens(len(x), lambda here: codes.row_norms(x[here], x_norms[here]))
+        of_code, code_bias, bound = self._by_pairs(code, x_norms)
         if auxk is None:
-            nothing = rows.Pairs(np.zeros(self.d_sae + 1, np.int32), *[np.empty(0, np.int32)] * 2)
-            of_auxk = of_code._replace(pairs=nothing)
-            auxk_bias = torch.zeros(self.d_sae)
+            none = codes.Pairs(np.zeros(self.d_sae + 1, np.int32), *[np.empty(0, np.int32)] * 2)
+            of_auxk, auxk_bias = of_code._replace(pairs=none), torch.zeros(self.d_sae)
         else:
-            of_auxk, auxk_bias, more = self._by_pairs(*auxk, 0.0, x_norms)
+            of_auxk, auxk_bias, more = self._by_pairs(auxk, x_norms)
             bound += more
         gradients = rows.RowGradients(of_code, of_auxk, x, normalize, self._tied)
-        return Gradients(gradients, code_bias, auxk_bias, bound)
+        encoded_bound = float(np.abs(code_bias.numpy()) @ self._enc_norms)
+        return Gradients(gradients, code_bias, auxk_bias, bound, encoded_bound)
 
     def _by_pairs(
-        self, codes: Codes, out_grad: Tensor, act_grad: float, x_norms: NDArray[np.float32]
+        self, made: Reconstruction, x_norms: NDArray[np.float32]
     ) -> tuple[rows.PairGradients, Tensor, float]:
         """A reconstruction's gradients, those of the biases, and a bound of the rows' norm."""
-        pairs = self._pairs(codes.indices.numpy(), codes.kept)
-        acts, pre_grads = (np.empty(len(pairs.tokens), np.float32) for _ in range(2))
-        gradients = rows.PairGradients(pairs, acts, pre_grads, out_grad.numpy())
-        out_norms = np.empty(len(x_norms), np.float32)
-        rows.row_norms(gradients.out_grad, out_norms)
+        (acts, indices, kept), rest, factor, act_grad = made
+        pairs = self._pairs(indices.numpy(), kept)
+        weights, pre_grads = (np.empty(len(pairs.tokens), np.float32) for _ in range(2))
+        gradients = rows.PairGradients(pairs, rest.residual.numpy(), weights, pre_grads)
         bias_grads = torch.empty(self.d_sae)
-
         squares = self._over_latents(
-            lambda share: rows.pre_activation_gradients(
-                share, gradients, codes.acts.numpy(), self._W_dec.detach().numpy(), act_grad,
-                out_norms, x_norms, bias_grads.numpy(),
+            lambda share: rows.pair_gradients(
+                share, gradients, acts.numpy(), rest.projections, factor, act_grad, rest.norms,
+                x_norms, bias_grads.numpy(),
             )
         )  # fmt: skip
         return gradients, bias_grads, squares**0.5
 
-    def squared_norm(self, found: Gradients) -> float:
-        """Squared norm of the gradients in W_dec and W_enc."""
-        W_dec = self._W_dec.detach().numpy()
-        return self._over_latents(lambda share: rows.squared_norm(share, found.rows, W_dec))
+    def squared_norm(
+        self, found: Gradients, dec: Moments, enc: Moments
+    ) -> tuple[float, Float[Tensor, " d_in"]]:
+        """Squared norm of the gradients in W_dec and W_enc, and W_enc^T code_bias_grads."""
+        weights, sums = self._weights(dec, enc), self._room_for_sums()
+        bias_grads = found.code_bias_grads.numpy()
+        squares = self._over_latents(
+            lambda share: rows.squared_norm(share, found.rows, weights, bias_grads, sums)
+        )
+        return squares, torch.from_numpy(sums.sum(0))
 
     def update(
         self, found: Gradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
-    ) -> None:
-        """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`."""
-        weights = rows.Weights(
-            self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
-            self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
-        )  # fmt: skip
+    ) -> Float[Tensor, " d_in"]:
+        """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`.
+
+        Returns W_enc^T code_bias_grads, of the encoder as it was before.
+        """
+        weights, sums = self._weights(dec, enc), self._room_for_sums()
+        bias_grads = found.code_bias_grads.numpy()
         adam = rows.AdamStep(
             clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON
         )
-
         self._over_latents(
             lambda share: rows.update(
-                share, found.rows, weights, adam, self._norms, self._rounding, self._shadow
+                share, found.rows, weights, adam, bias_grads, sums, self._norms, self._enc_norms,
+                self._rounding, self._shadow,
             )
-        )
+        )  # fmt: skip
+        return torch.from_numpy(sums.sum(0))
+
+    def _weights(self, dec: Moments, enc: Moments) -> rows.Weights:
+        return rows.Weights(
+            self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
+            self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
+        )  # fmt: skip
+
+    def _room_for_sums(self) -> NDArray[np.float32]:
+        return np.empty((len(self._part_bounds()) - 1, self.d_in), np.float32)
 
     def _refresh(self) -> None:
         """Make norms and shadow again if the weights were changed by anything but `update`."""
@@ -298,7 +345,8 @@ class CpuKernels:
         if now == self._seen:
             return
         self._seen = now
-        rows.row_norms(self._W_dec.detach().numpy(), self._norms)
+        codes.row_norms(self._W_dec.detach().numpy(), self._norms)
+        codes.row_norms(self._W_enc.detach().numpy(), self._enc_norms)
         if self._search is not Search.FLOATS:
             W_enc = self._W_enc.detach().numpy()
             self._over_latents(
@@ -315,21 +363,41 @@ class CpuKernels:
     def _blocks(self, n: int) -> list[int]:
         """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
         threads = num_threads()
-        most = min(BLOCK_TOKENS, BLOCK_BYTES // (2 * self.d_in))
+        of_cache = memory.second_level_cache() // 2 // (2 * self.d_in)
+        most = min(BLOCK_TOKENS, of_cache, SCORE_BYTES // (4 * self._padded))
         rounds = max(1, round(n / threads / max(1, most)))
         size = -(-n // (threads * rounds))
         multiple = self._search.token_multiple
         size = -(-size // multiple) * multiple
         return [*range(0, n, size), n]
 
-    def _over_latents(self, work: Callable[[rows.Share], None]) -> float:
+    def _over_tokens(self, n: int, work: Callable[[slice], None]) -> None:
+        """Share n tokens between the threads, by blocks."""
+        bounds = self._blocks(n)
+        in_parallel(lambda part, _: work(slice(bounds[part], bounds[part + 1])), len(bounds) - 1)
+
+    def _over_latents(self, work: Callable[[codes.Share], None]) -> float:
         """Share all latents between the threads; the sum of the parts' sums."""
-        size = -(-self._padded // GROUP // PARTS) * GROUP
-        bounds = np.array([*range(0, self.d_sae, size), self.d_sae])
+        bounds = self._part_bounds()
         sums = np.zeros(len(bounds) - 1)
         threads = min(num_threads(), len(sums))
-        in_parallel(lambda first, _: work(rows.Share(bounds, sums, first, threads)), threads)
+        in_parallel(lambda first, _: work(codes.Share(bounds, sums, first, threads)), threads)
         return float(sums.sum())
+
+    def _part_bounds(self) -> NDArray[np.int64]:
+        size = -(-self._padded // GROUP // PARTS) * GROUP
+        return np.array([*range(0, self.d_sae, size), self.d_sae])
 
     def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(values, (0, self._padded - self.d_sae))
+
+
+def _room_for_codes(n: int, k: int) -> Codes:
+    return Codes(torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), np.empty(n, np.int32))
+
+
+def _part(
+    code: Codes, here: slice
+) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
+    """Some tokens' codes, as kernels take them."""
+    return code.acts.numpy()[here], code.indices.numpy()[here], code.kept[here]

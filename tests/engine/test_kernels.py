@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_engine import memory
+from sae_engine.adam import Moments
 from sae_engine.kernels import products, search, select_topk
-from sae_engine.kernels.cpu import CpuKernels
+from sae_engine.kernels.cpu import CpuKernels, Reconstruction
 from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.loss import total_variance
 from sae_engine.objective import Dead, Objective, k_auxk
@@ -61,18 +62,29 @@ def test_forward_finds_the_codes_of_the_reference(how: Search, size, seed: int):
     n, d_in, d_sae, k = size
     W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
-    acts, indices, kept, decoded = CpuKernels(W_dec, W_enc, k, how).forward(x, b_enc)
+    kernels = CpuKernels(W_dec, W_enc, k, how)
+    codes = kernels.encode(x, b_enc)
+    acts, indices, kept = codes
     assert kept.tolist() == (acts > 0).sum(1).tolist()
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, k)
     dense = torch.zeros(n, d_sae).scatter_add_(1, indices.long(), acts)
-    torch.testing.assert_close(decoded, dense @ W_dec, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kernels.decode(codes), dense @ W_dec, rtol=1e-4, atol=1e-4)
+    rest = kernels.compare(codes, x)
+    torch.testing.assert_close(rest.residual, x - dense @ W_dec, rtol=1e-4, atol=1e-4)
+    norms, projections = rest.residual.norm(dim=1), rest.residual @ W_dec.T
+    torch.testing.assert_close(torch.from_numpy(rest.norms), norms, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.from_numpy(rest.projections)[acts > 0],
+        projections.gather(1, indices.long())[acts > 0],
+        rtol=1e-4, atol=1e-3,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("how", SEARCHES)
 def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size(how: Search):
     W_dec, W_enc, b_enc = random_rows(0, 4096, 256, spread=0.2)
     x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
-    acts, indices, *_ = CpuKernels(W_dec, W_enc, 32, how).forward(x, b_enc)
+    acts, indices, _ = CpuKernels(W_dec, W_enc, 32, how).encode(x, b_enc)
     pre = torch.addmm(b_enc, x, W_enc.T)
     reference_acts, reference = select_topk(pre, W_dec.norm(dim=1), 32)
     same = (indices.sort(1).values == reference.sort(1).values).all(1)
@@ -102,7 +114,9 @@ def test_forward_on_degenerate_input(case: str, how: Search):
     else:
         x *= 1e-15
         b_enc *= 1e-15
-    acts, indices, _, decoded = CpuKernels(W_dec, W_enc, 5, how).forward(x, b_enc)
+    kernels = CpuKernels(W_dec, W_enc, 5, how)
+    codes = kernels.encode(x, b_enc)
+    acts, indices, _ = codes
     if case == "equal rows":  # any k of them are right
         expected = (x @ W_enc[0]).relu()[:, None].expand(-1, 5)
         torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-6)
@@ -112,7 +126,7 @@ def test_forward_on_degenerate_input(case: str, how: Search):
     else:
         scale = 1.0 if case not in ("huge", "tiny") else float(x.abs().max())
         assert_same_code(acts / scale, indices, x / scale, W_dec, W_enc, b_enc / scale, 5)
-    assert bool(decoded.isfinite().all())
+    assert bool(kernels.decode(codes).isfinite().all())
     if case == "negative":
         assert int((acts > 0).sum()) == 0
 
@@ -202,7 +216,7 @@ def test_the_largest_integer_dot_product_does_not_overflow():
     for d_in in (2, 16, 300, 2304, 9000):
         row = torch.ones(1, d_in).expand(16, d_in).contiguous()
         kernels = CpuKernels(row.clone(), row.clone(), 1, Search.INTEGERS)
-        acts, *_ = kernels.forward(row[:4], torch.zeros(16))
+        acts, *_ = kernels.encode(row[:4], torch.zeros(16))
         torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)
 
 
@@ -250,10 +264,17 @@ def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(size, seed: in
     sae.initialize_(seed, torch.zeros(d_in))
     kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, k)
     x = torch.randn(n, d_in, generator=generator)
-    codes = kernels.forward(x, sae.b_enc.data)
-    gradient = torch.randn(n, d_in, generator=generator)
-    found = kernels.gradients(x, (codes, gradient), None, 0.1, normalize=tied)
-    assert found.norm_bound >= kernels.squared_norm(found) ** 0.5 * (1 - 1e-5)
+    codes = kernels.encode(x, sae.b_enc.data)
+    rest = kernels.compare(codes, torch.randn(n, d_in, generator=generator))
+    found = kernels.gradients(x, Reconstruction(codes, rest, -0.7, 0.1), None, normalize=tied)
+    dec, enc = (Moments(torch.zeros(d_sae, d_in), torch.zeros(d_sae, d_in)) for _ in range(2))
+    squares, encoded = kernels.squared_norm(found, dec, enc)
+    assert found.norm_bound >= squares**0.5 * (1 - 1e-5)
+    assert found.encoded_bound >= encoded.norm() * (1 - 1e-5)
+    expected = found.code_bias_grads @ sae.encoder_rows
+    torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-4)
+    again = kernels.update(found, dec, enc, clip=1.0, lr=0.1, step=1)
+    assert torch.equal(again, encoded)
 
 
 @pytest.mark.parametrize("grad_clip", [1e-3, 1e3])
@@ -296,9 +317,9 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
     W_dec, W_enc, b_enc = random_rows(5, 40, 10)
     kernels = CpuKernels(W_dec, W_enc, 3)
     x = torch.randn(6, 10, generator=torch.Generator().manual_seed(6))
-    kernels.forward(x, b_enc)
+    kernels.encode(x, b_enc)
     W_enc.mul_(-1)
-    acts, indices, *_ = kernels.forward(x, b_enc)
+    acts, indices, _ = kernels.encode(x, b_enc)
     assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
 
 
@@ -314,7 +335,7 @@ def test_a_step_sees_weights_loaded_after_another_step():
     used.load_state_dict(fresh.state_dict())
     outcome = stepper.step(x, objective, none, 0.1)
     expected = CompiledStepper(fresh).step(x, objective, none, 0.1)
-    torch.testing.assert_close(outcome.x_hat, expected.x_hat, rtol=0, atol=0)
+    torch.testing.assert_close(outcome.residual, expected.residual, rtol=0, atol=0)
 
 
 def test_adam_state_moves_between_the_two_ways():
