@@ -113,13 +113,16 @@ class LanguageModel:
         return self._points.index(find_hook_point(config, self._model))
 
     @classmethod
-    def load(cls, config: ModelConfig, *, also: Sequence[ModelConfig] = ()) -> LanguageModel:
+    def load(
+        cls, config: ModelConfig, *, also: Sequence[ModelConfig] = (), many_rows: bool = False
+    ) -> LanguageModel:
         """Load the layers up to the deepest hook, without the head.
 
-        `also` names further hook points of the same model. Raises `UserError` in one sentence when
-        the model cannot be had, `ConfigError` for a hook that it does not have.
+        `also` names further hook points of the same model; `many_rows` says that many rows of one
+        length will be read. Raises `UserError` in one sentence when the model cannot be had,
+        `ConfigError` for a hook that it does not have.
         """
-        prefix = load_prefix([config, *also])
+        prefix = load_prefix([config, *also], many_rows=many_rows)
         return cls([config, *also], prefix.model, prefix.tokenizer)
 
     def at(self, config: ModelConfig) -> LanguageModel | None:

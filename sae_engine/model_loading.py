@@ -26,6 +26,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from sae_engine.attention import EAGER, choose_attention
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.hook_points import layers_needed, text_config, truncate
 from sae_engine.preflight import EMBEDDED_MODEL, model_path
@@ -46,8 +47,11 @@ class Prefix(NamedTuple):
     tokenizer: Any
 
 
-def load_prefix(configs: Sequence[ModelConfig]) -> Prefix:
+def load_prefix(configs: Sequence[ModelConfig], *, many_rows: bool = False) -> Prefix:
     """Load the layers up to the deepest hook of `configs`, all of one model, without the head.
+
+    With `many_rows` on a GPU it computes with the attention that is fastest for many rows of one
+    length, as it may compile for each length; see `attention`.
 
     Raises `UserError` in one sentence when the model cannot be had, `ConfigError` for a layer that
     it does not have.
@@ -66,12 +70,14 @@ def load_prefix(configs: Sequence[ModelConfig]) -> Prefix:
     if num_layers is not None:
         truncate(text_config(hf_config), num_layers)
     device = resolve_device(config)
+    dtype = resolve_dtype(config, device)
+    attention = choose_attention(hf_config, dtype, device) if many_rows else EAGER
     with _loading(config.name):
         model, report = AutoModel.from_pretrained(
             name,
             config=hf_config,
-            dtype=resolve_dtype(config, device),
-            attn_implementation="eager",
+            dtype=dtype,
+            attn_implementation=attention,
             use_safetensors=True,
             device_map=config.device_map or device,
             output_loading_info=True,
@@ -107,7 +113,7 @@ def load_rest(config: ModelConfig, prefix: nn.Module) -> Any:
             config=hf_config,
             state_dict=tensors,
             dtype=parameter.dtype,
-            attn_implementation="eager",
+            attn_implementation=EAGER,
             use_safetensors=True,
             device_map=config.device_map or parameter.device,
             output_loading_info=True,
