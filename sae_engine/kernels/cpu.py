@@ -346,12 +346,12 @@ class CpuKernels:
             return
         self._seen = now
         codes.row_norms(self._W_dec.detach().numpy(), self._norms)
-        codes.row_norms(self._W_enc.detach().numpy(), self._enc_norms)
-        if self._search is not Search.FLOATS:
-            W_enc = self._W_enc.detach().numpy()
-            self._over_latents(
-                lambda share: rows.write_shadow(share, W_enc, self._rounding, self._shadow)
+        W_enc = self._W_enc.detach().numpy()
+        self._over_latents(
+            lambda share: rows.write_shadow(
+                share, W_enc, self._enc_norms, self._rounding, self._shadow
             )
+        )
 
     def _room_for_candidates(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Latents and exact scores of as many candidates as there are latents. So many are rare:

@@ -9,14 +9,14 @@ atomics and the result does not depend on timing.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sae_engine.kernels.codes import Float32, Pairs, Share, dot, norm, weighted_sum
 from sae_engine.kernels.compiled import compiled
 from sae_engine.kernels.products import GROUP
-from sae_engine.kernels.search import Rounding, Shadow, write_panel
+from sae_engine.kernels.search import Rounding, Shadow, round_latent, write_panel
 
 
 class PairGradients(NamedTuple):
@@ -203,12 +203,30 @@ def adam(
 
 
 @compiled
-def write_shadow(share: Share, W_enc: Float32, rounding: Rounding, shadow: Shadow) -> None:
-    """Write the share's latents' part of the shadow."""
+def shadow_row(
+    j: int, last: int, row: Float32, rounding: Rounding, shadow: Shadow, rounded: Any
+) -> np.float32:
+    """Write latent j's part of the shadow, its group's panel when it is the group's last one or
+    all's; returns the row's norm. `rounded` is what `search.round_latent` takes.
+    """
+    if shadow.panels.shape[0] == 0:
+        return norm(row)
+    length = round_latent(j, row, rounding, shadow, rounded)
+    if j % GROUP == GROUP - 1 or j + 1 == last:
+        write_panel(rounded, j % GROUP + 1, shadow.panels[j // GROUP])
+    return length
+
+
+@compiled
+def write_shadow(
+    share: Share, W_enc: Float32, norms: Float32, rounding: Rounding, shadow: Shadow
+) -> None:
+    """Write the share's latents' part of the shadow, and their norms."""
+    rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
     for part in range(share.first, share.sums.shape[0], share.step):
-        first, last = share.bounds[part], share.bounds[part + 1]
-        for p in range(first // GROUP, (last + GROUP - 1) // GROUP):
-            write_panel(W_enc, p, rounding, shadow)
+        last = share.bounds[part + 1]
+        for j in range(share.bounds[part], last):
+            norms[j] = shadow_row(j, last, W_enc[j], rounding, shadow, rounded)
 
 
 @compiled
@@ -246,6 +264,7 @@ def update(
     """
     d_in = weights.dec.shape[1]
     dec, enc = np.zeros(d_in, np.float32), np.zeros(d_in, np.float32)
+    rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
     is_zero = True
     for part in range(share.first, share.sums.shape[0], share.step):
         last = share.bounds[part + 1]
@@ -261,6 +280,4 @@ def update(
                 is_zero = True
             update_row(j, gradients, weights, dec, enc, step)
             norms[j] = norm(weights.dec[j])
-            enc_norms[j] = norm(weights.enc[j])
-            if shadow.panels.shape[0] and (j + 1 == last or j % GROUP == GROUP - 1):
-                write_panel(weights.enc, j // GROUP, rounding, shadow)
+            enc_norms[j] = shadow_row(j, last, weights.enc[j], rounding, shadow, rounded)

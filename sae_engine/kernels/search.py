@@ -107,18 +107,22 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
 
     Returns what they are to be multiplied by, the row's norm and how far it was moved.
     """
-    squares, moved = np.float32(0), np.float32(0)
-    for i in range(row.shape[0]):
-        squares += row[i] * row[i]
-    norm, scale = np.sqrt(squares), np.float32(1)
+    squares, moved, scale = np.float32(0), np.float32(0), np.float32(1)
     if rounding.norm_limit == 0:
         bits = row.view(np.uint32)
         for i in range(row.shape[0]):
-            upper = bits[i] + np.uint32(0x7FFF) + ((bits[i] >> np.uint32(16)) & np.uint32(1))
-            rounded[i] = np.int16(upper >> np.uint32(16))
+            # numba makes sums of 32 bits 64 bits wide, which is twice as slow
+            is_odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+            upper = np.uint32(bits[i] + np.uint32(0x7FFF) + is_odd)
+            rounded[i] = np.uint16(upper >> np.uint32(16))
             error = row[i] - np.uint32(upper & np.uint32(0xFFFF0000)).view(np.float32)
             moved += error * error
+            squares += row[i] * row[i]
+        norm = np.sqrt(squares)
     else:
+        for i in range(row.shape[0]):
+            squares += row[i] * row[i]
+        norm = np.sqrt(squares)
         # sizes as integers: in the same order, and a maximum of those is vectorized
         bits, largest = row.view(np.int32), np.int32(0)
         for i in range(row.shape[0]):
@@ -149,16 +153,23 @@ def round_rows(
 
 
 @compiled
-def write_panel(W_enc: Float32, p: int, rounding: Rounding, shadow: Shadow) -> None:
-    """Write one group's part of the shadow."""
-    d_sae, panel = W_enc.shape[0], shadow.panels[p]
-    rounded = np.zeros((GROUP, 2 * panel.shape[0]), np.int16)
-    first = p * GROUP
-    for c in range(min(GROUP, d_sae - first)):
-        scale, norm, moved = round_row(W_enc[first + c], rounding, rounded[c])
-        shadow.scales[first + c] = scale
-        error = max(moved, rounding.typical * norm) + rounding.accumulated * (norm + moved)
-        shadow.errors[first + c] = error
+def round_latent(
+    j: int, row: Float32, rounding: Rounding, shadow: Shadow, rounded: Any
+) -> np.float32:
+    """Write latent j's scale and part of the bounds, and its rounded row to its place in `rounded`,
+    int16 [GROUP, 2 pairs]; returns the row's norm.
+    """
+    scale, norm, moved = round_row(row, rounding, rounded[j % GROUP])
+    shadow.scales[j] = scale
+    error = max(moved, rounding.typical * norm) + rounding.accumulated * (norm + moved)
+    shadow.errors[j] = error
+    return norm
+
+
+@compiled
+def write_panel(rounded: Any, count: int, panel: Any) -> None:
+    """Write a group's panel [pairs, GROUP] from the rounded rows of its `count` latents."""
+    rounded[count:] = 0
     pairs = rounded.view(np.int32)
     for i in range(panel.shape[0]):
         for c in range(GROUP):

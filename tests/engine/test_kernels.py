@@ -146,8 +146,11 @@ def test_approximate_scores_keep_within_their_bound(how: Search, d_in: int, seed
     rounding = Rounding.of(how, d_in)
     panels = memory.zeros((2, how.pairs(d_in), 16), np.int32)
     shadow = Shadow(panels, np.zeros(d_sae, np.float32), np.zeros(d_sae, np.float32))
-    for p in range(2):
-        search.write_panel(rows.numpy(), p, rounding, shadow)
+    rounded = np.zeros((16, 2 * how.pairs(d_in)), np.int16)
+    for j in range(d_sae):
+        search.round_latent(j, rows[j].numpy(), rounding, shadow, rounded)
+        if j % 16 == 15:
+            search.write_panel(rounded, 16, panels[j // 16])
     tokens = search.round_tokens(x.numpy(), n, how, rounding)
     latents = Latents(shadow.scales, np.zeros(d_sae, np.float32), shadow.errors)
     scores, bounds = memory.zeros((n, d_sae)), memory.zeros((n, 2))
