@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.adam import BETA1, BETA2, EPSILON, AdamState
-from sae_engine.kernels.cpu import CpuKernels, Reconstruction, Rest
+from sae_engine.kernels.cpu import Codes, CpuKernels, Reconstruction, Rest
 from sae_engine.loss import auxk_loss, total_variance
 from sae_engine.memory import settle_
 from sae_engine.objective import Dead, Objective, Outcome, Stepper, k_auxk
@@ -165,12 +165,17 @@ class CompiledStepper:
     ) -> Outcome:
         sae, kernels = self._sae, self._kernels
         centered = x - sae.b_dec
-        codes = kernels.encode(centered, sae.b_enc)
+        latents = dead.latents()
+        if len(latents) and objective.auxk_alpha:
+            k_aux = min(k_auxk(sae.d_in), len(latents))
+            codes, of_dead = kernels.encode_with_dead(centered, sae.b_enc, latents, k_aux)
+        else:
+            codes, of_dead = kernels.encode(centered, sae.b_enc), None
         rest = kernels.compare(codes, centered)
         factor = -2 / (len(x) * objective.variance)
         code = Reconstruction(codes, rest, factor, objective.l1_lambda / len(x))
         residual_sum = rest.residual.sum(0)
-        auxiliary, auxk = self._auxk(rest, residual_sum, centered, objective, dead.latents())
+        auxiliary, auxk = self._auxk(of_dead, rest, residual_sum, objective.auxk_alpha)
         found = kernels.gradients(centered, code, auxk, normalize=objective.normalize_decoder)
         b_enc_grad = found.code_bias_grads + found.auxk_bias_grads
         decoded_grad = factor * residual_sum  # b_dec's, but for the encoder's part
@@ -191,27 +196,17 @@ class CompiledStepper:
         return Outcome(rest.residual, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
 
     def _auxk(
-        self,
-        rest: Rest,
-        residual_sum: Tensor,
-        centered: Tensor,
-        objective: Objective,
-        dead: Tensor,
+        self, codes: Codes | None, rest: Rest, residual_sum: Tensor, alpha: float
     ) -> tuple[Tensor, Reconstruction | None]:
-        """`auxk` and what the dead latents make of the residual."""
-        if not len(dead) or not objective.auxk_alpha:
+        """`auxk`, and what the dead latents' codes make of the residual."""
+        n = len(rest.residual)
+        variance = 0.0 if codes is None else _variance(rest, residual_sum)
+        if codes is None or variance == 0:
             return torch.zeros(()), None
-        n = len(centered)
-        variance = _variance(rest, residual_sum)
-        if variance == 0:
-            return torch.zeros(()), None
-        k_aux = min(k_auxk(self._sae.d_in), len(dead))
-        codes = self._kernels.encode_dead(centered, self._sae.b_enc, dead, k_aux)
         left = self._kernels.compare(codes, rest.residual)
         # `loss.auxk_loss` and its gradient
         loss = float(np.square(left.norms, dtype=np.float64).sum()) / (n * variance)
-        factor = -2 * objective.auxk_alpha / (n * variance)
-        return torch.tensor(loss), Reconstruction(codes, left, factor, 0.0)
+        return torch.tensor(loss), Reconstruction(codes, left, -2 * alpha / (n * variance), 0.0)
 
     def _update_bias(self, name: str, gradient: Tensor, lr: float) -> None:
         mean, square = self._adam.moments[name]

@@ -115,6 +115,26 @@ def find_candidates(
 
 
 @compiled
+def find_positive(
+    scores: Float32,
+    errors: Float32,
+    x_errors: Float32,
+    which: Int32,
+    found: Int32,
+    counts: Int32,
+) -> None:
+    """Those of the latents `which` that may be positive, like `find_candidates`."""
+    for r in range(counts.shape[0]):
+        count = 0
+        for i in range(which.shape[0]):
+            j = which[i]
+            if scores[r, j] + x_errors[r] * errors[j] > 0:
+                found[r, count] = j
+                count += 1
+        counts[r] = count
+
+
+@compiled
 def sort_by_latent(latents: Int32, counts: Int32, pairs: Pairs) -> None:
     """Fill `pairs` with the first counts[r] of latents[r], for every token r."""
     starts = pairs.starts
@@ -211,29 +231,6 @@ def keep_best(
     scratch = np.empty(max(1, counts.max()), np.float32)
     for r in range(counts.shape[0]):
         kept[r] = keep_row(found[r], counts[r], scores[r], norms, k, scratch, acts[r], latents[r])
-
-
-@compiled
-def keep_positive(
-    pre: Float32,
-    which: Int32,
-    norms: Float32,
-    k: int,
-    acts: Float32,
-    latents: Int32,
-    kept: Int32,
-) -> None:
-    """The same from the pre-activations [n, D] of the latents `which` [D]."""
-    found = np.empty(which.shape[0], np.int32)
-    scores, scratch = np.empty(which.shape[0], np.float32), np.empty(which.shape[0], np.float32)
-    for r in range(pre.shape[0]):
-        count = 0
-        for i in range(which.shape[0]):
-            if pre[r, i] > 0:
-                found[count] = which[i]
-                scores[count] = pre[r, i] * norms[which[i]]
-                count += 1
-        kept[r] = keep_row(found, count, scores, norms, k, scratch, acts[r], latents[r])
 
 
 @compiled

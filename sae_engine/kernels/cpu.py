@@ -28,8 +28,6 @@ more than half of its second-level cache; each block reads the whole shadow.
 """
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
-DEAD_BYTES = 2**25
-"""Dead latents' encoder rows that are multiplied at once, at most."""
 
 
 class Codes(NamedTuple):
@@ -61,6 +59,28 @@ class Reconstruction(NamedTuple):
     """The gradient of L in what the codes decode to is so many times the residual."""
     act_grad: float
     """What each activation adds to L's derivative besides."""
+
+
+class Candidates(NamedTuple):
+    """Latents that are looked at exactly, of each of n tokens the first `counts`."""
+
+    latents: NDArray[np.int32]
+    """[n, d_sae]"""
+    counts: NDArray[np.int32]
+    """[n]"""
+    scores: NDArray[np.float32]
+    """[n, d_sae]: exact, once they are."""
+
+    @staticmethod
+    def of(n: int, d_sae: int) -> Candidates:
+        """Room for as many as there are latents. So many are rare: only the beginnings of rows are
+        touched, in small pages, as PyTorch's memory is.
+        """
+        latents = torch.empty((n, d_sae), dtype=torch.int32).numpy()
+        return Candidates(latents, np.empty(n, np.int32), torch.empty(n, d_sae).numpy())
+
+    def first(self, n: int) -> Candidates:
+        return Candidates(self.latents[:n], self.counts[:n], self.scores[:n])
 
 
 class Scratch(NamedTuple):
@@ -120,7 +140,7 @@ class CpuKernels:
         self._norms, self._enc_norms = (np.zeros(self.d_sae, np.float32) for _ in range(2))
         self._seen = (-1, -1)
         self._scratch: dict[int, Scratch] = {}
-        self._found, self._exact = self._room_for_candidates(0)
+        self._candidates: dict[str, Candidates] = {}
 
     def encode(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
         """Codes of x - b_dec.
@@ -128,51 +148,43 @@ class CpuKernels:
         The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
         activations are computed in float32.
         """
-        self._refresh()
-        n = len(centered)
-        if len(self._found) < n:
-            self._found, self._exact = self._room_for_candidates(n)
-        found, exact, counts = self._found[:n], self._exact[:n], np.empty(n, np.int32)
-        self._find(centered, b_enc, found, counts)
-        pairs = self._pairs(found, counts)
-        x, bias, W_enc = centered.numpy(), b_enc.detach().numpy(), self._W_enc.detach().numpy()
-        self._over_latents(
-            lambda share: codes.exact_scores(share, pairs, x, W_enc, bias, self._norms, exact)
-        )
-        kept = _room_for_codes(n, self._k)
-        self._over_tokens(
-            n,
-            lambda here: codes.keep_best(
-                found[here], counts[here], exact[here], self._norms, self._k, *_part(kept, here)
-            ),
-        )
-        return kept
+        found, _ = self._search_for(centered, b_enc, np.empty(0, np.int32))
+        return self._best_of(found, centered, b_enc, self._k)
 
-    def encode_dead(
+    def encode_with_dead(
         self,
         centered: Float[Tensor, "n d_in"],
         b_enc: Float[Tensor, " d_sae"],
         dead: Int[Tensor, " D"],
         k_aux: int,
-    ) -> Codes:
-        """Codes of the `k_aux` strongest among the dead latents that are positive.
-
-        Few of them are, so that after one matmul of their rows all goes by pairs.
+    ) -> tuple[Codes, Codes]:
+        """The same, and codes of the `k_aux` strongest among the dead latents that are positive,
+        which the same search finds.
         """
-        n, at_once = len(centered), max(1, DEAD_BYTES // (4 * self.d_in))
-        pre = torch.empty(n, len(dead))
-        rows_at_once = torch.empty(min(at_once, len(dead)), self.d_in)
-        for out, part in zip(pre.split(at_once, dim=1), dead.split(at_once), strict=True):
-            W_enc = torch.index_select(self._W_enc, 0, part, out=rows_at_once[: len(part)])
-            torch.addmm(b_enc[part], centered, W_enc.T, out=out)
-        which, kept = dead.numpy().astype(np.int32), _room_for_codes(n, k_aux)
+        found, positive = self._search_for(centered, b_enc, dead.numpy().astype(np.int32))
+        return (
+            self._best_of(found, centered, b_enc, self._k),
+            self._best_of(positive, centered, b_enc, k_aux),
+        )
+
+    def _best_of(self, found: Candidates, centered: Tensor, b_enc: Tensor, k: int) -> Codes:
+        """Each token's k best candidates by their exact scores."""
+        pairs, n = self._pairs(found.latents, found.counts), len(found.counts)
+        x, bias, W_enc = centered.numpy(), b_enc.detach().numpy(), self._W_enc.detach().numpy()
+        self._over_latents(
+            lambda share: codes.exact_scores(
+                share, pairs, x, W_enc, bias, self._norms, found.scores
+            )
+        )
+        best = Codes(torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), np.empty(n, np.int32))
         self._over_tokens(
             n,
-            lambda here: codes.keep_positive(
-                pre.numpy()[here], which, self._norms, k_aux, *_part(kept, here)
+            lambda here: codes.keep_best(
+                found.latents[here], found.counts[here], found.scores[here], self._norms, k,
+                *_part(best, here),
             ),
-        )
-        return kept
+        )  # fmt: skip
+        return best
 
     def decode(self, code: Codes) -> Float[Tensor, "n d_in"]:
         """What codes decode to, without the bias."""
@@ -202,30 +214,39 @@ class CpuKernels:
         )  # fmt: skip
         return rest
 
-    def _find(
-        self,
-        centered: Tensor,
-        b_enc: Tensor,
-        found: NDArray[np.int32],
-        counts: NDArray[np.int32],
-    ) -> None:
-        """Each token's candidates."""
+    def _search_for(
+        self, centered: Tensor, b_enc: Tensor, dead: NDArray[np.int32]
+    ) -> tuple[Candidates, Candidates]:
+        """What may be among each token's k best, and which of the dead may be positive."""
+        self._refresh()
         norms = self._pad(self._norms)
         offsets = norms * self._pad(b_enc.detach().numpy())
         offsets[self.d_sae :] = -np.inf
         latents = Latents(norms * self._shadow.scales, offsets, norms * self._shadow.errors)
         group_errors = latents.errors.reshape(-1, GROUP).max(axis=1)
-        bounds = self._blocks(len(centered))
+        n = len(centered)
+        found, positive = self._room("code", n), self._room("dead", n)
+        bounds = self._blocks(n)
 
         def block(part: int, thread: int) -> None:
             here = slice(bounds[part], bounds[part + 1])
             scores, group_bounds, errors = self._scores(centered[here], b_enc, latents, thread)
             codes.find_candidates(
-                scores, group_bounds, latents.errors, group_errors, errors, self._k, found[here],
-                counts[here],
+                scores, group_bounds, latents.errors, group_errors, errors, self._k,
+                found.latents[here], found.counts[here],
             )  # fmt: skip
+            codes.find_positive(
+                scores, latents.errors, errors, dead, positive.latents[here], positive.counts[here]
+            )
 
         in_parallel(block, len(bounds) - 1)
+        return found, positive
+
+    def _room(self, name: str, n: int) -> Candidates:
+        room = self._candidates.get(name)
+        if room is None or len(room.counts) < n:
+            room = self._candidates[name] = Candidates.of(n, self.d_sae)
+        return room.first(n)
 
     def _pairs(self, latents: NDArray[np.int32], counts: NDArray[np.int32]) -> codes.Pairs:
         total = int(counts.sum())
@@ -353,13 +374,6 @@ class CpuKernels:
             )
         )
 
-    def _room_for_candidates(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Latents and exact scores of as many candidates as there are latents. So many are rare:
-        only the beginnings of rows are touched, in small pages, as PyTorch's memory is.
-        """
-        shape = (n, self.d_sae)
-        return torch.empty(shape, dtype=torch.int32).numpy(), torch.empty(shape).numpy()
-
     def _blocks(self, n: int) -> list[int]:
         """Where blocks of tokens begin: a multiple of the threads, of nearly equal size."""
         threads = num_threads()
@@ -390,10 +404,6 @@ class CpuKernels:
 
     def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(values, (0, self._padded - self.d_sae))
-
-
-def _room_for_codes(n: int, k: int) -> Codes:
-    return Codes(torch.empty(n, k), torch.empty(n, k, dtype=torch.int32), np.empty(n, np.int32))
 
 
 def _part(
