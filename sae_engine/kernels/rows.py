@@ -203,18 +203,25 @@ def adam(
 
 
 @compiled
-def shadow_row(
-    j: int, last: int, row: Float32, rounding: Rounding, shadow: Shadow, rounded: Any
-) -> np.float32:
-    """Write latent j's part of the shadow, its group's panel when it is the group's last one or
-    all's; returns the row's norm. `rounded` is what `search.round_latent` takes.
+def shadow_group(
+    first: int,
+    last: int,
+    W_enc: Float32,
+    norms: Float32,
+    rounding: Rounding,
+    shadow: Shadow,
+    rounded: Any,
+) -> None:
+    """Write a group's part of the shadow, unless that is empty, and its latents' norms; `rounded`
+    is what `search.round_latent` takes.
     """
-    if shadow.panels.shape[0] == 0:
-        return norm(row)
-    length = round_latent(j, row, rounding, shadow, rounded)
-    if j % GROUP == GROUP - 1 or j + 1 == last:
-        write_panel(rounded, j % GROUP + 1, shadow.panels[j // GROUP])
-    return length
+    for j in range(first, last):
+        if shadow.panels.shape[0]:
+            norms[j] = round_latent(j, W_enc[j], rounding, shadow, rounded)
+        else:
+            norms[j] = norm(W_enc[j])
+    if shadow.panels.shape[0]:
+        write_panel(rounded, last - first, shadow.panels[first // GROUP])
 
 
 @compiled
@@ -224,9 +231,10 @@ def write_shadow(
     """Write the share's latents' part of the shadow, and their norms."""
     rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
     for part in range(share.first, share.sums.shape[0], share.step):
-        last = share.bounds[part + 1]
-        for j in range(share.bounds[part], last):
-            norms[j] = shadow_row(j, last, W_enc[j], rounding, shadow, rounded)
+        end = share.bounds[part + 1]
+        for first in range(share.bounds[part], end, GROUP):
+            last = min(first + GROUP, end)
+            shadow_group(first, last, W_enc, norms, rounding, shadow, rounded)
 
 
 @compiled
@@ -263,21 +271,25 @@ def update(
     of sums [parts, d_in] becomes the sum of bias_grads[j] W_enc,j as they were before.
     """
     d_in = weights.dec.shape[1]
-    dec, enc = np.zeros(d_in, np.float32), np.zeros(d_in, np.float32)
+    dec, enc = np.zeros((GROUP, d_in), np.float32), np.zeros((GROUP, d_in), np.float32)
+    is_zero = np.ones(GROUP, np.bool_)
     rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
-    is_zero = True
     for part in range(share.first, share.sums.shape[0], share.step):
-        last = share.bounds[part + 1]
+        end = share.bounds[part + 1]
         sums[part] = 0
-        for j in range(share.bounds[part], last):
-            add_row(bias_grads[j], weights.enc[j], sums[part])
-            if has_gradient(j, gradients):
-                row_gradients(j, gradients, weights.dec, dec, enc)
-                is_zero = False
-            elif not is_zero:
-                dec[:] = 0
-                enc[:] = 0
-                is_zero = True
-            update_row(j, gradients, weights, dec, enc, step)
-            norms[j] = norm(weights.dec[j])
-            enc_norms[j] = shadow_row(j, last, weights.enc[j], rounding, shadow, rounded)
+        for first in range(share.bounds[part], end, GROUP):
+            last = min(first + GROUP, end)
+            for j in range(first, last):
+                c = j - first
+                if has_gradient(j, gradients):
+                    row_gradients(j, gradients, weights.dec, dec[c], enc[c])
+                    is_zero[c] = False
+                elif not is_zero[c]:
+                    dec[c] = 0
+                    enc[c] = 0
+                    is_zero[c] = True
+            for j in range(first, last):
+                add_row(bias_grads[j], weights.enc[j], sums[part])
+                update_row(j, gradients, weights, dec[j - first], enc[j - first], step)
+                norms[j] = norm(weights.dec[j])
+            shadow_group(first, last, weights.enc, enc_norms, rounding, shadow, rounded)
