@@ -9,14 +9,16 @@ atomics and the result does not depend on timing.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from sae_engine.kernels.codes import Float32, Pairs, Share, dot, norm, weighted_sum
+from sae_engine.kernels.codes import Pairs
 from sae_engine.kernels.compiled import compiled
+from sae_engine.kernels.division import Share
 from sae_engine.kernels.products import GROUP
-from sae_engine.kernels.search import Rounding, Shadow, round_latent, write_panel
+from sae_engine.kernels.search import Rounding, Shadow, shadow_group
+from sae_engine.kernels.vectors import Float32, dot, norm, weighted_sum
 
 
 class PairGradients(NamedTuple):
@@ -200,41 +202,6 @@ def adam(
         mean[c] = m
         square[c] = v
         weight[c] -= size * m / (np.sqrt(v) * root + epsilon)
-
-
-@compiled
-def shadow_group(
-    first: int,
-    last: int,
-    W_enc: Float32,
-    norms: Float32,
-    rounding: Rounding,
-    shadow: Shadow,
-    rounded: Any,
-) -> None:
-    """Write a group's part of the shadow, unless that is empty, and its latents' norms; `rounded`
-    is what `search.round_latent` takes.
-    """
-    for j in range(first, last):
-        if shadow.panels.shape[0]:
-            norms[j] = round_latent(j, W_enc[j], rounding, shadow, rounded)
-        else:
-            norms[j] = norm(W_enc[j])
-    if shadow.panels.shape[0]:
-        write_panel(rounded, last - first, shadow.panels[first // GROUP])
-
-
-@compiled
-def write_shadow(
-    share: Share, W_enc: Float32, norms: Float32, rounding: Rounding, shadow: Shadow
-) -> None:
-    """Write the share's latents' part of the shadow, and their norms."""
-    rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
-    for part in range(share.first, share.sums.shape[0], share.step):
-        end = share.bounds[part + 1]
-        for first in range(share.bounds[part], end, GROUP):
-            last = min(first + GROUP, end)
-            shadow_group(first, last, W_enc, norms, rounding, shadow, rounded)
 
 
 @compiled

@@ -17,17 +17,14 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sae_engine import memory
 from sae_engine.kernels import products
 from sae_engine.kernels.compiled import compiled, compiled_finite
+from sae_engine.kernels.division import Share
 from sae_engine.kernels.products import GROUP, INTEGER_ROWS, TILE
+from sae_engine.kernels.vectors import Float32, norm
 
-Float32 = NDArray[np.float32]
-
-BISECTIONS = 12
-"""Steps in which a threshold is found; it may be too low by a 4096th of the largest score."""
 PAIRS_PER_PASS = 256
 """Pairs of coordinates after which a panel's part leaves the first-level cache."""
 
@@ -176,6 +173,41 @@ def write_panel(rounded: Any, count: int, panel: Any) -> None:
             panel[i, c] = pairs[c, i]
 
 
+@compiled
+def shadow_group(
+    first: int,
+    last: int,
+    W_enc: Float32,
+    norms: Float32,
+    rounding: Rounding,
+    shadow: Shadow,
+    rounded: Any,
+) -> None:
+    """Write a group's part of the shadow, unless that is empty, and its latents' norms; `rounded`
+    is what `round_latent` takes.
+    """
+    for j in range(first, last):
+        if shadow.panels.shape[0]:
+            norms[j] = round_latent(j, W_enc[j], rounding, shadow, rounded)
+        else:
+            norms[j] = norm(W_enc[j])
+    if shadow.panels.shape[0]:
+        write_panel(rounded, last - first, shadow.panels[first // GROUP])
+
+
+@compiled
+def write_shadow(
+    share: Share, W_enc: Float32, norms: Float32, rounding: Rounding, shadow: Shadow
+) -> None:
+    """Write the share's latents' part of the shadow, and their norms."""
+    rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
+    for part in range(share.first, share.sums.shape[0], share.step):
+        end = share.bounds[part + 1]
+        for first in range(share.bounds[part], end, GROUP):
+            last = min(first + GROUP, end)
+            shadow_group(first, last, W_enc, norms, rounding, shadow, rounded)
+
+
 class Tokens(NamedTuple):
     """A block of n rounded tokens, a multiple of `Search.token_multiple`."""
 
@@ -287,100 +319,3 @@ def float_group_bounds(scores: Float32, num_groups: int, group_bounds: Float32) 
             for c in range(GROUP):
                 best = max(best, scores[r, p * GROUP + c])
             group_bounds[r, p] = best
-
-
-@compiled
-def kth_largest(values: Float32, count: int, k: int) -> float:
-    """The k-th largest of the first `count` values, which are reordered (Hoare's selection)."""
-    low, high, wanted = 0, count - 1, k - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if wanted <= j:
-            high = j
-        elif wanted >= i:
-            low = i
-        else:
-            break
-    return values[wanted]
-
-
-@compiled_finite
-def reached_by(values: Float32, count: int, k: int) -> np.float32:
-    """A number above 0 that at least k of the first `count` values reach, and few more; or 0.
-
-    By bisection: counting is vectorized, which makes it faster than a selection. So is a maximum of
-    integers, and as such positive numbers are in the same order.
-    """
-    bits, largest = values.view(np.int32), np.int32(0)
-    for i in range(count):
-        largest = max(largest, bits[i])
-    low, high = np.float32(0), np.int32(largest).view(np.float32)
-    for _ in range(BISECTIONS):
-        middle = np.float32(0.5) * (low + high)
-        reached = np.int32(0)
-        for i in range(count):
-            reached += np.int32(values[i] >= middle)
-        if reached >= k:
-            low = middle
-            if reached == k:
-                break
-        else:
-            high = middle
-    return low
-
-
-@compiled
-def candidates(
-    scores: Float32,
-    group_bounds: Float32,
-    errors: Float32,
-    group_errors: Float32,
-    x_error: float,
-    k: int,
-    scratch: Float32,
-    open_groups: Any,
-    found: Any,
-) -> int:
-    """Latents that may be among the k best of one token; their numbers go to `found`.
-
-    scores [>= P GROUP], group_bounds [>= P], errors [P GROUP], group_errors [P] (the group's
-    largest). Only positive scores count. `scratch` is as long as `scores`, `open_groups` [P] holds
-    the groups that are looked into. Returns how many were found.
-    """
-    num_groups = group_errors.shape[0]
-    threshold = reached_by(group_bounds, num_groups, k)
-    num_open = 0
-    for p in range(num_groups):
-        if group_bounds[p] + 2 * x_error * group_errors[p] >= threshold:
-            products.fetch(np.uint64(scores.ctypes.data + 4 * GROUP * p))
-            open_groups[num_open] = p
-            num_open += 1
-    count = 0
-    for q in range(num_open):
-        first = open_groups[q] * GROUP
-        for j in range(first, first + GROUP):
-            if scores[j] + x_error * errors[j] >= threshold:
-                found[count] = j
-                count += 1
-    if count <= k:
-        return count
-    for i in range(count):
-        scratch[i] = scores[found[i]] - x_error * errors[found[i]]
-    threshold = max(threshold, reached_by(scratch, count, k))
-    kept = 0
-    for i in range(count):
-        j = found[i]
-        if scores[j] + x_error * errors[j] >= threshold:
-            found[kept] = j
-            kept += 1
-    return kept

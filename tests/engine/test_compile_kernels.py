@@ -8,7 +8,7 @@ from numba.core.dispatcher import Dispatcher
 
 from sae_engine.compile_kernels import compile_all
 from sae_engine.files import RunFolder
-from sae_engine.kernels import codes, grouping, rows, search
+from sae_engine.kernels import candidates, codes, grouping, rows, search, vectors
 from sae_engine.kernels.compiled import drop_outdated
 from sae_engine.presets import resolve_config
 from sae_engine.train import train
@@ -17,7 +17,7 @@ from sae_engine.train import train
 def test_nothing_is_left_to_compile_for_a_run(tmp_path: Path):
     kernels = [
         kernel
-        for module in (codes, grouping, rows, search)
+        for module in (candidates, codes, grouping, rows, search, vectors)
         for kernel in vars(module).values()
         if isinstance(kernel, Dispatcher)
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_engine import memory
 from sae_engine.adam import Moments
-from sae_engine.kernels import products, search, select_topk
+from sae_engine.kernels import candidates, products, search, select_topk
 from sae_engine.kernels.cpu import CpuKernels, Reconstruction
 from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.loss import total_variance
@@ -203,13 +203,13 @@ def test_integer_products_are_exact(is_wide: bool):
 )
 def test_k_values_reach_the_threshold_of_a_bisection(values: list[float], k: int):
     array = np.array(values, np.float32)
-    threshold = search.reached_by(array, len(array), k)
+    threshold = candidates.reached_by(array, len(array), k)
     assert threshold >= 0
     reached = (array >= threshold).sum()
     if threshold > 0:
         assert reached >= k
     if reached > k:  # no more than those within the last bisection of the k-th
-        assert threshold >= np.sort(array)[-k] - max(values) / 2**search.BISECTIONS * 1.001
+        assert threshold >= np.sort(array)[-k] - max(values) / 2**candidates.BISECTIONS * 1.001
 
 
 def test_the_largest_integer_dot_product_does_not_overflow():
