@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from sae_engine.errors import UserError
 from sae_engine.feature_index.contexts import ContextReader, Window
 from sae_engine.feature_index.damage import naming_damage
+from sae_engine.feature_index.facts import FeatureFacts, NoSuchFeatureError
 from sae_engine.feature_index.format import (
     TOKENIZER,
     IndexArrays,
@@ -38,7 +38,6 @@ from sae_engine.feature_index.listing import (
     ordered,
 )
 from sae_engine.feature_index.lookup import (
-    Statistics,
     nearest_spellings,
     phrase_positions,
     resolve,
@@ -48,7 +47,6 @@ from sae_engine.feature_index.lookup import (
 )
 from sae_engine.feature_index.vocabulary import Vocabulary
 from sae_engine.schema.api import (
-    Density,
     Feature,
     FeatureDetail,
     FeatureMatch,
@@ -56,32 +54,18 @@ from sae_engine.schema.api import (
     FeatureRow,
     FeatureSort,
     FeatureState,
-    Histogram,
-    Logits,
     LookupRank,
     LookupResult,
     MatchedToken,
-    Neighbour,
     SortOrder,
-    TokenLogit,
     TokenMatch,
-    TokenStatistics,
 )
 
 __all__ = ["FeatureIndex", "IndexDamagedError", "NoSuchFeatureError"]
 
-NUM_TOP_TOKENS = 10
-"""Top tokens of a feature's page, and those that a search looks through."""
-NUM_ROW_TOKENS = 5
-NUM_BINS = 40
 NUM_INTERVALS = 5
-EXAMPLE_WINDOW = 8
 MAX_MEMBERS = 500
 """Matched tokens that a lookup lists; its statistics cover all of them."""
-
-
-class NoSuchFeatureError(UserError):
-    """The SAE has no feature of that index."""
 
 
 class FeatureIndex:
@@ -93,6 +77,7 @@ class FeatureIndex:
         self._arrays = arrays
         self._vocabulary = _vocabulary(folder, manifest, arrays)
         self._contexts = ContextReader(arrays, self._vocabulary)
+        self._facts = FeatureFacts(arrays, manifest.num_tokens, self._vocabulary, self._contexts)
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -176,19 +161,19 @@ class FeatureIndex:
         if state is not None:
             keep &= matching_state(self.fired, self.num_tokens, state)
         if q and q.strip():
-            keep &= matching_text(q, labels, self._top_tokens, self._vocabulary)
+            keep &= matching_text(q, labels, self._facts.top_tokens, self._vocabulary)
         chosen = ordered(
             np.flatnonzero(keep),
             sort,
             order,
             fired=self.fired,
-            max_acts=lambda: self._max_acts,
+            max_acts=lambda: self._facts.max_acts,
             labels=labels,
         )
         page = chosen[offset : offset + limit].tolist()
         end = offset + len(page)
         return FeaturePage(
-            items=[self.row(i, labels) for i in page],
+            items=[self._facts.row(i, labels) for i in page],
             next_cursor=cursor_at(end) if page and end < len(chosen) else None,
             total=len(chosen),
             snapshot=self.step,
@@ -208,14 +193,14 @@ class FeatureIndex:
         """Everything about one feature; raises `NoSuchFeatureError`."""
         labels = labels or {}
         return FeatureDetail(
-            **dict(self.facts(index, labels)),
+            **dict(self._facts.of(index, labels)),
             snapshot=self.step,
-            histogram=self._histogram(index),
+            histogram=self._facts.histogram(index),
             contexts=self._contexts.strongest(index, window, num_contexts),
             intervals=self._contexts.intervals(index, window, NUM_INTERVALS),
-            top_tokens=self._token_statistics(index),
-            logits=self._logits(index),
-            neighbours=self._neighbours(index, labels),
+            top_tokens=self._facts.token_statistics(index),
+            logits=self._facts.logits(index),
+            neighbours=self._facts.neighbours(index, labels),
             notes=notes,
             starred=starred,
         )
@@ -223,7 +208,7 @@ class FeatureIndex:
     @naming_damage
     def max_activations(self, indices: Sequence[int]) -> list[float]:
         """Largest activation of each feature on the index corpus, 0 for dead ones."""
-        return [self._max_act(index) for index in indices]
+        return [self._facts.max_act(index) for index in indices]
 
     @naming_damage
     def lookup(
@@ -251,7 +236,7 @@ class FeatureIndex:
                 + [phrase_positions(self._arrays, p) for p in meaning.phrases]
             )
         )
-        count = len(positions) if is_phrase else int(self._token_counts[meaning.ids].sum())
+        count = len(positions) if is_phrase else int(self._facts.token_counts[meaning.ids].sum())
         features: list[FeatureMatch] = []
         if count:
             statistics = (
@@ -260,7 +245,7 @@ class FeatureIndex:
                 else statistics_of_tokens(self._arrays, meaning.ids)
             )
             best = statistics.best(rank, min_count, limit)
-            features = [self._match(statistics, place, labels) for place in best]
+            features = [self._facts.match(statistics, place, labels) for place in best]
         return LookupResult(
             tokens=self._matched(members, keep_order=is_phrase),
             features=features,
@@ -271,150 +256,38 @@ class FeatureIndex:
             else why_nothing(text, match, meaning, count, min_count, self.num_tokens),
             suggestions=[]
             if count
-            else nearest_spellings(text, self._vocabulary, self._token_counts),
+            else nearest_spellings(text, self._vocabulary, self._facts.token_counts),
             snapshot=self.step,
         )
 
     @naming_damage
     def row(self, index: int, labels: Mapping[int, str]) -> FeatureRow:
         """One feature as a list shows it."""
-        top = self._best_tokens(index, NUM_ROW_TOKENS)
-        return FeatureRow(
-            **dict(self.facts(index, labels)),
-            example=self._contexts.example(index, EXAMPLE_WINDOW),
-            top_tokens=[self._vocabulary.text(i) for i in top],
-        )
-
-    @naming_damage
-    def top_tokens(self, latents: NDArray[Any], num: int) -> list[list[str]]:
-        """Texts of up to `num` tokens that go best with each of some latents, best first."""
-        chosen = self._top_tokens[latents, :num].tolist()
-        return [[self._vocabulary.text(i) for i in ids if i != NO_TOKEN] for ids in chosen]
+        return self._facts.row(index, labels)
 
     @naming_damage
     def facts(self, index: int, labels: Mapping[int, str] | None = None) -> Feature:
         """What every list says of a feature; raises `NoSuchFeatureError`."""
-        if not 0 <= index < self.d_sae:
-            raise NoSuchFeatureError(
-                f"There is no feature {index}; this SAE has features 0 to {self.d_sae - 1}."
-            )
-        fired = int(self.fired[index])
-        states: Sequence[FeatureState] = ("dead", "dense", "alive")
-        return Feature(
-            index=index,
-            density=Density(fraction=fired / self.num_tokens, fired=fired, seen=self.num_tokens),
-            max_activation=self._max_act(index),
-            state=next(s for s in states if matching_state(self.fired[index], self.num_tokens, s)),
-            label=(labels or {}).get(index) or None,
-        )
+        return self._facts.of(index, labels)
 
-    @cached_property
+    @property
     def fired(self) -> NDArray[np.int64]:
         """[d_sae] on how many positions each latent is active."""
-        return np.diff(self._arrays.latent_starts)
+        return self._facts.fired
 
-    @cached_property
-    def _token_counts(self) -> NDArray[np.int64]:
-        return np.diff(self._arrays.token_starts)
-
-    def _max_act(self, index: int) -> float:
-        """Activations of a latent are stored in descending order."""
-        start, end = self._arrays.latent_starts[index : index + 2]
-        return float(self._arrays.latent_acts[start]) if end > start else 0.0
-
-    @cached_property
-    def _max_acts(self) -> NDArray[np.float32]:
-        """[d_sae] largest activation of each latent, 0 for dead ones."""
-        largest = np.zeros(self.d_sae, np.float32)
-        alive = np.flatnonzero(self.fired)
-        largest[alive] = self._arrays.latent_acts[self._arrays.latent_starts[alive]]
-        return largest
-
-    @cached_property
-    def _top_tokens(self) -> NDArray[np.int64]:
-        """[d_sae, NUM_TOP_TOKENS] tokens with the best F1, filled with `NO_TOKEN`."""
-        starts = self._arrays.latent_token_starts
-        where = starts[:-1, None] + np.arange(NUM_TOP_TOKENS)
-        exists = where < starts[1:, None]
-        top = np.full(where.shape, NO_TOKEN, np.int64)
-        top[exists] = self._arrays.latent_tokens[where[exists]]
-        return top
+    @naming_damage
+    def top_tokens(self, latents: NDArray[Any], num: int) -> list[list[str]]:
+        """Texts of up to `num` tokens that go best with each of some latents, best first."""
+        chosen = self._facts.top_tokens[latents, :num].tolist()
+        return [[self._vocabulary.text(i) for i in ids if i != NO_TOKEN] for ids in chosen]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
 
-    def _histogram(self, index: int) -> Histogram:
-        """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""
-        _, acts = self._contexts.activations(index)
-        if not len(acts):
-            return Histogram(edges=[], counts=[])
-        edges = np.linspace(0, acts[0], NUM_BINS + 1)
-        at_most = np.searchsorted(acts[::-1], edges, side="right")
-        return Histogram(edges=edges.tolist(), counts=np.diff(at_most).tolist())
-
-    def _token_statistics(self, index: int) -> list[TokenStatistics]:
-        return [self._pair(token, index) for token in self._best_tokens(index, NUM_TOP_TOKENS)]
-
-    def _best_tokens(self, index: int, num: int) -> list[int]:
-        """Up to `num` tokens that go best with a latent, best first."""
-        start, end = self._arrays.latent_token_starts[index : index + 2]
-        return self._arrays.latent_tokens[start : min(end, start + num)].tolist()
-
-    def _pair(self, token: int, index: int) -> TokenStatistics:
-        """Statistics of a token and a latent that is active on it."""
-        arrays = self._arrays
-        start, end = arrays.pair_starts[token : token + 2]
-        place = start + np.searchsorted(arrays.pair_latents[start:end], index)
-        pair = slice(place, place + 1)
-        statistics = Statistics.of(
-            np.array([index]),
-            arrays.pair_counts[pair].astype(np.int64),
-            arrays.pair_sums[pair].astype(np.float64),
-            arrays.pair_maxes[pair].astype(np.float64),
-            group_count=int(self._token_counts[token]),
-            fired=self.fired,
-            num_tokens=self.num_tokens,
-        )
-        return TokenStatistics(id=token, text=self._vocabulary.text(token), **statistics.at(0))
-
-    def _match(self, statistics: Statistics, place: int, labels: Mapping[int, str]) -> FeatureMatch:
-        index = int(statistics.latents[place])
-        return FeatureMatch(
-            index=index,
-            **statistics.at(place),
-            density=float(self.fired[index]) / self.num_tokens,
-            label=labels.get(index) or None,
-            example=self._contexts.example(index, EXAMPLE_WINDOW),
-        )
-
-    def _logits(self, index: int) -> Logits | None:
-        arrays = self._arrays
-
-        def listed(ids: NDArray[np.uint32], values: NDArray[np.float32]) -> list[TokenLogit]:
-            pairs = zip(ids[index].tolist(), values[index].tolist(), strict=True)
-            return [TokenLogit(id=i, text=self._vocabulary.text(i), value=v) for i, v in pairs]
-
-        if arrays.positive_logit_ids is None:
-            return None
-        assert arrays.positive_logits is not None
-        assert arrays.negative_logit_ids is not None
-        assert arrays.negative_logits is not None
-        return Logits(
-            positive=listed(arrays.positive_logit_ids, arrays.positive_logits),
-            negative=listed(arrays.negative_logit_ids, arrays.negative_logits),
-        )
-
-    def _neighbours(self, index: int, labels: Mapping[int, str]) -> list[Neighbour] | None:
-        indices, cosines = self._arrays.neighbour_indices, self._arrays.neighbour_cosines
-        if indices is None or cosines is None:
-            return None
-        pairs = zip(indices[index].tolist(), cosines[index].tolist(), strict=True)
-        return [Neighbour(index=i, cosine=c, label=labels.get(i) or None) for i, c in pairs]
-
     def _matched(self, ids: Sequence[int], *, keep_order: bool) -> list[MatchedToken]:
         """Members of a group by count, or the tokens of a phrase as they come."""
-        counts = self._token_counts[list(ids)]
+        counts = self._facts.token_counts[list(ids)]
         order = range(len(ids)) if keep_order else np.lexsort((np.array(ids), -counts)).tolist()
         return [
             MatchedToken(id=ids[n], text=self._vocabulary.text(ids[n]), count=int(counts[n]))
