@@ -208,7 +208,7 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}, d {options.hidden}, layer {options.layer}")
 
     dtype = torch.bfloat16
-    chosen = choose_attention(gemma(options), dtype, device)
+    chosen = choose_attention(gemma(options), options.ctx_len, dtype, device)
     rates: dict[str, float] = {}
     for attention in dict.fromkeys([EAGER, chosen]):
         model = new_model(options, dtype, attention)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 
+from sae_engine.coder import open_coder
 from sae_engine.feature_index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.objective import Dead, Objective
@@ -22,14 +23,15 @@ WIDE = 2**16 + 1
 
 
 def compile_all() -> None:
-    """Do one step with all that a step can have, and build an index with narrow numbers and one
-    with wide ones.
+    """Do one step with all that a step can have, rebuild activations as an evaluation does, and
+    build an index with narrow numbers and one with wide ones.
     """
     x = torch.randn(8, 4)
     sae = TopKSAE(4, 32, 2)
     sae.initialize_(0, torch.zeros(4))
     objective = Objective(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
     CompiledStepper(sae).step(x, objective, Dead.of(torch.arange(16), 32), 0.0)
+    open_coder(sae).reconstruct(x)
     with tempfile.TemporaryDirectory() as folder:
         for d_sae in (sae.d_sae, WIDE):
             build_index(

@@ -73,7 +73,7 @@ class TextFeed:
     def __init__(self, configs: Sequence[RunConfig]) -> None:
         first, *others = (config.model for config in configs)
         self._data = configs[0].data
-        self.model = LanguageModel.load(first, also=others, many_rows=True)
+        self.model = LanguageModel.load(first, also=others, ctx_len=self._data.ctx_len)
         self.device, self.notices = self.model.device, self.model.notices
         self._packing = Packing(
             self.model.tokenizer, self._data.ctx_len, self.model.bos_id, self.model.eos_id

@@ -114,15 +114,15 @@ class LanguageModel:
 
     @classmethod
     def load(
-        cls, config: ModelConfig, *, also: Sequence[ModelConfig] = (), many_rows: bool = False
+        cls, config: ModelConfig, *, also: Sequence[ModelConfig] = (), ctx_len: int | None = None
     ) -> LanguageModel:
         """Load the layers up to the deepest hook, without the head.
 
-        `also` names further hook points of the same model; `many_rows` says that many rows of one
-        length will be read. Raises `UserError` in one sentence when the model cannot be had,
+        `also` names further hook points of the same model; `ctx_len` says that many rows of so many
+        tokens will be read. Raises `UserError` in one sentence when the model cannot be had,
         `ConfigError` for a hook that it does not have.
         """
-        prefix = load_prefix([config, *also], many_rows=many_rows)
+        prefix = load_prefix([config, *also], ctx_len=ctx_len)
         return cls([config, *also], prefix.model, prefix.tokenizer)
 
     def at(self, config: ModelConfig) -> LanguageModel | None:

@@ -12,9 +12,11 @@ def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     return (x - x.mean(0)).square().sum() / len(x)
 
 
-def fvu(x: Float[Tensor, "n d"], x_hat: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2."""
-    return (x - x_hat).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+def fvu(x: Float[Tensor, "n d"], residual: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2, for the residual
+    x - x_hat.
+    """
+    return residual.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
 
 
 def auxk_loss(

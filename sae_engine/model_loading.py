@@ -47,11 +47,11 @@ class Prefix(NamedTuple):
     tokenizer: Any
 
 
-def load_prefix(configs: Sequence[ModelConfig], *, many_rows: bool = False) -> Prefix:
+def load_prefix(configs: Sequence[ModelConfig], *, ctx_len: int | None = None) -> Prefix:
     """Load the layers up to the deepest hook of `configs`, all of one model, without the head.
 
-    With `many_rows` on a GPU it computes with the attention that is fastest for many rows of one
-    length, as it may compile for each length; see `attention`.
+    Where many rows of `ctx_len` tokens will be read on a GPU, it computes with the attention that
+    is fastest for them, which may compile for each length; see `attention`.
 
     Raises `UserError` in one sentence when the model cannot be had, `ConfigError` for a layer that
     it does not have.
@@ -71,7 +71,7 @@ def load_prefix(configs: Sequence[ModelConfig], *, many_rows: bool = False) -> P
         truncate(text_config(hf_config), num_layers)
     device = resolve_device(config)
     dtype = resolve_dtype(config, device)
-    attention = choose_attention(hf_config, dtype, device) if many_rows else EAGER
+    attention = EAGER if ctx_len is None else choose_attention(hf_config, ctx_len, dtype, device)
     with _loading(config.name):
         model, report = AutoModel.from_pretrained(
             name,

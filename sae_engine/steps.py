@@ -151,7 +151,7 @@ class AutogradStepper:
 
 
 class CompiledStepper:
-    """The fast way on a CPU: see `kernels.search` and `kernels.rows`."""
+    """The fast way on a CPU: see `kernels.cpu`."""
 
     def __init__(self, sae: TopKSAE) -> None:
         self._sae = sae
@@ -178,21 +178,19 @@ class CompiledStepper:
         auxiliary, auxk = self._auxk(of_dead, rest, residual_sum, objective.auxk_alpha)
         found = kernels.gradients(centered, code, auxk, normalize=objective.normalize_decoder)
         b_enc_grad = found.code_bias_grads + found.auxk_bias_grads
-        decoded_grad = factor * residual_sum  # b_dec's, but for the encoder's part
-        grad_norm, clip = (
-            _norm(found.norm_bound, b_enc_grad, decoded_grad.norm() + found.encoded_bound),
-            1.0,
-        )
+        decoded_grad = factor * residual_sum  # b_dec's, but for what comes by centering the inputs
+        most = decoded_grad.norm() + found.centering_bound
+        grad_norm, clip = _norm(found.norm_bound, b_enc_grad, most), 1.0
         dec = self._adam.moments["W_dec"]
         enc = dec if sae.tied else self._adam.moments["W_enc"]
         if objective.wants_norm or grad_norm > objective.grad_clip:
-            squares, encoded = kernels.squared_norm(found, dec, enc)
-            grad_norm = _norm(squares**0.5, b_enc_grad, decoded_grad - encoded)
+            squares, centering = kernels.squared_norm(found)
+            grad_norm = _norm(squares**0.5, b_enc_grad, decoded_grad - centering)
             clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
         self._adam.steps += 1
-        encoded = kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
+        centering = kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
         self._update_bias("b_enc", b_enc_grad * clip, lr)
-        self._update_bias("b_dec", (decoded_grad - encoded) * clip, lr)
+        self._update_bias("b_dec", (decoded_grad - centering) * clip, lr)
         return Outcome(rest.residual, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
 
     def _auxk(
@@ -200,7 +198,7 @@ class CompiledStepper:
     ) -> tuple[Tensor, Reconstruction | None]:
         """`auxk`, and what the dead latents' codes make of the residual."""
         n = len(rest.residual)
-        variance = 0.0 if codes is None else _variance(rest, residual_sum)
+        variance = 0.0 if codes is None else variance_of(rest, residual_sum)
         if codes is None or variance == 0:
             return torch.zeros(()), None
         left = self._kernels.compare(codes, rest.residual)
@@ -228,7 +226,7 @@ def _norm(rows: float, *biases: Tensor) -> float:
     return math.hypot(rows, *(bias.norm().item() for bias in biases))
 
 
-def _variance(rest: Rest, residual_sum: Tensor) -> float:
+def variance_of(rest: Rest, residual_sum: Tensor) -> float:
     """`loss.total_variance` of the residual, from its norms where its mean is not all there is."""
     n = len(rest.norms)
     mean_square = float(np.square(rest.norms, dtype=np.float64).sum()) / n

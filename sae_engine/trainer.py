@@ -46,7 +46,7 @@ class StepResult(NamedTuple):
         error = outcome.residual.pow(2).sum(-1).mean() / objective.variance
         return StepMetrics(
             loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
-            fvu=fvu(x, x - outcome.residual),
+            fvu=fvu(x, outcome.residual),
             l0=(outcome.acts > 0).float().sum(-1).mean(),
             auxk_loss=outcome.auxk,
             l1_loss=l1,

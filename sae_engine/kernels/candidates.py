@@ -41,7 +41,7 @@ def reached_by(values: Float32, count: int, k: int) -> np.float32:
 
 
 @compiled
-def candidates(
+def candidates_of(
     scores: Float32,
     group_bounds: Float32,
     errors: Float32,
@@ -100,12 +100,12 @@ def find_candidates(
 ) -> None:
     """The candidates of a block of n tokens: the first `counts[r]` of `found[r]`.
 
-    Arguments are those of `search.candidates`, for n tokens; found is [n, d_sae].
+    Arguments are those of `candidates_of`, for n tokens; found is [n, d_sae].
     """
     scratch = np.empty(scores.shape[1], np.float32)
     open_groups = np.empty(group_errors.shape[0], np.int32)
     for r in range(counts.shape[0]):
-        counts[r] = candidates(
+        counts[r] = candidates_of(
             scores[r], group_bounds[r], errors, group_errors, x_errors[r], k, scratch, open_groups,
             found[r],
         )  # fmt: skip

@@ -60,7 +60,7 @@ class Gradients(NamedTuple):
     auxk_bias_grads: Float[Tensor, " d_sae"]
     norm_bound: float
     """At least the norm of the gradients in W_dec and W_enc."""
-    encoded_bound: float
+    centering_bound: float
     """At least the norm of W_enc^T code_bias_grads."""
 
 
@@ -188,8 +188,8 @@ class CpuKernels:
             of_auxk, auxk_bias, more = self._by_pairs(auxk, x_norms)
             bound += more
         gradients = rows.RowGradients(of_code, of_auxk, x, normalize, self._tied)
-        encoded_bound = float(np.abs(code_bias.numpy()) @ self._searcher.enc_norms)
-        return Gradients(gradients, code_bias, auxk_bias, bound, encoded_bound)
+        centering_bound = float(np.abs(code_bias.numpy()) @ self._searcher.enc_norms)
+        return Gradients(gradients, code_bias, auxk_bias, bound, centering_bound)
 
     def _by_pairs(
         self, made: Reconstruction, x_norms: NDArray[np.float32]
@@ -208,14 +208,12 @@ class CpuKernels:
         )  # fmt: skip
         return gradients, bias_grads, squares**0.5
 
-    def squared_norm(
-        self, found: Gradients, dec: Moments, enc: Moments
-    ) -> tuple[float, Float[Tensor, " d_in"]]:
+    def squared_norm(self, found: Gradients) -> tuple[float, Float[Tensor, " d_in"]]:
         """Squared norm of the gradients in W_dec and W_enc, and W_enc^T code_bias_grads."""
-        weights, sums = self._weights(dec, enc), self._room_for_sums()
-        bias_grads = found.code_bias_grads.numpy()
+        W_dec, W_enc = self._W_dec.detach().numpy(), self._W_enc.detach().numpy()
+        bias_grads, sums = found.code_bias_grads.numpy(), self._room_for_sums()
         squares = self._division.over_latents(
-            lambda share: rows.squared_norm(share, found.rows, weights, bias_grads, sums)
+            lambda share: rows.squared_norm(share, found.rows, W_dec, W_enc, bias_grads, sums)
         )
         return squares, torch.from_numpy(sums.sum(0))
 
@@ -226,8 +224,12 @@ class CpuKernels:
 
         Returns W_enc^T code_bias_grads, of the encoder as it was before.
         """
-        weights, sums = self._weights(dec, enc), self._room_for_sums()
-        bias_grads, searcher = found.code_bias_grads.numpy(), self._searcher
+        weights = rows.Weights(
+            self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
+            self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
+        )  # fmt: skip
+        bias_grads, sums = found.code_bias_grads.numpy(), self._room_for_sums()
+        searcher = self._searcher
         adam = rows.AdamStep(
             clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON
         )
@@ -238,12 +240,6 @@ class CpuKernels:
             )
         )  # fmt: skip
         return torch.from_numpy(sums.sum(0))
-
-    def _weights(self, dec: Moments, enc: Moments) -> rows.Weights:
-        return rows.Weights(
-            self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
-            self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
-        )  # fmt: skip
 
     def _room_for_sums(self) -> NDArray[np.float32]:
         return np.empty((len(self._division.latent_bounds()) - 1, self.d_in), np.float32)

@@ -13,8 +13,8 @@ from sae_engine.kernels.compiled import in_parallel, num_threads
 from sae_engine.kernels.products import GROUP
 
 BLOCK_TOKENS, SCORE_BYTES = 256, 2**24
-"""Tokens that a thread searches together, and bytes of their scores, at most. Rounded, they fill no
-more than half of its second-level cache; each block reads the whole shadow.
+"""Tokens that a thread searches together, and bytes of their scores, about at most. Rounded, they
+fill about half of its second-level cache; each block reads the whole shadow.
 """
 PARTS = 32
 """Parts in which latents are handed to threads; their number decides the order of sums."""
@@ -27,7 +27,7 @@ class Share(NamedTuple):
     """
 
     bounds: Any
-    """int64 [parts + 1]: where each part begins; whole groups of latents."""
+    """int64 [parts + 1]: where each part begins, always a group of latents."""
     sums: Any
     """float64 [parts]: what a kernel sums over a part's latents, if it does."""
     first: int
@@ -66,6 +66,6 @@ class Division(NamedTuple):
         return float(sums.sum())
 
     def latent_bounds(self) -> NDArray[np.int64]:
-        """Where parts of latents begin: whole groups, however many threads there are."""
+        """Where parts of latents begin, always a group; the same for any number of threads."""
         size = -(-self.padded // GROUP // PARTS) * GROUP
         return np.array([*range(0, self.d_sae, size), self.d_sae])

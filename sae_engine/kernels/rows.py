@@ -1,10 +1,11 @@
 """A training step's gradients on a CPU and what Adam makes of them, row by row of latents.
 
 No gradient of the whole [d_sae, d_in] is ever held. The batch's (latent, token) pairs are sorted by
-latent once; then a latent's gradient row is summed in cache, used and forgotten: in one pass that
-applies Adam and writes weight and moments once, and, only when clipping may be needed or the norm
-is asked for, in another one before it. Latents are independent, so threads share them without
-atomics and the result does not depend on timing.
+latent once; then the gradient rows of a group of latents are summed in cache, used and forgotten:
+in one pass that applies Adam and writes weights and moments once, and, only when clipping may be
+needed or the norm is asked for, in another one before it. A group and not a latent, so that the
+memory that Adam waits for is read in longer stretches. Latents are independent, so threads share
+them without atomics and the result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -165,21 +166,26 @@ def row_gradients(
 
 @compiled
 def squared_norm(
-    share: Share, gradients: RowGradients, weights: Weights, bias_grads: Float32, sums: Float32
+    share: Share,
+    gradients: RowGradients,
+    W_dec: Float32,
+    W_enc: Float32,
+    bias_grads: Float32,
+    sums: Float32,
 ) -> None:
     """The share's sums are the squared norms of its latents' gradients in W_dec and W_enc.
 
     Also writes the part's row of `sums`, see `update`.
     """
-    d_in = weights.dec.shape[1]
+    d_in = W_dec.shape[1]
     dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
     for part in range(share.first, share.sums.shape[0], share.step):
         squares = 0.0
         sums[part] = 0
         for j in range(share.bounds[part], share.bounds[part + 1]):
-            add_row(bias_grads[j], weights.enc[j], sums[part])
+            add_row(bias_grads[j], W_enc[j], sums[part])
             if has_gradient(j, gradients):
-                row_gradients(j, gradients, weights.dec, dec, enc)
+                row_gradients(j, gradients, W_dec, dec, enc)
                 squares += dot(dec, dec)
                 if not gradients.tied:
                     squares += dot(enc, enc)

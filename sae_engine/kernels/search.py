@@ -115,17 +115,17 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
             error = row[i] - np.uint32(upper & np.uint32(0xFFFF0000)).view(np.float32)
             moved += error * error
             squares += row[i] * row[i]
-        norm = np.sqrt(squares)
+        length = np.sqrt(squares)
     else:
         for i in range(row.shape[0]):
             squares += row[i] * row[i]
-        norm = np.sqrt(squares)
+        length = np.sqrt(squares)
         # sizes as integers: in the same order, and a maximum of those is vectorized
         bits, largest = row.view(np.int32), np.int32(0)
         for i in range(row.shape[0]):
             largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
         most = np.int32(largest).view(np.float32)
-        scale = np.float32(max(norm / rounding.norm_limit, most / 32767.0) * 1.000001)
+        scale = np.float32(max(length / rounding.norm_limit, most / 32767.0) * 1.000001)
         inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
         for i in range(row.shape[0]):
             whole = np.rint(row[i] * inverse)
@@ -133,7 +133,7 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
             error = row[i] - whole * scale
             moved += error * error
     # float32's own rounding, of the sums and of each difference
-    return scale, norm, np.float32(1.001) * np.sqrt(moved) + np.float32(2e-7) * norm
+    return scale, length, np.float32(1.001) * np.sqrt(moved) + np.float32(2e-7) * length
 
 
 @compiled
@@ -144,9 +144,9 @@ def round_rows(
     goes to `errors` [n].
     """
     for r in range(rows.shape[0]):
-        scale, norm, moved = round_row(rows[r], rounding, rounded[r])
+        scale, length, moved = round_row(rows[r], rounding, rounded[r])
         scales[r] = scale
-        errors[r] = norm + moved * (1 + 1 / rounding.typical)
+        errors[r] = length + moved * (1 + 1 / rounding.typical)
 
 
 @compiled
@@ -156,11 +156,11 @@ def round_latent(
     """Write latent j's scale and part of the bounds, and its rounded row to its place in `rounded`,
     int16 [GROUP, 2 pairs]; returns the row's norm.
     """
-    scale, norm, moved = round_row(row, rounding, rounded[j % GROUP])
+    scale, length, moved = round_row(row, rounding, rounded[j % GROUP])
     shadow.scales[j] = scale
-    error = max(moved, rounding.typical * norm) + rounding.accumulated * (norm + moved)
+    error = max(moved, rounding.typical * length) + rounding.accumulated * (length + moved)
     shadow.errors[j] = error
-    return norm
+    return length
 
 
 @compiled

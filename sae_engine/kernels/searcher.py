@@ -84,7 +84,9 @@ class Searcher:
     def find(
         self, centered: Tensor, b_enc: Tensor, dead: NDArray[np.int32]
     ) -> tuple[Candidates, Candidates]:
-        """What may be among each token's k best, and which of the dead may be positive."""
+        """What may be among each token's k best, and which of the dead may be positive; both until
+        the next search.
+        """
         self._refresh()
         norms = self._pad(self.norms)
         offsets = norms * self._pad(b_enc.detach().numpy())

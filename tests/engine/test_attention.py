@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, Gemma2Config
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -38,7 +38,7 @@ def test_the_faster_attention_passes_its_trial(model_folders, architecture, dtyp
     config = AutoConfig.from_pretrained(model_folders[architecture])
     before = config.to_dict()
     assert faster_attention(config) == NAMES[architecture]
-    assert find_obstacle(config, NAMES[architecture], dtype, CPU) is None
+    assert find_obstacle(config, NAMES[architecture], 40, dtype, CPU) is None
     assert config.to_dict() == before
 
 
@@ -53,14 +53,21 @@ def test_activations_are_the_same_with_the_faster_attention(model_folders, archi
 
 
 @pytest.mark.usefixtures("not_compiled")
+@pytest.mark.parametrize("head_dim", [8, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_attention_without_the_soft_cap_is_found_out(model_folders, monkeypatch, dtype):
+def test_an_attention_without_the_soft_cap_is_found_out(monkeypatch, dtype, head_dim):
+    """Also with Gemma-2-2b's wide heads."""
+
     def uncapped(*args, softcap=None, **kwargs):
         return flex_attention_forward(*args, **kwargs)
 
+    config = Gemma2Config(
+        hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim,
+        query_pre_attn_scalar=head_dim,
+    )  # fmt: skip
+    assert find_obstacle(config, "flex_attention", 128, dtype, CPU) is None
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flex_attention", uncapped)
-    config = AutoConfig.from_pretrained(model_folders["gemma2"])
-    obstacle = find_obstacle(config, "flex_attention", dtype, CPU)
+    obstacle = find_obstacle(config, "flex_attention", 128, dtype, CPU)
     assert obstacle is not None
     assert "off by" in obstacle
 
@@ -72,14 +79,14 @@ def test_an_attention_that_raises_is_not_taken_and_the_log_says_why(
     config = AutoConfig.from_pretrained(model_folders["gemma2"])
     monkeypatch.setattr("sae_engine.attention.faster_attention", lambda _config: "sdpa")
     with caplog.at_level(logging.WARNING):
-        chosen = choose_attention(config, torch.float32, torch.device("meta"))
+        chosen = choose_attention(config, 40, torch.float32, torch.device("meta"))
     assert chosen == EAGER
     assert "sdpa does not work" in caplog.text
 
 
 def test_a_cpu_keeps_eager_attention(model_folders):
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=1, device="cpu")
-    model = LanguageModel.load(config, many_rows=True)
+    model = LanguageModel.load(config, ctx_len=40)
     assert model._model.config._attn_implementation == EAGER
 
 
@@ -90,7 +97,7 @@ def test_a_cpu_keeps_eager_attention(model_folders):
 def test_a_gpu_takes_the_faster_attention(model_folders, architecture, dtype):
     name = str(model_folders[architecture])
     config = ModelConfig(name=name, layer=2, device="cuda", dtype=dtype)
-    fast, eager = LanguageModel.load(config, many_rows=True), LanguageModel.load(config)
+    fast, eager = LanguageModel.load(config, ctx_len=40), LanguageModel.load(config)
     assert fast._model.config._attn_implementation == NAMES[architecture]
     ids = torch.randint(3, 4096, (8, 40))
     expected, found = eager.activations(ids).float(), fast.activations(ids).float()

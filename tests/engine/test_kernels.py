@@ -13,12 +13,12 @@ from torch import Tensor
 from sae_engine import memory
 from sae_engine.adam import Moments
 from sae_engine.kernels import candidates, products, search, select_topk
-from sae_engine.kernels.cpu import CpuKernels, Reconstruction
+from sae_engine.kernels.cpu import CpuKernels, Reconstruction, Rest
 from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.loss import total_variance
 from sae_engine.objective import Dead, Objective, k_auxk
 from sae_engine.sae import TopKSAE
-from sae_engine.steps import AutogradStepper, CompiledStepper
+from sae_engine.steps import AutogradStepper, CompiledStepper, variance_of
 
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
@@ -259,37 +259,120 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
 
 
 @settings(deadline=None)
-@given(SIZES, st.integers(0, 10_000), st.booleans())
-def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(size, seed: int, tied: bool):
+@given(SIZES, st.integers(0, 10_000), st.booleans(), st.booleans())
+def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(
+    size, seed: int, tied: bool, has_auxk: bool
+):
     n, d_in, d_sae, k = size
     generator = torch.Generator().manual_seed(seed)
     sae = TopKSAE(d_in, d_sae, k, tied=tied)
     sae.initialize_(seed, torch.zeros(d_in))
     kernels = CpuKernels(sae.W_dec.data, sae.encoder_rows.data, k)
     x = torch.randn(n, d_in, generator=generator)
-    codes = kernels.encode(x, sae.b_enc.data)
+    dead = torch.arange(0, d_sae, 2)
+    codes, of_dead = kernels.encode_with_dead(x, sae.b_enc.data, dead, k_auxk(d_in))
     rest = kernels.compare(codes, torch.randn(n, d_in, generator=generator))
-    found = kernels.gradients(x, Reconstruction(codes, rest, -0.7, 0.1), None, normalize=tied)
-    dec, enc = (Moments(torch.zeros(d_sae, d_in), torch.zeros(d_sae, d_in)) for _ in range(2))
-    squares, encoded = kernels.squared_norm(found, dec, enc)
+    code, left = Reconstruction(codes, rest, -0.7, 0.1), kernels.compare(of_dead, rest.residual)
+    auxk = Reconstruction(of_dead, left, -0.3, 0.0) if has_auxk else None
+    found = kernels.gradients(x, code, auxk, normalize=tied)
+    squares, centering = kernels.squared_norm(found)
     assert found.norm_bound >= squares**0.5 * (1 - 1e-5)
-    assert found.encoded_bound >= encoded.norm() * (1 - 1e-5)
+    assert found.centering_bound >= centering.norm() * (1 - 1e-5)
     expected = found.code_bias_grads @ sae.encoder_rows
-    torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-4)
-    again = kernels.update(found, dec, enc, clip=1.0, lr=0.1, step=1)
-    assert torch.equal(again, encoded)
+    torch.testing.assert_close(centering, expected, rtol=1e-4, atol=1e-4)
+    dec, enc = (Moments(torch.zeros(d_sae, d_in), torch.zeros(d_sae, d_in)) for _ in range(2))
+    again = kernels.update(found, dec, dec if tied else enc, clip=1.0, lr=0.1, step=1)
+    assert torch.equal(again, centering)
 
 
+@pytest.mark.parametrize("how", SEARCHES)
+@settings(deadline=None)
+@given(SIZES, st.integers(0, 10_000), st.integers(1, 6))
+def test_the_dead_latents_codes_are_those_of_a_dense_search(how: Search, size, seed: int, k_aux):
+    n, d_in, d_sae, k = size
+    W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
+    x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
+    dead = torch.arange(d_sae)[seed % 3 :: 3]
+    kernels = CpuKernels(W_dec, W_enc, k, how)
+    codes, of_dead = kernels.encode_with_dead(x, b_enc, dead, min(k_aux, max(1, len(dead))))
+    assert all(
+        torch.equal(a, b) for a, b in zip(codes[:2], kernels.encode(x, b_enc)[:2], strict=True)
+    )
+    if len(dead):
+        places = torch.zeros(d_sae, dtype=torch.long).scatter_(0, dead, torch.arange(len(dead)))
+        active = of_dead.acts > 0
+        assert bool(torch.isin(of_dead.indices[active], dead).all())
+        where = torch.where(active, places[of_dead.indices.long()], 0)
+        assert_same_code(
+            of_dead.acts, where, x, W_dec[dead], W_enc[dead], b_enc[dead], of_dead.acts.shape[1]
+        )
+    else:
+        assert int(of_dead.kept.sum()) == 0
+
+
+@pytest.mark.parametrize("how", SEARCHES)
+@pytest.mark.parametrize("d_sae", [16, 37, 96])
+def test_an_update_keeps_norms_and_shadow_as_they_would_be_made_anew(how: Search, d_sae: int):
+    W_dec, W_enc, b_enc = random_rows(7, d_sae, 20)
+    kernels = CpuKernels(W_dec, W_enc, 4, how)
+    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(8))
+    dec, enc = (Moments(torch.zeros(d_sae, 20), torch.zeros(d_sae, 20)) for _ in range(2))
+    for step in (1, 2):
+        codes = kernels.encode(x, b_enc)
+        code = Reconstruction(codes, kernels.compare(codes, x), -0.1, 0.0)
+        found = kernels.gradients(x, code, None, normalize=False)
+        kernels.update(found, dec, enc, clip=1.0, lr=0.01, step=step)
+    fresh = CpuKernels(W_dec, W_enc, 4, how)
+    fresh.encode(x, b_enc)
+    for kept, anew in zip(kernels._searcher.shadow, fresh._searcher.shadow, strict=True):
+        np.testing.assert_array_equal(kept[:d_sae], anew[:d_sae])
+    np.testing.assert_array_equal(kernels._searcher.norms, fresh._searcher.norms)
+    np.testing.assert_array_equal(kernels._searcher.enc_norms, fresh._searcher.enc_norms)
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, 1000.0])
+def test_the_residuals_variance_from_its_norms_is_the_total_variance(shift: float):
+    """Also where the mean is nearly all there is, and differences of squares mean nothing."""
+    residual = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) + shift
+    norms = residual.norm(dim=1).numpy()
+    rest = Rest(residual, norms, np.empty((40, 1), np.float32))
+    expected = total_variance(residual).item()
+    assert variance_of(rest, residual.sum(0)) == pytest.approx(expected, rel=1e-4)
+    one = Rest(residual[:1], norms[:1], np.empty((1, 1), np.float32))
+    assert variance_of(one, residual[0]) == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_step_does_not_depend_on_the_number_of_threads(tied: bool):
+    before, states = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            sae = TopKSAE(24, 200, 4, tied=tied)
+            sae.initialize_(0, torch.zeros(24))
+            stepper = CompiledStepper(sae)
+            for seed in range(2):
+                x = torch.randn(70, 24, generator=torch.Generator().manual_seed(seed))
+                objective = Objective(24.0, 1 / 32, 0.01, 0.01, tied)
+                stepper.step(x, objective, Dead.of(torch.arange(30), 200), 1e-3)
+            states.append(stepper.state())
+    finally:
+        torch.set_num_threads(before)
+    for other in states[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("grad_clip", [1e-3, 1e3])
-def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float):
+def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float, tied: bool):
     x = torch.randn(64, 24, generator=torch.Generator().manual_seed(0))
     states = []
     for wants_norm in (True, False):
-        sae = TopKSAE(24, 80, 4)
+        sae = TopKSAE(24, 80, 4, tied=tied)
         sae.initialize_(0, torch.zeros(24))
         stepper = CompiledStepper(sae)
-        objective = Objective(24.0, 0.0, 0.0, grad_clip, False, wants_norm)
-        outcome = stepper.step(x, objective, Dead.of(torch.empty(0, dtype=torch.long), 80), 1e-3)
+        objective = Objective(24.0, 1 / 32, 0.01, grad_clip, tied, wants_norm)
+        outcome = stepper.step(x, objective, Dead.of(torch.arange(20), 80), 1e-3)
         states.append(stepper.state() | {"grad_norm": outcome.grad_norm})
     assert states[1].pop("grad_norm") >= states[0].pop("grad_norm")
     for name, tensor in states[0].items():
@@ -321,9 +404,10 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
     kernels = CpuKernels(W_dec, W_enc, 3)
     x = torch.randn(6, 10, generator=torch.Generator().manual_seed(6))
     kernels.encode(x, b_enc)
-    W_enc.mul_(-1)
-    acts, indices, _ = kernels.encode(x, b_enc)
-    assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
+    for changed in (W_enc, W_dec):
+        changed[::2] *= -3
+        acts, indices, _ = kernels.encode(x, b_enc)
+        assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
 
 
 def test_a_step_sees_weights_loaded_after_another_step():
