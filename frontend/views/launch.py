@@ -187,7 +187,7 @@ def _plan(draft: Draft) -> None:
         tried = " × ".join(f"{len(values)} of {field}" for field, values in draft.grid.items())
         parts.append(f"{count(draft.num_runs)} runs: {tried}.")
     if isinstance(total, int) and isinstance(batch, int):
-        steps = -(-total // batch)
+        steps = total // batch  # as the engine does: what does not fill a batch is left out
         parts.append(f"{count(total)} tokens in batches of {count(batch)}: {count(steps)} steps.")
     html_block(f'<p class="wb-muted">{escaped(" ".join(parts))}</p>')
 

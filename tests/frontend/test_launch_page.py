@@ -23,6 +23,12 @@ def test_a_forecast_says_what_it_takes_what_is_free_and_where_from(open_page: Op
     assert "from 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
 
 
+def test_the_steps_are_those_that_the_engine_does(open_page: Open) -> None:
+    """500,000 tokens fill 976 batches of 512; the rest of a batch is left out."""
+    text = shown(open_page("launch", preset="tiny"))
+    assert "500,000 tokens in batches of 512: 976 steps." in text
+
+
 def test_what_does_not_fit_is_warned_of_as_text(open_page: Open) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:sae.d_sae").set_value(200_000).run()
