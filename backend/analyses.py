@@ -24,8 +24,8 @@ from typing import IO, Any, Literal, NamedTuple, TypeVar
 from backend.errors import ConflictError
 from backend.processes import describe_signal
 from backend.settings import Settings
-from sae_engine.feature_index.format import SAE
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.format import SAE
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import AnalysisProgress
 
 END_SECONDS = 5.0

@@ -19,9 +19,9 @@ from types import FrameType
 
 from backend.processes import step_back
 from backend.settings import load_settings
-from sae_engine.decoder_geometry.files import Layout, Matches
 from sae_engine.errors import UserError
-from sae_engine.feature_index.format import SAE
+from sae_engine.features.geometry.files import Layout, Matches
+from sae_engine.features.index.format import SAE
 from sae_engine.files import published_folder
 
 REPORT_SECONDS = 0.3
@@ -46,13 +46,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _map(folder: Path) -> Layout:
-    from sae_engine.decoder_geometry.layout import lay_out
+    from sae_engine.features.geometry.layout import lay_out
 
     return lay_out(folder, folder / SAE, report=_Reporter())
 
 
 def _matches(folder_a: Path, folder_b: Path) -> Matches:
-    from sae_engine.decoder_geometry.matches import match_decoders
+    from sae_engine.features.geometry.matches import match_decoders
 
     return match_decoders(folder_a / SAE, folder_b / SAE, report=_Reporter())
 

@@ -37,7 +37,7 @@ from backend.services import Services
 from backend.settings import Settings, load_settings
 from backend.supervisor import JobCommand, job_command
 from backend.version import VERSION
-from sae_engine.schema.api import Problem
+from sae_engine.schema.features import Problem
 
 ROUTES = (
     system, runs, tags, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare,

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 import httpx
 
 from sae_engine.errors import UserError
-from sae_engine.feature_labels.questions import Messages
+from sae_engine.features.labels.questions import Messages
 
 MAX_ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0

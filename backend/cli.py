@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from backend.settings import Settings, load_settings
 from sae_engine.errors import UserError
-from sae_engine.schema.api import ExportFormat
+from sae_engine.schema.features import ExportFormat
 
 OWN_OPTIONS = {
     "train": {

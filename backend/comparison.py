@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from backend.models import RunRow
-from sae_engine.decoder_geometry.files import width_of
-from sae_engine.feature_index.format import SAE
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.geometry.files import width_of
+from sae_engine.features.index.format import SAE
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.presets import field_names
 from sae_engine.schema.analysis import BestValue, ConfigDifference
 from sae_engine.schema.config import RunConfig

@@ -9,12 +9,12 @@ from backend.db import open_database
 from backend.label_repository import written_labels
 from backend.settings import SOURCE_ROOT, Settings
 from sae_engine.errors import UserError
-from sae_engine.feature_export.source import ExportSource
-from sae_engine.feature_export.write import export_features
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.export.source import ExportSource
+from sae_engine.features.export.write import export_features
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
-from sae_engine.schema.api import ExportFormat
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.features import ExportFormat
 
 STYLE = SOURCE_ROOT / "frontend" / "style.css"
 """The style sheet of the pages; the server does not import them."""

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from backend import repository
 from backend.errors import ConflictError, NotFoundError
 from backend.services import Services
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 
 
 def open_index(

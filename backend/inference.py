@@ -30,7 +30,7 @@ from backend.logs import LOG_FORMAT
 from backend.processes import step_back
 from backend.settings import load_settings
 from sae_engine.errors import UserError
-from sae_engine.schema.probe import SteerToken, TextReading
+from sae_engine.schema.playground import SteerToken, TextReading
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +66,8 @@ def engine(report: Callable[[str], None]) -> Load:
     """The real engine, imported late: the first question is heard before the seconds that its
     import costs.
     """
-    from sae_engine.model_cache import ModelCache
-    from sae_engine.probe import read_text, steer
+    from sae_engine.playground.cache import ModelCache
+    from sae_engine.playground.steer import read_text, steer
 
     cache = ModelCache(report)
 

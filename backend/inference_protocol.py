@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from sae_engine.schema.config import ModelConfig
-from sae_engine.schema.probe import SteerToken, TextReading
+from sae_engine.schema.playground import SteerToken, TextReading
 
 
 class Message(BaseModel):

@@ -22,9 +22,9 @@ from backend.processes import EXIT_DISK_FULL, start_of, step_back
 from backend.settings import Settings, load_settings
 from backend.work import Task, Terminated, Train, work
 from sae_engine.errors import DiskFullError
-from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord
+from sae_engine.training.member import Member
 
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 143}
 
@@ -87,7 +87,7 @@ def engine(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
     """The real engine, imported late: the run is taken on before the seconds that its import
     costs.
     """
-    from sae_engine.train import train_together
+    from sae_engine.training.loop import train_together
 
     return train_together(members)
 

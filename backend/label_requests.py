@@ -14,11 +14,11 @@ from backend.errors import ConflictError, UnprocessableError
 from backend.label_repository import written_labels
 from backend.models import LabelJobRow
 from backend.settings import Settings
-from sae_engine.feature_index.contexts import evenly_spaced
-from sae_engine.feature_index.listing import ordered
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.feature_labels.examples import examples_of
-from sae_engine.feature_labels.questions import Messages, detect_questions, explain_question
+from sae_engine.features.index.contexts import evenly_spaced
+from sae_engine.features.index.listing import ordered
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.features.labels.examples import examples_of
+from sae_engine.features.labels.questions import Messages, detect_questions, explain_question
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
 
 CHARACTERS_PER_TOKEN = 3.0

@@ -24,9 +24,9 @@ from backend.label_repository import (
     propose_label,
 )
 from backend.processes import start_of
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.feature_labels.examples import examples_of
-from sae_engine.feature_labels.questions import (
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.features.labels.examples import examples_of
+from sae_engine.features.labels.questions import (
     PROMPT_VERSION,
     Messages,
     detect_questions,
@@ -34,7 +34,7 @@ from sae_engine.feature_labels.questions import (
     read_judgments,
     read_label,
 )
-from sae_engine.feature_labels.scoring import detection_score
+from sae_engine.features.labels.scoring import detection_score
 from sae_engine.schema.labels import DetectionScore, LabelJobStatus
 
 TRIES = 2

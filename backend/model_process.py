@@ -38,7 +38,7 @@ from backend.inference_protocol import (
 )
 from backend.processes import describe_signal
 from backend.settings import Settings
-from sae_engine.schema.probe import InferenceStatus, SteerToken, TextReading
+from sae_engine.schema.playground import InferenceStatus, SteerToken, TextReading
 
 MAX_WAITING = 16
 RETRY_AFTER_SECONDS = 5

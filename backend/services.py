@@ -21,7 +21,7 @@ from backend.models import RunRow
 from backend.settings import Settings
 from backend.shapes import Waiting, run_shape
 from backend.supervisor import JobCommand, Supervisor, job_command
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
 
 MAX_OPEN_INDEXES = 8

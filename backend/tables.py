@@ -15,8 +15,8 @@ from backend.models import RunRow
 from backend.settings import Settings
 from backend.shapes import latest_metrics
 from sae_engine.errors import UserError
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.schema.api import LookupRank, LookupResult, TokenMatch
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.records import METRICS
 
 SUMMARY_METRICS = (

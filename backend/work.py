@@ -26,7 +26,6 @@ from backend.run_log import RunLog
 from backend.shapes import latest_metrics
 from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder
-from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -41,6 +40,7 @@ from sae_engine.schema.records import (
     StopRequest,
 )
 from sae_engine.schema.runs import RunStatus
+from sae_engine.training.member import Member
 
 POLL_SECONDS = 0.25
 """How often a pass looks whether its runs should stop, and how long a run's measurements wait to be
@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 Train = Callable[[Sequence[Member]], Iterator[tuple[int, AnyRecord]]]
-"""The engine's door, `sae_engine.train.train_together`."""
+"""The engine's door, `sae_engine.training.loop.train_together`."""
 
 
 class Task(NamedTuple):

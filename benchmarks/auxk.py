@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 from compare import SIZES, Size  # pyright: ignore[reportMissingImports]
 
-from sae_engine.objective import Dead, Objective
-from sae_engine.sae import TopKSAE
-from sae_engine.steps import open_stepper
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import open_stepper
+from sae_engine.sae.stepper import Dead, Objective
 
 TURNS = 9
 

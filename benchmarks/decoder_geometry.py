@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sae_engine.decoder_geometry.layout import map_of
-from sae_engine.decoder_geometry.matches import match_decoders
+from sae_engine.features.geometry.layout import map_of
+from sae_engine.features.geometry.matches import match_decoders
 
 
 def write_decoders(folder: Path, num_latents: int, width: int) -> tuple[Path, Path]:

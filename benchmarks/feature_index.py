@@ -29,8 +29,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from sae_engine.feature_index.build import IndexCorpus, build_index
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 
 ROW_TOKENS = 1024

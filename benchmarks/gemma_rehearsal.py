@@ -94,7 +94,7 @@ def train(tree: dict[str, Any], folder: Path) -> None:
     """Train in this process and print the peaks as JSON, in order of the phases."""
     from sae_engine.files import RunFolder
     from sae_engine.schema.records import MetricsRecord, PhaseRecord
-    from sae_engine.train import train
+    from sae_engine.training.loop import train
 
     config = resolve_config(None, tree)
     # What is imported and compiled on the way is the program's own, not the run's.

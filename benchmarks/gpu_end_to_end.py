@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
-from sae_engine.activations import ActivationStream, extract, rows_per_block
-from sae_engine.attention import EAGER, choose_attention
-from sae_engine.corpus import Cursor
-from sae_engine.language_model import LanguageModel
+from sae_engine.activations.stream import ActivationStream, extract, rows_per_block
+from sae_engine.model.attention import EAGER, choose_attention
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.preflight import embedded_model_folder
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import ModelConfig, SAEConfig, TrainConfig
 from sae_engine.sizes import TOKENS_PER_FORWARD
-from sae_engine.trainer import Budget, SAETrainer
+from sae_engine.text.packing import Cursor
 
 TURNS = 5
 BOS = 2

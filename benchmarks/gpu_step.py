@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from sae_engine.objective import Dead, Objective, Stepper
-from sae_engine.sae import TopKSAE
-from sae_engine.steps import AutogradStepper
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.stepper import Dead, Objective, Stepper
 
 D_IN = 2304
 TURNS, STEPS = 5, 10
@@ -81,7 +81,7 @@ def new_stepper(way: str, size: Size) -> Stepper:
     sae.to("cuda")
     if way == "autograd":
         return AutogradStepper(sae)
-    from sae_engine.triton_step import TritonStepper
+    from sae_engine.sae.triton_step import TritonStepper
 
     return TritonStepper(sae, "bfloat16" if way == "triton bfloat16" else "float32")
 

@@ -23,13 +23,13 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from sae_engine.files import RunFolder
-from sae_engine.language_model import LanguageModel
-from sae_engine.member import Member
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.config import ModelConfig
 from sae_engine.schema.records import MetricsRecord
-from sae_engine.train import train_together
+from sae_engine.training.loop import train_together
+from sae_engine.training.member import Member
 
 TURNS = 9
 HIDDEN, VOCAB = 512, 4096

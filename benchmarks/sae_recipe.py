@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from sae_engine.activations import ActivationStream
-from sae_engine.evaluate import reconstruction_metrics
-from sae_engine.feed import TextFeed
-from sae_engine.sae import TopKSAE
+from sae_engine.activations.feed import TextFeed
+from sae_engine.activations.stream import ActivationStream
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import ModelConfig, RunConfig, SAEConfig, TrainConfig
-from sae_engine.trainer import Budget, SAETrainer
+from sae_engine.training.evaluate import reconstruction_metrics
 
 TOKENS = 500_000
 HELDOUT_TOKENS = 50_000

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from frontend.charts import ORANGE, TEAL, Figure, Trace
-from sae_engine.schema.api import Histogram
+from sae_engine.schema.features import Histogram
 from sae_engine.schema.history import FeatureHistory
 
 

@@ -11,7 +11,7 @@ from frontend.client import ApiProblem
 from frontend.server import client
 from frontend.state import live
 from frontend.words import age, count, percent, short_count
-from sae_engine.schema.api import FeatureSort
+from sae_engine.schema.features import FeatureSort
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,

@@ -22,7 +22,7 @@ from sae_engine.schema.analysis import (
     MatchedFeatures,
     MatchSection,
 )
-from sae_engine.schema.api import FeatureRow, SortOrder
+from sae_engine.schema.features import FeatureRow, SortOrder
 
 SECTIONS: tuple[MatchSection, ...] = get_args(MatchSection)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)

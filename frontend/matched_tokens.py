@@ -10,7 +10,7 @@ from frontend.server import cached_run, client
 from frontend.state import bound, param
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number
-from sae_engine.schema.api import FeatureMatch, LookupResult
+from sae_engine.schema.features import FeatureMatch, LookupResult
 
 LIMIT = 20
 SUGGESTIONS = (" import", " self", " return", " not")

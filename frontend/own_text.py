@@ -12,8 +12,8 @@ from frontend.state import bound, param, show_problem
 from frontend.token_view import escaped
 from frontend.warm_up import with_progress
 from frontend.words import number
-from sae_engine.schema.api import FeatureDetail
-from sae_engine.schema.probe import TextActivations
+from sae_engine.schema.features import FeatureDetail
+from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
 
 MAX_CHARACTERS = 2000

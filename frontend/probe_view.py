@@ -11,8 +11,8 @@ from typing import NamedTuple
 from frontend.blocks import link, set_link
 from frontend.token_view import chip, context_lines, escaped, example, opacity
 from frontend.words import count, number
-from sae_engine.schema.api import Context, FeatureRow
-from sae_engine.schema.probe import ReadToken, TextActivations
+from sae_engine.schema.features import Context, FeatureRow
+from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
 HOT = 0.75

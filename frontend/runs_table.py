@@ -12,8 +12,8 @@ from frontend.blocks import badge, link, progress_bar, set_link, sweep_link, tag
 from frontend.cards import fraction_done, metric_text
 from frontend.token_view import escaped
 from frontend.words import DASH, age, duration, elapsed, percent, short_count
-from sae_engine.schema.api import SortOrder
 from sae_engine.schema.config import SAEConfig
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import Run, RunSort
 
 

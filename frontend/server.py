@@ -10,7 +10,7 @@ import streamlit as st
 
 from frontend.client import WorkbenchClient
 from sae_engine.schema.analysis import DensityHistogram
-from sae_engine.schema.api import FeatureRow
+from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.machine import Preset
 from sae_engine.schema.runs import ENDED, MetricsSeries, Run, RunStatus, Snapshot
 

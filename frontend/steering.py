@@ -14,7 +14,7 @@ from frontend.state import bound, int_param, param, set_param, show_problem
 from frontend.token_view import escaped
 from frontend.warm_up import waiting_line
 from frontend.words import number
-from sae_engine.schema.probe import Side, SteerPhase, SteerResult
+from sae_engine.schema.playground import Side, SteerPhase, SteerResult
 from sae_engine.schema.runs import Run
 
 MAX_PROMPT = 4000

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from frontend.words import number
-from sae_engine.schema.api import Context, TokenLogit
+from sae_engine.schema.features import Context, TokenLogit
 
 SNIPPET_TOKENS = 24
 """Tokens shown on either side of the peak in a snippet."""

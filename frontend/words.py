@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from sae_engine.schema.api import Density
+from sae_engine.schema.features import Density
 
 DASH = "–"
 

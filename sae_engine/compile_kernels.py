@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, models
 
-from sae_engine.coder import open_coder
-from sae_engine.feature_index.build import IndexCorpus, build_index
+from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
-from sae_engine.objective import Dead, Objective
-from sae_engine.sae import TopKSAE
-from sae_engine.steps import CompiledStepper
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import CompiledStepper
+from sae_engine.sae.inference import open_coder
+from sae_engine.sae.stepper import Dead, Objective
 
 WIDE = 2**16 + 1
 """So many latents have wider numbers in an index."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import ModelConfig, RunConfig
-from sae_engine.text_sources import (
+from sae_engine.text.sources import (
     EMBEDDED_CORPUS,
     dataset_files,
     is_local_dataset,

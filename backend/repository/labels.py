@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.models import LabelRow
 from backend.repository.common import now
-from sae_engine.schema.api import LabelUpdate
+from sae_engine.schema.features import LabelUpdate
 
 
 def labels(session: Session, run_id: str) -> Mapping[int, str]:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import UnprocessableError
 from backend.models import RunRow, TagRow
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunSort, RunStatus, TagCount
 
 SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}

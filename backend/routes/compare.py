@@ -14,8 +14,8 @@ from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.indexes import open_index
 from backend.routes.maps import NOT_YET, not_yet
 from backend.services import Server
-from sae_engine.decoder_geometry.answers import compare_features
-from sae_engine.decoder_geometry.files import Matches
+from sae_engine.features.geometry.answers import compare_features
+from sae_engine.features.geometry.files import Matches
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,
     AnalysisProgress,
@@ -23,7 +23,7 @@ from sae_engine.schema.analysis import (
     FeatureComparison,
     MatchSection,
 )
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 
 router = APIRouter(prefix="/compare", tags=["compare"])
 

@@ -20,12 +20,12 @@ from backend.indexes import open_index
 from backend.label_repository import written_labels
 from backend.routes.features import SnapshotStep
 from backend.services import Server, Services
-from sae_engine.feature_export.source import ExportSource
-from sae_engine.feature_export.write import check_room, export_features
+from sae_engine.features.export.source import ExportSource
+from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
-from sae_engine.schema.api import ExportFormat
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.features import ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 

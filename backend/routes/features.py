@@ -11,8 +11,8 @@ from backend.errors import NotFoundError
 from backend.indexes import open_index
 from backend.services import Server
 from backend.shapes import snapshot_shape
-from sae_engine.feature_index.history import feature_history
-from sae_engine.schema.api import (
+from sae_engine.features.index.history import feature_history
+from sae_engine.schema.features import (
     FeatureDetail,
     FeaturePage,
     FeatureSort,

@@ -10,7 +10,7 @@ from backend import repository
 from backend.indexes import open_index
 from backend.routes.features import SnapshotStep
 from backend.services import Server
-from sae_engine.schema.api import LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 

@@ -11,9 +11,9 @@ from backend.analyses import Analysis, Source
 from backend.indexes import open_index
 from backend.routes.features import SnapshotStep
 from backend.services import Server
-from sae_engine.decoder_geometry.answers import feature_map
-from sae_engine.decoder_geometry.files import Layout
-from sae_engine.feature_index.densities import density_histogram
+from sae_engine.features.geometry.answers import feature_map
+from sae_engine.features.geometry.files import Layout
+from sae_engine.features.index.densities import density_histogram
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])

@@ -19,10 +19,10 @@ from backend.model_process import Part, Phase
 from backend.problems import problem_shape
 from backend.routes.features import SnapshotStep
 from backend.services import Server, Services
-from sae_engine.feature_index.format import SAE
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.format import SAE
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.probe import (
+from sae_engine.schema.playground import (
     ActivationsRequest,
     InferenceStatus,
     SteerPhase,

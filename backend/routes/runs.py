@@ -17,7 +17,7 @@ from backend.security import check_paths
 from backend.services import Server, Services
 from sae_engine.preflight import check_config
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import Run, RunCreate, RunPage, RunPatch, RunSort, RunStatus
 
 router = APIRouter(prefix="/runs", tags=["runs"])

@@ -80,11 +80,11 @@ def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
     """The SAE in both forms, and the rows of tokens."""
     from tokenizers import Tokenizer
 
-    from sae_engine.corpus import Packing, heldout_rows
     from sae_engine.files import RunFolder
     from sae_engine.interop.export import export_saelens
     from sae_engine.presets import resolve_config
-    from sae_engine.train import train
+    from sae_engine.text.packing import Packing, heldout_rows
+    from sae_engine.training.loop import train
 
     config = resolve_config("tiny", {})
     if run is None:
@@ -99,11 +99,11 @@ def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
 
 def ours(folder: Path, num_tokens: int) -> None:
     """A run that only looks into the SAE: activations, codes, index of all features."""
-    from sae_engine.feature_index.reader import FeatureIndex
+    from sae_engine.features.index.reader import FeatureIndex
     from sae_engine.files import RunFolder
     from sae_engine.presets import resolve_config
     from sae_engine.schema.records import PhaseRecord, SnapshotRecord
-    from sae_engine.train import train
+    from sae_engine.training.loop import train
 
     config = resolve_config(
         "tiny",

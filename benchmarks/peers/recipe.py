@@ -21,10 +21,10 @@ from planted import Exported, judge, plant
 from torch import Tensor
 from trainers import Feed, Task
 
-from sae_engine.loss import geometric_median, total_variance
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.loss import geometric_median, total_variance
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.trainer import Budget, SAETrainer
 
 RECIPES = [
     "",

@@ -81,9 +81,9 @@ class Feed:
 
 
 def ours(task: Task, feed: Feed) -> Exported:
-    from sae_engine.sae import TopKSAE
+    from sae_engine.sae.autoencoders import TopKSAE
+    from sae_engine.sae.trainer import Budget, SAETrainer
     from sae_engine.schema.config import SAEConfig, TrainConfig
-    from sae_engine.trainer import Budget, SAETrainer
 
     sae = TopKSAE(feed.shape[1], task.d_sae, task.k)
     # The default threshold is a share of the run: in a few timed steps all would soon be dead. The
@@ -257,7 +257,7 @@ TRAINERS: dict[str, Callable[[Task, Feed], Exported]] = {
     "dictionary-learning": dictionary_learning,
 }
 IMPORTS = {
-    "ours": "import sae_engine.trainer",
+    "ours": "import sae_engine.sae.trainer",
     "dense": "pass",
     "sparsify": "import sparsify",
     "sparsify-adam": "import sparsify",

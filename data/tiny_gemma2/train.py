@@ -5,7 +5,7 @@
 Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json`
 (what was run and what came out, the n-gram baselines included) beside this script. Interrupted, it
 goes on from its last checkpoint. The held-out files are never read while training; see
-`sae_engine/stdlib_text.py`.
+`sae_engine/text/stdlib.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from sae_engine.stdlib_text import stdlib_documents
+from sae_engine.text.stdlib import stdlib_documents
 
 HERE = Path(__file__).parent
 CONTEXT = 256

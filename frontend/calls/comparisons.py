@@ -11,7 +11,7 @@ from sae_engine.schema.analysis import (
     FeatureComparison,
     MatchSection,
 )
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 
 
 class ComparisonCalls(Connection):

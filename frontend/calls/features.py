@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from frontend.calls.sending import segment
 from frontend.connection import ApiProblem, Connection
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
-from sae_engine.schema.api import (
+from sae_engine.schema.features import (
     FeatureDetail,
     FeaturePage,
     FeatureSort,
@@ -20,7 +20,7 @@ from sae_engine.schema.api import (
     TokenMatch,
 )
 from sae_engine.schema.history import FeatureHistory
-from sae_engine.schema.probe import SteerPhase, SteerResult, SteerToken, TextActivations
+from sae_engine.schema.playground import SteerPhase, SteerResult, SteerToken, TextActivations
 
 WARM_UP_SECONDS = 180.0
 """How long an answer may take that waits for the language model to be loaded."""

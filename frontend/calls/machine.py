@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from frontend.calls.sending import sent
 from frontend.connection import Connection
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, System
-from sae_engine.schema.probe import InferenceStatus
+from sae_engine.schema.playground import InferenceStatus
 
 _PRESETS = TypeAdapter(list[Preset])
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from frontend.calls.sending import keyed, segment, sent
 from frontend.connection import ApiProblem, Connection
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import (
     MetricsEvent,
     MetricsSeries,

@@ -28,7 +28,7 @@ from frontend.state import (
 )
 from frontend.token_view import chip, context_lines, escaped, largest_activation, logit_column
 from frontend.words import count, density, number, percent
-from sae_engine.schema.api import (
+from sae_engine.schema.features import (
     FeatureDetail,
     Interval,
     LabelUpdate,

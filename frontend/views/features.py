@@ -28,7 +28,7 @@ from frontend.state import (
 )
 from frontend.token_view import chips, escaped, example
 from frontend.words import count, density, number, percent
-from sae_engine.schema.api import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
+from sae_engine.schema.features import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
 from sae_engine.schema.runs import Run, Snapshot
 
 PAGE_SIZE = 50

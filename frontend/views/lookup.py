@@ -13,7 +13,7 @@ from frontend.snapshots import follow_latest, snapshot_picker
 from frontend.state import bound, choice_param, chosen_snapshot, name_tab, param, required_run
 from frontend.token_view import chip, escaped, example
 from frontend.words import count, number, percent
-from sae_engine.schema.api import FeatureMatch, LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.features import FeatureMatch, LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)

@@ -33,8 +33,8 @@ from frontend.steering import steering
 from frontend.token_view import chip, escaped
 from frontend.warm_up import with_progress
 from frontend.words import count, number
-from sae_engine.schema.api import FeatureRow
-from sae_engine.schema.probe import TextActivations
+from sae_engine.schema.features import FeatureRow
+from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
 
 # What an address can carry.

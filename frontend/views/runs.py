@@ -23,7 +23,7 @@ from frontend.state import (
     set_param,
 )
 from frontend.words import count
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (

@@ -18,7 +18,7 @@ from torch import Tensor
 from sae_engine.errors import UserError
 from sae_engine.interop.export import SAELENS_SITES
 from sae_engine.interop.weights import Weights
-from sae_engine.sae import SAE
+from sae_engine.sae.autoencoders import SAE
 from sae_engine.schema.config import PretrainedFormat
 
 

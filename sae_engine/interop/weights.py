@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae_engine.errors import UserError
-from sae_engine.sae import SAE, sae_of
+from sae_engine.sae.autoencoders import SAE, sae_of
 
 NAMES = (
     "sae.safetensors",

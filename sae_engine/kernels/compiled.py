@@ -23,11 +23,11 @@ def drop_outdated(folder: Path) -> None:
 
     numba looks only at the file a function stands in, not at those of the functions it calls.
     """
-    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
     digest, stamp = hashlib.sha256(sources).hexdigest(), folder / "__pycache__" / "sources.sha256"
     if stamp.exists() and stamp.read_text() == digest:
         return
-    for path in stamp.parent.glob("*.nb[ci]"):
+    for path in folder.rglob("*.nb[ci]"):
         path.unlink(missing_ok=True)
     with suppress(OSError):  # no room: then all is compiled again next time
         stamp.parent.mkdir(exist_ok=True)

@@ -1,165 +1,22 @@
-"""Recipes kept as files, and the one way from a recipe and overrides to a `RunConfig`."""
+"""Recipes kept as YAML files, and the one way from a recipe and overrides to a `RunConfig`.
 
-from __future__ import annotations
+Fed by `schema`; read by the backend and by whoever trains with the library.
+"""
 
-import difflib
-import itertools
-import math
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib import resources
-from typing import Any, TypeGuard
+from sae_engine.presets.resolve import (
+    expand_grid,
+    field_names,
+    get_preset,
+    presets,
+    resolve_config,
+    validate_config,
+)
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from sae_engine.errors import ConfigError
-from sae_engine.presets.other_names import advice
-from sae_engine.schema.api import FieldProblem
-from sae_engine.schema.config import RunConfig
-from sae_engine.schema.machine import Preset
-
-MAX_GRID = 256
-
-# Two fields of which only one may be set: an override of one takes the other out of the recipe.
-_EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
-
-
-@cache
-def presets() -> dict[str, Preset]:
-    """All presets by name, in the order they are offered."""
-    loaded: list[tuple[int, Preset]] = []
-    for file in resources.files(__name__).iterdir():
-        if file.name.endswith(".yaml"):
-            recipe = yaml.safe_load(file.read_text("utf-8"))
-            name = file.name.removesuffix(".yaml")
-            config = RunConfig.model_validate(recipe["config"])
-            loaded.append(
-                (
-                    recipe["order"],
-                    Preset(name=name, description=recipe["description"], config=config),
-                )
-            )
-    return {preset.name: preset for _, preset in sorted(loaded, key=lambda pair: pair[0])}
-
-
-def get_preset(name: str) -> Preset:
-    """Return a preset; raises `ConfigError` that lists the names there are."""
-    try:
-        return presets()[name]
-    except KeyError:
-        raise ConfigError.of(
-            "preset", f"There is no preset '{name}'; choose one of {', '.join(presets())}."
-        ) from None
-
-
-def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Lay partial `overrides`, nested like `RunConfig`, over a preset (or the defaults) and
-    validate.
-
-    Raises `ConfigError` with one problem per wrong field.
-    """
-    base = get_preset(preset).config.model_dump(exclude_unset=True) if preset else {}
-    for section, one, other in _EITHER_OR:
-        given: object = overrides.get(section)
-        if _is_tree(given) and section in base:
-            if given.get(one) is not None:
-                base[section].pop(other, None)
-            if given.get(other) is not None:
-                base[section].pop(one, None)
-    return validate_config(_merged(base, overrides))
-
-
-def expand_grid(
-    preset: str | None, overrides: dict[str, Any], grid: Mapping[str, Sequence[Any]]
-) -> list[tuple[str, RunConfig]]:
-    """Every combination of the grid's values over a preset and overrides, with what tells it apart.
-
-    `grid` maps fields such as `sae.k` to values; the last one varies fastest. Raises `ConfigError`.
-    """
-    for field, values in grid.items():
-        if field not in field_names():
-            raise ConfigError([_unknown(field)])
-        if not values:
-            raise ConfigError.of(field, "It has no values to try.")
-        if len({repr(value) for value in values}) < len(values):
-            raise ConfigError.of(field, "It names a value twice.")
-    count = math.prod(len(values) for values in grid.values())
-    if count > MAX_GRID:
-        raise ConfigError.of(
-            next(iter(grid)), f"The grid has {count:,} combinations; {MAX_GRID} is the most."
-        )
-    last = [field.rpartition(".")[2] for field in grid]
-    names = last if len(set(last)) == len(last) else list(grid)
-    expanded: list[tuple[str, RunConfig]] = []
-    for values in itertools.product(*grid.values()):
-        tree = overrides
-        for field, value in zip(grid, values, strict=True):
-            tree = _merged(tree, _nested(field, value))
-        label = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-        expanded.append((label, resolve_config(preset, tree)))
-    return expanded
-
-
-def _nested(field: str, value: Any) -> dict[str, Any]:
-    name, _, rest = field.partition(".")
-    return {name: _nested(rest, value) if rest else value}
-
-
-def validate_config(values: dict[str, Any]) -> RunConfig:
-    """Validate a nested dict as a `RunConfig`; raises `ConfigError` in words fit for people."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError([problem for e in error.errors() for problem in _problems(e)]) from None
-
-
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        below: object = merged.get(key)
-        if _is_tree(value) and _is_tree(below):
-            merged[key] = _merged(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _is_tree(value: object) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
-
-
-def _problems(error: Any) -> list[FieldProblem]:
-    path = ".".join(str(part) for part in error["loc"])
-    value = error["input"]
-    if error["type"] == "extra_forbidden":
-        inside = [f"{path}.{key}" for key in value] if _is_tree(value) else []
-        return [_unknown(field) for field in inside or [path]]
-    message = error["msg"].removeprefix("Value error, ")
-    subject = message.split(" ", 1)[0]
-    if subject in field_names():  # a rule about several fields names the one to change first
-        path = subject
-    if error["type"] != "value_error":
-        message = f"{message} (got {value!r})."[:500]
-    return [FieldProblem(field=path, message=message)]
-
-
-def _unknown(field: str) -> FieldProblem:
-    message = advice(field)
-    if message is None:
-        close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]}?" if close else "."
-        message = f"There is no such field{hint}"
-    return FieldProblem(field=field, message=message)
-
-
-def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all fields that hold a value, such as `train.lr`."""
-    names: list[str] = []
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += field_names(inner, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names
+__all__ = [
+    "expand_grid",
+    "field_names",
+    "get_preset",
+    "presets",
+    "resolve_config",
+    "validate_config",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sae_engine.schema.api import FeatureRow
+from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.runs import MetricsSeries, Run
 from sae_engine.schema.shape import Shape
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_engine.schema.api import Density, FeatureState
+from sae_engine.schema.features import Density, FeatureState
 from sae_engine.schema.shape import Shape
 
 

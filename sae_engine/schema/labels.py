@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sae_engine.schema.api import FeatureSort
+from sae_engine.schema.features import FeatureSort
 from sae_engine.schema.shape import Shape
 
 LabelAuthor = Literal["person", "model"]

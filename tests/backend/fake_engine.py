@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from backend import job
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
-from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -29,6 +28,7 @@ from sae_engine.schema.records import (
     StartRecord,
     StopRequest,
 )
+from sae_engine.training.member import Member
 
 TOTAL_STEPS = 20
 BATCH_TOKENS = 100

@@ -16,7 +16,7 @@ from backend import inference
 from backend.inference_protocol import ReadTask, SteerTask
 from sae_engine.errors import UserError
 from sae_engine.schema.config import ModelConfig
-from sae_engine.schema.probe import FeatureActivation, ReadToken, SteerToken, TextReading
+from sae_engine.schema.playground import FeatureActivation, ReadToken, SteerToken, TextReading
 
 FAKE_INFERENCE = (sys.executable, "-c", "from tests.backend.fake_inference import main; main()")
 

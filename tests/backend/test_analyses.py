@@ -17,7 +17,7 @@ import pytest
 from backend.analyses import Analyses, Analysis, Source
 from backend.errors import ConflictError
 from backend.settings import Settings
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import AnalysisProgress
 from tests.backend.conftest import wait_for
 from tests.engine.feature_index_reference import build, random_case

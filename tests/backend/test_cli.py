@@ -22,10 +22,10 @@ from backend.foreground import train_here
 from backend.settings import Settings
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
-from sae_engine.member import Member
 from sae_engine.presets import presets
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
+from sae_engine.training.member import Member
 from tests.backend.fake_engine import train as fake_train
 
 

@@ -16,9 +16,9 @@ from backend.cli import main
 from backend.db import Database
 from backend.services import IndexCache
 from backend.settings import Settings
-from sae_engine.feature_index.format import MANIFEST, SAE
+from sae_engine.features.index.format import MANIFEST, SAE
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import FeatureDetail, FeaturePage, LookupResult
+from sae_engine.schema.features import FeatureDetail, FeaturePage, LookupResult
 from sae_engine.schema.history import FeatureHistory
 from sae_engine.schema.records import SnapshotRecord
 from tests.engine.feature_index_reference import build, byte_level_tokenizer, random_case

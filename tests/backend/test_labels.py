@@ -19,12 +19,12 @@ from backend.chat import ChatClient
 from backend.db import Database
 from backend.labeling import FAILURES_IN_A_ROW, Labeler, LabelTask
 from backend.settings import Settings
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.feature_labels.examples import examples_of
-from sae_engine.feature_labels.questions import PROMPT_VERSION
-from sae_engine.feature_labels.scoring import detection_score
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.features.labels.examples import examples_of
+from sae_engine.features.labels.questions import PROMPT_VERSION
+from sae_engine.features.labels.scoring import detection_score
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import LabelUpdate
+from sae_engine.schema.features import LabelUpdate
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for

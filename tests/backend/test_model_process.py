@@ -17,7 +17,7 @@ import pytest
 from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
 from backend.model_process import MAX_WAITING, STARTING, ModelProcess, Phase
 from backend.settings import Settings
-from sae_engine.schema.probe import SteerToken, TextReading
+from sae_engine.schema.playground import SteerToken, TextReading
 from tests.backend.conftest import wait_for
 from tests.backend.fake_inference import FAKE_INFERENCE, read_task, steer_task
 

@@ -20,13 +20,13 @@ from backend import repository
 from backend.app import create_app
 from backend.db import Database
 from backend.settings import Settings
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.language_model import LanguageModel
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.model.language_model import LanguageModel
+from sae_engine.playground.steer import ProbeModel, read_text, steer
 from sae_engine.presets import resolve_config
-from sae_engine.probe import ProbeModel, read_text, steer
-from sae_engine.sae import SAE, JumpReLUSAE, TopKSAE
-from sae_engine.schema.api import LabelUpdate
-from sae_engine.schema.probe import SteerResult, TextActivations
+from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
+from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.playground import SteerResult, TextActivations
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_engine import fake_job

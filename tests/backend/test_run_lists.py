@@ -17,7 +17,7 @@ from backend.db import Database
 from backend.models import RunRow
 from backend.repository import RunFilter
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import SortOrder
+from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus, TagCount
 
 pytestmark = pytest.mark.both_databases

@@ -14,7 +14,7 @@ from backend.app import create_api
 from backend.db import Database
 from backend.settings import Settings
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import Problem
+from sae_engine.schema.features import Problem
 from sae_engine.schema.runs import RunPage
 from tests.backend.conftest import create, read, wait_for_status
 

@@ -16,7 +16,6 @@ from backend.models import RunRow
 from backend.settings import Settings
 from backend.work import Recorder, Task, Terminated, work
 from sae_engine.errors import ConfigError
-from sae_engine.member import Member
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import (
     AnyRecord,
@@ -27,6 +26,7 @@ from sae_engine.schema.records import (
     StartRecord,
     StopRequest,
 )
+from sae_engine.training.member import Member
 from tests.backend.fake_engine import TOTAL_STEPS, measured
 from tests.backend.fake_engine import train as fake_train
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from sae_engine.feature_export.source import ExportSource
-from sae_engine.feature_export.write import export_features
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.export.source import ExportSource
+from sae_engine.features.export.write import export_features
+from sae_engine.features.index.reader import FeatureIndex
 from tests.engine.feature_export_case import BY_MODEL, label, source
 from tests.house.repository import ROOT
 

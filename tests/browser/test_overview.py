@@ -16,7 +16,7 @@ from backend import repository
 from backend.db import open_database
 from backend.settings import Settings
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import LabelUpdate
+from sae_engine.schema.features import LabelUpdate
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
 from tests.browser.server import Server, serving
 from tests.engine.feature_index_reference import build, random_case

@@ -18,7 +18,7 @@ def quick_job(run_ids: Sequence[str]) -> list[str]:
 
 
 def main() -> int:
-    from sae_engine import activations
+    from sae_engine.activations import stream as activations
 
     activations.TOKENS_PER_BLOCK = TOKENS_PER_BLOCK
     return job.main(sys.argv[1:])

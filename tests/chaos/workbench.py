@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 

@@ -11,8 +11,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sae_engine.adam import BETA1, BETA2, EPSILON
-from sae_engine.kernels import triton_codes, triton_rows, triton_select
+from sae_engine.kernels.adam import BETA1, BETA2, EPSILON
+from sae_engine.kernels.gpu import codes as triton_codes
+from sae_engine.kernels.gpu import rows as triton_rows
+from sae_engine.kernels.gpu import select as triton_select
 
 TYPES = {
     **dict.fromkeys(("n", "d", "k", "d_in", "stride", "length", "ties_wanted"), "i32"),

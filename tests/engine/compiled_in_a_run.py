@@ -11,9 +11,10 @@ from numba.core.dispatcher import Dispatcher
 
 from sae_engine.compile_kernels import compile_all
 from sae_engine.files import RunFolder
-from sae_engine.kernels import candidates, codes, grouping, rows, search, vectors
+from sae_engine.kernels import grouping
+from sae_engine.kernels.cpu import candidates, codes, rows, search, vectors
 from sae_engine.presets import resolve_config
-from sae_engine.train import train
+from sae_engine.training.loop import train
 
 SHORT = {
     "sae": {"d_sae": 64, "k": 4},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sae_engine.feature_export.source import ExportSource
+from sae_engine.features.export.source import ExportSource
 from sae_engine.presets import resolve_config
 from sae_engine.schema.labels import DetectionScore, FeatureLabel, LabelOrigin
 from tests.engine.feature_index_reference import (

@@ -22,8 +22,8 @@ from tokenizers import (
     trainers,
 )
 
-from sae_engine.feature_index.build import IndexCorpus, build_index
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 
 D_IN = 6

@@ -11,15 +11,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_engine import activation_files, activations, feed
-from sae_engine.activation_files import FileSource, HeldoutFiles, open_set
-from sae_engine.corpus import Cursor
+from sae_engine.activations import feed
+from sae_engine.activations import files as activation_files
+from sae_engine.activations import stream as activations
+from sae_engine.activations.feed import save_activations
+from sae_engine.activations.files import FileSource, HeldoutFiles, open_set
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.feed import save_activations
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import NoticeRecord, PlanRecord
-from sae_engine.train import train
+from sae_engine.text.packing import Cursor
+from sae_engine.training.loop import train
 from tests.engine.test_train import collected, config_of, losses
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sae_engine import activations as module
-from sae_engine.activations import ActivationStream, HeldoutText, TextSource, extract
-from sae_engine.corpus import Cursor, Packing, heldout_rows, training_rows
-from sae_engine.language_model import LanguageModel
+from sae_engine.activations import stream as module
+from sae_engine.activations.stream import ActivationStream, HeldoutText, TextSource, extract
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig
+from sae_engine.text.packing import Cursor, Packing, heldout_rows, training_rows
 
 CTX = 16
 DATA = DataConfig(ctx_len=CTX)

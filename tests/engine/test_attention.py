@@ -11,8 +11,8 @@ from transformers import AutoConfig, Gemma2Config
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sae_engine.attention import EAGER, choose_attention, faster_attention, find_obstacle
-from sae_engine.language_model import LanguageModel
+from sae_engine.model.attention import EAGER, choose_attention, faster_attention, find_obstacle
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_an_attention_that_raises_is_not_taken_and_the_log_says_why(
 ):
     """Scaled dot products have no soft-cap, which transformers refuses to ignore."""
     config = AutoConfig.from_pretrained(model_folders["gemma2"])
-    monkeypatch.setattr("sae_engine.attention.faster_attention", lambda _config: "sdpa")
+    monkeypatch.setattr("sae_engine.model.attention.faster_attention", lambda _config: "sdpa")
     with caplog.at_level(logging.WARNING):
         chosen = choose_attention(config, 40, torch.float32, torch.device("meta"))
     assert chosen == EAGER

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sae_engine.activations import StreamState
-from sae_engine.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from sae_engine.corpus import Cursor
+from sae_engine.activations.stream import StreamState
 from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder, published_file
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.trainer import Budget, SAETrainer
+from sae_engine.text.packing import Cursor
+from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 
 
 def trainer_of(value: float) -> SAETrainer:

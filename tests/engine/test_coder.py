@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_engine import coder as module
-from sae_engine.coder import open_coder
-from sae_engine.sae import Code, JumpReLUSAE, TopKSAE
+from sae_engine.sae import inference as module
+from sae_engine.sae.autoencoders import Code, JumpReLUSAE, TopKSAE
+from sae_engine.sae.inference import open_coder
 
 
 def dense(code: Code, d_sae: int) -> Tensor:

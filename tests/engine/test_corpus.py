@@ -8,11 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sae_engine.corpus import Cursor, PackedRows, Packing, count_tokens, heldout_rows, training_rows
 from sae_engine.errors import UserError
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.schema.config import DataConfig
-from sae_engine.text_sources import Document
+from sae_engine.text.packing import (
+    Cursor,
+    PackedRows,
+    Packing,
+    count_tokens,
+    heldout_rows,
+    training_rows,
+)
+from sae_engine.text.sources import Document
 
 BOS, EOS = 2, 1
 TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))

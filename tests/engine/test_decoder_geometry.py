@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from sklearn.manifold import trustworthiness
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_engine.decoder_geometry.files import Layout, Matches, width_of
-from sae_engine.decoder_geometry.layout import EXTENT, lay_out, map_of
-from sae_engine.decoder_geometry.matches import match_decoders
 from sae_engine.errors import UserError
+from sae_engine.features.geometry.files import Layout, Matches, width_of
+from sae_engine.features.geometry.layout import EXTENT, lay_out, map_of
+from sae_engine.features.geometry.matches import match_decoders
 from tests.engine.feature_index_reference import build, random_case
 
 

@@ -11,7 +11,7 @@ import pytest
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
-from sae_engine.train import train
+from sae_engine.training.loop import train
 
 
 def test_preset_quick_test_reaches_its_fvu_and_ce_delta(tmp_path: Path):

@@ -7,17 +7,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sae_engine.activations import BEGINNING
-from sae_engine.checkpoint import TrainState, save_checkpoint
+from sae_engine.activations.stream import BEGINNING
 from sae_engine.errors import ConfigError
 from sae_engine.estimate import GEMMA_2_2B, estimate, estimate_together, model_shape
 from sae_engine.files import RunFolder
-from sae_engine.model_loading import load_prefix
+from sae_engine.model.loading import load_prefix
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.presets import presets, resolve_config
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.trainer import Budget, SAETrainer
+from sae_engine.training.checkpoint import TrainState, save_checkpoint
 
 
 def folder_of(model_folders: dict[str, Path], name: str) -> Path:

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from sae_engine import evaluate as module
-from sae_engine.evaluate import cross_entropy_metrics, reconstruction_metrics
-from sae_engine.language_model import LanguageModel
-from sae_engine.sae import TopKSAE
+from sae_engine.model.language_model import LanguageModel
+from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.schema.config import ModelConfig
+from sae_engine.training import evaluate as module
+from sae_engine.training.evaluate import cross_entropy_metrics, reconstruction_metrics
 from tests.engine.test_language_model import ids_of
 from tests.engine.test_sae import random_sae
 

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_engine import activations
-from sae_engine.activations import ActivationStream
-from sae_engine.corpus import Packing, training_rows
-from sae_engine.feed import TextFeed
+from sae_engine.activations import stream as activations
+from sae_engine.activations.feed import TextFeed
+from sae_engine.activations.stream import ActivationStream
 from sae_engine.schema.config import DataConfig, RunConfig
+from sae_engine.text.packing import Packing, training_rows
 
 CTX = 16
 SPECIAL = (0, 1, 2)  # pad, eos, bos of the embedded tokenizer

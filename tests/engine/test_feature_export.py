@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae_engine.errors import UserError
-from sae_engine.feature_export.html import export_html
-from sae_engine.feature_export.neuronpedia import export_jsonl, export_neuronpedia
-from sae_engine.feature_export.parquet import export_parquet
-from sae_engine.feature_export.source import ExportSource
-from sae_engine.feature_export.write import check_room, export_features
+from sae_engine.features.export.html import export_html
+from sae_engine.features.export.neuronpedia import export_jsonl, export_neuronpedia
+from sae_engine.features.export.parquet import export_parquet
+from sae_engine.features.export.source import ExportSource
+from sae_engine.features.export.write import check_room, export_features
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import Context
+from sae_engine.schema.features import Context
 from tests.engine.feature_export_case import BY_MODEL, BY_PERSON, D_SAE, label, source
 from tests.engine.feature_index_reference import BOTH_TOKENIZERS, built, case_of_rows
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
-from sae_engine.feature_index import build as build_module
-from sae_engine.feature_index import invert
-from sae_engine.feature_index.build import ActivationRangeError, IndexCorpus, build_index
-from sae_engine.feature_index.format import IndexArrays, open_index
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index import build as build_module
+from sae_engine.features.index import invert
+from sae_engine.features.index.build import ActivationRangeError, IndexCorpus, build_index
+from sae_engine.features.index.format import IndexArrays, open_index
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from tests.engine.feature_index_reference import (
     D_IN,

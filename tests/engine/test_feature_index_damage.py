@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_engine.feature_index.format import IndexArrays
-from sae_engine.feature_index.reader import FeatureIndex, IndexDamagedError, NoSuchFeatureError
+from sae_engine.features.index.format import IndexArrays
+from sae_engine.features.index.reader import FeatureIndex, IndexDamagedError, NoSuchFeatureError
 from tests.engine.feature_index_reference import D_IN, build, byte_level_tokenizer, random_case
 
 DAMAGED_FILES = [f"{f.name}.npy" for f in dataclasses.fields(IndexArrays)] + [

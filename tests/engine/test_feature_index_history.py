@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sae_engine.feature_index.history import feature_history
-from sae_engine.feature_index.reader import NoSuchFeatureError
+from sae_engine.features.index.history import feature_history
+from sae_engine.features.index.reader import NoSuchFeatureError
 from tests.engine.feature_index_reference import built, case_of_rows
 
 LATENTS = 3

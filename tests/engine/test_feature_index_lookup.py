@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
 
 from sae_engine.errors import UserError
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.schema.api import LookupResult, TokenMatch
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.features import LookupResult, TokenMatch
 from tests.engine.feature_index_reference import (
     BOTH_TOKENIZERS,
     Case,

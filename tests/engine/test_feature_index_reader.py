@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_engine.errors import UserError
-from sae_engine.feature_index import reader as reader_module
-from sae_engine.feature_index.contexts import evenly_spaced
-from sae_engine.feature_index.reader import FeatureIndex, NoSuchFeatureError
-from sae_engine.schema.api import Context
+from sae_engine.features.index import reader as reader_module
+from sae_engine.features.index.contexts import evenly_spaced
+from sae_engine.features.index.reader import FeatureIndex, NoSuchFeatureError
+from sae_engine.schema.features import Context
 from tests.engine.feature_index_reference import (
     Case,
     build,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sae_engine.feature_index.invert import group_bounds
-from sae_engine.feature_index.vocabulary import Vocabulary, shown_tokens, token_bytes
+from sae_engine.features.index.invert import group_bounds
+from sae_engine.features.index.vocabulary import Vocabulary, shown_tokens, token_bytes
 from tests.engine.feature_index_reference import (
     BOTH_TOKENIZERS,
     byte_fallback_tokenizer,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sae_engine.feature_index.reader import FeatureIndex
-from sae_engine.feature_labels.examples import (
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.features.labels.examples import (
     PER_INTERVAL,
     SILENT,
     TOP,
@@ -17,14 +17,14 @@ from sae_engine.feature_labels.examples import (
     Examples,
     examples_of,
 )
-from sae_engine.feature_labels.questions import (
+from sae_engine.features.labels.questions import (
     detect_questions,
     explain_question,
     read_judgments,
     read_label,
 )
-from sae_engine.feature_labels.scoring import detection_score
-from sae_engine.schema.api import Context
+from sae_engine.features.labels.scoring import detection_score
+from sae_engine.schema.features import Context
 from tests.engine.feature_index_reference import Case, built, case_of_rows, random_case
 
 

@@ -18,12 +18,12 @@ ASK = """
 import sys
 from sae_engine.errors import UserError
 if sys.argv[1] == "model":
-    from sae_engine.language_model import LanguageModel
+    from sae_engine.model.language_model import LanguageModel
     from sae_engine.schema.config import ModelConfig
     ask = lambda: LanguageModel.load(ModelConfig(name="somebody/something", layer=0))
 else:
     from sae_engine.schema.config import DataConfig
-    from sae_engine.text_sources import documents
+    from sae_engine.text.sources import documents
     ask = lambda: next(documents(DataConfig(dataset="somebody/something"), "train"))
 import json, time
 began = time.monotonic()

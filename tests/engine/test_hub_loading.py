@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sae_engine.language_model import LanguageModel
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig
-from sae_engine.text_sources import documents
+from sae_engine.text.sources import documents
 from tests.engine.hub_server import Hub, ask, folder_files, serve
 
 TEXTS = [f"Document {n} of the hub. " + f"It says {n * n} again. " * 30 for n in range(90)]
@@ -27,7 +27,7 @@ READ = """
 import json, time
 from sae_engine.errors import UserError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text_sources import documents
+from sae_engine.text.sources import documents
 time.sleep = lambda seconds: None  # between tries
 config = DataConfig.model_validate({config!r})
 try:
@@ -38,7 +38,7 @@ except UserError as error:
 LOAD = """
 import json, torch
 from sae_engine.errors import UserError
-from sae_engine.language_model import LanguageModel
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
 try:
     model = LanguageModel.load(ModelConfig(name="some/model", layer=1, device="cpu"))
@@ -240,7 +240,7 @@ import json
 from pathlib import Path
 from sae_engine.files import RunFolder
 from sae_engine.presets import validate_config
-from sae_engine.train import train
+from sae_engine.training.loop import train
 config = validate_config({config!r})
 records = list(train(config, RunFolder(Path({folder!r}))))
 print(json.dumps([record.model_dump(mode="json") for record in records]))

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sae_engine.errors import UserError
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
-from sae_engine.member import Member
-from sae_engine.sae import SAE, JumpReLUSAE
+from sae_engine.sae.autoencoders import SAE, JumpReLUSAE
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
@@ -25,7 +24,8 @@ from sae_engine.schema.records import (
     SnapshotRecord,
     StopRequest,
 )
-from sae_engine.train import train, train_together
+from sae_engine.training.loop import train, train_together
+from sae_engine.training.member import Member
 from tests.engine.test_sae import random_jumprelu, random_sae
 from tests.engine.test_train import config_of
 

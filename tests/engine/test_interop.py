@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.interop.load import PretrainedSAE, load_pretrained, place_of
-from sae_engine.sae import JumpReLUSAE, TopKSAE
+from sae_engine.sae.autoencoders import JumpReLUSAE, TopKSAE
 
 D_IN, D_SAE, K = 6, 20, 4
 

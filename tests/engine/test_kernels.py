@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_engine.adam import Moments
 from sae_engine.kernels import select_topk
-from sae_engine.kernels.cpu import CpuKernels, Reconstruction, Rest
-from sae_engine.kernels.search import SEARCHES, Search
-from sae_engine.loss import total_variance
-from sae_engine.objective import Dead, Objective, k_auxk
-from sae_engine.sae import TopKSAE
-from sae_engine.steps import AutogradStepper, CompiledStepper, variance_of
+from sae_engine.kernels.adam import Moments
+from sae_engine.kernels.cpu.search import SEARCHES, Search
+from sae_engine.kernels.cpu.step import CpuKernels, Reconstruction, Rest
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper, variance_of
+from sae_engine.sae.loss import total_variance
+from sae_engine.sae.stepper import Dead, Objective, k_auxk
 
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)

@@ -28,7 +28,7 @@ from sae_engine import activations
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
-from sae_engine.train import train
+from sae_engine.training.loop import train
 
 activations.TOKENS_PER_BLOCK = 512
 config = resolve_config(None, yaml.safe_load(Path(sys.argv[1]).read_text()))

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.language_model import LanguageModel
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
 
 SITES = ["resid_post", "mlp_out", "attn_out"]

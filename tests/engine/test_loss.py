@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_engine.loss import auxk_loss, fvu, geometric_median, total_variance
+from sae_engine.sae.loss import auxk_loss, fvu, geometric_median, total_variance
 
 
 def test_fvu_of_the_mean_is_one_and_of_a_copy_zero():

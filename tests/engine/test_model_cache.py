@@ -11,9 +11,9 @@ import torch
 
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import published_file
-from sae_engine.language_model import LanguageModel
-from sae_engine.model_cache import MAX_SAES, ModelCache
-from sae_engine.sae import TopKSAE
+from sae_engine.model.language_model import LanguageModel
+from sae_engine.playground.cache import MAX_SAES, ModelCache
+from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.schema.config import ModelConfig
 
 MODEL, WHOLE, SAE_READ = (

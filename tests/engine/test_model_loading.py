@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_engine.errors import UserError
-from sae_engine.language_model import LanguageModel
-from sae_engine.model_loading import load_prefix, load_rest
+from sae_engine.model.language_model import LanguageModel
+from sae_engine.model.loading import load_prefix, load_rest
 from sae_engine.schema.config import ModelConfig
 
 ARCHITECTURES = ["gemma2", "llama", "gpt2"]

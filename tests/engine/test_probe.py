@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sae_engine.errors import UserError
-from sae_engine.language_model import LanguageModel
-from sae_engine.probe import ProbeModel, direction, generate, read_text, steer
-from sae_engine.sae import SAE, JumpReLUSAE, TopKSAE
+from sae_engine.model.language_model import LanguageModel
+from sae_engine.playground.steer import ProbeModel, direction, generate, read_text, steer
+from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
 from sae_engine.schema.config import ModelConfig
-from sae_engine.schema.probe import MAX_TEXT_TOKENS, TextReading
+from sae_engine.schema.playground import MAX_TEXT_TOKENS, TextReading
 from tests.engine.test_language_model import HOOKED, SITES, by_forward_hook, whole
 
 TEXT = "import numpy as np\n\n\ndef main(args):\n    return 'é 日本'\n"

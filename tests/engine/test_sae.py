@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from sae_engine.errors import UserError
-from sae_engine.sae import SAE, JumpReLUSAE, TopKSAE, sae_of
+from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE, sae_of
 
 
 def random_sae(

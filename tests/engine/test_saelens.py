@@ -14,7 +14,7 @@ import yaml
 from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import load_pretrained
 from sae_engine.presets import resolve_config
-from sae_engine.sae import SAE
+from sae_engine.sae.autoencoders import SAE
 from tests.engine.test_export import published
 from tests.engine.test_sae import random_jumprelu, random_sae
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_engine import memory
-from sae_engine.kernels import candidates, products, search
-from sae_engine.kernels.cpu import CpuKernels
-from sae_engine.kernels.search import SEARCHES, Latents, Rounding, Search, Shadow
+from sae_engine.kernels import memory
+from sae_engine.kernels.cpu import candidates, products, search
+from sae_engine.kernels.cpu.search import SEARCHES, Latents, Rounding, Search, Shadow
+from sae_engine.kernels.cpu.step import CpuKernels
 
 
 @pytest.mark.parametrize("how", SEARCHES[:-1])

@@ -1,4 +1,4 @@
-from sae_engine.stdlib_text import is_heldout, stdlib_documents
+from sae_engine.text.stdlib import is_heldout, stdlib_documents
 
 
 def test_the_splits_are_disjoint_and_about_an_eighth_is_held_out():

@@ -7,7 +7,7 @@ import pytest
 
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text_sources import documents
+from sae_engine.text.sources import documents
 
 TEXTS = [f"text number {n}\nwith two lines" for n in range(60)]
 

@@ -18,8 +18,8 @@ from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import MetricsRecord
-from sae_engine.trackers import open_trackers
-from sae_engine.train import train
+from sae_engine.training.loop import train
+from sae_engine.training.trackers import open_trackers
 
 Curves = dict[str, dict[int, float]]
 

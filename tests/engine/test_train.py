@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_engine import activations
+from sae_engine.activations import stream as activations
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -28,7 +28,7 @@ from sae_engine.schema.records import (
     SnapshotRecord,
     StopRequest,
 )
-from sae_engine.train import NonFiniteLossError, train
+from sae_engine.training.loop import NonFiniteLossError, train
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,7 @@ def test_a_stop_during_an_evaluation_is_obeyed_at_once(config: RunConfig, tmp_pa
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_sae(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sae_engine import trainer
+    from sae_engine.sae import trainer
 
     calls = []
 

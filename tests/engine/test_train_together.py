@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_engine import activations
+from sae_engine.activations import stream as activations
 from sae_engine.errors import UserError
-from sae_engine.feature_index.reader import FeatureIndex
+from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
-from sae_engine.member import Member
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -22,7 +21,8 @@ from sae_engine.schema.records import (
     MetricsRecord,
     StopRequest,
 )
-from sae_engine.train import train, train_together
+from sae_engine.training.loop import train, train_together
+from sae_engine.training.member import Member
 from tests.engine.test_train import collected, config_of, losses
 
 VARIANTS = [
@@ -107,7 +107,7 @@ def test_a_stopped_member_leaves_and_the_others_go_on(configs: list[RunConfig], 
 def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_go_on(
     configs: list[RunConfig], model_folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sae_engine import trainer
+    from sae_engine.sae import trainer
 
     scheduled = trainer.scheduled_lr
 

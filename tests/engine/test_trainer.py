@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_engine.objective import Dead, Objective, Outcome
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper
+from sae_engine.sae.stepper import Dead, Objective, Outcome
+from sae_engine.sae.trainer import Budget, SAETrainer, dead_threshold, default_lr, scheduled_lr
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.steps import AutogradStepper, CompiledStepper
-from sae_engine.trainer import Budget, SAETrainer, dead_threshold, default_lr, scheduled_lr
 from tests.engine.test_sae import random_sae
 
 D_IN, D_SAE, K = 6, 20, 4

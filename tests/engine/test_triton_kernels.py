@@ -17,11 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_engine.objective import Dead, Objective, Outcome, Stepper
-from sae_engine.sae import TopKSAE
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import (
+    AutogradStepper,
+    CompiledStepper,
+    find_obstacle,
+    open_stepper,
+)
+from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
-from sae_engine.steps import AutogradStepper, CompiledStepper, find_obstacle, open_stepper
-from sae_engine.trainer import Budget, SAETrainer
 from tests.house.repository import ROOT
 
 HAS_GPU = torch.cuda.is_available()
@@ -29,9 +34,10 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("there is neither a GPU nor Triton's interpreter", allow_module_level=True)
 
-from sae_engine.kernels import triton_codes, triton_select  # noqa: E402
+from sae_engine.kernels.gpu import codes as triton_codes  # noqa: E402
+from sae_engine.kernels.gpu import select as triton_select  # noqa: E402
 from sae_engine.kernels.reference import decode, select_topk  # noqa: E402
-from sae_engine.triton_step import Search, TritonStepper, margin  # noqa: E402
+from sae_engine.sae.triton_step import Search, TritonStepper, margin  # noqa: E402
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 D_IN, D_SAE, K = 10, 24, 3

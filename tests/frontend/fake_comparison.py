@@ -7,7 +7,8 @@ import math
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 
-from sae_engine.schema import analysis, api
+from sae_engine.schema import analysis
+from sae_engine.schema import features as api
 from tests.frontend.fake_world import D_SAE, NASTY, World
 
 

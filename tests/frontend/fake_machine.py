@@ -7,7 +7,8 @@ from fastapi.responses import JSONResponse, Response
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets import expand_grid
-from sae_engine.schema import api, machine, runs
+from sae_engine.schema import features as api
+from sae_engine.schema import machine, runs
 from tests.frontend.fake_world import World
 
 GIB = 2**30

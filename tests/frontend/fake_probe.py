@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from sae_engine.schema.api import Problem
-from sae_engine.schema.probe import (
+from sae_engine.schema.features import Problem
+from sae_engine.schema.playground import (
     ActivationsRequest,
     FeatureActivation,
     InferenceStatus,

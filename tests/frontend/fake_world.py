@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sae_engine.presets import presets
-from sae_engine.schema import api, runs
+from sae_engine.schema import features as api
+from sae_engine.schema import runs
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.labels import LabelJob, LabelOrigin
-from sae_engine.schema.probe import ActivationsRequest, SteerRequest
+from sae_engine.schema.playground import ActivationsRequest, SteerRequest
 
 D_SAE = 512
 SEEN = 50_000

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from frontend import charts
 from frontend.feature_charts import histogram_figure
-from sae_engine.schema.api import Histogram
+from sae_engine.schema.features import Histogram
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue
 

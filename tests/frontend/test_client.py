@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from frontend.client import ApiProblem, WorkbenchClient
-from sae_engine.schema.api import LabelUpdate
-from sae_engine.schema.probe import SteerPhase, SteerResult
+from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.playground import SteerPhase, SteerResult
 from sae_engine.schema.runs import RunCreate, RunPatch, TagCount
 from tests.frontend.conftest import FakeServer, serve
 from tests.frontend.fake_world import World

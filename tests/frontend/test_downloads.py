@@ -9,7 +9,7 @@ import pytest
 
 from frontend.downloads import FORMATS, download_list
 from sae_engine.presets import resolve_config
-from sae_engine.schema.api import ExportFormat
+from sae_engine.schema.features import ExportFormat
 from sae_engine.schema.runs import Run
 from tests.frontend.fake_world import World
 

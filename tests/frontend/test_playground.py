@@ -11,7 +11,7 @@ import pytest
 
 from frontend.probe_view import strengths_of, strengths_text, strongest_features, token_chips
 from frontend.token_view import opacity
-from sae_engine.schema.probe import (
+from sae_engine.schema.playground import (
     FeatureActivation,
     ReadToken,
     SteeredFeature,

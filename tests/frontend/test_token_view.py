@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend import token_view
-from sae_engine.schema.api import Context, TokenLogit
+from sae_engine.schema.features import Context, TokenLogit
 
 _NASTY = st.one_of(
     st.text(max_size=12),

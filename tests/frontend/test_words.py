@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from frontend import words
-from sae_engine.schema.api import Density
+from sae_engine.schema.features import Density
 
 
 @pytest.mark.parametrize(

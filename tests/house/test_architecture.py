@@ -18,15 +18,21 @@ _LINTER = Path(sys.executable).with_name("lint-imports")
 # Contract -> a file and an import that the contract forbids there.
 _VIOLATIONS = {
     "Frontend and backend never import each other": ("frontend/client.py", "backend.db"),
-    "The engine works alone as a library": ("sae_engine/loss.py", "backend.db"),
+    "The engine works alone as a library": ("sae_engine/sae/loss.py", "backend.db"),
     "The frontend takes from the engine only its vocabulary": (
         "frontend/client.py",
         "sae_engine.files",
     ),
-    "The vocabulary imports nothing else of the project": ("sae_engine/schema/api.py", "numpy"),
-    "The web process and the pages reach no torch": ("backend/db.py", "sae_engine.sae"),
-    "Only the language model imports nnsight": ("sae_engine/evaluate.py", "nnsight"),
-    "The engine's layers": ("sae_engine/kernels/__init__.py", "sae_engine.train"),
+    "The vocabulary imports nothing else of the project": (
+        "sae_engine/schema/features.py",
+        "numpy",
+    ),
+    "The web process and the pages reach no torch": (
+        "backend/db.py",
+        "sae_engine.sae.autoencoders",
+    ),
+    "Only the language model imports nnsight": ("sae_engine/training/evaluate.py", "nnsight"),
+    "The engine's layers": ("sae_engine/kernels/__init__.py", "sae_engine.training.loop"),
 }
 
 
@@ -70,7 +76,7 @@ def test_every_contract_would_notice_a_violation(tmp_path: Path) -> None:
         "backend.supervisor",
         "backend.cli",
         "sae_engine.preflight",
-        "sae_engine.feature_index.reader",
+        "sae_engine.features.index.reader",
         "frontend.client",
     ],
 )

@@ -4,7 +4,7 @@ from pydantic import BaseModel
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets import field_names, get_preset, presets, resolve_config
-from sae_engine.presets.other_names import CALLED_HERE
+from sae_engine.presets.foreign_names import CALLED_HERE
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import METRICS
 

@@ -1,0 +1,113 @@
+"""Answers from what was computed about decoder rows and from feature indexes, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_engine.features.geometry.files import Layout, Matches
+from sae_engine.features.index.listing import cursor_at, offset_of
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.analysis import (
+    MATCH_THRESHOLD,
+    FeatureComparison,
+    FeatureMap,
+    MatchedFeatures,
+    MatchSection,
+)
+from sae_engine.schema.features import SortOrder
+
+NUM_MAP_TOKENS = 3
+NUM_BINS = 50
+
+Labels = Mapping[int, str]
+
+
+def feature_map(index: FeatureIndex, layout: Layout, labels: Labels) -> FeatureMap:
+    """The features that fire in an index, where `layout` places them."""
+    latents = layout.latents.astype(np.int64)
+    x, y = layout.points.astype(np.float64).round(3).T
+    return FeatureMap(
+        snapshot=index.step,
+        index=latents.tolist(),
+        x=x.tolist(),
+        y=y.tolist(),
+        density=(index.fired[latents] / index.num_tokens).tolist(),
+        top_tokens=index.top_tokens(latents, NUM_MAP_TOKENS),
+        labels={i: text for i, text in labels.items() if text},
+        num_dead=int((index.fired == 0).sum()),
+    )
+
+
+def compare_features(
+    a: FeatureIndex,
+    b: FeatureIndex,
+    matches: Matches,
+    *,
+    section: MatchSection = "mutual",
+    threshold: float = MATCH_THRESHOLD,
+    order: SortOrder | None = None,
+    labels_a: Labels,
+    labels_b: Labels,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> FeatureComparison:
+    """How the features of two SAEs match, and a page of one `section`.
+
+    Sorted by cosine: pairs best first and the others worst first, unless `order` says otherwise.
+    Raises `UserError` for a foreign cursor.
+    """
+    offset = offset_of(cursor) if cursor else 0
+    fires_a, fires_b = a.fired > 0, b.fired > 0
+    near_b, near_a = matches.best_in_b.astype(np.int64), matches.best_in_a.astype(np.int64)
+    is_mutual = near_a[near_b] == np.arange(len(near_b))
+    close = matches.cosines_in_b >= threshold
+    pairs = np.flatnonzero(is_mutual & close & fires_a & fires_b[near_b])
+    only_a = np.flatnonzero(fires_a & ~close)
+    only_b = np.flatnonzero(fires_b & (matches.cosines_in_a < threshold))
+    chosen, cosines = {
+        "mutual": (pairs, matches.cosines_in_b),
+        "only_a": (only_a, matches.cosines_in_b),
+        "only_b": (only_b, matches.cosines_in_a),
+    }[section]
+    key = cosines[chosen]
+    descending = (order or ("desc" if section == "mutual" else "asc")) == "desc"
+    chosen = chosen[np.argsort(-key if descending else key, kind="stable")]
+    page = chosen[offset : offset + limit]
+    end = offset + len(page)
+    items = [
+        MatchedFeatures(
+            a=a.row(i, labels_a),
+            b=b.row(j, labels_b),
+            cosine=cosine,
+            mutual=bool(near_b[i] == j and near_a[j] == i),
+        )
+        for i, j, cosine in zip(
+            (near_a[page] if section == "only_b" else page).tolist(),
+            (page if section == "only_b" else near_b[page]).tolist(),
+            cosines[page].tolist(),
+            strict=True,
+        )
+    ]
+    edges = np.linspace(0, 1, NUM_BINS + 1).round(3)
+    return FeatureComparison(
+        snapshots=[a.step, b.step],
+        num_features=[int(fires_a.sum()), int(fires_b.sum())],
+        cosine_edges=edges.tolist(),
+        counts_a=_counts(matches.cosines_in_b[fires_a], edges),
+        counts_b=_counts(matches.cosines_in_a[fires_b], edges),
+        threshold=threshold,
+        num_mutual=len(pairs),
+        num_only_a=len(only_a),
+        num_only_b=len(only_b),
+        items=items,
+        total=len(chosen),
+        next_cursor=cursor_at(end) if len(page) and end < len(chosen) else None,
+    )
+
+
+def _counts(cosines: NDArray[np.float32], edges: NDArray[np.float64]) -> list[int]:
+    """Negative cosines, which are no match at all, count as 0; rounding may lead beyond 1."""
+    return np.histogram(cosines.clip(0, 1), edges)[0].tolist()

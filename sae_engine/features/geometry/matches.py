@@ -1,0 +1,71 @@
+"""Nearest decoder rows between two SAEs of one width, both ways, in bounded memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sae_engine.errors import UserError
+from sae_engine.features.geometry.files import Matches, Report, not_reported
+from sae_engine.features.geometry.rows import DecoderRows
+
+CHUNK_NUMBERS = 2**24
+"""Most numbers in each of the three matrices that are held at once: a chunk of either SAE's rows,
+and their cosines. In float32, with room for scaling the rows, that is 256 MiB for SAEs of any size;
+what is kept of each row takes 16 bytes more.
+"""
+
+
+@torch.no_grad()
+def match_decoders(
+    path_a: Path,
+    path_b: Path,
+    *,
+    chunk_numbers: int = CHUNK_NUMBERS,
+    report: Report = not_reported,
+) -> Matches:
+    """Compare every decoder row of one `sae.safetensors` with every one of another.
+
+    Of rows equally near, the first one is named. Raises `UserError` for files that are no SAEs, or
+    of different widths.
+    """
+    a, b = DecoderRows(path_a), DecoderRows(path_b)
+    if a.d_in != b.d_in:
+        raise UserError(
+            f"The SAEs read activations of different widths, {a.d_in} and {b.d_in}; their decoder "
+            "rows cannot be compared."
+        )
+    num_rows = max(1, min(int(chunk_numbers**0.5), chunk_numbers // a.d_in))
+    in_b = torch.full((a.d_sae,), -torch.inf), torch.zeros(a.d_sae, dtype=torch.int64)
+    in_a = torch.full((b.d_sae,), -torch.inf), torch.zeros(b.d_sae, dtype=torch.int64)
+    for first_a, rows_a in a.chunks(num_rows):
+        for first_b, rows_b in b.chunks(num_rows):
+            cosines = rows_a @ rows_b.T
+            _keep_larger(in_b, first_a, *cosines.max(dim=1), first_b)
+            _keep_larger(in_a, first_b, *cosines.max(dim=0), first_a)
+            done = first_a * b.d_sae + len(rows_a) * (first_b + len(rows_b))
+            report("comparing decoder rows", done / (a.d_sae * b.d_sae))
+    (cosines_in_b, best_in_b), (cosines_in_a, best_in_a) = in_b, in_a
+    return Matches(
+        best_in_b.numpy().astype("uint32"),
+        cosines_in_b.numpy(),
+        best_in_a.numpy().astype("uint32"),
+        cosines_in_a.numpy(),
+    )
+
+
+def _keep_larger(
+    kept: tuple[torch.Tensor, torch.Tensor],
+    first: int,
+    cosines: torch.Tensor,
+    places: torch.Tensor,
+    offset: int,
+) -> None:
+    """Let `kept`, (cosines, rows), from `first` on take over what is larger; `places` count from
+    `offset`.
+    """
+    part = slice(first, first + len(cosines))
+    larger = cosines > kept[0][part]
+    kept[0][part][larger] = cosines[larger]
+    kept[1][part][larger] = places[larger] + offset

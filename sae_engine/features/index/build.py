@@ -1,0 +1,215 @@
+"""Builds one feature index: encode the index corpus once, then sort the codes.
+
+Fed by the training loop with a corpus of activations and an SAE's `encode`; read by `reader`.
+Memory stays bounded by the sorts' ranges (`invert.MAX_SORT_ENTRIES`) and the arrays over latents
+and tokens; nothing is [N, d_sae].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from sae_engine.errors import UserError
+from sae_engine.features.index.decoder_directions import write_logits, write_neighbours
+from sae_engine.features.index.format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    SAE,
+    TOKENIZER,
+    ArrayWriter,
+    Manifest,
+    describe_files,
+    save_array,
+)
+from sae_engine.features.index.invert import (
+    group_bounds,
+    invert_by_latent,
+    invert_by_token,
+    rank_tokens_by_latent,
+)
+from sae_engine.features.index.vocabulary import token_bytes
+from sae_engine.files import RunFolder, published_folder
+from sae_engine.schema.records import SnapshotRecord
+
+ENCODE_CHUNK_TOKENS = 4096
+MAX_ACT = 65504.0
+MIN_ACT = 2.0**-24
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class ActivationRangeError(UserError):
+    """A latent's activation is not finite or too large for the index's float16."""
+
+
+class IndexCorpus(NamedTuple):
+    """Activations of the text that an index covers, without excluded positions (BOS, pad, eos)."""
+
+    activations: NDArray[Any]
+    """[N, d_in] float32, float16, or bfloat16 viewed as uint16; may be memory-mapped."""
+    token_ids: NDArray[np.uint32]
+    """[N]"""
+    row_starts: NDArray[np.int64]
+    """[R + 1]: positions where rows begin, and N."""
+
+    def first(self, num_tokens: int) -> IndexCorpus:
+        """The first `num_tokens` positions; the last row may be cut."""
+        num_tokens = min(num_tokens, len(self.token_ids))
+        starts = self.row_starts[self.row_starts < num_tokens]
+        return IndexCorpus(
+            self.activations[:num_tokens],
+            self.token_ids[:num_tokens],
+            np.append(starts, num_tokens),
+        )
+
+
+def build_index(
+    folder: RunFolder,
+    *,
+    step: int,
+    tokens: int,
+    corpus: IndexCorpus,
+    encode: Encode,
+    W_dec: Tensor,
+    k: int | None,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    write_sae: Callable[[Path], None],
+    max_tokens: int | None = None,
+    unembed: Tensor | None = None,
+    final: bool = False,
+    check_stop: Callable[[], None] = lambda: None,
+) -> SnapshotRecord:
+    """Publish `features/<step>/` in one rename and say what it covers.
+
+    `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]), or, for
+    `k` None, to codes as wide as the fullest of those n; the corpus is then encoded twice, first to
+    learn how wide the index must be. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in] with the
+    final norm's weight multiplied in; `tokens` is how many the SAE was trained on. Logits and
+    neighbors are computed only for a `final` index. `check_stop` is called often and raises to
+    abort, which leaves nothing behind. Raises `ActivationRangeError` for activations that float16
+    cannot hold.
+    """
+    began = time.perf_counter()
+    corpus = corpus if max_tokens is None else corpus.first(max_tokens)
+    num_tokens, d_sae = len(corpus.token_ids), len(W_dec)
+    if num_tokens == 0:
+        raise UserError("The index corpus holds no tokens; give a dataset with more held-out text.")
+    assert corpus.row_starts[0] == 0
+    assert corpus.row_starts[-1] == num_tokens == len(corpus.activations)
+    assert int(corpus.token_ids.max()) < vocab_size
+
+    with published_folder(folder.feature_index(step)) as target:
+        save_array(target, "token_ids", corpus.token_ids.astype(np.uint32))
+        save_array(target, "row_starts", corpus.row_starts.astype(np.int64))
+        codes = partial(_codes, corpus.activations, encode, W_dec.device, check_stop)
+        width = k or max(indices.shape[1] for _, indices in codes())
+        fired = _write_codes(target, codes(), d_sae, width)
+        invert_by_latent(target, fired, check_stop=check_stop)
+        invert_by_token(target, vocab_size, check_stop=check_stop)
+        rank_tokens_by_latent(target, check_stop=check_stop)
+        if final:
+            write_neighbours(target, W_dec, check_stop)
+            if unembed is not None:
+                write_logits(target, W_dec, unembed, check_stop)
+        _write_vocabulary(target, tokenizer, vocab_size)
+        write_sae(target / SAE)
+        check_stop()
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            step=step,
+            tokens=tokens,
+            num_tokens=num_tokens,
+            num_rows=len(corpus.row_starts) - 1,
+            k=width,
+            d_sae=d_sae,
+            vocab_size=vocab_size,
+            final=final,
+            created_at=datetime.now(UTC),
+            files=describe_files(target),
+        )
+        (target / MANIFEST).write_text(manifest.model_dump_json(indent=1), "utf-8")
+
+    seconds = time.perf_counter() - began
+    return SnapshotRecord(
+        step=step, tokens=tokens, index_tokens=num_tokens, seconds=seconds, final=final
+    )
+
+
+@torch.no_grad()
+def _codes(
+    activations: NDArray[Any],
+    encode: Encode,
+    device: torch.device,
+    check_stop: Callable[[], None],
+) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
+    """Acts and indices of the corpus, chunk by chunk."""
+    for a in range(0, len(activations), ENCODE_CHUNK_TOKENS):
+        check_stop()
+        x = _as_tensor(activations[a : a + ENCODE_CHUNK_TOKENS]).to(device, torch.float32)
+        acts, indices = encode(x)
+        assert acts.shape == indices.shape
+        assert len(acts) == len(x)
+        yield acts.float().cpu().numpy(), indices.cpu().numpy()
+
+
+def _write_codes(
+    folder: Path,
+    codes: Iterator[tuple[NDArray[np.float32], NDArray[Any]]],
+    d_sae: int,
+    width: int,
+) -> NDArray[np.int64]:
+    """Write `indices` and `acts`, filled with zeros to `width`; return how often each latent is
+    active, [d_sae].
+    """
+    index_type = np.uint16 if d_sae <= 2**16 else np.uint32
+    fired = np.zeros(d_sae, np.int64)
+    with (
+        ArrayWriter(folder, "indices", index_type, width) as indices_out,
+        ArrayWriter(folder, "acts", np.float16, width) as acts_out,
+    ):
+        for acts, indices in codes:
+            half = _to_half(acts, indices)
+            fired += np.bincount(indices[half > 0], minlength=d_sae)
+            missing = ((0, 0), (0, width - acts.shape[1]))
+            indices_out.append(np.pad(indices, missing))
+            acts_out.append(np.pad(half, missing))
+    return fired
+
+
+def _as_tensor(activations: NDArray[Any]) -> Tensor:
+    # A copy: the corpus may be a read-only memory map, which torch warns about.
+    tensor = torch.from_numpy(np.array(activations))
+    return tensor.view(torch.bfloat16) if activations.dtype == np.uint16 else tensor
+
+
+def _to_half(acts: NDArray[np.float32], indices: NDArray[Any]) -> NDArray[np.float16]:
+    """Round to float16 so that what is active stays active; raises `ActivationRangeError`."""
+    bad = np.argwhere(~(acts <= MAX_ACT))
+    if len(bad):
+        where = tuple(bad[0])
+        raise ActivationRangeError(
+            f"Latent {indices[where]} has activation {acts[where]:g} on the index corpus, and the "
+            f"feature index holds numbers up to {MAX_ACT:g}; look for a diverging loss or outlier "
+            "tokens in the data."
+        )
+    assert (acts >= 0).all()
+    return np.where(acts > 0, np.maximum(acts, MIN_ACT), 0).astype(np.float16)
+
+
+def _write_vocabulary(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    pieces = token_bytes(tokenizer, vocab_size)
+    save_array(folder, "vocabulary_offsets", group_bounds(np.array([len(p) for p in pieces])))
+    save_array(folder, "vocabulary_bytes", np.frombuffer(b"".join(pieces), np.uint8))
+    tokenizer.save(str(folder / TOKENIZER))

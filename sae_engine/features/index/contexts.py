@@ -1,0 +1,140 @@
+"""Contexts: pieces of rows around a latent's activations, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_engine.features.index.format import IndexArrays
+from sae_engine.features.index.vocabulary import MAX_CHARACTER_BYTES, Vocabulary
+from sae_engine.schema.features import Context, Interval
+
+Window = int | Literal["full"]
+"""Tokens shown on either side of the peak, or the whole row."""
+
+FOLD_CANDIDATES = 1000
+"""How many of the strongest activations are searched for contexts with the same tokens."""
+INTERVAL_CANDIDATES = 40
+INTERVAL_CONTEXTS = 5
+
+
+class _Place(NamedTuple):
+    """A peak, and the bounds of the piece of its row that is shown."""
+
+    position: int
+    start: int
+    end: int
+    copies: int
+
+
+class ContextReader:
+    """Cuts contexts out of an index."""
+
+    def __init__(self, arrays: IndexArrays, vocabulary: Vocabulary) -> None:
+        self._arrays = arrays
+        self._vocabulary = vocabulary
+
+    def strongest(self, latent: int, window: Window, num_contexts: int) -> list[Context]:
+        """The strongest contexts of a latent, those with the same tokens folded into the first.
+
+        `copies` counts within the `FOLD_CANDIDATES` strongest activations.
+        """
+        positions, _ = self.activations(latent)
+        found = self._folded(positions[:FOLD_CANDIDATES], window)[:num_contexts]
+        return [self._cut(latent, place) for place in found]
+
+    def around(self, latent: int, positions: NDArray[Any], window: Window) -> list[Context]:
+        """Contexts around any positions, in their order, those with the same tokens folded."""
+        return [self._cut(latent, place) for place in self._folded(positions, window)]
+
+    def example(self, latent: int, window: Window) -> Context | None:
+        """The strongest context of a latent, none folded into it; None for a dead latent."""
+        start, end = self._arrays.latent_starts[latent : latent + 2]
+        positions = self._arrays.latent_positions[start : min(start + 1, end)]
+        return next((self._cut(latent, place) for place in self._folded(positions, window)), None)
+
+    def intervals(self, latent: int, window: Window, num_intervals: int) -> list[Interval]:
+        """Equal slices (low, high] of (0, max], the highest first, with contexts from all over."""
+        positions, acts = self.activations(latent)
+        if not len(acts):
+            return []
+        edges = np.linspace(0, acts[0], num_intervals + 1)
+        # How many activations lie above each edge; acts descend.
+        above = len(acts) - np.searchsorted(acts[::-1], edges, side="right")
+        intervals: list[Interval] = []
+        for i in reversed(range(num_intervals)):
+            inside = positions[above[i + 1] : above[i]]
+            candidates = inside[evenly_spaced(len(inside), INTERVAL_CANDIDATES)]
+            found = self._folded(candidates, window)
+            chosen = evenly_spaced(len(found), INTERVAL_CONTEXTS)
+            intervals.append(
+                Interval(
+                    low=float(edges[i]),
+                    high=float(edges[i + 1]),
+                    share=len(inside) / len(acts),
+                    contexts=[self._cut(latent, found[c]) for c in chosen],
+                )
+            )
+        return intervals
+
+    def activations(self, latent: int) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
+        """Positions and activations of a latent, strongest first."""
+        start, end = self._arrays.latent_starts[latent : latent + 2]
+        acts = self._arrays.latent_acts[start:end].astype(np.float64)
+        return self._arrays.latent_positions[start:end], acts
+
+    def _folded(self, positions: NDArray[np.uint32], window: Window) -> list[_Place]:
+        """Contexts around positions, in order, folding those with the same tokens and peak."""
+        found: dict[tuple[bytes, int], _Place] = {}
+        for position, (start, end) in zip(
+            positions.tolist(), self._bounds(positions, window), strict=True
+        ):
+            key = (self._arrays.token_ids[start:end].tobytes(), position - start)
+            place = found.get(key, _Place(position, start, end, copies=0))
+            found[key] = place._replace(copies=place.copies + 1)
+        return list(found.values())
+
+    def _rows(self, positions: NDArray[Any]) -> NDArray[np.int64]:
+        return np.searchsorted(self._arrays.row_starts, positions, side="right") - 1
+
+    def _bounds(self, positions: NDArray[np.uint32], window: Window) -> list[tuple[int, int]]:
+        """Where each context begins and ends, clipped to its row."""
+        rows = self._rows(positions)
+        starts, ends = self._arrays.row_starts[rows], self._arrays.row_starts[rows + 1]
+        if window != "full":
+            where = positions.astype(np.int64)
+            starts = np.maximum(starts, where - window)
+            ends = np.minimum(ends, where + window + 1)
+        return list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+    def _cut(self, latent: int, place: _Place) -> Context:
+        position, start, end, copies = place
+        row = int(self._rows(np.array([position]))[0])
+        row_start, row_end = self._arrays.row_starts[row : row + 2].tolist()
+        # A character may be cut by the window's edges: decode a little more than is shown.
+        first = max(row_start, start - MAX_CHARACTER_BYTES + 1)
+        last = min(row_end, end + MAX_CHARACTER_BYTES - 1)
+        tokens = self._vocabulary.window(self._arrays.token_ids[first:last])[
+            start - first : end - first
+        ]
+        active = self._arrays.indices[start:end] == latent
+        activations = np.where(active, self._arrays.acts[start:end], 0).max(axis=1).tolist()
+        return Context(
+            tokens=tokens,
+            activations=activations,
+            activation=activations[position - start],
+            peak=position - start,
+            position=position - row_start,
+            row=row,
+            copies=copies,
+        )
+
+
+def evenly_spaced(length: int, count: int) -> Sequence[int]:
+    """At most `count` distinct places in `range(length)`, from the first to the last."""
+    if length <= count:
+        return range(length)
+    return np.linspace(0, length - 1, count).round().astype(int).tolist()

@@ -1,0 +1,216 @@
+"""From codes in corpus order to the sides grouped by latent and by token.
+
+Works through ranges of latents or tokens that fit into memory, each shared by the processor's
+cores; the kernels are `kernels.grouping`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_engine.features.index.format import ArrayWriter, load_array, save_array
+from sae_engine.kernels import grouping
+from sae_engine.kernels.compiled import in_parallel, num_threads
+
+MAX_ENTRIES = 2**26
+"""Entries that are grouped at once: 8 bytes each, 14 in the table of tokens and latents."""
+CHUNK_ENTRIES = 2**22
+"""Entries that are scanned between two looks whether to stop."""
+ACT_BITS, F1_BITS = 16, 32
+
+Keys = NDArray[np.uint64]
+Check = Callable[[], None]
+Deal = Callable[[int, int, NDArray[np.int64], Keys, Check], None]
+"""`deal(low, high, free, keys, check)` fills in the keys of the latents `low` to `high`; `free`
+says where each begins.
+"""
+
+
+def group_bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
+    """[n] sizes of groups -> [n + 1] where each begins, and the total."""
+    bounds = np.zeros(len(counts) + 1, np.int64)
+    np.cumsum(counts, out=bounds[1:])
+    return bounds
+
+
+def invert_by_latent(
+    folder: Path,
+    fired: NDArray[np.int64],
+    *,
+    check_stop: Check,
+    max_entries: int = MAX_ENTRIES,
+) -> None:
+    """Write `latent_starts`, `latent_positions` and `latent_acts`.
+
+    `fired` [d_sae] counts each latent's active entries.
+    """
+    indices, act_bits = _codes(folder)
+    starts = group_bounds(fired)
+    save_array(folder, "latent_starts", starts)
+    rows = max(1, CHUNK_ENTRIES // indices.shape[1])
+
+    def deal(low: int, high: int, free: NDArray[np.int64], keys: Keys, check: Check) -> None:
+        for a in range(0, len(indices), rows):
+            check()
+            grouping.deal_codes(
+                indices[a : a + rows], act_bits[a : a + rows], a, low, high, free, keys
+            )
+
+    with (
+        ArrayWriter(folder, "latent_positions", np.uint32) as positions_out,
+        ArrayWriter(folder, "latent_acts", np.float16) as acts_out,
+    ):
+        for keys in _grouped(starts, deal, ACT_BITS, check_stop, max_entries):
+            positions_out.append(keys & np.uint64(0xFFFFFFFF))
+            acts_out.append((0xFFFF - (keys >> 32)).astype(np.uint16).view(np.float16))
+
+
+def invert_by_token(
+    folder: Path, vocab_size: int, *, check_stop: Check, max_entries: int = MAX_ENTRIES
+) -> None:
+    """Write `token_starts`, `token_positions` and the exact table of (token, latent), `pair_*`."""
+    token_ids = load_array(folder, "token_ids")
+    starts = group_bounds(np.bincount(token_ids, minlength=vocab_size))
+    positions = np.empty(len(token_ids), np.uint32)
+    check_stop()
+    grouping.deal_positions(token_ids, starts.copy(), positions)
+    save_array(folder, "token_starts", starts)
+    save_array(folder, "token_positions", positions)
+    _write_pairs(folder, starts, positions, check_stop, max_entries)
+
+
+def _write_pairs(
+    folder: Path,
+    starts: NDArray[np.int64],
+    positions: NDArray[np.uint32],
+    check_stop: Check,
+    max_entries: int,
+) -> None:
+    indices, act_bits = _codes(folder)
+    half = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
+    d_sae = len(load_array(folder, "latent_starts")) - 1
+    # A token has at most as many pairs as it has entries, and at most one for every latent.
+    most = group_bounds(np.minimum(np.diff(starts) * indices.shape[1], d_sae))
+    num_pairs = np.zeros(len(starts) - 1, np.int64)
+    with (
+        ArrayWriter(folder, "pair_latents", np.uint32) as latents_out,
+        ArrayWriter(folder, "pair_counts", np.uint32) as counts_out,
+        ArrayWriter(folder, "pair_sums", np.float32) as sums_out,
+        ArrayWriter(folder, "pair_maxes", np.float16) as maxes_out,
+    ):
+        threads, chunk_positions = num_threads(), max(1, CHUNK_ENTRIES // indices.shape[1])
+        for low, high in _ranges(most, max_entries // 2):
+            # Cores share the work by entries; commoner tokens are more of it than pairs tell.
+            cuts = _cuts(starts, low, high, threads)
+            tables = [_table(int(most[b] - most[a])) for a, b in cuts]
+            written = [0] * len(cuts)
+
+            def part(number: int, thread: int, cuts=cuts, tables=tables, written=written) -> None:
+                check = _check_of(thread, check_stop)
+                first_token, last_token = cuts[number]
+                for first, last in _ranges(starts[: last_token + 1], chunk_positions, first_token):
+                    check()
+                    rest = [column[written[number] :] for column in tables[number]]
+                    written[number] += grouping.count_pairs(
+                        first, last, starts, positions, indices, act_bits, half, d_sae, *rest,
+                        num_pairs,
+                    )  # fmt: skip
+
+            in_parallel(part, len(cuts))
+            for (latents, counts, sums, maxes), length in zip(tables, written, strict=True):
+                latents_out.append(latents[:length])
+                counts_out.append(counts[:length])
+                sums_out.append(sums[:length])
+                maxes_out.append(maxes[:length].view(np.float16))
+    save_array(folder, "pair_starts", group_bounds(num_pairs))
+
+
+def rank_tokens_by_latent(
+    folder: Path, *, check_stop: Check, max_entries: int = MAX_ENTRIES
+) -> None:
+    """Write `latent_token_starts` and `latent_tokens` from the exact table."""
+    pair_starts, pair_latents = (
+        load_array(folder, "pair_starts"),
+        load_array(folder, "pair_latents"),
+    )
+    pair_counts = load_array(folder, "pair_counts")
+    token_counts = np.diff(load_array(folder, "token_starts"))
+    fired = np.diff(load_array(folder, "latent_starts"))
+    starts = group_bounds(np.bincount(pair_latents, minlength=len(fired)))
+    save_array(folder, "latent_token_starts", starts)
+
+    def deal(low: int, high: int, free: NDArray[np.int64], keys: Keys, check: Check) -> None:
+        for first, last in _ranges(pair_starts, CHUNK_ENTRIES):
+            check()
+            grouping.deal_pairs(
+                first, last, pair_starts, pair_latents, pair_counts, token_counts, fired, low, high,
+                free, keys,
+            )  # fmt: skip
+
+    with ArrayWriter(folder, "latent_tokens", np.uint32) as tokens_out:
+        for keys in _grouped(starts, deal, F1_BITS, check_stop, max_entries):
+            tokens_out.append(keys & np.uint64(0xFFFFFFFF))
+
+
+def _codes(folder: Path) -> tuple[NDArray[Any], NDArray[np.uint16]]:
+    """The latents [N, k], and the bits of their activations."""
+    return load_array(folder, "indices"), load_array(folder, "acts").view(np.uint16)
+
+
+def _grouped(
+    starts: NDArray[np.int64], deal: Deal, rank_bits: int, check_stop: Check, max_entries: int
+) -> Iterator[Keys]:
+    """All keys, grouped by latent and sorted by rank inside, in pieces."""
+    for low, high in _ranges(starts, max_entries):
+        keys = np.empty(starts[high] - starts[low], np.uint64)
+        cuts = _cuts(starts, low, high, num_threads())
+
+        def part(number: int, thread: int, low=low, keys=keys, cuts=cuts) -> None:
+            first, last = cuts[number]
+            bounds = starts[first : last + 1] - starts[low]
+            deal(first, last, bounds[:-1].copy(), keys, _check_of(thread, check_stop))
+            largest = int(np.diff(bounds).max(initial=0))
+            grouping.sort_groups(keys, bounds, rank_bits, np.empty(largest, np.uint64))
+
+        in_parallel(part, len(cuts))
+        yield keys
+
+
+def _check_of(thread: int, check_stop: Check) -> Check:
+    """Whether to stop is asked by the calling thread alone."""
+    return check_stop if thread == 0 else lambda: None
+
+
+def _table(length: int) -> tuple[NDArray[Any], ...]:
+    return (
+        np.empty(length, np.uint32),
+        np.empty(length, np.uint32),
+        np.empty(length, np.float32),
+        np.empty(length, np.uint16),
+    )
+
+
+def _cuts(starts: NDArray[np.int64], low: int, high: int, parts: int) -> list[tuple[int, int]]:
+    """Cut the groups `low` to `high` into at most `parts` parts of about as many entries."""
+    wanted = starts[low] + np.arange(1, parts) * (starts[high] - starts[low]) // parts
+    inner = np.clip(np.searchsorted(starts, wanted), low, high)
+    edges = [low, *inner.tolist(), high]
+    return [(a, b) for a, b in pairwise(edges) if a < b]
+
+
+def _ranges(starts: NDArray[np.int64], max_entries: int, low: int = 0) -> Iterator[tuple[int, int]]:
+    """Cut the groups from `low` on into consecutive ranges of at most `max_entries` entries, or one
+    larger group.
+    """
+    num_groups = len(starts) - 1
+    while low < num_groups:
+        high = int(np.searchsorted(starts, starts[low] + max_entries, side="right")) - 1
+        high = min(max(high, low + 1), num_groups)
+        yield low, high
+        low = high

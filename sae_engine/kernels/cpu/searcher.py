@@ -1,0 +1,156 @@
+"""The search for each token's candidates, with what it keeps from step to step: the shadow of the
+encoder, the rows' norms, and room to work in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_engine.kernels import memory
+from sae_engine.kernels.compiled import in_parallel
+from sae_engine.kernels.cpu import candidates, search, vectors
+from sae_engine.kernels.cpu.division import Division
+from sae_engine.kernels.cpu.products import GROUP
+from sae_engine.kernels.cpu.search import Latents, Rounding, Search, Shadow
+
+
+class Candidates(NamedTuple):
+    """Latents that are looked at exactly, of each of n tokens the first `counts`."""
+
+    latents: NDArray[np.int32]
+    """[n, d_sae]"""
+    counts: NDArray[np.int32]
+    """[n]"""
+    scores: NDArray[np.float32]
+    """[n, d_sae]: exact, once they are."""
+
+    @staticmethod
+    def of(n: int, d_sae: int) -> Candidates:
+        """Room for as many as there are latents. So many are rare: only the beginnings of rows are
+        touched, in small pages, as PyTorch's memory is.
+        """
+        latents = torch.empty((n, d_sae), dtype=torch.int32).numpy()
+        return Candidates(latents, np.empty(n, np.int32), torch.empty(n, d_sae).numpy())
+
+    def first(self, n: int) -> Candidates:
+        return Candidates(self.latents[:n], self.counts[:n], self.scores[:n])
+
+
+class Scratch(NamedTuple):
+    """A thread's room for searching a block of tokens; rows are longer than needed."""
+
+    scores: NDArray[np.float32]
+    group_bounds: NDArray[np.float32]
+    sums: NDArray[np.int32]
+
+    @staticmethod
+    def of(num_tokens: int, num_latents: int) -> Scratch:
+        def room(width: int) -> NDArray[np.float32]:
+            return memory.zeros((num_tokens, memory.odd_lines(width, np.float32)))
+
+        sums = memory.zeros((num_tokens * 2 * GROUP,), np.int32)
+        return Scratch(room(num_latents), room(num_latents // GROUP), sums)
+
+
+class Searcher:
+    """Finds candidates in an encoder whose rows are [d_sae, d_in], ranked with the decoder's norms.
+
+    `norms` and `enc_norms` [d_sae] and `shadow` are made when the weights have been changed from
+    outside, and kept up to date by who changes them in place.
+    """
+
+    def __init__(self, W_dec: Tensor, W_enc: Tensor, k: int, how: Search) -> None:
+        self._W_dec, self._W_enc, self._k, self._how = W_dec, W_enc, k, how
+        d_sae, d_in = W_enc.shape
+        groups = -(-d_sae // (GROUP * how.group_multiple)) * how.group_multiple
+        pairs = how.pairs(d_in)
+        self.division = Division(d_in, d_sae, groups * GROUP, how.token_multiple)
+        self.rounding = Rounding.of(how, d_in)
+        self.shadow = Shadow(
+            memory.zeros((groups if pairs else 0, pairs, GROUP), np.int32),
+            np.ones(groups * GROUP, np.float32),
+            np.zeros(groups * GROUP, np.float32),
+        )
+        self.norms, self.enc_norms = (np.zeros(d_sae, np.float32) for _ in range(2))
+        self._seen = (-1, -1)
+        self._scratch: dict[int, Scratch] = {}
+        self._candidates: dict[str, Candidates] = {}
+
+    def find(
+        self, centered: Tensor, b_enc: Tensor, dead: NDArray[np.int32]
+    ) -> tuple[Candidates, Candidates]:
+        """What may be among each token's k best, and which of the dead may be positive; both until
+        the next search.
+        """
+        self._refresh()
+        norms = self._pad(self.norms)
+        offsets = norms * self._pad(b_enc.detach().numpy())
+        offsets[self.division.d_sae :] = -np.inf
+        latents = Latents(norms * self.shadow.scales, offsets, norms * self.shadow.errors)
+        group_errors = latents.errors.reshape(-1, GROUP).max(axis=1)
+        n = len(centered)
+        found, positive = self._room("code", n), self._room("dead", n)
+        bounds = self.division.token_bounds(n)
+
+        def block(part: int, thread: int) -> None:
+            here = slice(bounds[part], bounds[part + 1])
+            scores, group_bounds, errors = self._scores(centered[here], b_enc, latents, thread)
+            candidates.find_candidates(
+                scores, group_bounds, latents.errors, group_errors, errors, self._k,
+                found.latents[here], found.counts[here],
+            )  # fmt: skip
+            candidates.find_positive(
+                scores, latents.errors, errors, dead, positive.latents[here], positive.counts[here]
+            )
+
+        in_parallel(block, len(bounds) - 1)
+        return found, positive
+
+    def _refresh(self) -> None:
+        """Make norms and shadow again if the weights were changed by anything but `update`."""
+        now = (self._W_dec._version, self._W_enc._version)
+        if now == self._seen:
+            return
+        self._seen = now
+        vectors.row_norms(self._W_dec.detach().numpy(), self.norms)
+        W_enc = self._W_enc.detach().numpy()
+        self.division.over_latents(
+            lambda share: search.write_shadow(
+                share, W_enc, self.enc_norms, self.rounding, self.shadow
+            )
+        )
+
+    def _scores(
+        self, x: Tensor, b_enc: Tensor, latents: Latents, thread: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
+        n, multiple = len(x), self._how.token_multiple
+        padded = -(-n // multiple) * multiple
+        scratch = self._scratch.get(thread)
+        if scratch is None or len(scratch.scores) < padded:
+            scratch = self._scratch[thread] = Scratch.of(padded, self.division.padded)
+        scores, group_bounds = scratch.scores[:padded], scratch.group_bounds[:padded]
+        if self._how is Search.FLOATS:
+            raw = torch.addmm(b_enc.detach(), x, self._W_enc.detach().T).numpy()
+            scores[:n, : self.division.d_sae] = raw * self.norms
+            scores[:, self.division.d_sae :] = -np.inf
+            search.float_group_bounds(scores[:n], self.division.padded // GROUP, group_bounds[:n])
+            return scores, group_bounds, np.zeros(n, np.float32)
+        tokens = search.round_tokens(x.numpy(), padded, self._how, self.rounding)
+        find = search.tile_scores if self._how is Search.TILES else search.integer_scores
+        find(tokens, self.shadow.panels, latents, scratch.sums, scores, group_bounds)
+        return scores, group_bounds, tokens.errors
+
+    def _room(self, name: str, n: int) -> Candidates:
+        room = self._candidates.get(name)
+        if room is None or len(room.counts) < n:
+            room = self._candidates[name] = Candidates.of(n, self.division.d_sae)
+        return room.first(n)
+
+    def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.pad(values, (0, self.division.padded - self.division.d_sae))

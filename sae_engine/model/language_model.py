@@ -1,0 +1,289 @@
+"""The language model, as the source of activations. The only file that imports nnsight.
+
+`LanguageModel` loads the layers up to the deepest hook and nothing else, reads activations at all
+hooks in one forward pass and stops it at once. `SpliceModel` is the whole model, for the
+cross-entropy with other activations in place of its own, and for text that goes on with something
+added to them. Fed by `corpus` (packed rows of token ids); read by `activations`, `evaluate`,
+`feature_index` and `probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sae_engine.errors import ConfigError
+from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
+from sae_engine.model.loading import load_prefix, load_rest
+from sae_engine.schema.config import ModelConfig
+from sae_engine.sizes import LOGITS_PER_CHUNK
+
+OVERFLOW = (
+    "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can pass the largest "
+    "number, 65,504, and become infinite. Set model.dtype to bfloat16 or float32 if that happens."
+)
+
+Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
+
+
+class Hook(NamedTuple):
+    """One place where the model is read."""
+
+    point: HookPoint
+    name: str
+    """Full path of the module in the whole model, such as `model.layers.12`."""
+    d_in: int
+    """Width of the activations that pass there."""
+
+
+class Continuation(NamedTuple):
+    """What a model says comes next, and what it remembers of everything before."""
+
+    logits: Float[Tensor, " vocab"]
+    past: Any
+
+
+class LanguageModel:
+    """The first layers of a causal language model, read at one or several hook points.
+
+    Attributes: `hooks`, the distinct hook points, that of the first configuration first; `d_in`,
+    the width of the activations there; `vocab_size`; `tokenizer`, a `tokenizers.Tokenizer` that
+    reads a literal `<bos>` as text; `bos_id` (None if the model has none) and `eos_id`; `notices`,
+    sentences about the model that a person should know.
+    """
+
+    def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
+        self.config = configs[0]
+        self._model = model
+        self._hf_tokenizer = tokenizer
+        self._traced = nnsight.NNsight(model)
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.tokenizer: Tokenizer = tokenizer.backend_tokenizer
+        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self.eos_id: int | None = tokenizer.eos_token_id
+        self.excluded_ids: list[int] = sorted(
+            i
+            for i in {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+            if i is not None
+        )
+        """Ids whose positions never enter the buffer, the statistics or the feature index."""
+        language = text_config(model.config)
+        self.vocab_size: int = language.vocab_size
+        self.notices: list[str] = []
+        if self.dtype == torch.float16 and language.model_type.startswith("gemma"):
+            self.notices.append(OVERFLOW.format(name=self.config.name))
+
+        points = list(dict.fromkeys(find_hook_point(config, model) for config in configs))
+        probe = torch.full(
+            (1, 2), self.excluded_ids[0] if self.excluded_ids else 0, device=self.device
+        )
+        self._points = points
+        self._order = in_running_order(model, points, probe)
+        self.hooks: list[Hook] = [
+            Hook(point, self._full_name(point), activations.shape[-1])
+            for point, activations in zip(points, self._read(probe, self._order), strict=True)
+        ]
+
+    def _full_name(self, point: HookPoint) -> str:
+        prefix = self._model.base_model_prefix
+        return f"{prefix}.{point.path}" if prefix else point.path
+
+    @property
+    def d_in(self) -> int:
+        return self.hooks[0].d_in
+
+    @property
+    def hook_name(self) -> str:
+        """Full path of the first hooked module in the whole model, such as `model.layers.12`."""
+        return self.hooks[0].name
+
+    def hook_of(self, config: ModelConfig) -> int:
+        """The place in `hooks` of the hook point that `config` means."""
+        return self._points.index(find_hook_point(config, self._model))
+
+    @classmethod
+    def load(
+        cls, config: ModelConfig, *, also: Sequence[ModelConfig] = (), ctx_len: int | None = None
+    ) -> LanguageModel:
+        """Load the layers up to the deepest hook, without the head.
+
+        `also` names further hook points of the same model; `ctx_len` says that many rows of so many
+        tokens will be read. Raises `UserError` in one sentence when the model cannot be had,
+        `ConfigError` for a hook that it does not have.
+        """
+        prefix = load_prefix([config, *also], ctx_len=ctx_len)
+        return cls([config, *also], prefix.model, prefix.tokenizer)
+
+    def at(self, config: ModelConfig) -> LanguageModel | None:
+        """These layers, read at the hook that `config` means; None where they do not reach it."""
+        num_loaded = text_config(self._model.config).num_hidden_layers
+        if config.deepest_layer is None or config.deepest_layer >= num_loaded:
+            return None
+        return LanguageModel([config], self._model, self._hf_tokenizer)
+
+    def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
+        """Run the model on `ids` as far as the first hook and return what passes there."""
+        return self._read(ids, [0])[0]
+
+    def all_activations(
+        self, ids: Int[Tensor, "rows ctx"]
+    ) -> list[Float[Tensor, "rows ctx d_hook"]]:
+        """Run the model once, as far as the deepest hook; what passes at each of `hooks`."""
+        return self._read(ids, self._order)
+
+    @torch.inference_mode()
+    def _read(self, ids: Tensor, order: list[int]) -> list[Tensor]:
+        """Values at the hooks of `order`, which is the order they are passed in, sorted by place.
+
+        The forward pass stops at the last of them.
+        """
+        points = [self._points[i] for i in order]
+        modules = [self._traced.get(point.path) for point in points]
+        with self._traced.trace(ids.to(self.device), use_cache=False) as tracer:
+            values = list().save()  # pyright: ignore[reportAttributeAccessIssue]  # noqa: C408
+            for module, point in zip(modules, points, strict=True):
+                values.append(module.output if point.io == "output" else module.input)
+            tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
+        by_place = dict(zip(order, values, strict=True))
+        return [_as_activations(by_place[i], ids) for i in sorted(by_place)]
+
+    def special_mask(self, ids: Int[Tensor, "rows ctx"]) -> Tensor:
+        """True at BOS, pad and eos: positions that are never trained on, measured or shown."""
+        return torch.isin(ids, torch.tensor(self.excluded_ids, device=ids.device))
+
+    def full(self) -> SpliceModel:
+        """The whole model, with its head; its first layers are this prefix's own tensors."""
+        return SpliceModel(self, load_rest(self.config, self._model))
+
+    def unembedding(self) -> Float[Tensor, "vocab d_in"] | None:
+        """W_U times the final norm's own weight, or None where the site is not the residual
+        stream's width.
+
+        A decoder row times its transpose gives the logits that the feature promotes when it is
+        written to the residual stream (the norm's division by the scale, which is the same for all
+        tokens, left out).
+        """
+        model = self.full().model
+        head = model.get_output_embeddings()
+        if head is None or head.weight.shape[1] != self.d_in:
+            return None
+        weight = head.weight.detach()
+        norm = getattr(model.base_model, "norm", None) or getattr(model.base_model, "ln_f", None)
+        if norm is None or getattr(norm, "weight", None) is None:
+            return weight.float()
+        # Gemma's norms multiply by 1 + weight. A float32 row turns the product into float32.
+        gain = norm.weight.float() + (1.0 if model.config.model_type.startswith("gemma") else 0.0)
+        return weight * gain
+
+
+class SpliceModel:
+    """The whole language model, with its activations at the hook replaced on demand."""
+
+    def __init__(self, prefix: LanguageModel, model: Any) -> None:
+        self.prefix = prefix
+        self.model = model
+        self._traced = nnsight.NNsight(model)
+        self._base = self._traced.get(model.base_model_prefix)
+        self._soft_cap: float | None = getattr(
+            text_config(model.config), "final_logit_softcapping", None
+        )
+
+    @torch.inference_mode()
+    def cross_entropy(
+        self,
+        ids: Int[Tensor, "rows ctx"],
+        replace: Replace | None = None,
+        hook: int = 0,
+    ) -> tuple[float, int]:
+        """Sum of the next-token cross-entropies in nats, and their number.
+
+        Predictions count where they are made at an ordinary position. `replace` maps the
+        activations at those positions of `prefix.hooks[hook]` to others; BOS, pad and eos keep
+        their own, as replacing an attention sink wrecks the model.
+        """
+        ids = ids.to(self.prefix.device)
+        ordinary = ~self.prefix.special_mask(ids)
+        point = self.prefix.hooks[hook].point
+        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
+
+        with self._traced.trace(ids, use_cache=False) as tracer:
+            if replace is not None and point.io == "output":
+                module.output = _spliced(module.output, ids, ordinary, replace)
+            elif replace is not None:
+                module.input = _spliced(module.input, ids, ordinary, replace)
+            hidden = self._base.output.save()
+            tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
+        counted = ordinary[:, :-1]
+        losses = self._summed_losses(hidden[0][:, :-1][counted], ids[:, 1:][counted])
+        return losses, int(counted.sum())
+
+    @torch.inference_mode()
+    def next_logits(
+        self,
+        ids: Int[Tensor, "1 n"],
+        past: Any = None,
+        add: Float[Tensor, " d_in"] | None = None,
+        hook: int = 0,
+    ) -> Continuation:
+        """What comes after `ids`, which follow what `past` (of the last call) remembers.
+
+        `add` is added to the activations of `prefix.hooks[hook]` at the ordinary positions of
+        `ids`; BOS, pad and eos keep their own.
+        """
+        ids = ids.to(self.prefix.device)
+        ordinary = ~self.prefix.special_mask(ids)
+        point = self.prefix.hooks[hook].point
+        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
+
+        def shifted(x: Tensor) -> Tensor:
+            return x if add is None else x + add.to(x.device)
+
+        with self._traced.trace(ids, past_key_values=past, use_cache=True, logits_to_keep=1):
+            if add is not None and point.io == "output":
+                module.output = _spliced(module.output, ids, ordinary, shifted)
+            elif add is not None:
+                module.input = _spliced(module.input, ids, ordinary, shifted)
+            answer = self._traced.output.save()
+        return Continuation(answer.logits[0, -1].float(), answer.past_key_values)
+
+    def _summed_losses(self, hidden: Float[Tensor, "n d_in"], targets: Int[Tensor, " n"]) -> float:
+        head = self.model.get_output_embeddings()
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        rows = max(1, LOGITS_PER_CHUNK // self.prefix.vocab_size)
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = head(h).float()
+            if self._soft_cap is not None:
+                logits = self._soft_cap * torch.tanh(logits / self._soft_cap)
+            total += cross_entropy(logits, t, reduction="sum")
+        return total.item()
+
+
+def _spliced(value: Any, ids: Tensor, ordinary: Tensor, replace: Replace) -> Any:
+    """What a module passes on, with `replace` applied to the activations at ordinary positions."""
+    changed = _as_activations(value, ids).clone()
+    changed[ordinary] = replace(changed[ordinary].float()).to(changed.dtype)
+    return (changed, *value[1:]) if isinstance(value, tuple) else changed
+
+
+def _as_activations(value: Any, ids: Tensor) -> Tensor:
+    # Some modules return a tuple (attention), some a tensor (decoder layers in transformers 5).
+    tensor = value[0] if isinstance(value, tuple) else value
+    if not isinstance(tensor, Tensor) or tensor.shape[:2] != ids.shape or tensor.ndim != 3:
+        shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ConfigError.of(
+            "model.hook_point",
+            f"It gives {shape} for {tuple(ids.shape)} tokens; a hook point must give one vector "
+            f"per token.",
+        )
+    return tensor

@@ -1,0 +1,68 @@
+"""What an SAE whose weights stay as they are makes of activations, the fastest way where it lies.
+
+Used by `evaluate` and `heldout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_engine.kernels.cpu.step import Codes, CpuKernels
+from sae_engine.sae.autoencoders import SAE, Code, TopKSAE
+
+TOKENS_AT_ONCE = 1024
+"""So many share a sort by latent, for which they have room for all their candidates."""
+
+
+class Coder(NamedTuple):
+    """What an SAE does to activations [n, d_in], without gradients."""
+
+    encode: Callable[[Float[Tensor, "n d_in"]], Code]
+    reconstruct: Callable[[Float[Tensor, "n d_in"]], tuple[Code, Float[Tensor, "n d_in"]]]
+
+
+def open_coder(sae: SAE) -> Coder:
+    """A TopK SAE on a CPU is searched as in training (`kernels.search`), without a dense matmul;
+    any other is asked itself, and so is one for numbers that are not finite, which a search skips.
+    """
+    is_finite = all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
+    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and is_finite:
+        return _sparse(sae)
+    return _plain(sae)
+
+
+def _plain(sae: SAE) -> Coder:
+    def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
+        code = sae.encode(x)
+        return code, sae.decode(code)
+
+    return Coder(sae.encode, reconstruct)
+
+
+def _sparse(sae: TopKSAE) -> Coder:
+    kernels, plain = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k), _plain(sae)
+
+    def parts_of(x: Tensor) -> list[Codes]:
+        return [kernels.encode(part - sae.b_dec, sae.b_enc) for part in x.split(TOKENS_AT_ONCE)]
+
+    def joined(parts: list[Codes]) -> Code:
+        return Code(torch.cat([p.acts for p in parts]), torch.cat([p.indices for p in parts]))
+
+    @torch.no_grad()
+    def encode(x: Tensor) -> Code:
+        return joined(parts_of(x)) if x.norm().isfinite() else plain.encode(x)
+
+    @torch.no_grad()
+    def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
+        if not x.norm().isfinite():
+            return plain.reconstruct(x)
+        parts = parts_of(x)
+        decoded = torch.cat([kernels.decode(part) for part in parts])
+        return joined(parts), decoded.add_(sae.b_dec)
+
+    return Coder(encode, reconstruct)

@@ -1,0 +1,187 @@
+"""One SAE and its optimizer: a step takes a batch of activations and says what it cost.
+
+Knows no language model, no text and no files. Fed by `train`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.autograd_step import open_stepper
+from sae_engine.sae.loss import fvu, geometric_median, total_variance
+from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.schema.config import SAEConfig, TrainConfig
+
+STEPS_PER_COUNT = 32
+"""Steps between two counts of the latents that may be dead, at most."""
+
+
+class StepMetrics(NamedTuple):
+    """What one step measured on its batch; scalars, still on the device."""
+
+    loss: Float[Tensor, ""]
+    fvu: Float[Tensor, ""]
+    l0: Float[Tensor, ""]
+    auxk_loss: Float[Tensor, ""]
+    l1_loss: Float[Tensor, ""]
+    grad_norm: Float[Tensor, ""]
+
+
+class StepResult(NamedTuple):
+    """A step's batch, scaled, and what was computed on it; measured when asked."""
+
+    x: Float[Tensor, "n d_in"]
+    outcome: Outcome
+    objective: Objective
+
+    def metrics(self) -> StepMetrics:
+        x, outcome, objective = self.x, self.outcome, self.objective
+        l1 = outcome.acts.sum(-1).mean()
+        error = outcome.residual.pow(2).sum(-1).mean() / objective.variance
+        return StepMetrics(
+            loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
+            fvu=fvu(x, outcome.residual),
+            l0=(outcome.acts > 0).float().sum(-1).mean(),
+            auxk_loss=outcome.auxk,
+            l1_loss=l1,
+            grad_norm=outcome.grad_norm,
+        )
+
+
+class Budget(NamedTuple):
+    """How long a run is, resolved from its configuration."""
+
+    total_steps: int
+    total_tokens: int
+
+
+def default_lr(d_in: int, d_sae: int, total_steps: int) -> float:
+    """Peak learning rate for a width and a budget.
+
+    `2e-4 / sqrt(d_sae / 2**14)` is what sparsify uses, after Gao et al. 2024, for long runs.
+    Short runs need more: here more by the 0.4th power of how far they fall short of 100,000 steps,
+    but never so much that a step moves a coordinate of a unit row, 1 / sqrt(d_in), by more than a
+    tenth. The measurements behind it stand in `benchmarks/LOG.md`.
+    """
+    long_run = 2e-4 / math.sqrt(d_sae / 2**14)
+    return min(0.1 / math.sqrt(d_in), long_run * max(1.0, (100_000 / total_steps) ** 0.4))
+
+
+def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) -> float:
+    """Learning rate of step number `step`, counted from 0."""
+    warm_up = min(config.warmup_steps, total_steps // 10)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    left = (total_steps - step) / total_steps
+    if config.lr_schedule == "linear_decay":
+        return peak * min(1.0, left / 0.2)
+    if config.lr_schedule == "cosine":
+        return peak * 0.5 * (1 - math.cos(math.pi * left))
+    return peak
+
+
+def dead_threshold(config: TrainConfig, budget: Budget) -> int:
+    """Tokens without firing after which a latent is dead.
+
+    Gao et al. 2024 take 10M in runs of billions. A share of a shorter run keeps AuxK at work in it:
+    see `benchmarks/LOG.md`.
+    """
+    return config.dead_feature_threshold or min(10_000_000, max(1, budget.total_tokens // 128))
+
+
+class SAETrainer:
+    """Trains one TopK SAE on scaled activations with Adam.
+
+    loss = |x - x_hat|^2 / Var + auxk_alpha auxk + l1_lambda mean |z|_1, with x the input times
+    `scale` (unit mean square) and Var its variance, both fixed from the first activations. How a
+    step is computed is `stepper`'s business; by default the fastest way on the SAE's device.
+    """
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        shape: SAEConfig,
+        config: TrainConfig,
+        budget: Budget,
+        stepper: Stepper | None = None,
+    ) -> None:
+        self.sae = sae
+        self.config = config
+        self.budget = budget
+        self.stepper = stepper or open_stepper(sae)
+        self.peak_lr = config.lr or default_lr(sae.d_in, sae.d_sae, budget.total_steps)
+        self.dead_threshold = dead_threshold(config, budget)
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        """Tokens since each latent last fired."""
+        self._most_dead = 0
+        """No fewer than are dead within the next `_foreseen_tokens`."""
+        self._foreseen_tokens = -1
+        self._seen = -1
+        self.scale = 1.0
+        self.variance = 1.0
+        self.steps_done = 0
+        self._normalize_decoder = shape.normalize_decoder
+
+    def fit_input_(self, x: Float[Tensor, "n d_in"], seed: int) -> None:
+        """Fix scale and variance from the first activations and initialize the SAE at their
+        geometric median.
+        """
+        x = x.float()
+        self.scale = (1 / x.pow(2).mean().sqrt().clamp_min(1e-12)).item()
+        scaled = x * self.scale
+        self.variance = max(total_variance(scaled).item(), 1e-12)
+        self.sae.initialize_(seed, geometric_median(scaled[:8192]))
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return scheduled_lr(self.config, self.peak_lr, self.steps_done, self.budget.total_steps)
+
+    @property
+    def frac_dead(self) -> float:
+        return (self.since_fired > self.dead_threshold).float().mean().item()
+
+    def step(self, batch: Float[Tensor, "n d_in"], *, measured: bool = True) -> StepResult:
+        """One optimizer step on raw activations; `measured` says that its metrics will be asked
+        for.
+        """
+        x = batch.float() * self.scale
+        objective = Objective(
+            variance=self.variance,
+            auxk_alpha=self.config.auxk_alpha,
+            l1_lambda=self.config.l1_lambda,
+            grad_clip=self.config.grad_clip or math.inf,
+            normalize_decoder=self._normalize_decoder,
+            wants_norm=measured,
+        )
+        outcome = self.stepper.step(x, objective, self._dead(len(x)), self.lr)
+        self.since_fired += len(x)
+        self._foreseen_tokens -= len(x)
+        self.since_fired.masked_fill_(self._fired(outcome), 0)
+        self._seen = self.since_fired._version
+        self.steps_done += 1
+        return StepResult(x, outcome, objective)
+
+    def _dead(self, num_tokens: int) -> Dead:
+        """The dead latents before a step on so many tokens.
+
+        How many they may be is counted for many steps at a time: counting waits for the device.
+        """
+        if self._foreseen_tokens < 0 or self.since_fired._version != self._seen:
+            self._foreseen_tokens = min(STEPS_PER_COUNT * num_tokens, self.dead_threshold // 8)
+            soon = self.since_fired > self.dead_threshold - self._foreseen_tokens
+            self._most_dead = int(soon.sum())
+        return Dead(self.since_fired > self.dead_threshold, self._most_dead)
+
+    def _fired(self, outcome: Outcome) -> Bool[Tensor, " d_sae"]:
+        """Which latents are active on the batch."""
+        d_sae = self.sae.d_sae
+        fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)
+        latents = outcome.indices.masked_fill(~(outcome.acts > 0), d_sae).flatten()
+        return fired.index_fill_(0, latents.long(), True)[:d_sae]

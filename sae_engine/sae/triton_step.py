@@ -1,0 +1,228 @@
+"""One optimizer step of a TopK SAE on a GPU, with Triton kernels and without a dense gradient.
+
+The same as `steps.AutogradStepper`, which it is tested against. Needs Triton, which a CUDA build of
+PyTorch brings, and therefore is imported only where it is used. The host never waits for the
+device: counts, norms and the clipping factor stay there.
+
+Chosen by `steps.open_stepper`; used by `trainer`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_engine.kernels.adam import BETA1, BETA2, EPSILON, AdamState
+from sae_engine.kernels.gpu import codes as triton_codes
+from sae_engine.kernels.gpu import rows as triton_rows
+from sae_engine.kernels.gpu.rows import AdamStep, PairSums, RowGradients, Weights
+from sae_engine.kernels.gpu.select import Codes, best_of, select
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.loss import total_variance
+from sae_engine.sae.stepper import Dead, Objective, Outcome, k_auxk
+
+DENSE_SCORES = 2**26
+"""Pre-activations that exist at a time, about; tokens are encoded in parts."""
+DEAD_BLOCK = 1024
+"""Dead latents whose pre-activations are computed together. One size, so that the rounding does not
+depend on how many may be dead.
+"""
+
+Search = Literal["float32", "bfloat16"]
+
+
+def margin(k: int) -> int:
+    """Candidates besides k that a bfloat16 search finds."""
+    return max(16, k // 2)
+
+
+class AuxK(NamedTuple):
+    """The dead latents' own loss (`loss.auxk_loss`) and, times alpha, its gradients."""
+
+    loss: Float[Tensor, ""]
+    codes: Codes
+    out_grad: Float[Tensor, "n d_in"]
+    """In what the codes decode to."""
+
+
+class TritonStepper:
+    """The fast way on a GPU: see `kernels.triton_select` and `kernels.triton_rows`.
+
+    A `search` in float32 finds exactly the latents of the reference. One in bfloat16 takes a few
+    more than k on tensor cores, from a copy of the encoder that the update keeps, computes those
+    again in float32 and keeps the best k: activations are float32's either way.
+    """
+
+    def __init__(
+        self,
+        sae: TopKSAE,
+        search: Search = "float32",
+        *,
+        dense_scores: int = DENSE_SCORES,
+        dead_block: int = DEAD_BLOCK,
+    ) -> None:
+        self._sae = sae
+        self._tokens_at_once = max(1, dense_scores // sae.d_sae)
+        self._dead_block = dead_block
+        self._adam = AdamState(sae)
+        self._shadow: Tensor | None = None
+        if search == "bfloat16":
+            self._shadow = torch.empty_like(sae.encoder_rows, dtype=torch.bfloat16)
+        self._seen = -1
+
+    @torch.no_grad()
+    def step(
+        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
+    ) -> Outcome:
+        sae, n, x = self._sae, len(x), x.contiguous()
+        with _on(x.device):
+            norms = sae.decoder_norms
+            centered = x - sae.b_dec
+            codes = self._encode(centered, norms)
+            x_hat = triton_codes.decode(codes, sae.W_dec.detach()).add_(sae.b_dec)
+            residual = x - x_hat
+            x_hat_grad = residual * (-2 / (n * objective.variance))
+            parts = [(codes, x_hat_grad, objective.l1_lambda / n)]
+            auxiliary = x.new_zeros(())
+            if dead.most and objective.auxk_alpha:
+                aux = self._auxk(residual, centered, norms, objective.auxk_alpha, dead)
+                parts.append((aux.codes, aux.out_grad, 0.0))
+                auxiliary = aux.loss
+            found = self._gradients(parts, centered)
+            if objective.normalize_decoder:
+                found = triton_rows.without_parallel(found, sae.W_dec.detach(), norms)
+            sums = triton_rows.sum_pairs(found)
+            b_dec_grad = x_hat_grad.sum(0) - sums.code_bias_grads @ sae.encoder_rows
+            grad_norm = self._grad_norm(found, sums, b_dec_grad, objective)
+            clip = (objective.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
+            self._update(found, sums.bias_grads, b_dec_grad, clip, lr)
+            if objective.normalize_decoder:
+                sae.normalize_decoder_()
+        return Outcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
+
+    def _encode(self, centered: Tensor, norms: Tensor) -> Codes:
+        """Codes of x - b_dec, as `TopKSAE.code_of`."""
+        sae, encoder = self._sae, self._sae.encoder_rows.detach()
+        bias, shadow = sae.b_enc.detach(), self._shadow
+        if shadow is not None and encoder._version != self._seen:  # changed from outside
+            shadow.copy_(encoder)
+            self._seen = encoder._version
+
+        def part(centered: Tensor) -> Codes:
+            if shadow is None:
+                return select(centered @ encoder.T, bias, norms, sae.k)
+            width = min(sae.k + margin(sae.k), sae.d_sae)
+            dots = _products(centered.bfloat16(), shadow)
+            indices = select(dots, bias, norms, width).indices
+            counts = indices.new_full((len(indices),), width)
+            pre = triton_codes.gather_dot(centered, encoder, indices, counts, bias=bias)
+            return best_of(pre, indices, counts, norms, sae.k)
+
+        return self._by_parts(part, centered)
+
+    def _by_parts(self, encode: Callable[[Tensor], Codes], centered: Tensor) -> Codes:
+        """Codes of all tokens, a part of them at a time."""
+        parts = [encode(c) for c in centered.split(self._tokens_at_once)]
+        return Codes(*map(torch.cat, zip(*parts, strict=True))) if parts[1:] else parts[0]
+
+    def _auxk(
+        self, residual: Tensor, centered: Tensor, norms: Tensor, alpha: float, dead: Dead
+    ) -> AuxK:
+        sae = self._sae
+        # Dead ones first; those beyond are never chosen.
+        size = -(-dead.most // self._dead_block) * self._dead_block
+        latents = dead.mask.byte().argsort(descending=True, stable=True)[:size]
+        is_alive = ~dead.mask[latents]
+        bias = sae.b_enc.detach()[latents].masked_fill_(is_alive, -math.inf)
+        norms = norms[latents].masked_fill_(is_alive, 1.0)
+        k_aux = min(k_auxk(sae.d_in), dead.most)
+        encoder = sae.encoder_rows.detach()
+
+        def part(centered: Tensor) -> Codes:
+            dots = [centered @ encoder[block].T for block in latents.split(self._dead_block)]
+            return select(torch.cat(dots, 1), bias, norms, k_aux)
+
+        codes = self._by_parts(part, centered)
+        codes = codes._replace(indices=latents.int()[codes.indices])
+        error = triton_codes.decode(codes, sae.W_dec.detach()).sub_(residual)
+        variance = total_variance(residual)
+        counts = dead.mask.any() & (variance > 0)
+        tiny = torch.finfo(variance.dtype).tiny
+        weight = counts / (len(error) * variance.clamp_min(tiny))
+        return AuxK(error.square().sum() * weight, codes, error * (2 * alpha * weight))
+
+    def _gradients(
+        self, parts: list[tuple[Codes, Tensor, float]], centered: Tensor
+    ) -> RowGradients:
+        """From codes, the gradients of what they decode to and what each activation adds to the
+        loss's derivative besides.
+        """
+        W_dec = self._sae.W_dec.detach()
+        pairs = triton_rows.sort_pairs(
+            [
+                (codes, triton_codes.gather_dot(grad, W_dec, codes.indices, codes.kept, added=more))
+                for codes, grad, more in parts
+            ],
+            len(W_dec),
+        )
+        out_grads = [grad for _, grad, _ in parts]
+        out_grad = torch.cat(out_grads) if out_grads[1:] else out_grads[0]
+        return RowGradients(pairs, out_grad, centered, self._sae.tied)
+
+    def _grad_norm(
+        self, found: RowGradients, sums: PairSums, b_dec_grad: Tensor, objective: Objective
+    ) -> Float[Tensor, ""]:
+        """The whole gradient's norm, or a bound that shows that nothing is clipped."""
+        biases = sums.bias_grads.square().sum() + b_dec_grad.square().sum()
+        bound = sums.square_bounds.sum() + biases
+        needed = bound > objective.grad_clip**2
+        if objective.wants_norm:
+            needed = torch.ones_like(needed)
+        elif math.isinf(objective.grad_clip):
+            return bound.sqrt()
+        squares = triton_rows.squared_norms(found, self._sae.W_dec.detach(), needed)
+        return torch.where(needed, squares.sum() + biases, bound).sqrt()
+
+    def _update(
+        self, found: RowGradients, b_enc_grad: Tensor, b_dec_grad: Tensor, clip: Tensor, lr: float
+    ) -> None:
+        self._adam.steps += 1
+        steps = self._adam.steps
+        adam = AdamStep(
+            clip, lr / (1 - BETA1**steps), (1 - BETA2**steps) ** -0.5,
+            BETA1, BETA2, EPSILON,
+        )  # fmt: skip
+        dec = self._weights("W_dec")
+        enc = dec if self._sae.tied else self._weights("W_enc")
+        triton_rows.update(found, dec, enc, self._shadow, adam)
+        triton_rows.update_vector(b_enc_grad, self._weights("b_enc"), adam)
+        triton_rows.update_vector(b_dec_grad, self._weights("b_dec"), adam)
+
+    def _weights(self, name: str) -> Weights:
+        return Weights(self._sae.get_parameter(name).detach(), *self._adam.moments[name])
+
+    def state(self) -> dict[str, Tensor]:
+        return self._adam.tensors()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self._adam.load(tensors)
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Where kernels are launched meanwhile."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _products(
+    a: Float[Tensor, "n d_in"], b: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "n d_sae"]:
+    """Dot products of bfloat16 rows, summed and returned in float32."""
+    if a.device.type == "cuda":
+        return torch.mm(a, b.T, out_dtype=torch.float32)
+    return a.float() @ b.float().T

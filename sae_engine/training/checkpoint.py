@@ -1,0 +1,123 @@
+"""The whole state of a run in one file: what a resumed run needs to go on as if it had never
+stopped.
+
+Fed and read by `run`. Tensors and numbers only; nothing is unpickled. The newest state and the one
+before are kept: a file that a failing disk has damaged costs the steps between the two.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_engine.activations.stream import StreamState
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder, published_file
+from sae_engine.sae.trainer import SAETrainer
+from sae_engine.text.packing import Cursor
+
+FORMAT = 2
+
+
+class TrainState(NamedTuple):
+    """Everything but the tensors of SAE and optimizer."""
+
+    step: int
+    tokens: int
+    seconds: float
+    """Training time so far, over all starts."""
+    scale: float
+    """Inputs are multiplied by it while training."""
+    variance: float
+    """Variance of the scaled input, the loss's denominator; fixed at the start."""
+    best_fvu: float
+    stream: StreamState
+    fingerprint: str
+    """Identifies the text, the tokenizer and the shape the state belongs to."""
+
+
+class UnreadableCheckpointError(UserError):
+    """A checkpoint is missing or is not what was written."""
+
+
+def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:
+    """Publish the state as `checkpoints/last.safetensors`, in one rename; the last one before
+    becomes `previous.safetensors`. Raises `DiskFullError`, which leaves both as they were.
+    """
+    tensors: dict[str, Tensor] = {"since_fired": trainer.since_fired}
+    tensors |= {f"sae.{name}": p.detach() for name, p in trainer.sae.named_parameters()}
+    tensors |= {f"adam.{name}": tensor for name, tensor in trainer.stepper.state().items()}
+    described = {"format": FORMAT, "checksum": _checksum(tensors), **state._asdict()}
+    with published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path:
+        save_file(tensors, path, metadata={"state": json.dumps(described)})
+
+
+def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState, str | None]:
+    """Fill the trainer's SAE, optimizer and counters in place; return the rest, and in a sentence
+    why it is not the newest state if it is not.
+
+    Raises `UserError` if there is no checkpoint or it does not fit.
+    """
+    device = str(trainer.since_fired.device)
+    notice = None
+    try:
+        described, tensors = _read(folder.checkpoint, device)
+    except UnreadableCheckpointError as error:
+        if not folder.previous_checkpoint.exists():
+            raise
+        described, tensors = _read(folder.previous_checkpoint, device)
+        notice = f"{error} The run goes on from the checkpoint before, at step {described['step']}."
+    with torch.no_grad():
+        for name, parameter in trainer.sae.named_parameters():
+            parameter.copy_(tensors[f"sae.{name}"])
+        trainer.since_fired.copy_(tensors["since_fired"])
+    trainer.stepper.load_state(
+        {
+            name.removeprefix("adam."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("adam.")
+        }
+    )
+    window, offset, cursor = described.pop("stream")
+    return TrainState(stream=StreamState(window, offset, Cursor(*cursor)), **described), notice
+
+
+def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint holds; raises `UnreadableCheckpointError`."""
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            described: dict[str, Any] = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UnreadableCheckpointError(
+            f"There is no checkpoint at '{path}' to resume from."
+        ) from None
+    except Exception as error:
+        raise UnreadableCheckpointError(
+            f"The checkpoint '{path}' cannot be read: {error}."
+        ) from error
+    if described.pop("format") != FORMAT:
+        raise UserError(f"The checkpoint '{path}' was written by another version of this program.")
+    checksum = described.pop("checksum", None)  # earlier versions wrote none
+    if checksum is not None and checksum != _checksum(tensors):
+        raise UnreadableCheckpointError(
+            f"The checkpoint '{path}' is damaged: its checksum differs from what was written."
+        )
+    return described, tensors
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 of all bytes, in the order of the tensors' names."""
+    checksum = 0
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        checksum = zlib.crc32(values.numpy().data, checksum)
+    return checksum
