@@ -13,10 +13,12 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
 
-from backend import problems
-from backend.label_repository import settle_label_jobs
-from backend.model_process import INFERENCE_COMMAND
-from backend.request_limits import RequestLimits
+from backend.http import problems
+from backend.http.limits import RequestLimits
+from backend.http.security import AccessGuard
+from backend.http.services import Services
+from backend.jobs.supervisor import JobCommand, job_command
+from backend.playground.client import INFERENCE_COMMAND
 from backend.routes import (
     compare,
     exports,
@@ -26,16 +28,14 @@ from backend.routes import (
     lookup,
     maps,
     metrics,
-    probe,
     runs,
     sweeps,
     system,
     tags,
 )
-from backend.security import AccessGuard
-from backend.services import Services
+from backend.routes import playground as probe
 from backend.settings import Settings, load_settings
-from backend.supervisor import JobCommand, job_command
+from backend.store.label_jobs import settle_label_jobs
 from backend.version import VERSION
 from sae_engine.schema.features import Problem
 

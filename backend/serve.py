@@ -17,7 +17,7 @@ from backend.settings import PREFIX, Settings, is_loopback
 from sae_engine.errors import UserError
 
 if TYPE_CHECKING:
-    from backend.supervisor import JobCommand
+    from backend.jobs.supervisor import JobCommand
 
 SHUTDOWN_SECONDS = 1
 STREAMLIT_OPTIONS = {
@@ -57,7 +57,7 @@ def _check_data(settings: Settings) -> None:
     """Raise `UserError` unless the data folder can be written and its database be used."""
     from sqlalchemy.exc import DatabaseError
 
-    from backend.db import open_database
+    from backend.store.database import open_database
 
     try:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -90,10 +90,10 @@ def _run(
     from streamlit.starlette import App
     from streamlit.web import bootstrap
 
-    from backend import repository
+    from backend import store
     from backend.app import api_mount, create_api, running
-    from backend.security import AccessGuard
-    from backend.supervisor import job_command
+    from backend.http.security import AccessGuard
+    from backend.jobs.supervisor import job_command
 
     api = create_api(settings, command=command or job_command)
 
@@ -102,7 +102,7 @@ def _run(
         async with running(api):
             yield
             with api.state.services.database.reading() as session:
-                count = len(repository.active_runs(session))
+                count = len(store.active_runs(session))
             console.print(_farewell(count))
 
     pages = App(

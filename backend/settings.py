@@ -16,6 +16,8 @@ from sae_engine.files import RunFolder
 
 PREFIX = "SAE_WORKBENCH_"
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
+STYLE_SHEET = SOURCE_ROOT / "frontend" / "style.css"
+"""Style sheet of the pages, for exported pages too; the server does not import the pages."""
 
 
 def default_data_dir() -> Path:

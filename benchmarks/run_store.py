@@ -22,11 +22,11 @@ import numpy as np
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database, open_database
-from backend.models import RunRow
 from backend.settings import load_settings
+from backend.store.database import Database, open_database
+from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
 
@@ -63,7 +63,7 @@ def fill(database: Database, num_runs: int, num_long: int, num_points: int) -> l
     long: list[str] = []
     for number in range(num_runs):
         with database.writing() as session:
-            row = repository.add_run(
+            row = store.add_run(
                 session,
                 config=config.model_copy(update={"name": f"k study {number}"}),
                 tags=[f"k{number % 7}", "layer 2" if number % 2 else "layer 4", f"t{number % 50}"],
@@ -71,13 +71,13 @@ def fill(database: Database, num_runs: int, num_long: int, num_points: int) -> l
                 status="running",
             )
             latest = dict.fromkeys(NAMES, number * 7919 % 1000 / 1000)
-            repository.update_metrics(session, row.id, latest, step=976, total_steps=976)
+            store.update_metrics(session, row.id, latest, step=976, total_steps=976)
             if number >= num_runs - num_long:
                 long.append(row.id)
     for number, run_id in enumerate(long):
         for records in curve(number, num_points):
             with database.writing() as session:
-                repository.add_metrics(session, run_id, records)
+                store.add_metrics(session, run_id, records)
     with database.writing() as session:
         session.execute(update(RunRow).values(status="finished"))
     return long
@@ -97,8 +97,8 @@ def questions(
 
     def read_events(i: int) -> None:
         with database.reading() as session:
-            last = repository.get_run(session, of(i)).revision
-            assert repository.metrics_between(session, of(i), last - 1, last)
+            last = store.get_run(session, of(i)).revision
+            assert store.metrics_between(session, of(i), last - 1, last)
 
     def flush(i: int) -> None:
         step = num_points + 1 + i * 10
@@ -107,8 +107,8 @@ def questions(
                 MetricsRecord(step=s, tokens=s, time=s, values=dict.fromkeys(NAMES, 0.5))
                 for s in range(step, step + 10)
             ]
-            repository.add_metrics(session, long[0], records)
-            repository.update_metrics(session, long[0], records[-1].values, step=step)
+            store.add_metrics(session, long[0], records)
+            store.update_metrics(session, long[0], records[-1].values, step=step)
 
     yield "list, the newest 50", lambda _: get("/runs?limit=50")
     yield "list, best FVU", lambda _: get("/runs?limit=50&sort=fvu")

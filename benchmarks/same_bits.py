@@ -83,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "backend.app:app", "--port", str(port)],
-            env=os.environ | {"SAE_WORKBENCH_DATA_DIR": folder, "PYTHONPATH": os.getcwd()},
+            env=os.environ | {"SAE_WORKBENCH_DATA_DIR": folder, "PYTHONPATH": str(Path.cwd())},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -6,14 +6,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from backend import repository
-from backend.analyses import Analysis, Source
-from backend.comparison import best_values, config_differences, why_not_matched
-from backend.curves import metrics_series
+from backend import store
+from backend.analyses.client import Analysis, Source
+from backend.analyses.comparison import best_values, config_differences, why_not_matched
 from backend.errors import ApiError, ConflictError, UnprocessableError
-from backend.indexes import open_index
+from backend.http.curves import metrics_series
+from backend.http.indexes import open_index
+from backend.http.services import Server
 from backend.routes.maps import NOT_YET, not_yet
-from backend.services import Server
 from sae_engine.features.geometry.answers import compare_features
 from sae_engine.features.geometry.files import Matches
 from sae_engine.schema.analysis import (
@@ -56,8 +56,8 @@ def compare_runs(
     are left out.
     """
     with server.database.reading() as session:
-        rows = [repository.get_run(session, run_id) for run_id in runs]
-        curves = [repository.metrics(session, run_id) for run_id in runs]
+        rows = [store.get_run(session, run_id) for run_id in runs]
+        curves = [store.metrics(session, run_id) for run_id in runs]
         try:
             obstacle = why_not_matched(
                 rows[:2], [open_index(server, session, run_id, None) for run_id in runs[:2]]
@@ -96,9 +96,9 @@ def compare_run_features(
             field="runs",
         )
     with server.database.reading() as session:
-        rows = [repository.get_run(session, run_id) for run_id in runs]
+        rows = [store.get_run(session, run_id) for run_id in runs]
         a, b = (open_index(server, session, run_id, None) for run_id in runs)
-        labels_a, labels_b = (repository.labels(session, run_id) for run_id in runs)
+        labels_a, labels_b = (store.labels(session, run_id) for run_id in runs)
     obstacle = why_not_matched(rows, [a, b])
     if obstacle is not None:
         raise ConflictError(obstacle, kind="not-comparable")

@@ -13,13 +13,13 @@ from typing import Annotated, BinaryIO
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from backend import repository
+from backend import store
 from backend.errors import ConflictError
-from backend.exports import STYLE
-from backend.indexes import open_index
-from backend.label_repository import written_labels
+from backend.http.indexes import open_index
+from backend.http.services import Server, Services
 from backend.routes.features import SnapshotStep
-from backend.services import Server, Services
+from backend.settings import STYLE_SHEET
+from backend.store.label_jobs import written_labels
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
@@ -56,7 +56,7 @@ def export_run(
             _write_sae(server, run_id, folder)
         else:
             source = _source(server, run_id, snapshot, include_dead)
-            export_features(source, format, folder, style=STYLE.read_text("utf-8"))
+            export_features(source, format, folder, style=STYLE_SHEET.read_text("utf-8"))
         check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
         made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
         # Once its name is gone, whatever ends the download frees the disk.
@@ -95,7 +95,7 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 
 def _write_sae(server: Services, run_id: str, target: Path) -> None:
     with server.database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
     folder = server.settings.run_folder(run_id)
     if not folder.sae.exists():
         raise ConflictError(f"The run '{row.name}' has no SAE to export.", kind="no-sae")
@@ -107,7 +107,7 @@ def _source(
 ) -> ExportSource:
     with server.database.reading() as session:
         index = open_index(server, session, run_id, snapshot)
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
         labels = written_labels(session, run_id)
     return ExportSource(
         index=index,

@@ -6,11 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
-from backend import repository
+from backend import store
 from backend.errors import NotFoundError
-from backend.indexes import open_index
-from backend.services import Server
-from backend.shapes import snapshot_shape
+from backend.http.indexes import open_index
+from backend.http.services import Server
+from backend.http.shapes import snapshot_shape
 from sae_engine.features.index.history import feature_history
 from sae_engine.schema.features import (
     FeatureDetail,
@@ -33,8 +33,8 @@ FeatureIndexNumber = Annotated[int, Path(ge=0)]
 def list_snapshots(run_id: str, server: Server) -> list[Snapshot]:
     """The feature indexes that a run has published so far, in order of their steps."""
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
-        return [snapshot_shape(row) for row in repository.snapshots(session, run_id)]
+        store.get_run(session, run_id)
+        return [snapshot_shape(row) for row in store.snapshots(session, run_id)]
 
 
 @router.get("/features")
@@ -54,7 +54,7 @@ def list_features(
     """A page of a run's features; `q` looks in their labels and top tokens."""
     with server.database.reading() as session:
         index = open_index(server, session, run_id, snapshot)
-        labels = repository.labels(session, run_id)
+        labels = store.labels(session, run_id)
     return index.features(
         sort=sort,
         order=order,
@@ -75,8 +75,8 @@ def get_feature(
     """Everything that a snapshot knows about one feature."""
     with server.database.reading() as session:
         features = open_index(server, session, run_id, snapshot)
-        labels = repository.labels(session, run_id)
-        written = repository.label(session, run_id, index)
+        labels = store.labels(session, run_id)
+        written = store.label(session, run_id, index)
     _check_exists(index, features.d_sae)
     return features.feature(index, labels=labels, notes=written.notes, starred=written.starred)
 
@@ -87,7 +87,7 @@ def get_history(run_id: str, index: FeatureIndexNumber, server: Server) -> Featu
     with server.database.reading() as session:
         newest = open_index(server, session, run_id, None)
         _check_exists(index, newest.d_sae)
-        steps = [row.step for row in repository.snapshots(session, run_id)]
+        steps = [row.step for row in store.snapshots(session, run_id)]
         snapshots = [open_index(server, session, run_id, step) for step in steps]
     return feature_history(snapshots, index)
 
@@ -101,7 +101,7 @@ def put_label(
         features = open_index(server, session, run_id, None)
     _check_exists(index, features.d_sae)
     with server.database.writing() as session:
-        repository.set_label(session, run_id, index, body)
+        store.set_label(session, run_id, index, body)
     return body
 
 

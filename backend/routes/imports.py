@@ -6,9 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
-from backend.imports import import_request
+from backend.http.services import Server
+from backend.jobs.imports import import_request
 from backend.routes.runs import queue_run, request_digest
-from backend.services import Server
 from sae_engine.schema.runs import ImportCreate, Run
 
 router = APIRouter(prefix="/imports", tags=["runs"])

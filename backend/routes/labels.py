@@ -6,18 +6,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from backend import label_repository, repository
+from backend import store
 from backend.errors import ConflictError
-from backend.indexes import open_index
-from backend.label_requests import (
+from backend.http.indexes import open_index
+from backend.http.services import Server
+from backend.labels.jobs import LabelTask
+from backend.labels.requests import (
     chat_client,
     estimate,
     features_to_label,
     job_shape,
     labeling_model,
 )
-from backend.labeling import LabelTask
-from backend.services import Server
+from backend.store import label_jobs
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
 
 router = APIRouter(prefix="/runs/{run_id}/labels", tags=["labels"])
@@ -33,8 +34,8 @@ def list_labels(
 ) -> list[FeatureLabel]:
     """What is written about a run's features, by whom, and how well it detects."""
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
-        return list(label_repository.written_labels(session, run_id, feature).values())
+        store.get_run(session, run_id)
+        return list(label_jobs.written_labels(session, run_id, feature).values())
 
 
 @router.post("", status_code=202)
@@ -51,7 +52,7 @@ def start_labeling(run_id: str, body: LabelRequest, server: Server) -> LabelJob:
         )
     pid, pid_created = server.labeler.process()
     with server.database.writing() as session:
-        row = label_repository.add_label_job(
+        row = label_jobs.add_label_job(
             session,
             run_id,
             snapshot=index.step,
@@ -86,12 +87,12 @@ def estimate_labeling(run_id: str, body: LabelRequest, server: Server) -> LabelE
 def list_label_jobs(run_id: str, server: Server) -> list[LabelJob]:
     """The labelings of a run, the newest first."""
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
-        rows = label_repository.label_jobs(session, run_id)
-    if any(map(label_repository.is_orphaned, rows)):
+        store.get_run(session, run_id)
+        rows = label_jobs.label_jobs(session, run_id)
+    if any(map(label_jobs.is_orphaned, rows)):
         with server.database.writing() as session:
-            label_repository.settle_label_jobs(session)
-            rows = label_repository.label_jobs(session, run_id)
+            label_jobs.settle_label_jobs(session)
+            rows = label_jobs.label_jobs(session, run_id)
     return [job_shape(server.settings, row) for row in rows]
 
 
@@ -99,10 +100,10 @@ def list_label_jobs(run_id: str, server: Server) -> list[LabelJob]:
 def cancel_labeling(run_id: str, server: Server) -> LabelJob:
     """End the labeling that is running; the labels it has made stay."""
     with server.database.writing() as session:
-        repository.get_run(session, run_id)
-        label_repository.settle_label_jobs(session)
-        row = next(iter(label_repository.label_jobs(session, run_id, limit=1)), None)
-        if row is None or not label_repository.end_label_job(session, row.id, "cancelled"):
+        store.get_run(session, run_id)
+        label_jobs.settle_label_jobs(session)
+        row = next(iter(label_jobs.label_jobs(session, run_id, limit=1)), None)
+        if row is None or not label_jobs.end_label_job(session, row.id, "cancelled"):
             raise ConflictError("No features of this run are being labeled.", kind="not-labeling")
         session.refresh(row)
     server.labeler.cancel(row.id)

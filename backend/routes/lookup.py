@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from backend import repository
-from backend.indexes import open_index
+from backend import store
+from backend.http.indexes import open_index
+from backend.http.services import Server
 from backend.routes.features import SnapshotStep
-from backend.services import Server
 from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
@@ -29,7 +29,7 @@ def lookup(
     """Features ranked by how well they go with a token, or with a phrase at its last token."""
     with server.database.reading() as session:
         index = open_index(server, session, run_id, snapshot)
-        labels = repository.labels(session, run_id)
+        labels = store.labels(session, run_id)
     return index.lookup(
         text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
     )

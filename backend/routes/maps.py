@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from backend import repository
-from backend.analyses import Analysis, Source
-from backend.indexes import open_index
+from backend import store
+from backend.analyses.client import Analysis, Source
+from backend.http.indexes import open_index
+from backend.http.services import Server
 from backend.routes.features import SnapshotStep
-from backend.services import Server
 from sae_engine.features.geometry.answers import feature_map
 from sae_engine.features.geometry.files import Layout
 from sae_engine.features.index.densities import density_histogram
@@ -41,7 +41,7 @@ def get_map(
     """
     with server.database.reading() as session:
         index = open_index(server, session, run_id, snapshot)
-        labels = repository.labels(session, run_id)
+        labels = store.labels(session, run_id)
     analysis = Analysis("map", (Source(run_id, index),))
     layout = server.analyses.get(analysis, Layout.load)
     if isinstance(layout, AnalysisProgress):

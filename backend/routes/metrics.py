@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
-from backend import repository
-from backend.curves import metrics_series
+from backend import store
 from backend.errors import UnavailableError
-from backend.events import MAX_LISTENERS
-from backend.logs import tail as log_tail
-from backend.services import Server
-from backend.shapes import notice_shape
+from backend.http.curves import metrics_series
+from backend.http.events import MAX_LISTENERS
+from backend.http.services import Server
+from backend.http.shapes import notice_shape
+from backend.jobs.logs import tail as log_tail
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice
 
 EVENT_STREAM = "text/event-stream"
@@ -36,8 +36,8 @@ def get_metrics(
     """
     names = [name for key in keys.split(",") if (name := key.strip())]
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
-        points = repository.metrics(session, run_id, since_step)
+        store.get_run(session, run_id)
+        points = store.metrics(session, run_id, since_step)
     return metrics_series(points, keys=names, max_points=max_points)
 
 
@@ -63,7 +63,7 @@ def get_events(
     `after` or `Last-Event-ID`, then what comes, until the run has ended.
     """
     with server.database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
     known = after if last_event_id is None else last_event_id
     if row.status in ENDED and known >= row.revision:
         return Response(status_code=204)  # tells a browser's EventSource not to ask again
@@ -86,7 +86,7 @@ def get_log(
 ) -> PlainTextResponse:
     """The last `tail` lines of a run's log."""
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
+        store.get_run(session, run_id)
     return PlainTextResponse(log_tail(server.settings.run_folder(run_id).log, tail))
 
 
@@ -94,5 +94,5 @@ def get_log(
 def get_notices(run_id: str, server: Server) -> list[Notice]:
     """What the run wanted people to know, oldest first."""
     with server.database.reading() as session:
-        repository.get_run(session, run_id)
-        return [notice_shape(row) for row in repository.notices(session, run_id)]
+        store.get_run(session, run_id)
+        return [notice_shape(row) for row in store.notices(session, run_id)]

@@ -9,12 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy.orm import Session
 
-from backend import repository
+from backend import store
 from backend.errors import ConflictError, UnprocessableError
-from backend.models import RunRow
-from backend.naming import named_config
-from backend.security import check_paths
-from backend.services import Server, Services
+from backend.http.security import check_paths
+from backend.http.services import Server, Services
+from backend.jobs.naming import named_config
+from backend.store.models import RunRow
 from sae_engine.preflight import check_config
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import SortOrder
@@ -59,9 +59,9 @@ def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, di
     with server.database.writing() as session:
         row = None
         if idempotency_key is not None:
-            row = repository.earlier_request(session, idempotency_key, digest)
+            row = store.earlier_request(session, idempotency_key, digest)
         if row is None:
-            row = repository.add_run(
+            row = store.add_run(
                 session,
                 config=named_config(config, body),
                 tags=body.tags,
@@ -92,11 +92,9 @@ def list_runs(
     of ids. `sort` by a metric has the lowest first unless `order` says otherwise, by status the
     order of a run's life; runs without a value come last.
     """
-    wanted = repository.RunFilter(status or (), q, tag or (), group_id, archived)
+    wanted = store.RunFilter(status or (), q, tag or (), group_id, archived)
     with server.database.reading() as session:
-        page = repository.list_runs(
-            session, wanted, sort=sort, order=order, limit=limit, cursor=cursor
-        )
+        page = store.list_runs(session, wanted, sort=sort, order=order, limit=limit, cursor=cursor)
         items = server.shapes(session, page.rows)
     return RunPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
@@ -104,14 +102,14 @@ def list_runs(
 @router.get("/{run_id}")
 def get_run(run_id: str, server: Server) -> Run:
     with server.database.reading() as session:
-        return _shape(server, session, repository.get_run(session, run_id))
+        return _shape(server, session, store.get_run(session, run_id))
 
 
 @router.patch("/{run_id}")
 def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
     """Change a run's name, tags, notes or place in the queue, or put it away."""
     with server.database.writing() as session:
-        row = repository.patch_run(session, run_id, body)
+        row = store.patch_run(session, run_id, body)
         return _shape(server, session, row)
 
 
@@ -119,7 +117,7 @@ def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
 def delete_run(run_id: str, server: Server) -> None:
     """Delete a run, its folder and what was computed from it; refused while it runs."""
     with server.database.writing() as session:
-        repository.delete_run(session, run_id)
+        store.delete_run(session, run_id)
     folder = server.settings.run_folder(run_id).path
     if folder.is_symlink():  # its files were kept elsewhere by choice, and stay
         folder.unlink()
@@ -132,7 +130,7 @@ def delete_run(run_id: str, server: Server) -> None:
 def stop_run(run_id: str, server: Server, force: bool = False) -> Run:
     """End a run soon, with a usable SAE and its features; `force` skips the features."""
     with server.database.writing() as session:
-        run = _shape(server, session, repository.request_stop(session, run_id, force=force))
+        run = _shape(server, session, store.request_stop(session, run_id, force=force))
     server.supervisor.wake()
     return run
 
@@ -141,7 +139,7 @@ def stop_run(run_id: str, server: Server, force: bool = False) -> Run:
 def resume_run(run_id: str, server: Server) -> Run:
     """Queue an ended run to go on from its last checkpoint, on its own curve."""
     with server.database.writing() as session:
-        row = repository.requeue(session, run_id)
+        row = store.requeue(session, run_id)
         if not server.settings.run_folder(run_id).has_checkpoint:
             raise ConflictError(
                 f"The run '{row.name}' ended before its first checkpoint; try it again from its "
@@ -157,7 +155,7 @@ def resume_run(run_id: str, server: Server) -> Run:
 def retry_run(run_id: str, server: Server) -> Run:
     """Queue an ended run again: from its last checkpoint, or from its beginning if it has none."""
     with server.database.writing() as session:
-        run = _shape(server, session, repository.requeue(session, run_id))
+        run = _shape(server, session, store.requeue(session, run_id))
     server.supervisor.wake()
     return run
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header
 
-from backend import repository
-from backend.naming import member_config
+from backend import store
+from backend.http.security import check_paths
+from backend.http.services import Server
+from backend.jobs.naming import member_config
 from backend.routes.runs import request_digest
-from backend.security import check_paths
-from backend.services import Server
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid
 from sae_engine.schema.runs import Sweep, SweepCreate
@@ -37,11 +37,11 @@ def create_sweep(
     with server.database.writing() as session:
         first = None
         if idempotency_key is not None:
-            first = repository.earlier_request(session, idempotency_key, digest)
+            first = store.earlier_request(session, idempotency_key, digest)
         if first is None:
             group_id = secrets.token_hex(5)
             rows = [
-                repository.add_run(
+                store.add_run(
                     session,
                     config=member_config(config, body, label),
                     tags=body.tags,
@@ -53,7 +53,7 @@ def create_sweep(
                 for number, (label, config) in enumerate(members)
             ]
         else:
-            rows = repository.group(session, first.group_id or "")
+            rows = store.group(session, first.group_id or "")
             group_id = first.group_id or ""
         runs = server.shapes(session, rows)
     server.supervisor.wake()

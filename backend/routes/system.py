@@ -8,11 +8,11 @@ from typing import Any
 import psutil
 from fastapi import APIRouter
 
-from backend import repository
-from backend.devices import gpus
-from backend.forecast import forecast
-from backend.security import check_paths
-from backend.services import Server
+from backend import store
+from backend.http.security import check_paths
+from backend.http.services import Server
+from backend.jobs.devices import gpus
+from backend.jobs.forecast import forecast
 from backend.version import VERSION
 from sae_engine.presets import expand_grid, presets
 from sae_engine.schema.config import RunConfig
@@ -58,8 +58,8 @@ def system(server: Server) -> System:
     memory = psutil.virtual_memory()
     disk = shutil.disk_usage(server.settings.data_dir)
     with server.database.reading() as session:
-        queue = repository.count_by_status(session)
-        places = server.supervisor.places(repository.active_runs(session))
+        queue = store.count_by_status(session)
+        places = server.supervisor.places(store.active_runs(session))
     return System.model_validate(
         {
             "version": VERSION,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from backend import repository
-from backend.services import Server
+from backend import store
+from backend.http.services import Server
 from sae_engine.schema.runs import TagCount
 
 router = APIRouter(prefix="/tags", tags=["runs"])
@@ -15,4 +15,4 @@ router = APIRouter(prefix="/tags", tags=["runs"])
 def list_tags(server: Server) -> list[TagCount]:
     """Every tag and how many runs carry it, the commonest first."""
     with server.database.reading() as session:
-        return repository.count_tags(session)
+        return store.count_tags(session)

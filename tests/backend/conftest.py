@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database
-from backend.models import RunRow
 from backend.settings import Settings
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.schema.runs import Run
 from tests.backend.fake_engine import fake_job
 from tests.backend.postgres import MISSING, Postgres, find_programs, running_server
@@ -76,7 +76,7 @@ def database(settings: Settings) -> Iterator[Database]:
     database.prepare()
     yield database
     with database.reading() as session:
-        pids = [row.pid for row in repository.active_runs(session) if row.pid is not None]
+        pids = [row.pid for row in store.active_runs(session) if row.pid is not None]
     for pid in pids:
         if pid != os.getpid():
             with suppress(ProcessLookupError):
@@ -109,5 +109,5 @@ def wait_for_status(client: TestClient, run_id: str, *statuses: str) -> Run:
 
 def claim_next(session: Session, device: str = "cpu") -> Sequence[RunRow]:
     """What a supervisor with one slot would start now."""
-    queue = repository.queued_runs(session)
-    return repository.claim(session, queue[0], queue, slot=device, device=device) if queue else []
+    queue = store.queued_runs(session)
+    return store.claim(session, queue[0], queue, slot=device, device=device) if queue else []

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from backend import job
+from backend.jobs import worker as job
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from backend import inference
-from backend.inference_protocol import ReadTask, SteerTask
+from backend.playground import worker as inference
+from backend.playground.protocol import ReadTask, SteerTask
 from sae_engine.errors import UserError
 from sae_engine.schema.config import ModelConfig
 from sae_engine.schema.playground import FeatureActivation, ReadToken, SteerToken, TextReading

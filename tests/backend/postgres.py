@@ -15,7 +15,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from backend.db import open_database
+from backend.store.database import open_database
 
 USER = "workbench"
 MISSING = (

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from backend import repository
-from backend.alerts import Alert, AlertWatch
-from backend.db import Database
+from backend import store
+from backend.jobs.alerts import Alert, AlertWatch
+from backend.jobs.recorder import Recorder, Task
 from backend.settings import Settings
-from backend.work import Recorder, Task
+from backend.store.database import Database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import MetricsRecord
@@ -103,7 +103,7 @@ def test_alerts_are_kept_with_the_run_and_named_on_it(
     database: Database, settings: Settings
 ) -> None:
     with database.writing() as session:
-        run_id = repository.add_run(session, config=CONFIG, status="running").id
+        run_id = store.add_run(session, config=CONFIG, status="running").id
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True)
     recorder = Recorder(database, Task(run_id, CONFIG, folder, resume=False), wait_seconds=0)
@@ -112,7 +112,7 @@ def test_alerts_are_kept_with_the_run_and_named_on_it(
         record = MetricsRecord(step=step, tokens=step, time=float(step), values={"loss": loss})
         recorder.record(record)
     with database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
         assert [(alert.kind, alert.step, alert.level) for alert in row.alerts] == [
             ("non_finite", 2, "warning")
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.analyses import Analyses, Analysis, Source
+from backend.analyses.client import Analyses, Analysis, Source
 from backend.errors import ConflictError
 from backend.settings import Settings
 from sae_engine.features.index.reader import FeatureIndex
@@ -240,7 +240,7 @@ def running_pid(analyses: Analyses, analysis: Analysis) -> int:
 def test_closing_ends_even_a_process_that_does_not_listen(
     analyses: Analyses, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.analyses.END_SECONDS", 0.2)
+    monkeypatch.setattr("backend.analyses.client.END_SECONDS", 0.2)
     command.script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     command.script += "say(phase=str(os.getpid()), fraction=None); time.sleep(600)"
     pid = running_pid(analyses, one)
@@ -260,7 +260,7 @@ def test_the_real_process_ends_when_its_server_is_killed(tmp_path: Path) -> None
             "-c",
             textwrap.dedent("""
                 import subprocess, sys, time
-                command = [sys.executable, "-m", "backend.analysis", "matches", *sys.argv[1:]]
+                command = [sys.executable, "-m", "backend.analyses.worker", "matches", *sys.argv[1:]]
                 child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
                 print(child.pid, flush=True)
                 time.sleep(600)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backend.chat import MAX_ATTEMPTS, Answer, ChatClient, EndpointError
+from backend.labels.chat import MAX_ATTEMPTS, Answer, ChatClient, EndpointError
 from tests.backend.fake_endpoint import KEY, MODEL, Endpoint, Reply, completion, endpoint
 
 QUESTION = [{"role": "user", "content": "?"}]

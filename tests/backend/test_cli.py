@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from backend import repository
-from backend.checkpoints import checkpoint_of, source_of
-from backend.cli import main
-from backend.command_line import grid_from, overrides_from, request_from
-from backend.db import Database
-from backend.foreground import train_here
+from backend import store
+from backend.cli.checkpoints import checkpoint_of, source_of
+from backend.cli.main import main
+from backend.cli.options import grid_from, overrides_from, request_from
+from backend.cli.train import train_here
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.presets import presets
@@ -98,8 +98,8 @@ def test_training_here_makes_a_run_that_the_server_shows(
     request = ask(recipe="quick-test", name="finish [b]here")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
-        [row] = repository.list_runs(session).rows
-        assert len(repository.metrics(session, row.id)) == 20
+        [row] = store.list_runs(session).rows
+        assert len(store.metrics(session, row.id)) == 20
     assert (row.status, row.name, row.pid) == ("finished", "finish [b]here", os.getpid())
     printed = capsys.readouterr().out
     assert f"{row.id} 'finish [b]here'" in printed
@@ -115,7 +115,7 @@ def test_a_run_that_fails_here_says_why_and_exits_with_1(
     assert train_here(settings, request, train=fake_train) == 1
     assert "The text is empty" in capsys.readouterr().out
     with database.reading() as session:
-        [row] = repository.list_runs(session).rows
+        [row] = store.list_runs(session).rows
     assert row.status == "failed"
     assert "Traceback" in settings.run_folder(row.id).log.read_text()
 
@@ -144,13 +144,13 @@ def test_ctrl_c_stops_a_run_here_and_a_second_one_harder(
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(presses)) == 0
     assert signal.getsignal(signal.SIGINT) == before
     with database.reading() as session:
-        assert [row.status for row in repository.list_runs(session).rows] == ["stopped"]
+        assert [row.status for row in store.list_runs(session).rows] == ["stopped"]
 
 
 def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> None:
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(3)) == 130
     with database.reading() as session:
-        assert [row.status for row in repository.list_runs(session).rows] == ["interrupted"]
+        assert [row.status for row in store.list_runs(session).rows] == ["interrupted"]
 
 
 def test_a_grid_makes_a_run_of_every_combination(
@@ -165,7 +165,7 @@ def test_a_grid_makes_a_run_of_every_combination(
     request = ask(recipe="quick-test", name="finish")
     assert train_here(settings, request, grid=grid, train=fake_train) == 0
     with database.reading() as session:
-        rows = repository.list_runs(session).rows
+        rows = store.list_runs(session).rows
     assert {row.name for row in rows} == {
         f"finish k={k} lr={lr}" for k in (8, 16) for lr in (0.001, 0.002)
     }
@@ -192,8 +192,8 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     request = ask(path=source.config, name="two")
     assert train_here(settings, request, checkpoint=source, train=fake_train) == 0
     with database.reading() as session:
-        newest = repository.list_runs(session).rows[0]
-        steps = repository.metrics(session, newest.id).step.tolist()
+        newest = store.list_runs(session).rows[0]
+        steps = store.metrics(session, newest.id).step.tolist()
     assert newest.config["sae"]["k"] == 8
     assert steps == list(range(11, 21))
 
@@ -284,9 +284,9 @@ def test_an_unknown_argument_of_other_commands_is_refused(
     ("module", "absent"),
     [
         ("backend.app", {"torch", "nnsight", "transformers", "streamlit", "frontend"}),
-        ("backend.supervisor", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
-        ("backend.job", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
-        ("backend.cli", {"torch", "sqlalchemy", "fastapi", "streamlit", "rich"}),
+        ("backend.jobs.supervisor", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
+        ("backend.jobs.worker", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
+        ("backend.cli.main", {"torch", "sqlalchemy", "fastapi", "streamlit", "rich"}),
         ("backend.serve", {"torch", "frontend"}),
     ],
 )

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.analysis import (
     AnalysisProgress,
@@ -69,15 +69,15 @@ def runs(settings: Settings, client: TestClient, rows: dict[str, torch.Tensor]) 
     with database.writing() as session:
         for seed, (name, overrides) in enumerate(config.items()):
             resolved = resolve_config("quick-test", overrides | {"name": name})
-            ids[name] = repository.add_run(session, config=resolved, status="finished").id
+            ids[name] = store.add_run(session, config=resolved, status="finished").id
             measured = MetricsRecord(step=5, tokens=50, time=1.0, values={"fvu": 0.1 * seed})
-            repository.add_metrics(session, ids[name], [measured])
+            store.add_metrics(session, ids[name], [measured])
             if name != "bare":
                 publish(settings.run_folder(ids[name]).path, seed, rows.get(name, rows["a"]))
                 record = SnapshotRecord(
                     step=7, tokens=1000, index_tokens=200, seconds=0.1, final=True
                 )
-                repository.add_snapshot(session, ids[name], record)
+                store.add_snapshot(session, ids[name], record)
     database.close()
     return ids
 
@@ -144,8 +144,8 @@ def test_the_best_of_a_thinned_curve_is_the_best_of_all(
     ]
     with Database(settings.resolved_database_url).writing() as session:
         config = resolve_config("quick-test", {"name": "long"})
-        run_id = repository.add_run(session, config=config, status="finished").id
-        repository.add_metrics(session, run_id, measured)
+        run_id = store.add_run(session, config=config, status="finished").id
+        store.add_metrics(session, run_id, measured)
     answer = client.get(
         "/api/compare", params={"runs": f"{run_id},{runs['bare']}", "max_points": 20}
     )
@@ -245,10 +245,10 @@ def test_an_sae_that_cannot_be_read_is_named_and_asking_again_tries_again(
 ) -> None:
     with database.writing() as session:
         config = resolve_config("quick-test", {})
-        run_id = repository.add_run(session, config=config, status="finished").id
+        run_id = store.add_run(session, config=config, status="finished").id
         build(settings.run_folder(run_id).path, random_case(1, d_sae=D_SAE))  # no real weights
         record = SnapshotRecord(step=7, tokens=9, index_tokens=200, seconds=0.1, final=True)
-        repository.add_snapshot(session, run_id, record)
+        store.add_snapshot(session, run_id, record)
     refused = when_ready(client, f"/runs/{run_id}/map")
     assert refused.status_code == 409
     assert "sae.safetensors' is not an SAE" in refused.json()["detail"]

@@ -8,9 +8,9 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend import metric_points
-from backend.curves import metric_value, metrics_series
-from backend.metric_points import Points, Row
+from backend.http.curves import metric_value, metrics_series
+from backend.store import metric_points
+from backend.store.metric_points import Points, Row
 
 Values = dict[str, float]
 values = st.dictionaries(

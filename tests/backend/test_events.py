@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
-from backend import repository
-from backend.db import Database
-from backend.events import EventFeed
+from backend import store
+from backend.http.events import EventFeed
+from backend.store.database import Database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
 from tests.backend.conftest import create, wait_for_status
@@ -48,27 +48,27 @@ def numbers_told(text: str) -> list[int]:
 def told(database: Database) -> str:
     """A run that told much and ended; every transaction tells one or two things."""
     with database.writing() as session:
-        run_id = repository.add_run(session, config=resolve_config("tiny", {}), status="running").id
+        run_id = store.add_run(session, config=resolve_config("tiny", {}), status="running").id
     for step in range(1, STEPS + 1):
         record = MetricsRecord(step=step, tokens=step, time=step / 2, values={"fvu": 1 / step})
         with database.writing() as session:
-            repository.add_metrics(session, run_id, [record])
+            store.add_metrics(session, run_id, [record])
         if step % 10 == 0:
             late = MetricsRecord(step=step, tokens=step, time=step / 2, values={"eval_fvu": 0.5})
             snapshot = SnapshotRecord(
                 step=step, tokens=step, index_tokens=9, seconds=1, final=step == STEPS
             )
             with database.writing() as session:
-                repository.add_metrics(session, run_id, [late])
-                repository.add_snapshot(session, run_id, snapshot)
+                store.add_metrics(session, run_id, [late])
+                store.add_snapshot(session, run_id, snapshot)
         if step == 20:
             with database.writing() as session:
-                repository.add_notice(session, run_id, level="info", message="a word", step=step)
-                repository.add_notice(
+                store.add_notice(session, run_id, level="info", message="a word", step=step)
+                store.add_notice(
                     session, run_id, level="warning", message="it rose", kind="divergence"
                 )
     with database.writing() as session:
-        repository.end_run(session, run_id, "finished")
+        store.end_run(session, run_id, "finished")
     return run_id
 
 
@@ -126,12 +126,12 @@ def test_a_listener_hears_a_run_from_its_queue_to_its_end(client: TestClient) ->
 
 def test_many_listeners_hear_the_same_as_it_happens(database: Database) -> None:
     with database.writing() as session:
-        run_id = repository.add_run(session, config=resolve_config("tiny", {}), status="running").id
+        run_id = store.add_run(session, config=resolve_config("tiny", {}), status="running").id
 
     def tell(step: int) -> None:
         record = MetricsRecord(step=step, tokens=step, time=1.0, values={"fvu": 0.5})
         with database.writing() as session:
-            repository.add_metrics(session, run_id, [record])
+            store.add_metrics(session, run_id, [record])
 
     async def listen(feed: EventFeed) -> list[str]:
         async with aclosing(feed.follow(run_id, 0)) as events:
@@ -144,7 +144,7 @@ def test_many_listeners_hear_the_same_as_it_happens(database: Database) -> None:
             await asyncio.to_thread(tell, step)
             await asyncio.sleep(0.03)
         with database.writing() as session:
-            repository.end_run(session, run_id, "stopped")
+            store.end_run(session, run_id, "stopped")
         return await asyncio.wait_for(asyncio.gather(*listeners), 30)
 
     heard = asyncio.run(scene())
@@ -157,7 +157,7 @@ def test_many_listeners_hear_the_same_as_it_happens(database: Database) -> None:
 
 def test_the_stream_of_a_deleted_run_ends(database: Database) -> None:
     with database.writing() as session:
-        run_id = repository.add_run(session, config=resolve_config("tiny", {})).id
+        run_id = store.add_run(session, config=resolve_config("tiny", {})).id
 
     async def scene() -> list[str]:
         feed = EventFeed(database, poll_seconds=0.02)
@@ -165,7 +165,7 @@ def test_the_stream_of_a_deleted_run_ends(database: Database) -> None:
             waiting = asyncio.ensure_future(anext(events, "ended"))
             await asyncio.sleep(0.05)
             with database.writing() as session:
-                repository.delete_run(session, run_id)
+                store.delete_run(session, run_id)
             return [await asyncio.wait_for(waiting, 30)]
 
     assert asyncio.run(scene()) == ["ended"]

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load, load_file, save_file
 from starlette.testclient import TestClient
 
-from backend.cli import main
+from backend.cli.main import main
 from backend.settings import Settings
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config

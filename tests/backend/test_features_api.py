@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
-from backend import repository
-from backend.cli import main
-from backend.db import Database
-from backend.services import IndexCache
+from backend import store
+from backend.cli.main import main
+from backend.http.services import IndexCache
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.features.index.format import MANIFEST, SAE
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import FeatureDetail, FeaturePage, LookupResult
@@ -31,13 +31,13 @@ def run_id(settings: Settings, database: Database) -> str:
     """A finished run with snapshots at steps 3 and 7."""
     with database.writing() as session:
         config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = repository.add_run(session, config=config, status="finished").id
+        run_id = store.add_run(session, config=config, status="finished").id
         for step in (3, 7):
             build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
             record = SnapshotRecord(
                 step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
             )
-            repository.add_snapshot(session, run_id, record)
+            store.add_snapshot(session, run_id, record)
     return run_id
 
 
@@ -126,7 +126,7 @@ def test_before_the_first_snapshot_the_answer_says_when_features_appear(
 ) -> None:
     with database.writing() as session:
         config = resolve_config("quick-test", {})
-        run_id = repository.add_run(session, config=config, status="stopped").id
+        run_id = store.add_run(session, config=config, status="stopped").id
     answer = client.get(f"/api/runs/{run_id}/features")
     assert answer.status_code == 409
     assert answer.json()["type"] == "urn:sae-workbench:no-features"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from backend import repository
-from backend.db import Database
-from backend.forecast import Room, forecast, warnings
+from backend import store
+from backend.jobs.forecast import Room, forecast, warnings
+from backend.jobs.slots import Places, find_slots
 from backend.settings import Settings
-from backend.slots import Places, find_slots
+from backend.store.database import Database
 from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import Forecast
@@ -28,7 +28,7 @@ def measured(
     overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}}
     start = datetime.now(UTC)
     with database.writing() as session:
-        row = repository.add_run(session, config=resolve_config("tiny", overrides))
+        row = store.add_run(session, config=resolve_config("tiny", overrides))
         row.device, row.status, row.tokens, row.tokens_per_second = "cpu", status, 400_000, 1_000.0
         row.started_at, row.ended_at = start, start + timedelta(seconds=seconds)
 
@@ -71,7 +71,7 @@ def forecast_of(database: Database, grid: dict[str, list[object]], folder: Path)
 def test_runs_of_a_sweep_share_what_a_pass_shares(database: Database, tmp_path: Path) -> None:
     measured(database, "alone", status="finished", seconds=400)
     with database.writing() as session:
-        [row] = repository.list_runs(session).rows
+        [row] = store.list_runs(session).rows
         row.metrics = json.dumps({"sae_share": 0.25})
     one = forecast_of(database, {}, tmp_path)
     assert (one.num_runs, one.num_passes, one.seconds_from) == (

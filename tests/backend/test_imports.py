@@ -8,12 +8,12 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from backend import repository
-from backend.cli import main
-from backend.command_line import import_from
-from backend.db import Database
-from backend.foreground import train_here
+from backend import store
+from backend.cli.main import main
+from backend.cli.options import import_from
+from backend.cli.train import train_here
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.runs import Run
@@ -124,7 +124,7 @@ def test_the_shell_imports_with_any_field_of_the_configuration(
     request = import_from(sae, flags, "theirs")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
-        [row] = repository.list_runs(session).rows
+        [row] = store.list_runs(session).rows
     assert (row.name, row.status) == ("theirs", "finished")
     assert row.config["sae"]["pretrained"] == str(sae)
     assert (row.config["model"]["layer"], row.config["data"]["ctx_len"]) == (3, 64)

@@ -13,12 +13,13 @@ import pytest
 from pydantic import SecretStr
 from starlette.testclient import TestClient
 
-from backend import label_repository, repository
+from backend import store
 from backend.app import create_app
-from backend.chat import ChatClient
-from backend.db import Database
-from backend.labeling import FAILURES_IN_A_ROW, Labeler, LabelTask
+from backend.labels.chat import ChatClient
+from backend.labels.jobs import FAILURES_IN_A_ROW, Labeler, LabelTask
 from backend.settings import Settings
+from backend.store import label_jobs
+from backend.store.database import Database
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.features.labels.examples import examples_of
 from sae_engine.features.labels.questions import PROMPT_VERSION
@@ -69,9 +70,9 @@ def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_id(settings: Settings, database: Database, index_folder: Path) -> str:
     with database.writing() as session:
         config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = repository.add_run(session, config=config, status="finished").id
+        run_id = store.add_run(session, config=config, status="finished").id
         record = SnapshotRecord(step=7, tokens=1000, index_tokens=6000, seconds=0.1, final=True)
-        repository.add_snapshot(session, run_id, record)
+        store.add_snapshot(session, run_id, record)
     folder = settings.run_folder(run_id)
     folder.features.mkdir(parents=True)
     folder.feature_index(7).symlink_to(index_folder)
@@ -327,7 +328,7 @@ def run_job(
     labeler = Labeler(database)
     pid, pid_created = labeler.process()
     with database.writing() as session:
-        row = label_repository.add_label_job(
+        row = label_jobs.add_label_job(
             session,
             run_id,
             snapshot=7,
@@ -341,7 +342,7 @@ def run_job(
 
     def stored() -> Any:
         with database.reading() as session:
-            return label_repository.label_jobs(session, run_id)[0]
+            return label_jobs.label_jobs(session, run_id)[0]
 
     wait_for(lambda: stored().status != "running")
     labeler.close()
@@ -385,7 +386,7 @@ def test_a_job_whose_server_is_gone_is_said_to_be_interrupted(
     client: TestClient, database: Database, run_id: str
 ) -> None:
     with database.writing() as session:
-        label_repository.add_label_job(
+        label_jobs.add_label_job(
             session, run_id, snapshot=7, model=MODEL, total=5, pid=2**22 - 1, pid_created=1.0
         )
     job = newest_job(client, run_id)
@@ -401,7 +402,7 @@ def test_a_server_that_ends_interrupts_its_jobs(
         start(client, run_id, features=some_features(index, 4))
         wait_for(lambda: len(served.asked) == 3)
     with database.reading() as session:
-        (row,) = label_repository.label_jobs(session, run_id)
+        (row,) = label_jobs.label_jobs(session, run_id)
     assert (row.status, row.labeled) == ("interrupted", 0)
 
 
@@ -416,8 +417,8 @@ def test_a_run_that_is_deleted_ends_its_labeling(
     served.gate.set()
     wait_for(lambda: served.asked[-1] is not None and not _labeling_threads())
     with database.reading() as session:
-        assert label_repository.label_jobs(session, run_id) == []
-        assert label_repository.written_labels(session, run_id) == {}
+        assert label_jobs.label_jobs(session, run_id) == []
+        assert label_jobs.written_labels(session, run_id) == {}
 
 
 def _labeling_threads() -> list[str]:
@@ -451,10 +452,10 @@ def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
     """Whoever comes first, since each is one transaction."""
     for feature, first in ((1, "person"), (2, "model")):
         writers = {
-            "person": lambda session, f=feature: repository.set_label(
+            "person": lambda session, f=feature: store.set_label(
                 session, run_id, f, LabelUpdate(label="mine")
             ),
-            "model": lambda session, f=feature: label_repository.propose_label(
+            "model": lambda session, f=feature: label_jobs.propose_label(
                 session, run_id, f, "its", model=MODEL, prompt_version="1", score=None
             ),
         }
@@ -462,7 +463,7 @@ def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
             with database.writing() as session:
                 writers[author](session)
         with database.reading() as session:
-            written = label_repository.written_labels(session, run_id, [feature])[feature]
+            written = label_jobs.written_labels(session, run_id, [feature])[feature]
         assert (written.label, written.origin.author) == ("mine", "person")
 
 

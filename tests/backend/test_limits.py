@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.testclient import TestClient
 
 from backend.app import create_app
-from backend.problems import MAX_BODY_BYTES
+from backend.http.problems import MAX_BODY_BYTES
 from backend.settings import Settings
 from tests.backend.conftest import URL
 from tests.backend.fake_engine import fake_job

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from backend import repository
-from backend.db import Database
-from backend.metric_points import Points, Row, joined, packed, points_of, unpacked
-from backend.models import MetricBlockRow, MetricsRow
-from backend.repository.metrics import Packing
+from backend import store
+from backend.store.database import Database
+from backend.store.metric_points import Points, Row, joined, packed, points_of, unpacked
+from backend.store.metrics import Packing
+from backend.store.models import MetricBlockRow, MetricsRow
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
 
@@ -98,7 +98,7 @@ def _exact(point: object) -> object:
 
 
 def new_run(session: Session) -> str:
-    return repository.add_run(session, config=resolve_config("quick-test", {})).id
+    return store.add_run(session, config=resolve_config("quick-test", {})).id
 
 
 @pytest.fixture
@@ -117,21 +117,21 @@ def test_any_writes_and_forgettings_read_like_those_of_a_dictionary(
     run_id, naive = new_run(session), Naive()
     for action in data.draw(actions):
         if isinstance(action, Forget):
-            repository.forget_after(session, run_id, action.step)
+            store.forget_after(session, run_id, action.step)
             naive.forget(action.step)
         else:
             records = [
                 MetricsRecord(step=s, tokens=s * 2**33, time=s / 3, values=values)
                 for s, values in action.points
             ]
-            repository.add_metrics(session, run_id, records, SMALL)
+            store.add_metrics(session, run_id, records, SMALL)
             naive.write(records)
-        assert same(listed(repository.metrics(session, run_id)), naive.metrics(-1))
+        assert same(listed(store.metrics(session, run_id)), naive.metrics(-1))
         since = data.draw(st.integers(-1, 60))
-        assert same(listed(repository.metrics(session, run_id, since)), naive.metrics(since))
+        assert same(listed(store.metrics(session, run_id, since)), naive.metrics(since))
         after = data.draw(st.integers(0, naive.revision))
         upto = data.draw(st.integers(after, naive.revision + 1))
-        found = repository.metrics_between(session, run_id, after, upto)
+        found = store.metrics_between(session, run_id, after, upto)
         assert same(listed(found), naive.between(after, upto))
 
 
@@ -140,7 +140,7 @@ def test_all_but_the_last_points_are_in_blocks(session: Session, num_points: int
     run_id = new_run(session)
     records = [MetricsRecord(step=s, tokens=s, time=s, values={}) for s in range(num_points)]
     for start in range(0, num_points, 3):
-        repository.add_metrics(session, run_id, records[start : start + 3], SMALL)
+        store.add_metrics(session, run_id, records[start : start + 3], SMALL)
     rows = session.scalar(select(func.count()).select_from(MetricsRow))
     blocks = session.scalar(select(func.count()).select_from(MetricBlockRow))
     assert rows is not None
@@ -153,11 +153,11 @@ def test_what_a_transaction_that_fails_packed_is_in_rows_again(database: Databas
     records = [MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 0.5}) for s in range(20)]
     with database.writing() as session:
         run_id = new_run(session)
-        repository.add_metrics(session, run_id, records[:6], SMALL)
+        store.add_metrics(session, run_id, records[:6], SMALL)
 
     def fail() -> None:
         with database.writing() as session:
-            repository.add_metrics(session, run_id, records[6:], SMALL)
+            store.add_metrics(session, run_id, records[6:], SMALL)
             assert session.scalar(select(func.count()).select_from(MetricBlockRow))
             raise ZeroDivisionError
 
@@ -165,17 +165,17 @@ def test_what_a_transaction_that_fails_packed_is_in_rows_again(database: Databas
         fail()
     with database.reading() as session:
         assert not session.scalar(select(func.count()).select_from(MetricBlockRow))
-        assert repository.metrics(session, run_id).step.tolist() == list(range(6))
+        assert store.metrics(session, run_id).step.tolist() == list(range(6))
 
 
 def test_deleting_a_run_takes_its_blocks_along(session: Session) -> None:
     run_id, other = new_run(session), new_run(session)
     records = [MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 0.5}) for s in range(20)]
     for each in (run_id, other):
-        repository.add_metrics(session, each, records, SMALL)
-    repository.delete_run(session, run_id)
+        store.add_metrics(session, each, records, SMALL)
+    store.delete_run(session, run_id)
     assert set(session.scalars(select(MetricBlockRow.run_id))) == {other}
-    assert len(repository.metrics(session, other)) == 20
+    assert len(store.metrics(session, other)) == 20
 
 
 def test_a_long_run_is_packed_by_itself_and_read_whole(session: Session) -> None:
@@ -187,9 +187,9 @@ def test_a_long_run_is_packed_by_itself_and_read_whole(session: Session) -> None
             MetricsRecord(step=s, tokens=s, time=s, values={"fvu": values[s]})
             for s in range(start, start + 500)
         ]
-        repository.add_metrics(session, run_id, records)
+        store.add_metrics(session, run_id, records)
     assert session.scalar(select(func.count()).select_from(MetricBlockRow)) == 2
-    points = repository.metrics(session, run_id)
+    points = store.metrics(session, run_id)
     assert points.step.tolist() == list(range(3000))
     assert points.curves["fvu"].values.tolist() == values.tolist()
     assert points.revision.tolist() == [1 + s // 500 for s in range(3000)]

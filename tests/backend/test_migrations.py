@@ -17,12 +17,12 @@ from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from sqlalchemy import JSON, Boolean, DateTime, MetaData, Table, insert, select, text
 
-from backend import repository
-from backend.curves import metrics_series
-from backend.db import Database, open_database
-from backend.label_repository import written_labels
+from backend import store
+from backend.http.curves import metrics_series
 from backend.migrations import SCRIPTS, head
-from backend.models import Base
+from backend.store.database import Database, open_database
+from backend.store.label_jobs import written_labels
+from backend.store.models import Base
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
@@ -105,18 +105,18 @@ def _as_of_version(path: Path, number: int) -> None:
 def test_what_version_1_knew_is_told_as_before(path: Path) -> None:
     make_version_1(path)
     with open_database(f"sqlite:///{path}") as database, database.reading() as session:
-        row = repository.get_run(session, RUN_ID)
+        row = store.get_run(session, RUN_ID)
         assert (row.name, [tag.tag for tag in row.tags], row.revision) == ("tiny", ["b", "a"], 0)
         assert row.config == resolve_config("tiny", {}).model_dump(mode="json")
         assert (row.fvu, row.l0, row.ce_delta) == (0.125, None, -0.5)
-        series = metrics_series(repository.metrics(session, RUN_ID))
+        series = metrics_series(store.metrics(session, RUN_ID))
         assert series.step == [10, 20]
         assert series.series == {"fvu": [0.5, 0.25], "l0": ["NaN", None]}
         [written] = written_labels(session, RUN_ID).values()
         assert (written.label, written.notes, written.starred) == ("names", "seen twice", True)
         assert written.origin.author == "person"
-        assert [n.message for n in repository.notices(session, RUN_ID)] == ["hello", "look"]
-        assert [s.step for s in repository.snapshots(session, RUN_ID)] == [20]
+        assert [n.message for n in store.notices(session, RUN_ID)] == ["hello", "look"]
+        assert [s.step for s in store.snapshots(session, RUN_ID)] == [20]
 
 
 def test_a_migration_that_fails_in_the_middle_changes_nothing(path: Path) -> None:
@@ -188,7 +188,7 @@ def test_rows_of_revision_3_are_kept_and_their_tables_take_larger_counts(empty_u
             kept = session.execute(select(*columns).order_by(*columns[:2]))
             assert [dict(row) for row in kept.mappings()] == rows, name
         record = MetricsRecord(step=30, tokens=2**40, time=2.0, values={})
-        repository.add_metrics(session, RUN_ID, [record])
+        store.add_metrics(session, RUN_ID, [record])
     assert difference_from_models(database) == []
     database.close()
 

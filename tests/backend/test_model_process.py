@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
-from backend.model_process import MAX_WAITING, STARTING, ModelProcess, Phase
+from backend.playground.client import MAX_WAITING, STARTING, ModelProcess, Phase
 from backend.settings import Settings
 from sae_engine.schema.playground import SteerToken, TextReading
 from tests.backend.conftest import wait_for
@@ -234,7 +234,7 @@ def test_closing_ends_it_even_in_the_middle_of_an_answer(model: ModelProcess) ->
 def test_it_does_not_survive_a_server_that_is_killed(settings: Settings) -> None:
     settings.data_dir.mkdir()
     code = (
-        "from backend.model_process import ModelProcess\n"
+        "from backend.playground.client import ModelProcess\n"
         "from backend.settings import Settings\n"
         "from tests.backend.fake_inference import *\n"
         f"model = ModelProcess(Settings(data_dir={str(settings.data_dir)!r}), FAKE_INFERENCE)\n"

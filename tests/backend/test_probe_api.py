@@ -16,10 +16,10 @@ import torch
 import uvicorn
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.playground.steer import ProbeModel, read_text, steer
@@ -49,7 +49,7 @@ def add_run(
     """
     with database.writing() as session:
         resolved = resolve_config("quick-test", config)
-        run_id = repository.add_run(session, config=resolved, status="running").id
+        run_id = store.add_run(session, config=resolved, status="running").id
         for step in (3, 7):
             case = random_case(step, d_sae=D_SAE)
             options = {"write_sae": saes[step].save} if step in saes else {}
@@ -57,7 +57,7 @@ def add_run(
             record = SnapshotRecord(
                 step=step, tokens=1000, index_tokens=200, seconds=0.1, final=False
             )
-            repository.add_snapshot(session, run_id, record)
+            store.add_snapshot(session, run_id, record)
     return run_id
 
 
@@ -83,7 +83,7 @@ def test_an_answer_names_its_snapshot_labels_and_the_features_largest_activation
 ) -> None:
     with database.writing() as session:
         for feature in (1, 3, 5):
-            repository.set_label(session, run_id, feature, LabelUpdate(label=f"label {feature}"))
+            store.set_label(session, run_id, feature, LabelUpdate(label=f"label {feature}"))
     body = {"text": "read", "features": [3, ALIVE]}
     for query, step in [("", 7), ("?snapshot=3", 3)]:
         answer = client.post(f"/api/runs/{run_id}/activations{query}", json=body)
@@ -164,7 +164,7 @@ def test_a_run_without_a_language_model_or_without_features_says_so(
     of_files = add_run(settings, database, data={"activations": "acts"})
     absent = add_run(settings, database, model={"name": "absent"})
     with database.writing() as session:
-        early = repository.add_run(session, config=resolve_config("quick-test", {})).id
+        early = store.add_run(session, config=resolve_config("quick-test", {})).id
     for run_id, words in [
         (of_files, "was trained on activation files"),
         (absent, "There is no model 'absent'."),

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy.orm import Session
 
-from backend import repository
-from backend.curves import metrics_series
-from backend.db import Database
+from backend import store
 from backend.errors import ConflictError
-from backend.models import RunRow
+from backend.http.curves import metrics_series
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord, StopRequest
@@ -36,7 +36,7 @@ STATUSES: list[RunStatus] = [
 
 def add(session: Session, name: str = "a run", status: RunStatus = "queued") -> RunRow:
     config = resolve_config("quick-test", {"name": name})
-    row = repository.add_run(session, config=config, status=status)
+    row = store.add_run(session, config=config, status=status)
     return row
 
 
@@ -48,9 +48,9 @@ def test_non_finite_measurements_survive_the_database(database: Database) -> Non
     with database.writing() as session:
         run_id = add(session).id
         values = {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 5e-324, "e": 0.1}
-        repository.add_metrics(session, run_id, [record(1, **values)])
+        store.add_metrics(session, run_id, [record(1, **values)])
     with database.reading() as session:
-        series = metrics_series(repository.metrics(session, run_id)).series
+        series = metrics_series(store.metrics(session, run_id)).series
     assert series == {
         "a": ["NaN"],
         "b": ["Infinity"],
@@ -63,11 +63,9 @@ def test_non_finite_measurements_survive_the_database(database: Database) -> Non
 def test_a_step_measured_again_overwrites_the_same_names_only(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
-        repository.add_metrics(
-            session, run_id, [record(5, fvu=0.5, l0=4.0), record(5, eval_fvu=0.6)]
-        )
-        repository.add_metrics(session, run_id, [record(5, fvu=0.4), record(6, fvu=0.3)])
-        series = metrics_series(repository.metrics(session, run_id))
+        store.add_metrics(session, run_id, [record(5, fvu=0.5, l0=4.0), record(5, eval_fvu=0.6)])
+        store.add_metrics(session, run_id, [record(5, fvu=0.4), record(6, fvu=0.3)])
+        series = metrics_series(store.metrics(session, run_id))
     assert series.step == [5, 6]
     assert series.series == {"fvu": [0.4, 0.3], "l0": [4.0, None], "eval_fvu": [0.6, None]}
 
@@ -75,13 +73,13 @@ def test_a_step_measured_again_overwrites_the_same_names_only(database: Database
 def test_forgetting_after_a_step_leaves_what_was_there_and_before(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
-        repository.add_metrics(session, run_id, [record(step, fvu=1.0) for step in (1, 5, 9)])
+        store.add_metrics(session, run_id, [record(step, fvu=1.0) for step in (1, 5, 9)])
         for step in (1, 5, 9):
             snapshot = SnapshotRecord(step=step, tokens=1, index_tokens=1, seconds=0.1, final=False)
-            repository.add_snapshot(session, run_id, snapshot)
-        repository.forget_after(session, run_id, 5)
-        assert repository.metrics(session, run_id).step.tolist() == [1, 5]
-        assert [row.step for row in repository.snapshots(session, run_id)] == [1, 5]
+            store.add_snapshot(session, run_id, snapshot)
+        store.forget_after(session, run_id, 5)
+        assert store.metrics(session, run_id).step.tolist() == [1, 5]
+        assert [row.step for row in store.snapshots(session, run_id)] == [1, 5]
 
 
 def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -> None:
@@ -110,8 +108,8 @@ def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
 ) -> None:
     with database.writing() as session:
         first, second = add(session, "first").id, add(session, "second").id
-        repository.request_stop(session, first, force=False)
-        repository.requeue(session, first)
+        store.request_stop(session, first, force=False)
+        store.requeue(session, first)
     claimed: list[str] = []
     for _ in range(2):
         with database.writing() as session:
@@ -129,11 +127,11 @@ def test_of_a_sweep_those_that_begin_are_claimed_together_in_their_order(
     inspected = resolve_config("quick-test", {"name": "m", "sae": {"pretrained": "/an/sae"}})
     with database.writing() as session:
         made = [
-            repository.add_run(session, config=each, group_id="g").id
+            store.add_run(session, config=each, group_id="g").id
             for each in (config, inspected, config, inspected, config)
         ]
-        repository.request_stop(session, made[2], force=False)
-        repository.requeue(session, made[2])
+        store.request_stop(session, made[2], force=False)
+        store.requeue(session, made[2])
     claimed: list[list[str]] = []
     for _ in range(4):
         with database.writing() as session:
@@ -149,10 +147,10 @@ def test_a_stop_is_taken_in_every_state_that_has_not_ended(
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in after:
-            assert repository.request_stop(session, run_id, force=False).status == after[status]
+            assert store.request_stop(session, run_id, force=False).status == after[status]
         else:
             with pytest.raises(ConflictError, match="ended already"):
-                repository.request_stop(session, run_id, force=False)
+                store.request_stop(session, run_id, force=False)
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -162,10 +160,10 @@ def test_only_runs_that_ended_before_their_end_are_requeued(
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in ("stopped", "failed", "interrupted"):
-            assert repository.requeue(session, run_id).status == "queued"
+            assert store.requeue(session, run_id).status == "queued"
         else:
             with pytest.raises(ConflictError):
-                repository.requeue(session, run_id)
+                store.requeue(session, run_id)
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -173,10 +171,10 @@ def test_only_an_active_run_can_end(database: Database, status: RunStatus) -> No
     with database.writing() as session:
         run_id = add(session, status=status).id
     with database.writing() as session:
-        ended = repository.end_run(session, run_id, "finished")
+        ended = store.end_run(session, run_id, "finished")
     with database.reading() as session:
-        now = repository.get_run(session, run_id).status
-    active = status in repository.ACTIVE
+        now = store.get_run(session, run_id).status
+    active = status in store.ACTIVE
     assert ended == active
     assert now == ("finished" if active else status)
 
@@ -187,29 +185,29 @@ def test_a_job_learns_of_stop_and_force(database: Database) -> None:
     for force, expected in [(None, "none"), (False, "stop"), (True, "force"), (False, "force")]:
         with database.writing() as session:
             if force is not None:
-                repository.request_stop(session, run_id, force=force)
+                store.request_stop(session, run_id, force=force)
         with database.reading() as session:
-            requests = repository.stop_requests(session, [run_id])
+            requests = store.stop_requests(session, [run_id])
         assert requests == {run_id: StopRequest(expected)}
 
 
 def test_a_job_whose_run_was_deleted_is_told_to_end(database: Database) -> None:
     with database.reading() as session:
-        assert repository.stop_requests(session, ["gone"]) == {"gone": StopRequest.FORCE}
+        assert store.stop_requests(session, ["gone"]) == {"gone": StopRequest.FORCE}
 
 
 def test_deleting_a_run_takes_along_all_that_hangs_on_it(database: Database) -> None:
     with database.writing() as session:
         row = add(session)
-        repository.patch_run(session, row.id, RunPatch(tags=["a"]))
-        repository.add_metrics(session, row.id, [record(1, fvu=1.0)])
-        repository.add_notice(session, row.id, level="info", message="hello")
+        store.patch_run(session, row.id, RunPatch(tags=["a"]))
+        store.add_metrics(session, row.id, [record(1, fvu=1.0)])
+        store.add_notice(session, row.id, level="info", message="hello")
     with database.writing() as session:
-        repository.delete_run(session, row.id)
+        store.delete_run(session, row.id)
     with database.reading() as session:
-        assert len(repository.metrics(session, row.id)) == 0
-        assert not repository.notices(session, row.id)
-        assert not repository.count_tags(session)
+        assert len(store.metrics(session, row.id)) == 0
+        assert not store.notices(session, row.id)
+        assert not store.count_tags(session)
 
 
 def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database: Database) -> None:
@@ -219,11 +217,11 @@ def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database:
         add(session, "twice")
     with database.reading() as session:
         for text in (row.id, row.id[:7], "only"):
-            assert repository.find_run(session, text).id == row.id
+            assert store.find_run(session, text).id == row.id
         with pytest.raises(UserError, match="name of 2 runs"):
-            repository.find_run(session, "twice")
+            store.find_run(session, "twice")
         with pytest.raises(UserError, match="no run 'nobody'"):
-            repository.find_run(session, "nobody")
+            store.find_run(session, "nobody")
 
 
 def test_a_failed_block_leaves_nothing_behind(database: Database) -> None:
@@ -235,7 +233,7 @@ def test_a_failed_block_leaves_nothing_behind(database: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     with database.reading() as session:
-        assert not repository.list_runs(session).rows
+        assert not store.list_runs(session).rows
 
 
 def test_two_writers_wait_for_each_other(database: Database) -> None:
@@ -246,7 +244,7 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
     def append(text: str) -> None:
         for _ in range(20):
             with database.writing() as session:
-                row = repository.get_run(session, run_id)
+                row = store.get_run(session, run_id)
                 row.notes = row.notes + text
 
     threads = [threading.Thread(target=append, args=(text,)) for text in "ab"]
@@ -255,18 +253,18 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
     for thread in threads:
         thread.join()
     with database.reading() as session:
-        notes = repository.get_run(session, run_id).notes
+        notes = store.get_run(session, run_id).notes
     assert sorted(notes) == sorted("ab" * 20)
 
 
 def test_what_a_log_holds_is_storable_whatever_it_is(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session, status="running").id
-        assert repository.fail_run(
+        assert store.fail_run(
             session, run_id, "failed", kind="SomeError", message="a\0b", log_tail="\0\x1b[1m é\n"
         )
     with database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
     assert (row.error_message, row.error_log_tail) == ("a␀b", "␀\x1b[1m é\n")
 
 
@@ -275,27 +273,27 @@ def test_more_tokens_are_counted_than_32_bits_hold(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session, status="running").id
         measured = MetricsRecord(step=1, tokens=many, time=1.0, values={"fvu": 0.5})
-        repository.add_metrics(session, run_id, [measured])
-        repository.update_run(session, run_id, tokens=many, total_tokens=many)
+        store.add_metrics(session, run_id, [measured])
+        store.update_run(session, run_id, tokens=many, total_tokens=many)
     with database.reading() as session:
-        row = repository.get_run(session, run_id)
+        row = store.get_run(session, run_id)
         assert (row.tokens, row.total_tokens) == (many, many)
-        assert metrics_series(repository.metrics(session, run_id)).tokens == [many]
+        assert metrics_series(store.metrics(session, run_id)).tokens == [many]
 
 
 def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
     with database.reading() as reader:
-        before = repository.get_run(reader, run_id).notes
+        before = store.get_run(reader, run_id).notes
         with database.writing() as session:
-            repository.patch_run(session, run_id, RunPatch(notes="changed"))
+            store.patch_run(session, run_id, RunPatch(notes="changed"))
             add(session, "another")
         reader.expire_all()
-        assert repository.get_run(reader, run_id).notes == before
-        assert repository.list_runs(reader).total == 1
+        assert store.get_run(reader, run_id).notes == before
+        assert store.list_runs(reader).total == 1
     with database.reading() as reader:
-        assert repository.get_run(reader, run_id).notes == "changed"
+        assert store.get_run(reader, run_id).notes == "changed"
 
 
 def test_a_database_that_does_not_answer_is_named_in_a_sentence(tmp_path: Path) -> None:

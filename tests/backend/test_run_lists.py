@@ -12,10 +12,10 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from backend import repository
-from backend.db import Database
-from backend.models import RunRow
-from backend.repository import RunFilter
+from backend import store
+from backend.store import RunFilter
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus, TagCount
@@ -38,8 +38,8 @@ def add_all(session: Session) -> list[RunRow]:
     rows: list[RunRow] = []
     for name, status, latest in zip(NAMES, STATUSES, METRICS, strict=True):
         config = resolve_config("quick-test", {"name": name})
-        row = repository.add_run(session, config=config, status="running")
-        repository.update_metrics(session, row.id, latest)
+        row = store.add_run(session, config=config, status="running")
+        store.update_metrics(session, row.id, latest)
         session.execute(update(RunRow).where(RunRow.id == row.id).values(status=status))
         rows.append(row)
     session.flush()
@@ -77,7 +77,7 @@ def expected(rows: Sequence[RunRow], sort: RunSort, order: SortOrder) -> list[in
     return [row.seq for row in (*there, *absent)]
 
 
-def walk(list_page: Callable[[str | None], repository.RunList]) -> list[int]:
+def walk(list_page: Callable[[str | None], store.RunList]) -> list[int]:
     found: list[int] = []
     cursor = None
     while True:
@@ -98,7 +98,7 @@ def test_pages_of_any_size_are_the_sorted_list_cut_up(
     with database.reading() as session:
         for limit in (1, 2, 5, 6, 100):
             found = walk(
-                lambda cursor, limit=limit: repository.list_runs(
+                lambda cursor, limit=limit: store.list_runs(
                     session, sort=sort, order=order, limit=limit, cursor=cursor
                 )
             )
@@ -112,8 +112,7 @@ def test_without_an_order_the_newest_the_first_name_and_the_best_come_first(
         add_all(session)
     with database.reading() as session:
         firsts = {
-            sort: repository.list_runs(session, sort=sort).rows[0].name
-            for sort in get_args(RunSort)
+            sort: store.list_runs(session, sort=sort).rows[0].name for sort in get_args(RunSort)
         }
     assert firsts == {
         "created": "äRGER",
@@ -130,12 +129,12 @@ def test_a_run_that_changes_its_place_or_vanishes_between_pages_hides_no_other(
 ) -> None:
     with database.writing() as session:
         add_all(session)
-        first = repository.list_runs(session, sort="fvu", limit=2)
+        first = store.list_runs(session, sort="fvu", limit=2)
         assert [row.name for row in first.rows] == ["äRGER", "A"]
-        repository.update_metrics(session, first.rows[1].id, {"fvu": 7.0})
+        store.update_metrics(session, first.rows[1].id, {"fvu": 7.0})
         session.execute(update(RunRow).where(RunRow.name == "A").values(fvu=7.0))
-        repository.delete_run(session, first.rows[0].id)
-        rest = repository.list_runs(session, sort="fvu", cursor=first.next_cursor)
+        store.delete_run(session, first.rows[0].id)
+        rest = store.list_runs(session, sort="fvu", cursor=first.next_cursor)
     assert [row.name for row in rest.rows] == ["100 % sure_ly", "b", "A", "a", "Ärger"]
 
 
@@ -165,14 +164,14 @@ def test_a_filter_finds_what_it_says_and_counts_it_on_all_pages(
     with database.writing() as session:
         rows = {row.name: row for row in add_all(session)}
         for name, tags in {"A": ["x", "Ä y"], "b": ["x"], "a": ["Ä y", "x", "z"]}.items():
-            repository.patch_run(session, rows[name].id, RunPatch(tags=tags))
-        repository.patch_run(session, rows["b"].id, RunPatch(notes="Well SPOKEN"))
+            store.patch_run(session, rows[name].id, RunPatch(tags=tags))
+        store.patch_run(session, rows["b"].id, RunPatch(notes="Well SPOKEN"))
         config = resolve_config("quick-test", {"name": "away"})
-        away = repository.add_run(session, config=config, status="finished", group_id="g")
+        away = store.add_run(session, config=config, status="finished", group_id="g")
         if wanted.group_id is None:
-            repository.patch_run(session, away.id, RunPatch(archived=True))
-        found = repository.list_runs(session, wanted, limit=2)
-        rest = repository.list_runs(session, wanted, limit=100)
+            store.patch_run(session, away.id, RunPatch(archived=True))
+        found = store.list_runs(session, wanted, limit=2)
+        rest = store.list_runs(session, wanted, limit=100)
     assert {row.name for row in rest.rows} == names
     assert found.total == rest.total == len(rest.rows)
     assert len(found.rows) == min(2, len(rest.rows))
@@ -181,7 +180,7 @@ def test_a_filter_finds_what_it_says_and_counts_it_on_all_pages(
 def test_an_id_is_found_by_its_beginning(database: Database) -> None:
     with database.writing() as session:
         row = add_all(session)[0]
-        found = repository.list_runs(session, RunFilter(q=row.id[:8].upper())).rows
+        found = store.list_runs(session, RunFilter(q=row.id[:8].upper())).rows
     assert [each.id for each in found] == [row.id]
 
 
@@ -189,9 +188,9 @@ def test_tags_are_counted_the_commonest_first(database: Database) -> None:
     with database.writing() as session:
         first, second, third, *_ = add_all(session)
         for row, tags in ((first, ["b", "a"]), (second, ["b"]), (third, ["c"])):
-            repository.patch_run(session, row.id, RunPatch(tags=tags))
-        repository.patch_run(session, third.id, RunPatch(archived=True))
-        counts = repository.count_tags(session)
+            store.patch_run(session, row.id, RunPatch(tags=tags))
+        store.patch_run(session, third.id, RunPatch(archived=True))
+        counts = store.count_tags(session)
     assert counts == [
         TagCount(tag="b", num_runs=2),
         TagCount(tag="a", num_runs=1),
@@ -204,7 +203,7 @@ def test_lists_and_tags_are_asked_for_over_rest(client: TestClient, database: Da
         rows = add_all(session)
         session.execute(update(RunRow).values(status="finished"))
         for row in rows[:2]:
-            repository.patch_run(session, row.id, RunPatch(tags=["x", "y"]))
+            store.patch_run(session, row.id, RunPatch(tags=["x", "y"]))
     query = {"tag": ["x", "y"], "sort": "l0", "limit": 1}
     page = RunPage.model_validate_json(client.get("/api/runs", params=query).content)
     assert ([run.name for run in page.items], page.total) == (["A"], 2)

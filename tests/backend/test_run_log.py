@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from backend.run_log import RunLog
+from backend.jobs.run_log import RunLog
 from sae_engine.schema.records import (
     EndRecord,
     MetricsRecord,

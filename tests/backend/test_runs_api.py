@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_api
-from backend.db import Database
 from backend.settings import Settings
+from backend.store.database import Database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import Problem
 from sae_engine.schema.runs import RunPage
@@ -164,7 +164,7 @@ def test_runs_are_filtered_by_state_text_tag_and_archive(
             ("carrot", "finished", []),
         ]:
             config = resolve_config("quick-test", {"name": name})
-            repository.add_run(session, config=config, status=status, tags=tags)  # pyright: ignore
+            store.add_run(session, config=config, status=status, tags=tags)  # pyright: ignore
     assert listed(client, status="finished") == ["carrot", "Apple"]
     assert listed(client, q="APP") == ["Apple"]
     assert listed(client, q="_") == ["banana_1"]

@@ -17,7 +17,7 @@ import pytest
 from tests.backend.conftest import wait_for
 
 TOKEN = "let me in"
-UP = [sys.executable, "-m", "backend.cli", "up", "--port", "0"]
+UP = [sys.executable, "-m", "backend.cli.main", "up", "--port", "0"]
 
 
 class Up:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from backend import repository
-from backend.cli import main
-from backend.db import Database
+from backend import store
+from backend.cli.main import main
 from backend.settings import Settings
-from backend.shapes import latest_metrics
+from backend.store.database import Database
 
 SMALL = [
     "--train.total_tokens=4096",
@@ -34,7 +33,7 @@ def shell(settings: Settings, database: Database):
     def run(*arguments: str):
         assert main([*arguments, "--data-dir", str(settings.data_dir)]) == 0
         with database.reading() as session:
-            newest = repository.list_runs(session, limit=1).rows
+            newest = store.list_runs(session, limit=1).rows
         return newest[0] if newest else None
 
     return run
@@ -42,7 +41,7 @@ def shell(settings: Settings, database: Database):
 
 def steps_of(database: Database, run_id: str) -> list[int]:
     with database.reading() as session:
-        return repository.metrics(session, run_id).step.tolist()
+        return store.metrics(session, run_id).step.tolist()
 
 
 def test_activations_are_saved_trained_on_continued_evaluated_and_exported(
@@ -69,8 +68,8 @@ def test_activations_are_saved_trained_on_continued_evaluated_and_exported(
     for looked in (seen, again):
         assert (looked.status, looked.step) == ("finished", 0)
         for name in ("eval_fvu", "eval_l0", "frac_alive"):
-            wanted = latest_metrics(first)[name]
-            assert latest_metrics(looked)[name] == pytest.approx(wanted, rel=1e-5), name
+            wanted = first.latest_metrics[name]
+            assert looked.latest_metrics[name] == pytest.approx(wanted, rel=1e-5), name
     assert again.config["sae"]["pretrained"] == exported
 
 
@@ -78,9 +77,9 @@ def test_a_grid_trains_every_combination_on_one_pass(shell, database: Database) 
     grid = ["--grid", "sae.k=2,4", "--grid", "model.layer=0,1"]
     newest = shell("train", "--quick-test", *SMALL, *grid, "--name", "sweep")
     with database.reading() as session:
-        rows = repository.group(session, newest.group_id)
+        rows = store.group(session, newest.group_id)
     assert [row.status for row in rows] == ["finished"] * 4
-    fvu = {row.name: latest_metrics(row)["eval_fvu"] for row in rows}
+    fvu = {row.name: row.latest_metrics["eval_fvu"] for row in rows}
     for layer in (0, 1):
         assert fvu[f"sweep k=4 layer={layer}"] < fvu[f"sweep k=2 layer={layer}"]
     assert {row.pid for row in rows} == {newest.pid}

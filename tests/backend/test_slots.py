@@ -10,12 +10,12 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database
-from backend.models import RunRow
+from backend.jobs.slots import ALL_GPUS, Places, Slot, environment_of, find_slots
 from backend.settings import Settings
-from backend.slots import ALL_GPUS, Places, Slot, environment_of, find_slots
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from tests.backend.conftest import URL, create, read, wait_for, wait_for_status
 from tests.backend.fake_engine import fake_job
@@ -172,7 +172,7 @@ def test_each_process_sees_its_own_device_and_no_other(
             client.post(f"/api/runs/{run.id}/stop")
             wait_for_status(client, run.id, "stopped")
         with database.reading() as session:
-            assert repository.get_run(session, runs[2].id).device == "cuda:1"
+            assert store.get_run(session, runs[2].id).device == "cuda:1"
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(settings: Settings) -> None:

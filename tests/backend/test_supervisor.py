@@ -14,12 +14,12 @@ import pytest
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from backend import repository
+from backend import store
 from backend.app import create_app
-from backend.db import Database
-from backend.models import RunRow
+from backend.jobs.supervisor import Supervisor
 from backend.settings import Settings
-from backend.supervisor import Supervisor
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from tests.backend.conftest import URL, claim_next, create, read, wait_for, wait_for_status
 from tests.backend.fake_engine import fake_job
@@ -28,7 +28,7 @@ from tests.backend.fake_engine import fake_job
 def process_of(database: Database, run_id: str) -> int:
     def pid() -> int | None:
         with database.reading() as session:
-            return repository.get_run(session, run_id).pid
+            return store.get_run(session, run_id).pid
 
     wait_for(lambda: pid() is not None)
     found = pid()
@@ -51,12 +51,12 @@ def supervised(
 def add(database: Database, name: str, count: int = 1) -> list[str]:
     config = resolve_config("quick-test", {"name": name})
     with database.writing() as session:
-        return [repository.add_run(session, config=config).id for _ in range(count)]
+        return [store.add_run(session, config=config).id for _ in range(count)]
 
 
 def row_of(database: Database, run_id: str) -> RunRow:
     with database.reading() as session:
-        return repository.get_run(session, run_id)
+        return store.get_run(session, run_id)
 
 
 @pytest.mark.both_databases
@@ -159,7 +159,7 @@ def test_a_run_that_tells_nothing_for_long_gets_one_alert(
         assert [(alert.kind, alert.level) for alert in alerts] == [("no_progress", "warning")]
     finally:
         with database.writing() as session:
-            repository.request_stop(session, run_id, force=True)
+            store.request_stop(session, run_id, force=True)
         wait_for(lambda: row_of(database, run_id).status == "stopped")
         supervisor.close()
 
@@ -219,7 +219,7 @@ def test_a_job_that_ends_while_no_server_runs_needs_nobody(
         run = create(client, "wait")
         wait_for(lambda: read(client, run.id).progress.step == 20)
     with database.writing() as session:
-        repository.request_stop(session, run.id, force=False)
+        store.request_stop(session, run.id, force=False)
     wait_for(lambda: row_of(database, run.id).status == "stopped")
 
 
@@ -244,7 +244,7 @@ def test_a_process_that_took_over_the_number_of_a_dead_job_is_not_mistaken_for_i
     [run_id] = add(database, "wait")
     with database.writing() as session:
         assert claim_next(session) is not None
-        repository.set_process(session, run_id, pid=os.getpid(), created=1.0)
+        store.set_process(session, run_id, pid=os.getpid(), created=1.0)
     with supervised(settings, database):
         wait_for(lambda: row_of(database, run_id).status == "interrupted")
 
@@ -255,7 +255,7 @@ def test_a_job_that_ignores_a_forced_stop_is_killed(settings: Settings, database
     with supervised(settings, database, patience=timedelta(seconds=0)):
         wait_for(lambda: row_of(database, run_id).step == 20)
         with database.writing() as session:
-            repository.request_stop(session, run_id, force=True)
+            store.request_stop(session, run_id, force=True)
         wait_for(lambda: row_of(database, run_id).status == "interrupted")
     assert row_of(database, run_id).error_type == "SIGTERM"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.testclient import TestClient
 
-from backend import repository
-from backend.db import Database
+from backend import store
+from backend.store.database import Database
 from sae_engine.schema.runs import Sweep
 from tests.backend.conftest import read, wait_for, wait_for_status
 
@@ -26,7 +26,7 @@ def make(client: TestClient, grid: dict, name: str = "finish", **more: object) -
 
 def pids(database: Database, made: Sweep) -> list[int | None]:
     with database.reading() as session:
-        return [repository.get_run(session, run.id).pid for run in made.runs]
+        return [store.get_run(session, run.id).pid for run in made.runs]
 
 
 def test_every_combination_becomes_a_run_of_one_group(client: TestClient) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from backend import repository
-from backend.curves import metrics_series
-from backend.db import Database
-from backend.models import RunRow
+from backend import store
+from backend.http.curves import metrics_series
+from backend.jobs.recorder import Recorder, Task, Terminated, work
 from backend.settings import Settings
-from backend.work import Recorder, Task, Terminated, work
+from backend.store.database import Database
+from backend.store.models import RunRow
 from sae_engine.errors import ConfigError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import (
@@ -42,7 +42,7 @@ class Bench:
         self.database = database
         self.config = resolve_config("quick-test", {"name": name})
         with database.writing() as session:
-            self.id = repository.add_run(session, config=self.config, status="running").id
+            self.id = store.add_run(session, config=self.config, status="running").id
         self.folder = settings.run_folder(self.id)
         self.folder.path.mkdir(parents=True)
 
@@ -60,7 +60,7 @@ class Bench:
 
     def row(self) -> RunRow:
         with self.database.reading() as session:
-            return repository.get_run(session, self.id)
+            return store.get_run(session, self.id)
 
 
 @pytest.fixture
@@ -85,9 +85,9 @@ def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Be
     assert (row.phase, row.eta_seconds, row.error_type) == (None, None, None)
     assert json.loads(row.metrics) == {"fvu": 0.05, "l0": 4.0, "eval_fvu": 0.1}
     with bench.database.reading() as session:
-        series = metrics_series(repository.metrics(session, bench.id))
-        [snapshot] = repository.snapshots(session, bench.id)
-        alert, notice = repository.notices(session, bench.id)
+        series = metrics_series(store.metrics(session, bench.id))
+        [snapshot] = store.snapshots(session, bench.id)
+        alert, notice = store.notices(session, bench.id)
     assert series.step == list(range(1, TOTAL_STEPS + 1))
     assert series.series["fvu"][6] == "NaN"
     assert [v for v in series.series["eval_fvu"] if v is not None] == [0.2, 0.1]
@@ -137,14 +137,14 @@ def test_measurements_before_a_failure_are_not_lost(bench: Bench) -> None:
 
     bench.work(records)
     with bench.database.reading() as session:
-        assert len(repository.metrics(session, bench.id)) == 5
+        assert len(store.metrics(session, bench.id)) == 5
 
 
 def test_a_stop_in_the_row_reaches_the_engine(bench: Bench) -> None:
     def records(should_stop: ShouldStop) -> Iterator[AnyRecord]:
         assert should_stop() == StopRequest.NONE
         with bench.database.writing() as session:
-            repository.request_stop(session, bench.id, force=False)
+            store.request_stop(session, bench.id, force=False)
         while should_stop() == StopRequest.NONE:
             pass
         yield EndRecord(reason="stopped", step=3, tokens=300)
@@ -158,7 +158,7 @@ def test_quick_measurements_are_stored_together_but_not_kept_back(bench: Bench) 
 
     def num_stored() -> int:
         with bench.database.reading() as session:
-            return len(repository.metrics(session, bench.id))
+            return len(store.metrics(session, bench.id))
 
     def records(should_stop: ShouldStop) -> Iterator[AnyRecord]:
         yield measured(1)
@@ -222,7 +222,7 @@ def test_what_a_resumed_run_measures_at_its_checkpoint_is_added_to_what_was_ther
     second.record(MetricsRecord(step=9, tokens=900, time=5.0, values={"eval_fvu": 0.25}))
     second.record(PhaseRecord(phase="training"))
     with bench.database.reading() as session:
-        points = repository.metrics(session, bench.id)
+        points = store.metrics(session, bench.id)
     assert points.step.tolist() == [9]
     assert points.values_at(0) == measured(9).values | {"eval_fvu": 0.25}
 
@@ -238,8 +238,8 @@ def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
         second.record(measured(step))
     second.record(PhaseRecord(phase="training"))
     with bench.database.reading() as session:
-        steps = repository.metrics(session, bench.id).step.tolist()
-        notes = [(n.step, n.kind, n.message) for n in repository.notices(session, bench.id)]
+        steps = store.metrics(session, bench.id).step.tolist()
+        notes = [(n.step, n.kind, n.message) for n in store.notices(session, bench.id)]
     assert steps == list(range(1, 13))
     assert notes[-1] == (10, None, "It was resumed at step 10.")
     row = bench.row()
@@ -278,8 +278,8 @@ def test_of_runs_on_one_pass_each_is_told_what_it_was_asked(
 
     def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
         with database.writing() as session:
-            repository.request_stop(session, benches[1].id, force=False)
-            repository.request_stop(session, benches[2].id, force=True)
+            store.request_stop(session, benches[1].id, force=False)
+            store.request_stop(session, benches[2].id, force=True)
         while [member.should_stop() for member in members] != wanted:
             pass
         for number in range(len(members)):

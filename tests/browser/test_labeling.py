@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from backend import repository
-from backend.db import open_database
+from backend import store
 from backend.settings import Settings
+from backend.store.database import open_database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.fake_endpoint import MODEL, Endpoint, endpoint
@@ -30,9 +30,9 @@ def add_run(data_dir: Path) -> str:
         database.writing() as session,
     ):
         config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = repository.add_run(session, config=config, status="finished").id
+        run_id = store.add_run(session, config=config, status="finished").id
         record = SnapshotRecord(step=7, tokens=1000, index_tokens=6000, seconds=0.1, final=True)
-        repository.add_snapshot(session, run_id, record)
+        store.add_snapshot(session, run_id, record)
     case = random_case(3, num_tokens=6000, k=2, d_sae=300, ids=range(60, 250), num_rows=40)
     build(settings.run_folder(run_id).path, case, step=7)
     return run_id

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from backend import repository
-from backend.db import open_database
+from backend import store
 from backend.processes import start_of
 from backend.settings import Settings
+from backend.store.database import open_database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
 from tests.browser.server import Server, serving, wait_until
@@ -38,18 +38,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         for number, name in enumerate(NAMES):
             k = 8 * 2**number
             config = resolve_config("quick-test", {"name": name, "sae": {"k": k}})
-            row = repository.add_run(session, config=config, status="finished")
+            row = store.add_run(session, config=config, status="finished")
             held_out = {"eval_l0": float(k), "eval_fvu": 0.3 - number / 10}
             row.metrics = json.dumps(held_out)
             measured = [
                 MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 1 / s, **held_out})
                 for s in (1, 2, 3)
             ]
-            repository.add_metrics(session, row.id, measured)
+            store.add_metrics(session, row.id, measured)
         config = resolve_config("quick-test", {"name": "long"})
-        long = repository.add_run(session, config=config, status="running")
+        long = store.add_run(session, config=config, status="running")
         long.slot = "cpu"
-        repository.set_process(session, long.id, pid=sleeping.pid, created=start_of(sleeping.pid))
+        store.set_process(session, long.id, pid=sleeping.pid, created=start_of(sleeping.pid))
     environment = pytest.MonkeyPatch()
     environment.setenv("SAE_WORKBENCH_DEVICES", "cpu")
     try:

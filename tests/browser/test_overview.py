@@ -12,9 +12,9 @@ import torch
 from playwright.sync_api import Locator, Page, expect
 from safetensors.torch import save_file
 
-from backend import repository
-from backend.db import open_database
+from backend import store
 from backend.settings import Settings
+from backend.store.database import open_database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import LabelUpdate
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
@@ -52,9 +52,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, lis
     ):
         for seed, name in enumerate(("first", "second")):
             config = resolve_config("quick-test", {"name": name, "sae": {"k": 4 + seed}})
-            run_id = repository.add_run(session, config=config, status="finished").id
+            run_id = store.add_run(session, config=config, status="finished").id
             publish(settings.run_folder(run_id).path, seed, rows.roll(seed, dims=0))
-            repository.add_snapshot(
+            store.add_snapshot(
                 session,
                 run_id,
                 SnapshotRecord(step=7, tokens=1000, index_tokens=200, seconds=0.1, final=True),
@@ -62,8 +62,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, lis
             measured = [
                 MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 1 / s}) for s in (1, 2, 3)
             ]
-            repository.add_metrics(session, run_id, measured)
-            repository.set_label(session, run_id, LABELED, LabelUpdate(label=HOSTILE))
+            store.add_metrics(session, run_id, measured)
+            store.set_label(session, run_id, LABELED, LabelUpdate(label=HOSTILE))
             ids.append(run_id)
     with serving(data_dir) as server:
         yield server, ids

@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from backend import job
+from backend.jobs import worker as job
 
 TOKENS_PER_BLOCK = 512
 

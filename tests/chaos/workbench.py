@@ -24,7 +24,7 @@ from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 
-UP = (sys.executable, "-m", "backend.cli", "up", "--port", "0")
+UP = (sys.executable, "-m", "backend.cli.main", "up", "--port", "0")
 """The program as people start it."""
 DEADLINE_SECONDS = 240.0
 CLOCK_METRICS = {"tokens_per_second", "lm_share", "buffer_share", "sae_share"}

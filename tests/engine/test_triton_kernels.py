@@ -34,8 +34,8 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("there is neither a GPU nor Triton's interpreter", allow_module_level=True)
 
-from sae_engine.kernels.gpu import codes as triton_codes  # noqa: E402
-from sae_engine.kernels.gpu import select as triton_select  # noqa: E402
+from sae_engine.kernels.gpu import codes as triton_codes
+from sae_engine.kernels.gpu import select as triton_select
 from sae_engine.kernels.reference import decode, select_topk  # noqa: E402
 from sae_engine.sae.triton_step import Search, TritonStepper, margin  # noqa: E402
 

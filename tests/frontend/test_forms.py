@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.command_line import grid_from
+from backend.cli.options import grid_from
 from frontend import forms
 from sae_engine.presets import field_names, presets, resolve_config
 from sae_engine.schema.config import RunConfig

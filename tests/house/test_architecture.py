@@ -17,8 +17,11 @@ _LINTER = Path(sys.executable).with_name("lint-imports")
 
 # Contract -> a file and an import that the contract forbids there.
 _VIOLATIONS = {
-    "Frontend and backend never import each other": ("frontend/client.py", "backend.db"),
-    "The engine works alone as a library": ("sae_engine/sae/loss.py", "backend.db"),
+    "Frontend and backend never import each other": (
+        "frontend/client.py",
+        "backend.store.database",
+    ),
+    "The engine works alone as a library": ("sae_engine/sae/loss.py", "backend.store.database"),
     "The frontend takes from the engine only its vocabulary": (
         "frontend/client.py",
         "sae_engine.files",
@@ -28,7 +31,7 @@ _VIOLATIONS = {
         "numpy",
     ),
     "The web process and the pages reach no torch": (
-        "backend/db.py",
+        "backend/store/database.py",
         "sae_engine.sae.autoencoders",
     ),
     "Only the language model imports nnsight": ("sae_engine/training/evaluate.py", "nnsight"),
@@ -73,8 +76,8 @@ def test_every_contract_would_notice_a_violation(tmp_path: Path) -> None:
     "module",
     [
         "backend.app",
-        "backend.supervisor",
-        "backend.cli",
+        "backend.jobs.supervisor",
+        "backend.cli.main",
         "sae_engine.preflight",
         "sae_engine.features.index.reader",
         "frontend.client",

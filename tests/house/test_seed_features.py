@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from backend.cli import main
+from backend.cli.main import main
 from sae_engine.files import RunFolder
 from sae_engine.presets import field_names, presets
 from tests.house.repository import ROOT

@@ -1,0 +1,92 @@
+"""A computation that a request cannot wait for, in a process of its own.
+`python -m backend.analyses.worker map|matches TARGET INDEX_FOLDER [INDEX_FOLDER]`.
+
+Started by `analyses`, to which it reports on standard output, a JSON object a line: `phase` and
+`fraction`, or `error`, a sentence. It ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from backend.processes import step_back
+from backend.settings import load_settings
+from sae_engine.errors import UserError
+from sae_engine.features.geometry.files import Layout, Matches
+from sae_engine.features.index.format import SAE
+from sae_engine.files import published_folder
+
+REPORT_SECONDS = 0.3
+END_SECONDS = 5.0
+"""How long cleaning up may take once the server is gone."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compute and publish; returns the process's exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    threading.Thread(target=_end_with_the_server, daemon=True).start()
+    step_back(load_settings().niceness)
+    kind, target, *folders = arguments
+    try:
+        result = COMPUTE[kind](*map(Path, folders))
+        with published_folder(Path(target)) as made:
+            result.save(made)
+    except UserError as error:
+        _say(error=str(error))
+        return 1
+    return 0
+
+
+def _map(folder: Path) -> Layout:
+    from sae_engine.features.geometry.layout import lay_out
+
+    return lay_out(folder, folder / SAE, report=_Reporter())
+
+
+def _matches(folder_a: Path, folder_b: Path) -> Matches:
+    from sae_engine.features.geometry.matches import match_decoders
+
+    return match_decoders(folder_a / SAE, folder_b / SAE, report=_Reporter())
+
+
+COMPUTE: dict[str, Callable[..., Layout | Matches]] = {"map": _map, "matches": _matches}
+
+
+class _Reporter:
+    """Passes on what is being done, not more often than anyone looks."""
+
+    def __init__(self) -> None:
+        self._phase = ""
+        self._next = 0.0
+
+    def __call__(self, phase: str, fraction: float | None) -> None:
+        if phase != self._phase or time.monotonic() >= self._next:
+            self._phase, self._next = phase, time.monotonic() + REPORT_SECONDS
+            _say(phase=phase, fraction=fraction)
+
+
+def _say(**message: object) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _end_with_the_server() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written there
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(END_SECONDS)
+    os._exit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""What `--load-checkpoint` means by a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from backend import store
+from backend.settings import Settings
+from backend.store.database import open_database
+from sae_engine.errors import UserError
+from sae_engine.files import RunFolder
+
+
+class Source(NamedTuple):
+    """What a new run begins from."""
+
+    folder: RunFolder
+    """Of the run that left it."""
+    sae: RunFolder
+    """Where the SAE is that `--eval-only` looks into: the run's folder, or that of its best SAE."""
+
+
+def source_of(path: Path, settings: Settings) -> Source:
+    """A run by its folder, its `sae.safetensors`, its checkpoint, its best SAE, its id or its name.
+
+    Raises `UserError` for anything else.
+    """
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        raise UserError(
+            f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); "
+            "checkpoints are safetensors: name a run's folder, or its checkpoints/last.safetensors."
+        )
+    if not path.exists() and len(path.parts) == 1:
+        with (
+            open_database(settings.resolved_database_url) as database,
+            database.reading() as session,
+        ):
+            path = settings.run_folder(store.find_run(session, str(path)).id).path
+    if not path.exists():
+        raise UserError(f"There is no checkpoint or run folder '{path}'.")
+    real = path.resolve()
+    for folder in map(RunFolder, [real, *real.parents[:3]]):
+        if folder.config.exists():
+            if real in (folder.path, folder.sae, folder.checkpoint):
+                return Source(folder, folder)
+            if real in (folder.best.path, folder.best.sae):
+                return Source(folder, folder.best)
+    raise UserError(
+        f"'{path}' is neither a run's folder, with a config.yaml, nor an SAE or checkpoint in one."
+    )
+
+
+def checkpoint_of(source: Source) -> RunFolder:
+    """The folder of the checkpoint to go on from; raises `UserError` if there is none."""
+    if source.sae is not source.folder:
+        raise UserError(
+            f"'{source.sae.path}' holds an SAE without its optimizer; training goes on from the "
+            f"run's last checkpoint: name '{source.folder.path}'."
+        )
+    if not source.folder.checkpoint.exists():
+        raise UserError(f"The run in '{source.folder.path}' has no checkpoint to go on from.")
+    return source.folder

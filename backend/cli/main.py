@@ -1,0 +1,314 @@
+"""The console script `sae-workbench`. Starts fast: what is heavy is imported by the command that
+needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from backend.settings import Settings, load_settings
+from sae_engine.errors import UserError
+from sae_engine.schema.features import ExportFormat
+
+OWN_OPTIONS = {
+    "train": {
+        "--config": True,
+        "--name": True,
+        "--data-dir": True,
+        "--quick-test": False,
+        "--load-checkpoint": True,
+        "--eval-only": False,
+        "--save-activations": True,
+        "--load-activations": True,
+        "--run-dir": True,
+        "--grid": True,
+        "--help": False,
+    },
+    "import": {
+        "--model": True,
+        "--layer": True,
+        "--site": True,
+        "--name": True,
+        "--data-dir": True,
+        "--help": False,
+    },
+}
+"""Options of the commands that take any field of the configuration, beside those fields, and
+whether a value follows.
+"""
+APART = [
+    ("grid", "load_checkpoint"),
+    ("grid", "run_dir"),
+    ("save_activations", "grid"),
+    ("save_activations", "load_checkpoint"),
+    ("save_activations", "load_activations"),
+    ("save_activations", "eval_only"),
+    ("save_activations", "run_dir"),
+]
+"""Options of `train` that do not go together."""
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    fields: list[str] = []
+    if arguments and arguments[0] in OWN_OPTIONS:
+        arguments, fields = _without_fields(arguments, OWN_OPTIONS[arguments[0]])
+    options = _parser().parse_args(arguments)
+    try:
+        return options.action(options, fields)
+    except UserError as error:
+        print(f"sae-workbench: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def _without_fields(
+    arguments: list[str], options: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
+    """Part the configuration's fields (`--section.field VALUE`) from the arguments of the command
+    itself.
+
+    argparse alone would take a field's value for the recipe.
+    """
+    own: list[str] = []
+    fields: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name = argument.partition("=")[0]
+        if not argument.startswith("--") or name in options:
+            own.append(argument)
+            if options.get(name) and "=" not in argument:
+                own += islice(waiting, 1)
+        else:
+            fields.append(argument)
+            if "=" not in argument:
+                fields += islice(waiting, 1)
+    return own, fields
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sae-workbench",
+        description="Train sparse autoencoders on language models and look into their features.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, action: Any, summary: str, **more: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False, **more
+        )
+        made.add_argument(
+            "--data-dir", metavar="DIR", help="where runs are kept (SAE_WORKBENCH_DATA_DIR)"
+        )
+        made.set_defaults(action=action)
+        return made
+
+    up = command("up", _up, "Serve pages and REST on one port.")
+    up.add_argument("--host", help="address to listen on (127.0.0.1)")
+    up.add_argument("--port", type=int, help="port to listen on (8501; 0 takes a free one)")
+
+    train = command(
+        "train",
+        _train,
+        "Train in this terminal; the run shows in the browser too.",
+        usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [OPTIONS]",
+        epilog="Any field of the configuration can be set, such as --sae.k 64 --train.lr 3e-4. "
+        "Ctrl-C ends a run early and keeps its features; a second one skips them.",
+    )
+    train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a preset's name (tiny)")
+    train.add_argument("--quick-test", action="store_true", help="the preset quick-test")
+    train.add_argument(
+        "--config", type=Path, metavar="PATH", help="a YAML file with (part of) a configuration"
+    )
+    train.add_argument("--name", help="what the run is called")
+    train.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=V,V", help="train one SAE for every "
+        "combination of values, such as --grid sae.k=16,32, on as few passes as can be",
+    )  # fmt: skip
+    train.add_argument(
+        "--load-checkpoint", type=Path, metavar="PATH",
+        help="go on from another run's checkpoint as a new run with its configuration; PATH is its "
+        "folder, a file in it, or the run's id",
+    )  # fmt: skip
+    train.add_argument(
+        "--eval-only", action="store_true",
+        help="do not train: evaluate the SAE of --load-checkpoint, or sae.pretrained, and index it",
+    )  # fmt: skip
+    train.add_argument(
+        "--save-activations", type=Path, metavar="PATH",
+        help="do not train: write the activations to train on into this new folder",
+    )  # fmt: skip
+    train.add_argument(
+        "--load-activations", metavar="PATH",
+        help="train on activation files instead of reading text (data.activations)",
+    )  # fmt: skip
+    train.add_argument(
+        "--run-dir", type=Path, metavar="PATH", help="keep the run's files in this folder"
+    )
+
+    imports = command(
+        "import",
+        _import,
+        "Evaluate an SAE that was trained elsewhere, and build its features.",
+        usage="%(prog)s PATH --model NAME --layer N [--section.field VALUE ...] [OPTIONS]",
+        epilog="The text that it is evaluated on can be chosen like a run's, such as "
+        "--data.dataset my-text.jsonl.",
+    )
+    imports.add_argument(
+        "path", type=Path, metavar="PATH",
+        help="file or folder of an SAE; a run's folder says itself what it reads",
+    )  # fmt: skip
+    imports.add_argument("--model", metavar="NAME", help="the language model that it reads")
+    imports.add_argument("--layer", type=int, metavar="N", help="the layer that it reads")
+    imports.add_argument("--site", metavar="SITE", help="resid_post (default), mlp_out or attn_out")
+    imports.add_argument("--name", help="what the run is called")
+
+    runs = command("runs", _runs, "List the runs.")
+    runs.add_argument("--all", action="store_true", help="archived ones too")
+
+    lookup = command("lookup", _lookup, "Show the features that go with a token's text.")
+    lookup.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    lookup.add_argument("text", help="a token or a phrase")
+    lookup.add_argument("--match", default="fold", choices=["fold", "exact", "prefix", "substring"])
+    lookup.add_argument(
+        "--rank", default="f1", choices=["f1", "lift", "recall", "precision", "max"]
+    )
+    lookup.add_argument("--min-count", type=int, default=5, metavar="N")
+    lookup.add_argument("--limit", type=int, default=20, metavar="N")
+    lookup.add_argument(
+        "--snapshot", type=int, metavar="STEP", help="a step; the newest if not given"
+    )
+
+    export = command(
+        "export",
+        _export,
+        "Write a run's SAE or its features for other programs and people.",
+        epilog="saelens: the SAE, for SAELens. html: static pages that need no server. jsonl: one "
+        "line per feature, in Neuronpedia's field names. neuronpedia: the folder that Neuronpedia "
+        "imports. parquet: tables of features, contexts and token statistics.",
+    )
+    export.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    export.add_argument("--format", default="saelens", choices=get_args(ExportFormat))
+    export.add_argument(
+        "--snapshot", type=int, metavar="STEP", help="whose features; the newest if not given"
+    )
+    export.add_argument(
+        "--include-dead", action="store_true", help="also features that never fired"
+    )
+    return parser
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return load_settings(
+        data_dir=options.data_dir,
+        host=getattr(options, "host", None),
+        port=getattr(options, "port", None),
+    )
+
+
+def _up(options: argparse.Namespace, _: list[str]) -> int:
+    from rich.console import Console
+
+    from backend.serve import serve
+
+    serve(_settings(options), Console())
+    return 0
+
+
+def _train(options: argparse.Namespace, fields: list[str]) -> int:
+    from backend.cli.checkpoints import checkpoint_of, source_of
+    from backend.cli.options import grid_from, request_from
+    from backend.cli.train import save_here, train_here
+
+    for one, other in APART:
+        if getattr(options, one) and getattr(options, other):
+            flags = [f"--{name.replace('_', '-')}" for name in (one, other)]
+            raise UserError(f"{flags[0]} and {flags[1]} do not go together; give one of them.")
+    if options.load_activations is not None:
+        fields += ["--data.activations", options.load_activations]
+    settings = _settings(options)
+    source = source_of(options.load_checkpoint, settings) if options.load_checkpoint else None
+    if options.eval_only and source is not None:
+        fields += ["--sae.pretrained", str(source.sae.path)]
+    request = request_from(
+        recipe="quick-test" if options.quick_test else options.recipe,
+        path=options.config or (source.folder.config if source else None),
+        flags=fields,
+        name=options.name,
+        suffix="" if source is None else "evaluated" if options.eval_only else "continued",
+    )
+    if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
+        raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
+    if options.save_activations is not None:
+        return save_here(request, options.save_activations)
+    checkpoint = None if source is None or options.eval_only else checkpoint_of(source)
+    return train_here(
+        settings,
+        request,
+        grid=grid_from(options.grid),
+        checkpoint=checkpoint,
+        run_dir=options.run_dir,
+    )
+
+
+def _import(options: argparse.Namespace, fields: list[str]) -> int:
+    from backend.cli.options import import_from
+    from backend.cli.train import train_here
+
+    for field in ("name", "layer", "site"):
+        value = getattr(options, "model" if field == "name" else field)
+        fields += [] if value is None else [f"--model.{field}={value}"]
+    return train_here(_settings(options), import_from(options.path, fields, options.name))
+
+
+def _runs(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.cli.tables import print_runs
+
+    print_runs(_settings(options), archived=options.all)
+    return 0
+
+
+def _lookup(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.cli.tables import print_lookup
+
+    print_lookup(
+        _settings(options),
+        options.run,
+        options.text,
+        match=options.match,
+        rank=options.rank,
+        min_count=options.min_count,
+        limit=options.limit,
+        snapshot=options.snapshot,
+    )
+    return 0
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    from backend.cli.exports import export_here
+
+    left_out = export_here(
+        _settings(options),
+        options.run,
+        options.folder,
+        format=options.format,
+        snapshot=options.snapshot,
+        include_dead=options.include_dead,
+    )
+    print(f"Written: {options.folder}" + (f". {left_out}" if left_out else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What the shell commands print: runs, a run's summary, a lookup's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from backend import store
+from backend.settings import Settings
+from backend.store.database import open_database
+from backend.store.models import RunRow
+from sae_engine.errors import UserError
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.records import METRICS
+
+SUMMARY_METRICS = (
+    "eval_fvu",
+    "eval_l0",
+    "eval_cosine_similarity",
+    "frac_alive",
+    "ce_delta",
+    "ce_loss_score",
+    "fvu",
+    "frac_dead",
+)
+
+
+SWEEP_METRICS = ("eval_fvu", "eval_l0", "frac_alive", "ce_delta")
+
+
+def print_runs(settings: Settings, *, archived: bool, console: Console | None = None) -> None:
+    """List the newest runs of the data folder."""
+    table = Table("id", "name", "status", "step", "FVU", "made", box=None)
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.reading() as session,
+    ):
+        wanted = store.RunFilter(archived=None if archived else False)
+        for row in store.list_runs(session, wanted, limit=200).rows:
+            latest = row.latest_metrics
+            fvu = latest.get("eval_fvu", latest.get("fvu"))
+            steps = f"{row.step:,}" + (f" / {row.total_steps:,}" if row.total_steps else "")
+            made = f"{row.created_at.astimezone():%Y-%m-%d %H:%M}"
+            figure = "" if fvu is None else f"{fvu:.4f}"
+            table.add_row(row.id, escape(row.name), row.status, steps, figure, made)
+    (console or Console()).print(table if table.row_count else "No runs yet.")
+
+
+def print_lookup(
+    settings: Settings,
+    run: str,
+    text: str,
+    *,
+    match: TokenMatch,
+    rank: LookupRank,
+    min_count: int,
+    limit: int,
+    snapshot: int | None,
+    console: Console | None = None,
+) -> None:
+    """Print the features that go with `text`; raises `UserError` where there is nothing to look
+    into.
+    """
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.reading() as session,
+    ):
+        row = store.find_run(session, run)
+        steps = [made.step for made in store.snapshots(session, row.id)]
+        labels = store.labels(session, row.id)
+    if not steps:
+        raise UserError(f"The run '{row.name}' has no features yet.")
+    if snapshot is not None and snapshot not in steps:
+        raise UserError(
+            f"There is no snapshot at step {snapshot}; there are {', '.join(map(str, steps))}."
+        )
+    folder = settings.run_folder(row.id).feature_index(steps[-1] if snapshot is None else snapshot)
+    result = FeatureIndex.open(folder).lookup(
+        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
+    )
+    console = console or Console()
+    tokens = "  ".join(f"{t.text!r} x {t.count:,}" for t in result.tokens)
+    console.print(f"Step {result.snapshot}: {escape(tokens)}", highlight=False)
+    console.print(_lookup_table(result) if result.features else result.message or "Nothing found.")
+
+
+def _lookup_table(result: LookupResult) -> Table:
+    table = Table(box=None)
+    for column in ("feature", "f1", "precision", "recall", "lift", "max", "count"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=max(5, len(column)))
+    for column in ("label", "example"):
+        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for feature in result.features:
+        example = feature.example
+        table.add_row(
+            str(feature.index),
+            f"{feature.f1:.3f}",
+            f"{feature.precision:.3f}",
+            f"{feature.recall:.3f}",
+            f"{feature.lift:.1f}",
+            f"{feature.max_activation:.2f}",
+            f"{feature.count:,}",
+            escape(feature.label or ""),
+            escape("".join(example.tokens).replace("\n", "↵")) if example else "",
+        )
+    return table
+
+
+def summary_table(row: RunRow) -> Table:
+    """How a run ended, with its latest figures."""
+    table = Table(box=None, show_header=False)
+    table.add_row("status", row.status)
+    table.add_row("steps", f"{row.step:,}")
+    table.add_row("tokens", f"{row.tokens:,}")
+    if row.started_at and row.ended_at:
+        table.add_row("time", _duration(row.started_at, row.ended_at))
+    latest = row.latest_metrics
+    for name in SUMMARY_METRICS:
+        if name in latest:
+            metric = METRICS[name]
+            table.add_row(metric.title, f"{latest[name]:.4f} {metric.unit}".rstrip())
+    return table
+
+
+def sweep_table(rows: Sequence[RunRow]) -> Table:
+    """How the runs of a sweep ended, one to a line."""
+    table = Table("id", "name", "status", box=None)
+    for name in SWEEP_METRICS:
+        table.add_column(METRICS[name].title, justify="right")
+    for row in rows:
+        latest = row.latest_metrics
+        figures = [f"{latest[name]:.4f}" if name in latest else "" for name in SWEEP_METRICS]
+        table.add_row(row.id, escape(row.name), row.status, *figures)
+    return table
+
+
+def _duration(start: datetime, end: datetime) -> str:
+    seconds = round((end - start).total_seconds())
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

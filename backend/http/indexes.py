@@ -1,0 +1,45 @@
+"""From a run and a snapshot to an open feature index."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from backend import store
+from backend.errors import ConflictError, NotFoundError
+from backend.http.services import Services
+from sae_engine.features.index.reader import FeatureIndex
+
+
+def open_index(
+    server: Services, session: Session, run_id: str, snapshot: int | None
+) -> FeatureIndex:
+    """The index of a run at a step, the newest if `snapshot` is None.
+
+    Raises `NotFoundError` for a snapshot that does not exist, `ConflictError` where there is none
+    yet, `IndexDamagedError` naming a file.
+    """
+    row = store.get_run(session, run_id)
+    steps = [made.step for made in store.snapshots(session, run_id)]
+    if not steps:
+        ended = row.ended_at is not None
+        raise ConflictError(
+            f"The run '{row.name}' ended without features."
+            if ended
+            else f"The run '{row.name}' has no features yet; they appear with its first snapshot.",
+            kind="no-features",
+        )
+    if snapshot is not None and snapshot not in steps:
+        listed = ", ".join(map(str, steps))
+        raise NotFoundError(
+            f"The run '{row.name}' has no snapshot at step {snapshot}; it has {listed}.",
+            kind="snapshot-not-found",
+        )
+    step = steps[-1] if snapshot is None else snapshot
+    folder = server.settings.run_folder(run_id).feature_index(step)
+    try:
+        return server.indexes.get(folder)
+    except FileNotFoundError:
+        raise ConflictError(
+            f"The features of step {step} are gone: there is no folder '{folder}'.",
+            kind="index-damaged",
+        ) from None

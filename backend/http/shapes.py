@@ -1,0 +1,87 @@
+"""From rows to the shapes that travel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from backend.http.curves import metric_value
+from backend.store import RESUMABLE
+from backend.store.models import NoticeRow, RunRow, SnapshotRow
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.runs import Notice, Progress, Run, RunError, Snapshot
+
+
+class Waiting(NamedTuple):
+    """Where a queued run stands."""
+
+    position: int
+    reason: str
+
+
+def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) -> Run:
+    """`waiting` is of a run that is queued."""
+    return Run.model_validate(
+        {
+            "id": row.id,
+            "name": row.name,
+            "status": row.status,
+            "config": RunConfig.model_validate(row.config),
+            "tags": [tag.tag for tag in row.tags],
+            "notes": row.notes,
+            "archived": row.archived,
+            "group_id": row.group_id,
+            "cloned_from": row.cloned_from,
+            "device": row.device,
+            "queue_position": waiting and waiting.position,
+            "waiting_for": waiting and waiting.reason,
+            "alerts": list(dict.fromkeys(alert.kind for alert in row.alerts)),
+            "created_at": row.created_at,
+            "started_at": row.started_at,
+            "ended_at": row.ended_at,
+            "progress": Progress(
+                step=row.step,
+                total_steps=row.total_steps,
+                tokens=row.tokens,
+                total_tokens=row.total_tokens,
+                tokens_per_second=row.tokens_per_second,
+                eta_seconds=row.eta_seconds,
+                phase=row.phase,
+            ),
+            "metrics": {name: metric_value(v) for name, v in row.latest_metrics.items()},
+            "error": run_error(row),
+            "revision": row.revision,
+            "resumable": row.status in RESUMABLE and folder.has_checkpoint,
+        }
+    )
+
+
+def run_error(row: RunRow) -> RunError | None:
+    """Why a run did not end well; None if it did."""
+    if row.error_type is None:
+        return None
+    return RunError(
+        type=row.error_type, message=row.error_message or "", log_tail=row.error_log_tail or ""
+    )
+
+
+def snapshot_shape(row: SnapshotRow) -> Snapshot:
+    return Snapshot(
+        step=row.step,
+        tokens=row.tokens,
+        index_tokens=row.index_tokens,
+        created_at=row.created_at,
+        final=row.final,
+    )
+
+
+def notice_shape(row: NoticeRow) -> Notice:
+    return Notice.model_validate(
+        {
+            "step": row.step,
+            "level": row.level,
+            "kind": row.kind,
+            "message": row.message,
+            "created_at": row.created_at,
+        }
+    )

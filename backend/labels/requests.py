@@ -1,0 +1,145 @@
+"""From what is asked to be labeled to features, an estimate, and a running job."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import islice
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from backend.errors import ConflictError, UnprocessableError
+from backend.labels.chat import ChatClient
+from backend.settings import Settings
+from backend.store.label_jobs import written_labels
+from backend.store.models import LabelJobRow
+from sae_engine.features.index.contexts import evenly_spaced
+from sae_engine.features.index.listing import ordered
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.features.labels.examples import examples_of
+from sae_engine.features.labels.questions import Messages, detect_questions, explain_question
+from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
+
+CHARACTERS_PER_TOKEN = 3.0
+"""Of code, in tokens of today's models; prose has more."""
+LABEL_TOKENS = 40
+JUDGMENT_TOKENS = 40
+SAMPLED_FEATURES = 8
+
+
+def labeling_model(settings: Settings) -> str:
+    """The model that labels; raises `ConflictError` where none is set."""
+    if settings.labels_base_url is None or settings.labels_model is None:
+        raise ConflictError(
+            "No language model is set to label features: set SAE_WORKBENCH_LABELS_BASE_URL to an "
+            "OpenAI-compatible endpoint and SAE_WORKBENCH_LABELS_MODEL to a model it has, and "
+            "start the server again.",
+            kind="labels-not-configured",
+        )
+    return settings.labels_model
+
+
+def chat_client(settings: Settings) -> ChatClient:
+    """A client of the endpoint that is set."""
+    key = settings.labels_api_key
+    return ChatClient(
+        settings.labels_base_url or "",
+        labeling_model(settings),
+        None if key is None else key.get_secret_value(),
+    )
+
+
+def features_to_label(
+    session: Session, run_id: str, index: FeatureIndex, request: LabelRequest
+) -> list[int]:
+    """The features that are asked for and may be labeled, in the order they will be.
+
+    Raises `UnprocessableError` for one that the SAE does not have.
+    """
+    written = written_labels(session, run_id)
+    if request.features is None:
+        return _first(index, request, written)
+    for feature in request.features:
+        if not 0 <= feature < index.d_sae:
+            raise UnprocessableError(
+                f"There is no feature {feature}; this SAE has features 0 to {index.d_sae - 1}.",
+                field="features",
+            )
+    starts = index.arrays.latent_starts
+    return [
+        feature
+        for feature in dict.fromkeys(request.features)
+        if starts[feature + 1] > starts[feature] and _is_open(feature, request, written)
+    ]
+
+
+def _first(
+    index: FeatureIndex, request: LabelRequest, written: Mapping[int, FeatureLabel]
+) -> list[int]:
+    """The first `limit` features of the list that fire and may be labeled."""
+    arrays = index.arrays
+    fired = np.diff(arrays.latent_starts)
+    alive = np.flatnonzero(fired)
+    max_acts = np.zeros(index.d_sae, np.float32)
+    max_acts[alive] = arrays.latent_acts[arrays.latent_starts[alive]]
+    order = "asc" if request.sort in ("index", "label") else "desc"
+    listed = ordered(alive, request.sort, order, fired=fired, max_acts=lambda: max_acts, labels={})
+    may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
+    return list(islice(may, request.limit))
+
+
+def _is_open(feature: int, request: LabelRequest, written: Mapping[int, FeatureLabel]) -> bool:
+    """Whether a model may label this feature: a person's label stays."""
+    known = written.get(feature)
+    if known is None or not known.label:
+        return True
+    return request.relabel and known.origin.author == "model"
+
+
+def estimate(settings: Settings, index: FeatureIndex, features: list[int]) -> LabelEstimate:
+    """What labeling these features will take, from the questions about a few of them."""
+    model = labeling_model(settings)
+    sampled = [features[place] for place in evenly_spaced(len(features), SAMPLED_FEATURES)]
+    calls = characters = 0
+    for feature in sampled:
+        examples = examples_of(index, feature)
+        questions = [explain_question(examples)]
+        if examples.held_out and examples.held_out_silent:
+            label = "x" * 60
+            questions += [asked for asked, _ in detect_questions(label, examples, seed=feature)]
+        calls += len(questions)
+        characters += sum(map(_characters, questions))
+    scale = len(features) / len(sampled) if sampled else 0.0
+    calls = math.ceil(calls * scale)
+    prompt_tokens = math.ceil(characters * scale / CHARACTERS_PER_TOKEN)
+    completion_tokens = len(features) * LABEL_TOKENS + (calls - len(features)) * JUDGMENT_TOKENS
+    return LabelEstimate(
+        model=model,
+        features=len(features),
+        calls=calls,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        cost=cost(settings, prompt_tokens, completion_tokens),
+    )
+
+
+def _characters(question: Messages) -> int:
+    return sum(len(message["content"]) for message in question)
+
+
+def cost(settings: Settings, prompt_tokens: int, completion_tokens: int) -> float | None:
+    """What so many tokens cost at the prices that are set; None unless both are."""
+    if settings.labels_input_price is None or settings.labels_output_price is None:
+        return None
+    paid = prompt_tokens * settings.labels_input_price
+    return (paid + completion_tokens * settings.labels_output_price) / 1e6
+
+
+def job_shape(settings: Settings, row: LabelJobRow) -> LabelJob:
+    return LabelJob.model_validate(
+        {
+            **{name: getattr(row, name) for name in LabelJob.model_fields if name != "cost"},
+            "cost": cost(settings, row.prompt_tokens, row.completion_tokens),
+        }
+    )

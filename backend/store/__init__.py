@@ -1,0 +1,83 @@
+"""All SQL. Functions take a session and return rows; who opens the session decides the
+transaction.
+"""
+
+from backend.store.common import ACTIVE, RESUMABLE, now
+from backend.store.labels import label, labels, set_label
+from backend.store.listing import RunFilter, RunList, count_tags, list_runs
+from backend.store.metrics import add_metrics, forget_after, metrics, metrics_between
+from backend.store.queue import queued_runs
+from backend.store.reports import (
+    Latest,
+    add_notice,
+    add_snapshot,
+    latest_revisions,
+    notices,
+    snapshots,
+)
+from backend.store.runs import (
+    add_run,
+    delete_run,
+    earlier_request,
+    find_run,
+    get_run,
+    group,
+    measured_speed,
+    patch_run,
+)
+from backend.store.states import (
+    active_runs,
+    claim,
+    count_by_status,
+    end_run,
+    fail_run,
+    request_stop,
+    requeue,
+    set_process,
+    stop_requests,
+    update_metrics,
+    update_run,
+)
+
+__all__ = [
+    "ACTIVE",
+    "RESUMABLE",
+    "Latest",
+    "RunFilter",
+    "RunList",
+    "active_runs",
+    "add_metrics",
+    "add_notice",
+    "add_run",
+    "add_snapshot",
+    "claim",
+    "count_by_status",
+    "count_tags",
+    "delete_run",
+    "earlier_request",
+    "end_run",
+    "fail_run",
+    "find_run",
+    "forget_after",
+    "get_run",
+    "group",
+    "label",
+    "labels",
+    "latest_revisions",
+    "list_runs",
+    "measured_speed",
+    "metrics",
+    "metrics_between",
+    "notices",
+    "now",
+    "patch_run",
+    "queued_runs",
+    "request_stop",
+    "requeue",
+    "set_label",
+    "set_process",
+    "snapshots",
+    "stop_requests",
+    "update_metrics",
+    "update_run",
+]

@@ -1,0 +1,190 @@
+"""Lists of runs: filtered, sorted, page by page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+from sqlalchemy import ColumnElement, and_, case, distinct, func, or_, select
+from sqlalchemy.orm import Session
+
+from backend.errors import UnprocessableError
+from backend.store.models import RunRow, TagRow
+from sae_engine.schema.features import SortOrder
+from sae_engine.schema.runs import RunSort, RunStatus, TagCount
+
+SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}
+"""Column of `RunRow` to the metrics of which it holds the first that was measured."""
+
+
+def sorted_values(latest: Mapping[str, float]) -> dict[str, float | None]:
+    """From a run's latest metrics, the columns that lists are sorted by."""
+    values: dict[str, float | None] = {}
+    for column, names in SORTED_BY.items():
+        value = next((latest[name] for name in names if name in latest), None)
+        values[column] = value if value is not None and math.isfinite(value) else None
+    return values
+
+
+class RunFilter(NamedTuple):
+    """Which runs a list has; what is left empty does not matter."""
+
+    status: Sequence[RunStatus] = ()
+    q: str = ""
+    """Stands in the name, the notes or a tag, or is the beginning of the id; in either case."""
+    tags: Sequence[str] = ()
+    """All of them."""
+    group_id: str | None = None
+    archived: bool | None = False
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if self.archived is not None:
+            found.append(RunRow.archived.is_(self.archived))
+        if self.status:
+            found.append(RunRow.status.in_(self.status))
+        if self.group_id is not None:
+            found.append(RunRow.group_id == self.group_id)
+        for tag in self.tags:
+            found.append(RunRow.id.in_(select(TagRow.run_id).where(TagRow.tag == tag)))
+        if self.q:
+            wanted = self.q.lower()
+            tagged = func.lower(TagRow.tag).contains(wanted, autoescape=True)
+            found.append(
+                or_(
+                    func.lower(RunRow.name).contains(wanted, autoescape=True),
+                    func.lower(RunRow.notes).contains(wanted, autoescape=True),
+                    RunRow.id.startswith(wanted, autoescape=True),
+                    RunRow.id.in_(select(TagRow.run_id).where(tagged)),
+                )
+            )
+        return found
+
+
+class RunList(NamedTuple):
+    """One page of a list."""
+
+    rows: Sequence[RunRow]
+    next_cursor: str | None
+    total: int
+    """Runs on all pages."""
+
+
+def list_runs(
+    session: Session,
+    wanted: RunFilter | None = None,
+    *,
+    sort: RunSort = "created",
+    order: SortOrder | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> RunList:
+    """A page of runs. Without an `order`, the newest, the best and the beginning of the alphabet
+    come first. Runs without a value to sort by come last, among equals the newest come first.
+    """
+    conditions = (wanted or RunFilter()).conditions
+    total = session.scalar(select(func.count()).select_from(RunRow).where(*conditions)) or 0
+    order = order or ("desc" if sort == "created" else "asc")
+    key = _key(sort)
+    if cursor is not None:
+        conditions.append(_behind(key, order, _decoded(cursor, sort, order)))
+    directed = key.asc() if order == "asc" else key.desc()
+    found = session.execute(
+        select(RunRow, key.label("key"))
+        .where(*conditions)
+        .order_by(key.is_(None), directed, RunRow.seq.desc())
+        .limit(limit + 1)
+    ).all()
+    page = found[:limit]
+    next_cursor = None
+    if len(found) > limit:
+        last_row, last_key = page[-1]
+        next_cursor = _encoded(_Place(sort, order, last_key, last_row.seq))
+    return RunList([row for row, _ in page], next_cursor, total)
+
+
+def count_tags(session: Session) -> list[TagCount]:
+    """Every tag and how many runs carry it, the commonest first."""
+    number = func.count(distinct(TagRow.run_id))
+    rows = session.execute(
+        select(TagRow.tag, number).group_by(TagRow.tag).order_by(number.desc(), TagRow.tag)
+    )
+    return [TagCount(tag=tag, num_runs=num_runs) for tag, num_runs in rows]
+
+
+def _key(sort: RunSort) -> ColumnElement[Any]:
+    match sort:
+        case "created":
+            return RunRow.seq.expression
+        case "name":
+            return func.lower(RunRow.name)
+        case "status":  # in the order of a run's life
+            ranks = {status: rank for rank, status in enumerate(get_args(RunStatus))}
+            return case(ranks, value=RunRow.status)
+        case "fvu":
+            return RunRow.fvu.expression
+        case "l0":
+            return RunRow.l0.expression
+        case "ce_delta":
+            return RunRow.ce_delta.expression
+
+
+class _Place(NamedTuple):
+    """The last run of a page: what its list is sorted by, its key there, and its number."""
+
+    sort: RunSort
+    order: SortOrder
+    key: str | float | None
+    seq: int
+
+
+def _behind(key: ColumnElement[Any], order: SortOrder, place: _Place) -> ColumnElement[bool]:
+    """What stands behind a place in the list."""
+    older = RunRow.seq < place.seq
+    if place.key is None:
+        return and_(key.is_(None), older)
+    beyond = key > place.key if order == "asc" else key < place.key
+    return or_(key.is_(None), beyond, and_(key == place.key, older))
+
+
+def _encoded(place: _Place) -> str:
+    text = json.dumps(place, ensure_ascii=False, separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decoded(cursor: str, sort: RunSort, order: SortOrder) -> _Place:
+    try:
+        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        place = _Place(*json.loads(text))
+    except (ValueError, TypeError, RecursionError):
+        place = None
+    if (
+        place is None
+        or (place.sort, place.order) != (sort, order)
+        or not _is_key(sort, place.key)
+        or not _is_seq(place.seq)
+    ):
+        raise UnprocessableError(
+            f"'{cursor}' is no cursor of a list sorted by {sort}, {order}; use the next_cursor of "
+            "an answer to the same question.",
+            field="cursor",
+        )
+    return place
+
+
+def _is_key(sort: RunSort, key: object) -> bool:
+    match sort:
+        case "created" | "status":
+            return _is_seq(key)
+        case "name":
+            return isinstance(key, str)
+        case _:
+            return key is None or isinstance(key, float)
+
+
+def _is_seq(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31

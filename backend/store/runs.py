@@ -1,0 +1,193 @@
+"""Runs: made, found, listed, changed, deleted."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from backend.errors import ConflictError, NotFoundError, UnprocessableError
+from backend.store.common import ACTIVE, executed, now
+from backend.store.models import RunRow, TagRow
+from backend.store.queue import last_rank, move_in_queue
+from sae_engine.errors import UserError
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.runs import RunPatch, RunStatus
+
+
+def add_run(
+    session: Session,
+    *,
+    config: RunConfig,
+    tags: Sequence[str] = (),
+    notes: str = "",
+    status: RunStatus = "queued",
+    group_id: str | None = None,
+    cloned_from: str | None = None,
+    idempotency_key: str | None = None,
+    request_digest: str | None = None,
+) -> RunRow:
+    """Store a new run, named as its config is; `running` is for one that its caller runs itself."""
+    at = now()
+    row = RunRow(
+        id=secrets.token_hex(5),
+        name=config.name,
+        status=status,
+        config=config.model_dump(mode="json"),
+        notes=notes,
+        group_id=group_id,
+        cloned_from=cloned_from,
+        idempotency_key=idempotency_key,
+        request_digest=request_digest,
+        created_at=at,
+        queued_at=at,
+        queue_rank=last_rank(session) + 1 if status == "queued" else None,
+        started_at=at if status == "running" else None,
+        tags=_tag_rows(tags),
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def earlier_request(session: Session, idempotency_key: str, request_digest: str) -> RunRow | None:
+    """The run that a request with this key has made; raises if that request asked for something
+    else.
+    """
+    row = session.scalar(select(RunRow).where(RunRow.idempotency_key == idempotency_key))
+    if row is not None and row.request_digest != request_digest:
+        raise UnprocessableError(
+            f"The Idempotency-Key '{idempotency_key}' was used for a different request; "
+            "send a new key.",
+            kind="idempotency-key-reused",
+        )
+    return row
+
+
+def get_run(session: Session, run_id: str) -> RunRow:
+    row = session.scalar(select(RunRow).where(RunRow.id == run_id))
+    if row is None:
+        raise NotFoundError(f"There is no run '{run_id}'.", kind="run-not-found")
+    return row
+
+
+def find_run(session: Session, text: str) -> RunRow:
+    """A run by its id, the beginning of its id, or its name; raises when none or several are
+    meant.
+    """
+    exact = session.scalar(select(RunRow).where(RunRow.id == text))
+    if exact is not None:
+        return exact
+    named = or_(RunRow.name == text, RunRow.id.startswith(text, autoescape=True))
+    rows = session.scalars(select(RunRow).where(named).order_by(RunRow.seq.desc())).all()
+    if not rows:
+        raise UserError(f"There is no run '{text}'; `sae-workbench runs` lists them.")
+    if len(rows) > 1:
+        ids = ", ".join(row.id for row in rows[:10])
+        raise UserError(f"'{text}' is the name of {len(rows)} runs; give one of their ids: {ids}.")
+    return rows[0]
+
+
+def group(session: Session, group_id: str) -> Sequence[RunRow]:
+    """The runs of a sweep, in the order they were made."""
+    return session.scalars(
+        select(RunRow).where(RunRow.group_id == group_id).order_by(RunRow.seq)
+    ).all()
+
+
+def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
+    row = get_run(session, run_id)
+    if patch.name is not None:
+        row.name = patch.name
+        row.config = {**row.config, "name": patch.name}
+    if patch.notes is not None:
+        row.notes = patch.notes
+    if patch.archived is not None:
+        row.archived = patch.archived
+    if patch.tags is not None:
+        row.tags.clear()
+        session.flush()
+        row.tags.extend(_tag_rows(patch.tags))
+    session.flush()
+    if patch.queue_position is not None:
+        move_in_queue(session, row, patch.queue_position)
+    return row
+
+
+def delete_run(session: Session, run_id: str) -> None:
+    """Forget a run and all that hangs on it; refuses while a process works on it."""
+    row = get_run(session, run_id)
+    deleted = executed(
+        session, delete(RunRow).where(RunRow.id == run_id, RunRow.status.not_in(ACTIVE))
+    )
+    if not deleted:
+        raise ConflictError(
+            f"The run '{row.name}' is {row.status}; stop it before deleting it.", kind="run-active"
+        )
+
+
+def _tag_rows(tags: Iterable[str]) -> list[TagRow]:
+    distinct = dict.fromkeys(tag.strip() for tag in tags if tag.strip())
+    return [TagRow(tag=tag, position=position) for position, tag in enumerate(distinct)]
+
+
+class Measured(NamedTuple):
+    """How fast a run was."""
+
+    run_name: str
+    tokens_per_second: float
+    same_size: bool
+    """Whether its SAE had as many latents and the same k."""
+    sae_share: float
+    """Share of its time that was the SAE's own, the rest being the language model's; 1 if it is
+    not known.
+    """
+
+
+def measured_speed(session: Session, device: str, config: RunConfig) -> Measured | None:
+    """The last speed on a device of a run with the same model and site, best of one whose SAE has
+    the same size.
+    """
+    rows = session.scalars(
+        select(RunRow)
+        .where(RunRow.device == device, RunRow.tokens_per_second.is_not(None))
+        .order_by(RunRow.seq.desc())
+        .limit(200)
+    )
+    nearest: Measured | None = None
+    for row in rows:
+        other = RunConfig.model_validate(row.config)
+        if (other.model.name, other.hook_name) != (config.model.name, config.hook_name):
+            continue
+        same_size = _size(other) == _size(config)
+        speed = _speed(row)
+        if speed and (same_size or nearest is None):
+            nearest = Measured(row.name, speed, same_size, _sae_share(row))
+        if nearest is not None and nearest.same_size:
+            break
+    return nearest
+
+
+def _speed(row: RunRow) -> float | None:
+    """Tokens per second from its start to its end where a run went through in one go, loading and
+    evaluation included, else those of its last points.
+    """
+    if row.status == "finished" and row.queued_at == row.created_at:
+        assert row.started_at is not None
+        assert row.ended_at is not None
+        seconds = (row.ended_at - row.started_at).total_seconds()
+        return row.tokens / seconds if seconds > 0 else None
+    return row.tokens_per_second
+
+
+def _sae_share(row: RunRow) -> float:
+    share = json.loads(row.metrics).get("sae_share")
+    return share if isinstance(share, float) and 0 <= share <= 1 else 1.0
+
+
+def _size(config: RunConfig) -> tuple[int | None, float | None, int]:
+    return config.sae.d_sae, config.sae.expansion_factor, config.sae.k
