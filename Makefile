@@ -3,7 +3,7 @@
 .PHONY: help run test check coverage chaos
 
 BIN := .venv/bin
-# Passed on: make run ARGS="--port 9000", make test ARGS="tests/engine -x".
+# Passed on: make run ARGS="--port 9000", make test ARGS="tests/sae_engine -x".
 ARGS ?=
 # How many tests run at the same time.
 WORKERS ?= 2
@@ -20,7 +20,7 @@ help:  ## list these commands
 run: .venv/installed  ## install what is missing and start everything; ARGS="--port 9000"
 	@$(BIN)/sae-workbench up $(ARGS)
 
-test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/engine -x"
+test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/sae_engine -x"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out

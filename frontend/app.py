@@ -6,9 +6,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from frontend.blocks import slash_focuses_search
-from frontend.client import ApiProblem
-from frontend.state import show_problem, show_problem_of_attempt
+from frontend.api.client import ApiProblem
+from frontend.html.blocks import slash_focuses_search
+from frontend.shell.url import show_problem, show_problem_of_attempt
 
 HERE = Path(__file__).parent
 

@@ -1,9 +1,10 @@
 """What takes too long for a request: computed once, in a process of its own, and kept in the data
 folder.
 
-`python -m backend.analyses.worker` does the work and publishes a folder by rename. One computation runs at
-a time; whoever asks while another one runs waits, and is served by asking again. It ends with the
-server: its standard input is a pipe that closes when this process goes, however that happens.
+`python -m backend.analyses.worker` does the work and publishes a folder by rename. One computation
+runs at a time; whoever asks while another one runs waits, and is served by asking again. It ends
+with the server: its standard input is a pipe that closes when this process goes, however that
+happens.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from frontend.client import WorkbenchClient
+from frontend.api.client import WorkbenchClient
 from sae_engine.schema.machine import EstimateRequest
 from sae_engine.schema.runs import MetricsEvent, RunCreate, Snapshot, StatusEvent
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend.blocks import empty_state, link, show_linked
-from frontend.compared_training import show_training
-from frontend.matched_features import show_features
-from frontend.matched_tokens import show_tokens
-from frontend.server import cached_runs, client
-from frontend.state import bound, choice_param, list_param, name_tab, param, set_param
+from frontend.api.cache import cached_runs, client
+from frontend.features.matched_tokens import show_tokens
+from frontend.features.matches import show_features
+from frontend.html.blocks import empty_state, link, show_linked
+from frontend.runs.compared import show_training
+from frontend.shell.url import bound, choice_param, list_param, name_tab, param, set_param
 from sae_engine.schema.runs import Run
 
 PARTS = {"training": "Training", "features": "Features", "tokens": "Tokens"}

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, notice, show_linked
-from frontend.feature_charts import histogram_figure, history_figure
-from frontend.labeling import origin_line
-from frontend.own_text import own_text
-from frontend.plot import show_figure
-from frontend.server import client, num_features
-from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import (
+from frontend.api.cache import client, num_features
+from frontend.charts.feature import histogram_figure, history_figure
+from frontend.charts.plot import show_figure
+from frontend.features.labeling import origin_line
+from frontend.features.own_text import own_text
+from frontend.html.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.html.format import count, density, number, percent
+from frontend.html.tokens import chip, context_lines, escaped, largest_activation, logit_column
+from frontend.shell.snapshots import follow_latest, snapshot_picker
+from frontend.shell.url import (
     attempt,
     bound,
     choice_param,
@@ -26,8 +28,6 @@ from frontend.state import (
     search_box,
     set_param,
 )
-from frontend.token_view import chip, context_lines, escaped, largest_activation, logit_column
-from frontend.words import count, density, number, percent
 from sae_engine.schema.features import (
     FeatureDetail,
     Interval,

@@ -6,16 +6,18 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, href, html_block, link, run_header, show_linked
-from frontend.downloads import download_menu
-from frontend.labeling import label_menu, score_note
-from frontend.navigation import page_button
-from frontend.overview_charts import density_figure
-from frontend.pager import pager
-from frontend.plot import show_figure
-from frontend.server import cached_densities, client
-from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import (
+from frontend.api.cache import cached_densities, client
+from frontend.charts.overview import density_figure
+from frontend.charts.plot import show_figure
+from frontend.features.labeling import label_menu, score_note
+from frontend.html.blocks import empty_state, href, html_block, link, run_header, show_linked
+from frontend.html.format import count, density, number, percent
+from frontend.html.tokens import chips, escaped, example
+from frontend.shell.downloads import download_menu
+from frontend.shell.navigation import page_button
+from frontend.shell.pager import pager
+from frontend.shell.snapshots import follow_latest, snapshot_picker
+from frontend.shell.url import (
     bound,
     choice_param,
     chosen_snapshot,
@@ -26,8 +28,6 @@ from frontend.state import (
     search_box,
     set_param,
 )
-from frontend.token_view import chips, escaped, example
-from frontend.words import count, density, number, percent
 from sae_engine.schema.features import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
 from sae_engine.schema.runs import Run, Snapshot
 

@@ -7,18 +7,18 @@ from typing import Any
 
 import streamlit as st
 
-from frontend import forms
-from frontend.blocks import html_block, link, notice, show_linked
-from frontend.client import ApiProblem
-from frontend.drafts import Draft, Recipe, start
-from frontend.forecast_view import forecast_block
-from frontend.form_widgets import render_field
-from frontend.grid import MOST_RUNS, GridError, num_runs, parse_grid
-from frontend.navigation import open_page
-from frontend.server import cached_presets, client, known_devices
-from frontend.state import param, show_problem
-from frontend.token_view import escaped
-from frontend.words import count, short_count
+from frontend.api.cache import cached_presets, client, known_devices
+from frontend.api.client import ApiProblem
+from frontend.html.blocks import html_block, link, notice, show_linked
+from frontend.html.format import count, short_count
+from frontend.html.tokens import escaped
+from frontend.launch import forms
+from frontend.launch.drafts import Draft, Recipe, start
+from frontend.launch.forecast import forecast_block
+from frontend.launch.grid import MOST_RUNS, GridError, num_runs, parse_grid
+from frontend.launch.widgets import render_field
+from frontend.shell.navigation import open_page
+from frontend.shell.url import param, show_problem
 from sae_engine.schema.machine import Preset
 
 PROBLEMS = "launch-problems"

@@ -7,12 +7,12 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, notice, run_header, show_linked
-from frontend.server import client
-from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import bound, choice_param, chosen_snapshot, name_tab, param, required_run
-from frontend.token_view import chip, escaped, example
-from frontend.words import count, number, percent
+from frontend.api.cache import client
+from frontend.html.blocks import empty_state, html_block, link, notice, run_header, show_linked
+from frontend.html.format import count, number, percent
+from frontend.html.tokens import chip, escaped, example
+from frontend.shell.snapshots import follow_latest, snapshot_picker
+from frontend.shell.url import bound, choice_param, chosen_snapshot, name_tab, param, required_run
 from sae_engine.schema.features import FeatureMatch, LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 

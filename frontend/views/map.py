@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend.blocks import empty_state, href, html_block, notice, run_header, show_linked
-from frontend.overview_charts import map_figure
-from frontend.plot import show_figure
-from frontend.server import client
-from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import bound, chosen_snapshot, name_tab, param, required_run, search_box
-from frontend.waiting import awaited
-from frontend.words import count
+from frontend.api.cache import client
+from frontend.charts.overview import map_figure
+from frontend.charts.plot import show_figure
+from frontend.html.blocks import empty_state, href, html_block, notice, run_header, show_linked
+from frontend.html.format import count
+from frontend.shell.progress import awaited
+from frontend.shell.snapshots import follow_latest, snapshot_picker
+from frontend.shell.url import bound, chosen_snapshot, name_tab, param, required_run, search_box
 from sae_engine.schema.analysis import FeatureMap
 from sae_engine.schema.runs import Run, Snapshot
 

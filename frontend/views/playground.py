@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, link, notice, run_header, show_linked
-from frontend.client import ApiProblem
-from frontend.probe_view import (
+from frontend.api.cache import client, feature_row, num_features
+from frontend.api.client import ApiProblem
+from frontend.features.steering import steering
+from frontend.features.token_chips import (
     Found,
     feature_table,
     features_of_token,
@@ -17,9 +18,11 @@ from frontend.probe_view import (
     token_chips,
     token_title,
 )
-from frontend.server import client, feature_row, num_features
-from frontend.snapshots import follow_latest, snapshot_picker
-from frontend.state import (
+from frontend.html.blocks import empty_state, html_block, link, notice, run_header, show_linked
+from frontend.html.format import count, number
+from frontend.html.tokens import chip, escaped
+from frontend.shell.snapshots import follow_latest, snapshot_picker
+from frontend.shell.url import (
     bound,
     chosen_snapshot,
     int_param,
@@ -29,10 +32,7 @@ from frontend.state import (
     set_param,
     show_problem,
 )
-from frontend.steering import steering
-from frontend.token_view import chip, escaped
-from frontend.warm_up import with_progress
-from frontend.words import count, number
+from frontend.shell.warm_up import with_progress
 from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import streamlit as st
 
-from frontend import charts
-from frontend.alerts import alert_badges, with_marks
-from frontend.blocks import (
+from frontend.api.cache import cached_run, client, forget_cached
+from frontend.api.client import ApiProblem
+from frontend.charts import curves as charts
+from frontend.charts.plot import show_figure
+from frontend.html.blocks import (
     badge,
     escaped_lines,
     html_block,
@@ -17,20 +19,18 @@ from frontend.blocks import (
     show_linked,
     tag_chips,
 )
-from frontend.cards import cards, fraction_done, progress_line
-from frontend.client import ApiProblem
-from frontend.curve_controls import curve_view
-from frontend.device_panel import device_panel
-from frontend.downloads import download_menu
-from frontend.log_view import show_log
-from frontend.navigation import page_button
-from frontend.plot import show_figure
-from frontend.queue_view import show_place
-from frontend.run_actions import show_actions
-from frontend.server import cached_run, client, forget_cached
-from frontend.state import has_ended, live, name_tab, required_run, search_box
-from frontend.token_view import escaped
-from frontend.words import age, count, short_count
+from frontend.html.format import age, count, short_count
+from frontend.html.tokens import escaped
+from frontend.runs.actions import show_actions
+from frontend.runs.alerts import alert_badges, with_marks
+from frontend.runs.cards import cards, fraction_done, progress_line
+from frontend.runs.curve_controls import curve_view
+from frontend.runs.devices import device_panel
+from frontend.runs.log import show_log
+from frontend.runs.queue import show_place
+from frontend.shell.downloads import download_menu
+from frontend.shell.navigation import page_button
+from frontend.shell.url import has_ended, live, name_tab, required_run, search_box
 from sae_engine.schema.runs import MetricsSeries, Notice, Run, Snapshot
 
 MAX_POINTS = 1500

@@ -7,13 +7,14 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.blocks import empty_state, html_block, set_link, show_linked
-from frontend.compared_training import show_pareto
-from frontend.navigation import page_button
-from frontend.pager import pager
-from frontend.runs_table import first_order, runs_table
-from frontend.server import all_runs, client, forget_cached, known_tags
-from frontend.state import (
+from frontend.api.cache import all_runs, client, forget_cached, known_tags
+from frontend.html.blocks import empty_state, html_block, set_link, show_linked
+from frontend.html.format import count
+from frontend.runs.compared import show_pareto
+from frontend.runs.list import first_order, runs_table
+from frontend.shell.navigation import page_button
+from frontend.shell.pager import pager
+from frontend.shell.url import (
     attempt,
     bound,
     choice_param,
@@ -22,7 +23,6 @@ from frontend.state import (
     param,
     set_param,
 )
-from frontend.words import count
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
 

@@ -8,19 +8,27 @@ from typing import Any
 
 import streamlit as st
 
-from frontend.blocks import badge, empty_state, html_block, link, notice, progress_bar, show_linked
-from frontend.cards import fraction_done, metric_text
-from frontend.compared_training import setting_text, show_pareto
-from frontend.curve_controls import curve_view
-from frontend.navigation import page_button, runs_button
-from frontend.overlay_charts import overlay_figure, overlay_panels, run_colors
-from frontend.parallel import Axis, parallel_figure
-from frontend.plot import show_figure
-from frontend.run_tables import differing_settings, members_csv
-from frontend.runs_table import sweep_name
-from frontend.server import client, curves_of, forget_cached
-from frontend.state import has_ended, live, name_tab, param
-from frontend.token_view import escaped
+from frontend.api.cache import client, curves_of, forget_cached
+from frontend.charts.overlay import overlay_figure, overlay_panels, run_colors
+from frontend.charts.parallel import Axis, parallel_figure
+from frontend.charts.plot import show_figure
+from frontend.html.blocks import (
+    badge,
+    empty_state,
+    html_block,
+    link,
+    notice,
+    progress_bar,
+    show_linked,
+)
+from frontend.html.tokens import escaped
+from frontend.runs.cards import fraction_done, metric_text
+from frontend.runs.compared import setting_text, show_pareto
+from frontend.runs.curve_controls import curve_view
+from frontend.runs.list import sweep_name
+from frontend.runs.tables import differing_settings, members_csv
+from frontend.shell.navigation import page_button, runs_button
+from frontend.shell.url import has_ended, live, name_tab, param
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunPatch, RunStatus
 

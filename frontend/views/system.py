@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import streamlit as st
 
-from frontend.blocks import badge, html_block, link, notice, progress_bar, show_linked
-from frontend.cards import fraction_done, progress_line
-from frontend.device_panel import device_panel
-from frontend.queue_view import show_queue
-from frontend.server import client
-from frontend.state import live, name_tab
-from frontend.token_view import escaped
-from frontend.words import count
+from frontend.api.cache import client
+from frontend.html.blocks import badge, html_block, link, notice, progress_bar, show_linked
+from frontend.html.format import count
+from frontend.html.tokens import escaped
+from frontend.runs.cards import fraction_done, progress_line
+from frontend.runs.devices import device_panel
+from frontend.runs.queue import show_queue
+from frontend.shell.url import live, name_tab
 from sae_engine.schema.machine import Slot, System
 from sae_engine.schema.runs import Run
 

@@ -11,8 +11,8 @@ from playwright.sync_api import Page, expect
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import export_features
 from sae_engine.features.index.reader import FeatureIndex
-from tests.engine.feature_export_case import BY_MODEL, label, source
 from tests.house.repository import ROOT
+from tests.sae_engine.features.export_case import BY_MODEL, label, source
 
 HOSTILE = '<img src=x onerror="window.harmed = true"></script><script>window.harmed = true'
 

@@ -17,7 +17,7 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.fake_endpoint import MODEL, Endpoint, endpoint
 from tests.browser.server import Server, serving
-from tests.engine.feature_index_reference import build, random_case
+from tests.sae_engine.features.index_reference import build, random_case
 
 pytestmark = pytest.mark.timeout(600)
 

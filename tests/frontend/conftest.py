@@ -14,7 +14,7 @@ import streamlit as st
 import uvicorn
 from streamlit.testing.v1 import AppTest
 
-from frontend import server as pages_server
+from frontend.api import cache as pages_server
 from tests.frontend.fake_api import create_app
 from tests.frontend.fake_world import World
 

@@ -18,12 +18,12 @@ _LINTER = Path(sys.executable).with_name("lint-imports")
 # Contract -> a file and an import that the contract forbids there.
 _VIOLATIONS = {
     "Frontend and backend never import each other": (
-        "frontend/client.py",
+        "frontend/api/client.py",
         "backend.store.database",
     ),
     "The engine works alone as a library": ("sae_engine/sae/loss.py", "backend.store.database"),
     "The frontend takes from the engine only its vocabulary": (
-        "frontend/client.py",
+        "frontend/api/client.py",
         "sae_engine.files",
     ),
     "The vocabulary imports nothing else of the project": (
@@ -80,7 +80,7 @@ def test_every_contract_would_notice_a_violation(tmp_path: Path) -> None:
         "backend.cli.main",
         "sae_engine.preflight",
         "sae_engine.features.index.reader",
-        "frontend.client",
+        "frontend.api.client",
     ],
 )
 def test_importing_it_loads_no_torch(module: str) -> None:

@@ -1,0 +1,45 @@
+"""Calls about several runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from frontend.api.connection import Connection
+from sae_engine.schema.analysis import (
+    AnalysisProgress,
+    Comparison,
+    FeatureComparison,
+    MatchSection,
+)
+from sae_engine.schema.features import SortOrder
+
+
+class ComparisonCalls(Connection):
+    """Runs side by side."""
+
+    def compare(self, run_ids: Sequence[str], *, max_points: int | None = None) -> Comparison:
+        """In what runs differ, and their curves."""
+        query = {"runs": ",".join(run_ids), "max_points": max_points}
+        return self._read(Comparison, "/compare", query)
+
+    def compare_features(
+        self,
+        run_a: str,
+        run_b: str,
+        *,
+        section: MatchSection | None = None,
+        threshold: float | None = None,
+        order: SortOrder | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> FeatureComparison | AnalysisProgress:
+        """Two runs' features matched by decoder rows, or how far the computation is."""
+        query = {
+            "runs": f"{run_a},{run_b}",
+            "section": section,
+            "threshold": threshold,
+            "order": order,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return self._read_computed(FeatureComparison, "/compare/features", query)

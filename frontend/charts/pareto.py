@@ -1,0 +1,114 @@
+"""How well runs reconstruct with how few latents: FVU against L0, the plot SAEs are judged by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from frontend.charts.curves import GRAY, TEAL, Figure, Trace
+from frontend.html.format import number
+from frontend.html.tokens import plotly_text
+from sae_engine.schema.runs import Run
+
+_LOGARITHMIC_FROM = 4
+"""An axis whose largest value is so many times its smallest is logarithmic."""
+
+
+class Point(NamedTuple):
+    """A run by what was measured on held-out text."""
+
+    run: Run
+    l0: float
+    fvu: float
+
+
+def held_out(runs: Sequence[Run]) -> list[Point]:
+    """Those runs that have been evaluated, in the same order."""
+    points: list[Point] = []
+    for run in runs:
+        l0, fvu = (_finite(run, name) for name in ("eval_l0", "eval_fvu"))
+        if l0 is not None and fvu is not None:
+            points.append(Point(run, l0, fvu))
+    return points
+
+
+def _finite(run: Run, metric: str) -> float | None:
+    value = run.metrics.get(metric)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """Those that no other one beats: none has as few active latents and less unexplained."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.l0, p.fvu)):
+        if not best or point.fvu < best[-1].fvu:
+            best.append(point)
+    return best
+
+
+def pareto_figure(
+    points: Sequence[Point], *, colors: Mapping[str, str] | None = None, height: int = 420
+) -> Figure:
+    """Runs as points, their frontier as a line of steps; `colors` are by the runs' ids."""
+    edge = frontier(points)
+    line: Trace = {
+        "type": "scatter",
+        "uid": "frontier",
+        "mode": "lines",
+        "x": [point.l0 for point in edge],
+        "y": [point.fvu for point in edge],
+        "line": {"color": GRAY, "width": 1.5, "dash": "dot", "shape": "hv"},
+        "hoverinfo": "skip",
+    }
+    marks: Trace = {
+        "type": "scatter",
+        "uid": "runs",
+        "mode": "markers",
+        "x": [point.l0 for point in points],
+        "y": [point.fvu for point in points],
+        "customdata": [point.run.id for point in points],
+        "hovertext": [_text(point) for point in points],
+        "hovertemplate": "%{hovertext}<extra></extra>",
+        "marker": {
+            "size": 11 if len(points) < 100 else 8,
+            "opacity": 0.9,
+            "color": [(colors or {}).get(point.run.id, TEAL) for point in points],
+            "symbol": ["circle" if point in edge else "circle-open" for point in points],
+            "line": {"width": 1.5},
+        },
+    }
+    layout = {
+        "height": height,
+        "margin": {"l": 60, "r": 16, "t": 12, "b": 44},
+        "hovermode": "closest",
+        "showlegend": False,
+        "uirevision": "pareto",
+        "xaxis": _axis("active latents per token (held-out L0)", [p.l0 for p in points]),
+        "yaxis": _axis("variance unexplained (held-out FVU)", [p.fvu for p in points]),
+    }
+    return Figure(data=[line, marks], layout=layout)
+
+
+def _axis(title: str, values: Sequence[float]) -> dict[str, object]:
+    axis: dict[str, object] = {"title": {"text": title, "font": {"size": 12}}, "zeroline": False}
+    low, high = min(values, default=0), max(values, default=0)
+    if low <= 0 or high < _LOGARITHMIC_FROM * low:
+        return axis
+    marks = _marks(low, high)
+    texts = [f"{mark:g}" for mark in marks]
+    return axis | {"type": "log", "tickvals": marks, "ticktext": texts}
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Round numbers around and between two positive ones: 1, 2, 3, 5, 7 times powers of ten."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    return [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5, 7)]
+
+
+def _text(point: Point) -> str:
+    run = point.run
+    width = run.config.sae.d_sae
+    sizes = [f"{width:,} latents"] if width and run.config.sae.pretrained is None else []
+    facts = [*sizes, f"L0 {number(point.l0)}", f"FVU {number(point.fvu)}", run.status]
+    return f"<b>{plotly_text(run.name)}</b><br>{' · '.join(facts)}"

@@ -1,0 +1,124 @@
+"""Plotly charts that are updated in place, so that zoom and hover survive while a run is live.
+
+Streamlit's own chart element is made anew whenever its data change. This one hands new data to
+`Plotly.react` instead; the library is served from `static/`, by Streamlit itself.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+import streamlit as st
+
+from frontend.charts.curves import Figure
+from frontend.html.blocks import component
+
+Library = Literal["basic", "gl2d"]
+"""Which of Plotly's bundles draws a chart: curves and bars, or points by the ten thousand."""
+
+_JS = """
+const libraries = window.wbPlotly ??= {};
+const library = (url) => libraries[url] ??= new Promise((resolve, reject) => {
+  const script = document.createElement("script");
+  script.src = url;
+  script.onload = () => resolve(window.Plotly);
+  script.onerror = () => { libraries[url] = undefined; reject(new Error("no " + url)); };
+  document.head.append(script);
+});
+
+// Colors of the theme, as the style sheet resolves them for this place.
+const themed = (layout, box) => {
+  const text = getComputedStyle(box).color, ground = getComputedStyle(box).backgroundColor;
+  const line = getComputedStyle(box).borderTopColor;
+  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line };
+  return {
+    ...layout,
+    font: { family: getComputedStyle(box).fontFamily, size: 12, color: text },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    hoverlabel: { bgcolor: ground, bordercolor: line, font: { color: text } },
+    xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
+    annotations: layout.annotations?.map((note) => ({ bgcolor: ground, ...note })),
+  };
+};
+
+// A move within the session, as the browser's Back does.
+const open = (address) => {
+  history.pushState({}, "", address);
+  window.dispatchEvent(new PopStateEvent("popstate"));
+};
+const openRange = (range, low, high) => {
+  const address = new URL(range.address, location.href);
+  address.searchParams.set(range.low, low);
+  address.searchParams.set(range.high, high);
+  open(address);
+};
+const clicked = (box, point) => {
+  const { opens, range } = box.wbLatest;
+  if (opens) open(opens + point.customdata);
+  if (range) openRange(range, ...point.customdata);
+};
+const selected = (box, event) => {
+  const { range } = box.wbLatest, bounds = event?.range?.x;
+  if (!range || !bounds) return;
+  const [low, high] = bounds.map((x) => Math.min(1, 10 ** x).toPrecision(3) * 1);
+  openRange(range, low, high);
+};
+
+let hasWebgl;
+const drawable = (traces) => {
+  hasWebgl ??= !!document.createElement("canvas").getContext("webgl");
+  if (!hasWebgl) for (const trace of traces) if (trace.type === "scattergl") trace.type = "scatter";
+  return traces;
+};
+
+export default async function ({ data, parentElement }) {
+  const box = parentElement.querySelector(".wb-plot");
+  box.style.minHeight = data.figure.layout.height + "px";
+  box.wbLatest = data;
+  const Plotly = await library(data.library);
+  if (box.wbLatest !== data || !box.isConnected) return;
+  const { data: traces, layout } = structuredClone(data.figure);
+  const first = !box.wbDrawn;
+  box.wbDrawn = true;
+  const config = { displayModeBar: false, scrollZoom: layout.dragmode === "pan" };
+  await Plotly.react(box, drawable(traces), themed(layout, box), config);
+  if (first) {
+    box.on("plotly_hover", (event) => { box.wbHover = event.points[0].x; });
+    box.on("plotly_unhover", () => { box.wbHover = undefined; });
+    box.on("plotly_click", (event) => clicked(box, event.points[0]));
+    box.on("plotly_selected", (event) => selected(box, event));
+    new ResizeObserver(() => box.isConnected && Plotly.Plots.resize(box)).observe(box);
+  } else if (box.wbHover !== undefined) {
+    Plotly.Fx.hover(box, { xval: box.wbHover });
+  }
+}
+"""
+
+
+class Range(TypedDict):
+    """Where a stretch of a logarithmic axis leads: an address and the names of its two bounds."""
+
+    address: str
+    low: str
+    high: str
+
+
+def show_figure(
+    figure: Figure,
+    *,
+    key: str,
+    library: Library = "basic",
+    opens: str | None = None,
+    range: Range | None = None,
+) -> None:
+    """Show a chart; shown again under the same key it is updated in place.
+
+    A click on a point opens `opens` followed by the point's `customdata`. With a `range`, its
+    address is opened by a click on a bar, whose `customdata` are its bounds, or by drawing a
+    stretch on the axis.
+    """
+    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    file = f"app/static/plotly-{library}.min.js"
+    url = f"/{base}/{file}" if base else f"/{file}"
+    data = {"figure": figure, "library": url, "opens": opens, "range": range}
+    component("wb_plot", js=_JS, html='<div class="wb-plot"></div>')(key=key, data=data)

@@ -1,0 +1,155 @@
+"""Automatic labels: the dialog that starts, watches and cancels them, and how they are shown."""
+
+from __future__ import annotations
+
+import html
+
+import streamlit as st
+
+from frontend.api.cache import client
+from frontend.api.client import ApiProblem
+from frontend.html.blocks import escaped_lines, html_block
+from frontend.html.format import age, count, percent, short_count
+from frontend.shell.url import live
+from sae_engine.schema.features import FeatureSort
+from sae_engine.schema.labels import (
+    DetectionScore,
+    FeatureLabel,
+    LabelEstimate,
+    LabelJob,
+    LabelRequest,
+)
+from sae_engine.schema.runs import Run
+
+SORTS: dict[FeatureSort, str] = {
+    "max_activation": "Strongest first",
+    "density": "Most frequent first",
+    "index": "In order of index",
+}
+ENDINGS = {
+    "finished": "The last labeling is done.",
+    "cancelled": "The last labeling was cancelled.",
+    "failed": "The last labeling failed.",
+    "interrupted": "The last labeling was interrupted.",
+}
+
+
+def score_note(written: FeatureLabel | None) -> str:
+    """Precision and recall of a model's label, to stand beside it in a list; else nothing."""
+    if written is None or written.origin.author != "model":
+        return ""
+    score = written.origin.score
+    shown = f"P {percent(score.precision)} · R {percent(score.recall)}" if score else "not scored"
+    tip = html.escape(_origin(written), quote=True)
+    return f'<small class="wb-score" title="{tip}">{shown}</small>'
+
+
+def origin_line(written: FeatureLabel) -> str:
+    """Who proposed a label and how well it detects; nothing for a person's."""
+    if written.origin.author != "model" or not written.label:
+        return ""
+    return f'<p class="wb-origin">{html.escape(_origin(written))}</p>'
+
+
+def _origin(written: FeatureLabel) -> str:
+    origin = written.origin
+    when = f" {age(origin.created_at)}" if origin.created_at else ""
+    return f"Proposed by {origin.model}{when}. {_judged(origin.score)}"
+
+
+def _judged(score: DetectionScore | None) -> str:
+    if score is None:
+        return "Not scored: it fires too seldom to hold contexts out."
+    return (
+        f"Detects held-out contexts with precision {percent(score.precision)} and recall "
+        f"{percent(score.recall)} ({score.activating} with it, {score.silent} without)."
+    )
+
+
+def label_menu(run: Run, snapshot: int) -> None:
+    """The button that opens the dialog; the contexts are those of a snapshot."""
+    tip = "Let a language model propose labels, and judge them"
+    if st.button("Label", key="label-features", help=tip):
+        _dialog(run, snapshot)
+
+
+@st.dialog("Label features automatically")
+def _dialog(run: Run, snapshot: int) -> None:
+    place = st.empty()
+    try:
+        newest = next(iter(client().label_jobs(run.id)), None)
+        if newest is not None and newest.status == "running":
+            live(lambda: _progress(run), active=True)
+            return
+        with place.container():
+            _start(run, snapshot, newest)
+    except ApiProblem as error:
+        place.html(f'<p class="wb-origin">{escaped_lines(str(error))}</p>')
+
+
+def _start(run: Run, snapshot: int, last: LabelJob | None) -> None:
+    if last is not None:
+        html_block(job_block(last))
+    how_many = st.number_input("Features", 1, 200_000, 50, step=50, key="label-limit")
+    sort = st.selectbox("Which", list(SORTS), format_func=SORTS.__getitem__, key="label-sort")
+    tip = "Labels that people wrote are never replaced."
+    relabel = st.checkbox("Replace labels of models", key="label-again", help=tip)
+    request = LabelRequest(limit=how_many, sort=sort, relabel=relabel, snapshot=snapshot)
+    estimate = client().estimate_labeling(run.id, request)
+    html_block(f'<p class="wb-origin">{html.escape(estimate_line(estimate))}</p>')
+    start = st.button("Start", type="primary", key="label-start", disabled=not estimate.features)
+    if start:
+        client().start_labeling(run.id, request)
+        st.rerun(scope="fragment")
+
+
+def estimate_line(estimate: LabelEstimate) -> str:
+    """What a labeling will take, in a sentence."""
+    if not estimate.features:
+        return "Every feature that fires has a label."
+    tokens = estimate.prompt_tokens + estimate.completion_tokens
+    cost = f", at a cost of {_money(estimate.cost)}" if estimate.cost is not None else ""
+    features = "1 feature" if estimate.features == 1 else f"{count(estimate.features)} features"
+    return (
+        f"{estimate.model} labels {features} and judges its labels on contexts it was not shown: "
+        f"{count(estimate.calls)} questions, about {short_count(tokens)} tokens{cost}."
+    )
+
+
+def _progress(run: Run) -> None:
+    job = client().label_jobs(run.id)[0]
+    done = job.labeled + job.kept + job.failed
+    st.progress(done / job.total, text=f"{count(done)} of {count(job.total)} features")
+    html_block(job_block(job))
+    if job.status == "running":
+        if st.button("Cancel", icon=":material/stop:", key="label-cancel"):
+            client().cancel_labeling(run.id)
+            st.rerun(scope="fragment")
+    elif st.button("Show labels", type="primary", key="label-close"):
+        st.rerun()
+
+
+def job_block(job: LabelJob) -> str:
+    """How a labeling stands or ended, as HTML."""
+    ending = ENDINGS.get(job.status)
+    head = f"<strong>{ending}</strong><br>" if ending else ""
+    return f'<p class="wb-origin">{head}{escaped_lines(job_line(job))}</p>'
+
+
+def job_line(job: LabelJob) -> str:
+    """What a labeling has done so far, and on a second line what went wrong last."""
+    parts = [f"{count(job.labeled)} labeled"]
+    if job.kept:
+        parts.append(f"{count(job.kept)} written by a person meanwhile")
+    if job.failed:
+        parts.append(f"{count(job.failed)} without a usable answer")
+    tokens = short_count(job.prompt_tokens + job.completion_tokens)
+    parts.append(f"{count(job.calls)} questions, {tokens} tokens")
+    if job.cost is not None:
+        parts.append(f"cost {_money(job.cost)}")
+    return " · ".join(parts) + (f"\n{job.problem}" if job.problem else "")
+
+
+def _money(amount: float) -> str:
+    """An amount in whatever currency the prices are in."""
+    return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"

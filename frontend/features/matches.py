@@ -1,0 +1,153 @@
+"""The features of two runs matched by their decoder rows: how many, how well, and which."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import streamlit as st
+
+from frontend.api.cache import cached_run, client
+from frontend.api.client import ApiProblem
+from frontend.charts.overview import cosine_figure
+from frontend.charts.plot import show_figure
+from frontend.html.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.html.format import count, percent
+from frontend.html.tokens import chips, escaped, example
+from frontend.shell.pager import pager
+from frontend.shell.progress import awaited
+from frontend.shell.url import bound, choice_param, float_param, param
+from sae_engine.schema.analysis import (
+    MATCH_THRESHOLD,
+    FeatureComparison,
+    MatchedFeatures,
+    MatchSection,
+)
+from sae_engine.schema.features import FeatureRow, SortOrder
+
+SECTIONS: tuple[MatchSection, ...] = get_args(MatchSection)
+ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
+PAGE_SIZE = 50
+_HELP = """
+A feature's nearest is the one of the other run whose decoder row has the highest cosine to its own.
+
+- **mutual**: each is the other's nearest, with a cosine of at least the threshold
+- **only in A**, **only in B**: nothing in the other run comes as near as the threshold
+
+Features that never fire are left out.
+"""
+
+
+def show_features(a: str, b: str) -> None:
+    """How the features of two runs match, and a page of one section of them."""
+    section: MatchSection = choice_param("section", SECTIONS) or "mutual"
+    order: SortOrder = choice_param("order", ORDERS) or _first_order(section)
+    threshold = float_param("threshold")
+    threshold = MATCH_THRESHOLD if threshold is None else min(max(threshold, 0), 1)
+    try:
+        found = awaited(
+            lambda: client().compare_features(
+                a,
+                b,
+                section=section,
+                threshold=threshold,
+                order=order,
+                limit=PAGE_SIZE,
+                cursor=param("cursor"),
+            ),
+            key=f"matches:{a}:{b}",
+            what="matches",
+        )
+    except ApiProblem as error:
+        if error.problem.status != 409:
+            raise
+        html_block(notice(error.problem.detail, title="These features cannot be matched"))
+        return
+    if found is None:
+        return
+    chart, side = st.columns([2.4, 1], gap="large", vertical_alignment="center")
+    with chart:
+        names = [f"{letter} · {cached_run(i).name}" for letter, i in (("A", a), ("B", b))]
+        show_figure(cosine_figure(found, names), key="chart-cosines")
+    with side:
+        key, write = bound("threshold", threshold, default=MATCH_THRESHOLD)
+        st.slider("Threshold", 0.0, 1.0, step=0.05, key=key, on_change=write, help=_HELP)
+        html_block(_summary(found))
+    _sections(section, found)
+    if not found.items:
+        html_block(empty_state("No feature here", "Move the threshold above."))
+        return
+    show_linked(_table(a, b, found, section, order), key="matches-table")
+    pager(found.next_cursor, key=f"matches:{a}:{b}:{section}")
+
+
+def _first_order(section: MatchSection) -> SortOrder:
+    return "desc" if section == "mutual" else "asc"
+
+
+def _summary(found: FeatureComparison) -> str:
+    rows = (
+        ("Mutual matches", found.num_mutual, min(found.num_features)),
+        ("Only in A", found.num_only_a, found.num_features[0]),
+        ("Only in B", found.num_only_b, found.num_features[1]),
+    )
+    facts = "".join(
+        f"<dt>{name}</dt><dd>{count(num)} of {count(of)} ({percent(num / of if of else None)})</dd>"
+        for name, num, of in rows
+    )
+    return f'<dl class="wb-facts">{facts}</dl>'
+
+
+def _sections(section: MatchSection, found: FeatureComparison) -> None:
+    titles: dict[MatchSection, str] = {
+        "mutual": f"Mutual {count(found.num_mutual)}",
+        "only_a": f"Only in A {count(found.num_only_a)}",
+        "only_b": f"Only in B {count(found.num_only_b)}",
+    }
+    key, write = bound("section", section, default="mutual")
+    st.segmented_control(
+        "Section",
+        SECTIONS,
+        key=key,
+        on_change=write,
+        format_func=lambda name: titles[name],
+        label_visibility="collapsed",
+        required=True,
+    )
+
+
+def _table(
+    a: str, b: str, found: FeatureComparison, section: MatchSection, order: SortOrder
+) -> str:
+    kept: dict[str, object | None] = {"runs": param("runs"), "a": a, "b": b, "part": "features"}
+    kept |= {"section": section, "threshold": param("threshold")}
+    turned = "asc" if order == "desc" else "desc"
+    arrow = "↓" if order == "desc" else "↑"
+    head = link("compare", f"Cosine {arrow}", kept | {"order": turned})
+    rows = "".join(_row(a, b, item, section) for item in found.items)
+    nearest_a = "Nearest in A" if section == "only_b" else "A"
+    nearest_b = "Nearest in B" if section == "only_a" else "B"
+    return (
+        '<table class="wb-table matches"><thead><tr>'
+        f'<th>{head}</th><th class="wb-run-a" colspan="2">{nearest_a}</th>'
+        f'<th class="wb-run-b" colspan="2">{nearest_b}</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
+    one_way = "" if item.mutual or section == "mutual" else ' title="Not mutual"'
+    return (
+        f'<tr><td class="num"{one_way}>{item.cosine:.3f}</td>'
+        f"{_cells(a, item.a)}{_cells(b, item.b)}</tr>"
+    )
+
+
+def _cells(run_id: str, row: FeatureRow) -> str:
+    name = link("feature", str(row.index), {"id": run_id, "index": row.index}, css="wb-feature")
+    state = f'<span class="wb-state {row.state}">{row.state}</span>' if row.state != "alive" else ""
+    label = f"<span>{escaped(row.label)}</span>" if row.label else ""
+    return (
+        f'<td><div class="wb-matchhead">{name}{state}{label}'
+        f"<small>{percent(row.density.fraction)}</small></div>{chips(row.top_tokens[:3])}</td>"
+        f'<td class="example">{example(row.example, reach=8)}</td>'
+    )

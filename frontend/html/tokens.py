@@ -1,0 +1,155 @@
+"""Contexts as HTML: per-token color, text centered on the peak, everything escaped.
+
+Pure functions; the classes they use are defined in `style.css`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from frontend.html.format import number
+from sae_engine.schema.features import Context, TokenLogit
+
+SNIPPET_TOKENS = 24
+"""Tokens shown on either side of the peak in a snippet."""
+
+# Opacity above which text on the color must be dark in either theme.
+_HOT = 0.75
+
+_PICTURES = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\xa0": "⍽"}
+
+
+def opacity(activation: float, largest: float) -> float:
+    """How strongly a token is colored: 0.05 + 0.95 log10(1 + 9 r) with r = activation / largest.
+
+    Exactly 0 where the feature is silent, so that the faintest activation still shows.
+    """
+    if not (activation > 0 and largest > 0):
+        return 0.0
+    return 0.05 + 0.95 * math.log10(1 + 9 * min(activation / largest, 1.0))
+
+
+def visible(text: str) -> str:
+    """Text in which nothing is invisible or reorders its surroundings; not yet escaped."""
+    return "".join(_visible_character(character) for character in text)
+
+
+def _visible_character(character: str) -> str:
+    if character in _PICTURES:
+        return _PICTURES[character]
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))
+    category = unicodedata.category(character)
+    if category in ("Cf", "Cc", "Cs", "Zl", "Zp"):
+        return f"‹{ord(character):04X}›"
+    return character
+
+
+def escaped(text: str) -> str:
+    """Text from a corpus or a person, safe to stand in HTML as content or in a quoted attribute."""
+    return html.escape(visible(text), quote=True)
+
+
+def chip(text: str, *, title: str = "", count: str = "") -> str:
+    """A token by itself, its outer spaces made visible."""
+    bare = text.strip(" ")
+    lead = text[: len(text) - len(text.lstrip(" "))] if bare else text
+    trail = text[len(text.rstrip(" ")) :] if bare else ""
+    spaces = [f"<i>{_spaces(len(part))}</i>" if part else "" for part in (lead, trail)]
+    note = f"<small>{html.escape(count)}</small>" if count else ""
+    tip = f' title="{html.escape(title, quote=True)}"' if title else ""
+    code = f"<code>{spaces[0]}{escaped(bare)}{spaces[1]}</code>"
+    return f'<span class="wb-chip"{tip}>{code}{note}</span>'
+
+
+def _spaces(length: int) -> str:
+    return "␣" * length if length <= 3 else f"␣×{length}"
+
+
+def chips(texts: Iterable[str]) -> str:
+    """Several tokens side by side."""
+    return "".join(chip(text) for text in texts)
+
+
+def largest_activation(contexts: Iterable[Context]) -> float:
+    """The maximum over all shown examples, to which their colors are relative; 0 without any."""
+    return max((max(c.activations, default=0.0) for c in contexts), default=0.0)
+
+
+def token_spans(tokens: Sequence[str], activations: Sequence[float], largest: float) -> str:
+    """Tokens in order; active ones colored, with their value on hover."""
+    return "".join(map(_span, tokens, activations, [largest] * len(tokens)))
+
+
+def _span(token: str, activation: float, largest: float) -> str:
+    strength = opacity(activation, largest)
+    if strength == 0:
+        return escaped(token)
+    hot = ' class="h"' if strength > _HOT else ""
+    return f'<b{hot} style="--o:{strength:.2f}" data-v="{number(activation)}">{escaped(token)}</b>'
+
+
+def example(context: Context | None, *, reach: int = 9) -> str:
+    """A glimpse of a feature for a list: one line, centered on the peak."""
+    if context is None:
+        return '<span class="wb-muted">no example</span>'
+    return _centered(context, largest_activation([context]), reach)
+
+
+def context_lines(contexts: Sequence[Context], largest: float, *, full: bool = False) -> str:
+    """Examples one per line: gutter with the peak's value and token, then the text around it."""
+    lines = "".join(_line(context, largest, full) for context in contexts)
+    return f'<div class="wb-contexts{" full" if full else ""}">{lines}</div>'
+
+
+def _line(context: Context, largest: float, full: bool) -> str:
+    copies = (
+        f'<span class="wb-copies" title="{context.copies} contexts with these tokens, shown once">'
+        f"×{context.copies}</span>"
+        if context.copies > 1
+        else ""
+    )
+    body = (
+        f'<div class="wb-text">{token_spans(context.tokens, context.activations, largest)}</div>'
+        if full
+        else _centered(context, largest, SNIPPET_TOKENS)
+    )
+    gutter = (
+        f'<div class="wb-gutter"><span class="wb-value">{number(context.activation)}</span>'
+        f"{chip(context.tokens[context.peak])}{copies}</div>"
+    )
+    where = f"row {context.row}, position {context.position}"
+    return f'<div class="wb-line" title="{where}">{gutter}{body}</div>'
+
+
+def _centered(context: Context, largest: float, reach: int) -> str:
+    peak = context.peak
+    start, stop = max(0, peak - reach), peak + 1 + reach
+    parts = (slice(start, peak), slice(peak, peak + 1), slice(peak + 1, stop))
+    left, middle, right = (
+        token_spans(context.tokens[part], context.activations[part], largest) for part in parts
+    )
+    return (
+        f'<div class="wb-kwic"><span class="l"><span>{left}</span></span>'
+        f'<span class="p">{middle}</span><span class="r"><span>{right}</span></span></div>'
+    )
+
+
+def logit_column(logits: Sequence[TokenLogit], *, sign: str) -> str:
+    """Token logits as bars; `sign` is `positive` or `negative` and decides the color."""
+    widest = max((abs(logit.value) for logit in logits), default=0.0) or 1.0
+    rows = "".join(
+        f'<div class="wb-logit {sign}"><span>{chip(logit.text)}</span>'
+        f'<span class="bar"><i style="width:{abs(logit.value) / widest:.0%}"></i></span>'
+        f'<span class="num">{logit.value:+.2f}</span></div>'
+        for logit in logits
+    )
+    return f'<div class="wb-logits">{rows}</div>'
+
+
+def plotly_text(text: str) -> str:
+    """Text from a corpus or a person as Plotly shows it unchanged: it knows a little HTML."""
+    return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,120 @@
+"""A run or a sweep as the launch form holds it, and how it is sent once."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import streamlit as st
+
+from frontend.api.cache import client
+from frontend.launch import forms
+from frontend.launch.grid import num_runs
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.machine import EstimateRequest
+from sae_engine.schema.runs import RunCreate, SweepCreate
+
+KEYS = "launch-idempotency-keys"
+DOUBLED_SECONDS = 10
+"""Sent again within so many seconds, a request is taken for a doubled click."""
+
+
+class Recipe(NamedTuple):
+    """Where the form starts."""
+
+    key: str
+    """Keeps the form's values apart from those of other recipes."""
+    preset: str
+    """The preset that is sent."""
+    base: RunConfig
+    """Its configuration: only differences to this are sent."""
+    first: RunConfig
+    """Values the form shows at first."""
+    source: str
+    """Name of the run that is cloned; empty for a preset."""
+    source_id: str | None
+    """Its id."""
+
+
+class Draft(NamedTuple):
+    """What the form holds now."""
+
+    recipe: Recipe
+    values: dict[str, forms.Value]
+    grid: dict[str, list[Any]]
+    """Values to try by field; empty for a single run."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Differences to the recipe's base."""
+        return forms.differences(self.values, self.recipe.base)
+
+    @property
+    def first_changes(self) -> dict[str, Any]:
+        """The same for the first run of a sweep."""
+        first = {field: values[0] for field, values in self.grid.items()}
+        return forms.differences(self.values | first, self.recipe.base)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """The whole configuration of the first run, not validated."""
+        return forms.merged_config(self.recipe.base, self.first_changes)
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs it makes."""
+        return num_runs(self.grid)
+
+    def estimate_request(self) -> EstimateRequest:
+        """What asks how much it would take."""
+        return EstimateRequest(preset=self.recipe.preset, config=self.changes, grid=self.grid)
+
+
+class Started(NamedTuple):
+    """What was made: the page that shows it, and its id there."""
+
+    page: str
+    id: str
+
+
+def start(draft: Draft) -> Started:
+    """Send what the form holds; raises `ApiProblem`."""
+    changes = draft.changes
+    body: dict[str, Any] = {"preset": draft.recipe.preset, "name": changes.pop("name", None)}
+    body["config"] = changes
+    if draft.recipe.source_id is not None:
+        body["cloned_from"] = draft.recipe.source_id
+    if draft.grid:
+        sweep = SweepCreate.model_validate(body | {"grid": draft.grid})
+        with _once(sweep) as key:
+            return Started("sweep", client().create_sweep(sweep, idempotency_key=key).id)
+    run = RunCreate.model_validate(body)
+    with _once(run) as key:
+        return Started("run", client().create_run(run, idempotency_key=key).id)
+
+
+class _Sent(NamedTuple):
+    """A request's key, and when it was answered."""
+
+    key: str
+    done_at: float | None
+
+
+@contextmanager
+def _once(body: RunCreate) -> Generator[str]:
+    """A request's key: the same one until it has been answered, and a while after."""
+    keys: dict[str, _Sent] = st.session_state.setdefault(KEYS, {})
+    content = json.dumps(body.model_dump(mode="json"), sort_keys=True)
+    sent = keys.get(content)
+    if sent is None or _is_old(sent):
+        sent = keys[content] = _Sent(str(uuid.uuid4()), None)
+    yield sent.key
+    keys[content] = _Sent(sent.key, time.monotonic())
+
+
+def _is_old(sent: _Sent) -> bool:
+    return sent.done_at is not None and time.monotonic() - sent.done_at > DOUBLED_SECONDS

@@ -1,0 +1,103 @@
+"""One widget per kind of field of the launch form."""
+
+from __future__ import annotations
+
+import math
+
+import streamlit as st
+
+from frontend.html.blocks import html_block
+from frontend.html.tokens import escaped
+from frontend.launch.forms import FieldSpec, Value
+
+UNSET = "unset"
+_LARGEST_INT = (1 << 53) - 1
+
+
+def render_field(spec: FieldSpec, default: Value, scope: str, problem: str | None) -> Value:
+    """Draw a field and return its value; `scope` keeps the values of different recipes apart."""
+    key = f"field:{scope}:{spec.path}"
+    value = _WIDGETS[spec.kind](spec, default, key)
+    if problem:
+        html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
+    return value
+
+
+def _help(spec: FieldSpec) -> str:
+    """Markdown of the help: the field's docstring, which is ours, and its dotted name."""
+    return f"{spec.help}\n\n`{spec.path}`"
+
+
+def _label(spec: FieldSpec) -> str:
+    return spec.label.replace("_", "\\_")
+
+
+def _integer(spec: FieldSpec, default: Value, key: str) -> Value:
+    return st.number_input(
+        _label(spec),
+        min_value=None if spec.minimum is None else int(spec.minimum),
+        max_value=_LARGEST_INT if spec.maximum is None else int(spec.maximum),
+        value=default if isinstance(default, int) else None,
+        step=1,
+        key=key,
+        help=_help(spec),
+        placeholder=UNSET,
+    )
+
+
+def _float(spec: FieldSpec, default: Value, key: str) -> Value:
+    return st.number_input(
+        _label(spec),
+        min_value=None if spec.minimum is None else float(spec.minimum),
+        max_value=None if spec.maximum is None else float(spec.maximum),
+        value=float(default) if isinstance(default, int | float) else None,
+        step=_float_step(default),
+        format="%.6g",
+        key=key,
+        help=_help(spec),
+        placeholder=UNSET,
+    )
+
+
+def _float_step(default: Value) -> float:
+    """A tenth of the default's power of ten."""
+    if not isinstance(default, int | float) or default <= 0:
+        return 1e-4
+    return 10.0 ** (math.floor(math.log10(default)) - 1)
+
+
+def _boolean(spec: FieldSpec, default: Value, key: str) -> Value:
+    return st.toggle(_label(spec), value=bool(default), key=key, help=_help(spec))
+
+
+def _text(spec: FieldSpec, default: Value, key: str) -> Value:
+    text = st.text_input(
+        _label(spec),
+        value=str(default or ""),
+        max_chars=spec.max_length,
+        key=key,
+        help=_help(spec),
+        placeholder=UNSET if spec.optional else "",
+    )
+    return text or (None if spec.optional else "")
+
+
+def _choice(spec: FieldSpec, default: Value, key: str) -> Value:
+    options = [*([UNSET] if spec.optional else []), *spec.choices]
+    chosen = st.selectbox(
+        _label(spec),
+        options,
+        index=options.index(str(default)) if str(default) in options else 0,
+        key=key,
+        help=_help(spec),
+    )
+    return None if spec.optional and chosen == UNSET else chosen
+
+
+_WIDGETS = {
+    "int": _integer,
+    "float": _float,
+    "bool": _boolean,
+    "text": _text,
+    "choice": _choice,
+}

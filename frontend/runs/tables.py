@@ -1,0 +1,85 @@
+"""Runs as tables: in what their settings differ, how they stand, as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from frontend.launch.forms import values_of
+from sae_engine.schema.analysis import Comparison
+from sae_engine.schema.records import METRICS
+from sae_engine.schema.runs import MetricsSeries, Run
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Field to its value in each run, for those fields in which not all runs agree; a run's name is
+    none.
+    """
+    settings = [values_of(run.config) for run in runs]
+    fields = [field for field in (settings[0] if settings else {}) if field != "name"]
+    columns = {field: [values[field] for values in settings] for field in fields}
+    return {field: column for field, column in columns.items() if len({*map(repr, column)}) > 1}
+
+
+def measured_names(runs: Iterable[Run]) -> list[str]:
+    """Metrics that any of the runs has, in the order of their definition."""
+    names = {name for run in runs for name in run.metrics}
+    return [name for name in METRICS if name in names]
+
+
+def comparison_csv(found: Comparison) -> str:
+    """A row for each run: its settings that differ, last and best values."""
+    settings = {difference.field: difference.values for difference in found.differences}
+    names = measured_names(found.runs)
+    best = [name for name in names if any(name in run for run in found.best)]
+    head = ["id", "name", "status", *settings, *names]
+    head += [f"best_{name}" for name in best] + [f"best_{name}_step" for name in best]
+    rows: list[list[Any]] = []
+    for place, run in enumerate(found.runs):
+        bests = [found.best[place].get(name) for name in best]
+        rows.append(
+            [run.id, run.name, run.status]
+            + [_cell(values[place]) for values in settings.values()]
+            + [run.metrics.get(name) for name in names]
+            + [value and value.value for value in bests]
+            + [value and value.step for value in bests]
+        )
+    return _csv(head, rows)
+
+
+def curves_csv(runs: Sequence[Run], curves: Sequence[MetricsSeries]) -> str:
+    """A row for each run and step; what was not measured at a step is empty."""
+    names = list(dict.fromkeys(name for data in curves for name in data.series))
+    rows: list[list[Any]] = []
+    for run, data in zip(runs, curves, strict=True):
+        for at, step in enumerate(data.step):
+            values = [data.series[name][at] if name in data.series else None for name in names]
+            rows.append([run.id, run.name, step, data.tokens[at], data.time[at], *values])
+    return _csv(["id", "name", "step", "tokens", "time", *names], rows)
+
+
+def members_csv(runs: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> str:
+    """A row for each run of a sweep: its settings that differ and its last values."""
+    names = measured_names(runs)
+    rows = [
+        [run.id, run.name, run.status]
+        + [_cell(values[place]) for values in settings.values()]
+        + [run.metrics.get(name) for name in names]
+        for place, run in enumerate(runs)
+    ]
+    return _csv(["id", "name", "status", *settings, *names], rows)
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, str | int | float) else json.dumps(value)
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,124 @@
+"""A run's features leave over REST as zips and from the shell as folders, in every format."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+
+from backend import store
+from backend.cli.main import main
+from backend.settings import Settings
+from backend.store.database import Database
+from sae_engine.presets import resolve_config
+from sae_engine.schema.records import SnapshotRecord
+from tests.sae_engine.features.index_reference import build, random_case
+
+D_SAE = 30
+FILES = {
+    "html": "index.html",
+    "jsonl": "features.jsonl",
+    "neuronpedia": "features/batch-0.jsonl.gz",
+    "parquet": "token_statistics.parquet",
+}
+
+
+@pytest.fixture
+def run_id(settings: Settings, database: Database) -> str:
+    """A finished run with snapshots at steps 3 and 7."""
+    with database.writing() as session:
+        config = resolve_config("quick-test", {"name": "indexed"})
+        run_id = store.add_run(session, config=config, status="finished").id
+        for step in (3, 7):
+            build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
+            record = SnapshotRecord(
+                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
+            )
+            store.add_snapshot(session, run_id, record)
+    return run_id
+
+
+def ask(client: TestClient, run_id: str, **query: object) -> zipfile.ZipFile:
+    answer = client.get(f"/api/runs/{run_id}/export", params=query)  # pyright: ignore[reportArgumentType]
+    assert answer.status_code == 200, answer.text
+    return zipfile.ZipFile(io.BytesIO(answer.content))
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_rest_and_shell_write_the_same_files(
+    client: TestClient,
+    settings: Settings,
+    run_id: str,
+    tmp_path: Path,
+    format: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    archive = ask(client, run_id, format=format)
+    archive.extractall(tmp_path / "zip")
+    assert not list(settings.data_dir.glob(".export-*"))
+    options = ["--format", format, "--data-dir", str(settings.data_dir)]
+    assert main(["export", "indexed", str(tmp_path / "shell"), *options]) == 0
+    assert "features never fired" in capsys.readouterr().out
+    unzipped = tmp_path / "zip" / f"{run_id}-{format}"
+    names = {path.relative_to(unzipped) for path in unzipped.rglob("*") if path.is_file()}
+    assert Path(FILES[format]) in names
+    for name in names:
+        if name.suffix != ".gz":  # holds the time at which it was written
+            assert (unzipped / name).read_bytes() == (tmp_path / "shell" / name).read_bytes()
+
+
+def test_the_static_pages_have_the_style_of_the_app(client: TestClient, run_id: str) -> None:
+    archive = ask(client, run_id, format="html")
+    style = archive.read(f"{run_id}-html/style.css").decode()
+    assert style == (Path(__file__).parents[3] / "frontend/style.css").read_text("utf-8")
+
+
+def test_labels_that_people_wrote_are_exported(client: TestClient, run_id: str) -> None:
+    written = {"label": "names", "notes": "after import", "starred": True}
+    client.put(f"/api/runs/{run_id}/features/4/label", json=written)
+    archive = ask(client, run_id, format="jsonl", snapshot=3)
+    rows = map(json.loads, archive.read(f"{run_id}-jsonl/features.jsonl").splitlines())
+    explanations = {row["index"]: row["explanations"] for row in rows if row["explanations"]}
+    assert list(explanations) == ["4"]
+    assert explanations["4"][0]["description"] == "names"
+    table = pd.read_parquet(
+        io.BytesIO(ask(client, run_id, format="parquet").read(f"{run_id}-parquet/features.parquet"))
+    ).set_index("feature")
+    assert table.loc[4, ["label", "notes", "label_author"]].tolist() == [
+        "names",
+        "after import",
+        "person",
+    ]
+
+
+def test_a_second_export_waits_for_nobody_but_is_refused(client: TestClient, run_id: str) -> None:
+    app = client.app
+    assert isinstance(app, Starlette)
+    [mount] = app.routes
+    assert isinstance(mount, Mount)
+    api = mount.app.app  # pyright: ignore[reportFunctionMemberAccess] - behind its limits
+    assert isinstance(api, FastAPI)
+    with api.state.services.exporting:
+        answer = client.get(f"/api/runs/{run_id}/export?format=html")
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:sae-workbench:exporting")
+    ask(client, run_id, format="html")
+
+
+def test_what_cannot_be_exported_is_named(
+    client: TestClient, settings: Settings, run_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = client.get(f"/api/runs/{run_id}/export?format=html&snapshot=4")
+    assert (missing.status_code, "it has 3, 7" in missing.json()["detail"]) == (404, True)
+    assert client.get("/api/runs/nobody/export?format=html").status_code == 404
+    assert not list(settings.data_dir.glob(".export-*"))
+    options = ["--format", "html", "--snapshot", "4", "--data-dir", str(settings.data_dir)]
+    assert main(["export", run_id, str(settings.data_dir / "out"), *options]) == 2
+    assert "there are 3, 7" in capsys.readouterr().err

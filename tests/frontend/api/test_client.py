@@ -1,0 +1,186 @@
+"""The client: what it sends, what it makes of answers and of silence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from frontend.api.client import ApiProblem, WorkbenchClient
+from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.playground import SteerPhase, SteerResult
+from sae_engine.schema.runs import RunCreate, RunPatch, TagCount
+from tests.frontend.conftest import FakeServer, serve
+from tests.frontend.fake_world import World
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[WorkbenchClient]:
+    """A client of the fake API."""
+    client = WorkbenchClient(server.url)
+    yield client
+    client.close()
+
+
+def _client(handler: Handler, token: str | None = None) -> WorkbenchClient:
+    return WorkbenchClient("http://server/", token, transport=httpx.MockTransport(handler))
+
+
+def test_every_answer_of_the_api_arrives_as_its_shape(client: WorkbenchClient) -> None:
+    assert client.health().status == "ok"
+    assert client.presets()[0].name == "quick-test"
+    assert {run.id for run in client.runs().items} == {"finished", "failed", "live"}
+    assert [run.id for run in client.runs(status="failed").items] == ["failed"]
+    found = client.runs(status=["failed", "running"], sort="name", order="desc", limit=1)
+    assert ([run.id for run in found.items], found.total) == (["failed"], 2)
+    tagged = client.update_run("failed", RunPatch(tags=["old"]))
+    assert client.runs(tags=["old"]).items == [tagged]
+    assert TagCount(tag="old", num_runs=1) in client.tags()
+    assert client.run("failed").error is not None
+    assert client.update_run("failed", RunPatch.model_validate({"name": "new"})).name == "new"
+    assert client.metrics("finished").series["eval_fvu"]
+    assert client.notices("finished")[0].level == "info"
+    assert "loading" in client.log("finished", tail=5)
+    snapshots = client.snapshots("finished")
+    assert [s.step for s in snapshots] == sorted(s.step for s in snapshots)
+    page = client.features("finished", snapshot=100, sort="index", order="asc", limit=3)
+    assert [row.index for row in page.items] == [0, 1, 2]
+    following = client.features(
+        "finished", sort="index", order="asc", limit=3, cursor=page.next_cursor
+    )
+    assert [row.index for row in following.items] == [3, 4, 5]
+    client.label("finished", 7, LabelUpdate(label="seven", starred=True))
+    assert client.feature("finished", 7).label == "seven"
+    assert client.lookup("finished", " import").count == 1274
+    client.delete_run("failed")
+    assert {run.id for run in client.runs().items} == {"finished", "live"}
+
+
+def test_the_same_idempotency_key_gives_the_same_run(client: WorkbenchClient) -> None:
+    body = RunCreate(preset="tiny", name="a", notes="")
+    first = client.create_run(body, idempotency_key="k")
+    assert client.create_run(body, idempotency_key="k").id == first.id
+    assert client.create_run(body, idempotency_key="l").id != first.id
+
+
+def test_stopping_with_force_says_so(client: WorkbenchClient) -> None:
+    assert client.stop_run("live").status == "stopping"
+    assert client.stop_run("live", force=True).status == "stopped"
+
+
+def test_a_refused_configuration_lists_its_fields(client: WorkbenchClient) -> None:
+    body = RunCreate.model_validate({"preset": "tiny", "config": {"model": {"layer": 9}}})
+    with pytest.raises(ApiProblem) as caught:
+        client.create_run(body)
+    assert caught.value.problem.status == 422
+    assert caught.value.problem.errors[0].field == "model.layer"
+    assert not caught.value.unreachable
+
+
+def test_the_token_travels_as_a_bearer() -> None:
+    for running in serve(World(), token="secret"):
+        with WorkbenchClient(running.url, "secret") as trusted:
+            assert trusted.runs().items
+        with WorkbenchClient(running.url) as stranger, pytest.raises(ApiProblem, match="token"):
+            stranger.runs()
+
+
+def test_unset_parameters_and_fields_are_not_sent() -> None:
+    sent: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(404)
+
+    client = _client(handler)
+    for call in (
+        lambda: client.runs(q="a&b", archived=False),
+        lambda: client.create_run(RunCreate.model_validate({"preset": "tiny"})),
+        lambda: client.run("../secrets?x=1"),
+    ):
+        with pytest.raises(ApiProblem):
+            call()
+    assert sent[0].url.query == b"q=a%26b&archived=false"
+    assert json.loads(sent[1].content) == {"preset": "tiny"}
+    assert sent[2].url.raw_path == b"/api/runs/..%2Fsecrets%3Fx%3D1"
+
+
+def _refuses_connection(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("refused", request=request)
+
+
+def _is_slow(request: httpx.Request) -> httpx.Response:
+    raise httpx.ReadTimeout("slow", request=request)
+
+
+@pytest.mark.parametrize(
+    ("handler", "words"),
+    [(_refuses_connection, "cannot be reached"), (_is_slow, "did not answer in time")],
+)
+def test_silence_is_told_from_refusal(handler: Handler, words: str) -> None:
+    with pytest.raises(ApiProblem, match=words) as caught:
+        _client(handler).health()
+    assert caught.value.unreachable
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (httpx.Response(502, text="<html>bad gateway</html>"), "502 Bad Gateway"),
+        (httpx.Response(500, json=["not a problem"]), "500 Internal Server Error"),
+        (httpx.Response(200, json={"status": "odd"}), "same version"),
+    ],
+)
+def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
+    answer: httpx.Response, words: str
+) -> None:
+    with pytest.raises(ApiProblem, match=words) as caught:
+        _client(lambda _: answer).health()
+    assert not caught.value.unreachable
+
+
+def test_a_text_arrives_with_its_features_and_those_asked_for(client: WorkbenchClient) -> None:
+    answer = client.activations("finished", "import os", top=3, features=[10], snapshot=100)
+    assert [token.text for token in answer.tokens] == ["<bos>", "import", " os"]
+    assert answer.features[0].activations == [0, 7.5, 0]
+    assert answer.snapshot == 100
+    assert client.inference().state == "ready"
+
+
+def test_steering_arrives_token_by_token_and_returns_the_result(client: WorkbenchClient) -> None:
+    stream = client.steer("finished", "import", {3: 1.5, 10: -2.0}, seed=4, snapshot=100)
+    texts = {"plain": "", "steered": ""}
+    phases: list[str] = []
+    while True:
+        try:
+            part = next(stream)
+        except StopIteration as end:
+            result = end.value
+            break
+        if isinstance(part, SteerPhase):
+            phases.append(part.phase)
+        else:
+            texts[part.side] += part.text
+    assert phases == ["loading the language model"]
+    assert result == SteerResult(**texts, snapshot=100)
+
+
+@pytest.mark.parametrize(
+    ("run_id", "prompt", "words"),
+    [
+        ("nope", "import", "There is no run 'nope'"),
+        ("finished", "refuse", "The prompt is no good; give another."),
+        ("finished", "", "answered 422"),
+        ("finished", "break", "broke off in the middle of an answer"),
+    ],
+)
+def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
+    client: WorkbenchClient, run_id: str, prompt: str, words: str
+) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        list(client.steer(run_id, prompt, {3: 1.0}))
+    assert words in str(caught.value)

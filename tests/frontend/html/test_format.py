@@ -1,0 +1,78 @@
+"""Numbers and times in words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from frontend.html import format as words
+from sae_engine.schema.features import Density
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.123456, "0.123"),
+        (0.0500, "0.0500"),
+        (31.456, "31.5"),
+        (999.6, "1,000"),
+        (12345.6, "12,346"),
+        (0.000123, "1.23e-04"),
+        (-0.5, "-0.500"),
+        (float("nan"), "NaN"),
+        (float("inf"), "inf"),
+        ("NaN", "NaN"),
+        ("-Infinity", "-∞"),
+        (None, "–"),
+    ],
+)
+def test_a_number_has_three_significant_digits_and_keeps_its_non_finite_name(
+    value: float | str | None, text: str
+) -> None:
+    assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999, "999"), (1_000, "1k"), (500_000, "500k"), (1_234_567, "1.23M"), (2e9, "2B")],
+)
+def test_a_short_count_has_a_unit(value: float, text: str) -> None:
+    assert words.short_count(value) == text
+
+
+def test_a_density_names_its_counts() -> None:
+    density = Density(fraction=0.001234, fired=1234, seen=1_000_000)
+    assert words.density(density) == "0.123 % (1,234 of 1,000,000 tokens)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3_725, "1 h 02 min"),
+        (90_000, "1 d 1 h"),
+        (None, "–"),
+        (float("inf"), "–"),
+    ],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float | None, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "just now"), (61, "1 min ago"), (7_300, "2 h ago"), (200_000, "2 d ago")],
+)
+def test_an_age_has_one_unit(seconds: float, text: str) -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    assert words.age(now - timedelta(seconds=seconds), now) == text
+
+
+def test_a_moment_without_time_zone_is_read_as_utc() -> None:
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    naive = datetime(2029, 12, 31, 23, 59)
+    assert words.elapsed(naive, None, now) == 60

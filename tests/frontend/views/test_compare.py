@@ -1,0 +1,74 @@
+"""Two runs or more side by side: what differs, last and best values, curves, downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.frontend.fake_world import World
+from tests.frontend.views.test_overview import plots
+from tests.frontend.views.test_pages import ESCAPED, address, followed, shown
+
+Open = Callable[..., AppTest]
+ALL = {"runs": "finished,failed,live"}
+
+
+def test_runs_are_chosen_in_a_box_and_kept_in_the_address(open_page: Open) -> None:
+    app = open_page("run", id="finished")
+    followed(app, "Compare")
+    assert address(app, "runs") == "finished"
+    app = open_page("compare", runs="finished")
+    assert "Choose two runs or more" in shown(app)
+    app.multiselect(key="chosen-runs").set_value(["finished", "failed", "live"]).run()
+    assert address(app, "runs") == "finished,failed,live"
+    assert "Measurements: last and best" in shown(app)
+
+
+def test_only_settings_that_differ_are_shown(open_page: Open, world: World) -> None:
+    assert "These runs have the same settings." in shown(open_page("compare", **ALL))
+    model = world.runs["failed"].config.model.model_copy(update={"layer": 5})
+    config = world.runs["failed"].config.model_copy(update={"model": model})
+    world.runs["failed"] = world.runs["failed"].model_copy(update={"config": config})
+    text = shown(open_page("compare", **ALL))
+    assert "<code>model.layer</code></td><td>2</td><td>5</td><td>2</td>" in text
+
+
+def test_the_best_value_stands_beside_the_last_one(open_page: Open) -> None:
+    assert '<small title="Best, at step 5">best 0.100</small>' in shown(open_page("compare", **ALL))
+
+
+def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) -> None:
+    figures = [plot["figure"] for plot in plots(open_page("compare", **ALL, x="tokens")).values()]
+    [fvu] = [f for f in figures if f["layout"].get("title", {}).get("text") == "FVU"]
+    curves = {trace["name"]: trace for trace in fvu["data"] if "name" in trace}
+    assert len({curve["line"]["color"] for curve in curves.values()}) == len(curves) == 3
+    assert curves["tiny baseline"]["x"][0] == 5 * 1024
+    assert all("<script" not in name for name in curves)
+
+
+def test_an_address_of_two_runs_named_a_and_b_is_understood(open_page: Open) -> None:
+    app = open_page("compare", a="finished", b="failed")
+    assert app.multiselect(key="chosen-runs").value == ["finished", "failed"]
+
+
+def test_of_three_runs_two_are_chosen_to_match_their_features(open_page: Open) -> None:
+    app = open_page("compare", **ALL, part="features")
+    assert 'href="feature?id=failed&amp;index=3"' in shown(app)
+    app.selectbox(key="url:b").set_value("live").run()
+    assert 'href="feature?id=live&amp;index=3"' in shown(app)
+    assert "runs=finished%2Cfailed%2Clive" in shown(app)  # the headings keep all of them
+
+
+@pytest.mark.parametrize("part", ["training", "features", "tokens"])
+def test_a_run_compared_with_itself_is_one_run(open_page: Open, part: str) -> None:
+    app = open_page("compare", runs="finished,finished", part=part)
+    assert not app.exception
+    assert "Choose two runs or more" in shown(app)
+
+
+def test_names_of_compared_runs_are_text(open_page: Open) -> None:
+    text = shown(open_page("compare", **ALL))
+    assert ESCAPED in text
+    assert "<script" not in text

@@ -1,0 +1,183 @@
+"""Figures and tables of many runs: the frontier, parallel axes, what differs, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+
+from frontend.charts.overlay import run_colors
+from frontend.charts.parallel import Axis, parallel_figure
+from frontend.charts.pareto import Point, frontier, held_out, pareto_figure
+from frontend.runs.tables import comparison_csv, curves_csv, differing_settings
+from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
+from sae_engine.schema.runs import Run
+from tests.frontend.fake_world import NASTY, World
+from tests.frontend.views.test_overview import plots
+from tests.frontend.views.test_pages import followed, shown
+
+Open = Callable[..., AppTest]
+RUN = World().runs["finished"]
+
+
+def run(run_id: str, *, k: int = 32, name: str = "", **metrics: Any) -> Run:
+    sae = RUN.config.sae.model_copy(update={"k": k})
+    config = RUN.config.model_copy(update={"sae": sae, "name": name})
+    return RUN.model_copy(
+        update={"id": run_id, "name": name or run_id, "config": config, "metrics": metrics}
+    )
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12))
+def test_the_frontier_is_what_no_other_run_beats(values: list[tuple[int, int]]) -> None:
+    points = [Point(RUN, l0, fvu) for l0, fvu in values]
+    beaten = {
+        (a.l0, a.fvu)
+        for a in points
+        for b in points
+        if b.l0 <= a.l0 and b.fvu <= a.fvu and (b.l0, b.fvu) != (a.l0, a.fvu)
+    }
+    found = [(point.l0, point.fvu) for point in frontier(points)]
+    assert found == sorted({(p.l0, p.fvu) for p in points} - beaten)
+
+
+def test_only_runs_with_finite_held_out_values_are_points() -> None:
+    runs = [
+        run("a", eval_l0=16.0, eval_fvu=0.2),
+        run("b", l0=16.0, fvu=0.2),
+        run("c", eval_l0=16.0, eval_fvu="NaN"),
+    ]
+    assert [point.run.id for point in held_out(runs)] == ["a"]
+
+
+def test_points_open_their_runs_and_show_names_as_text() -> None:
+    points = held_out([run("a", name=NASTY, eval_l0=16.0, eval_fvu=0.2)])
+    drawn = pareto_figure(points, colors={"a": "#123456"})
+    go.Figure(drawn)  # refuses what Plotly does not know
+    marks = drawn["data"][1]
+    assert (marks["customdata"], marks["marker"]["color"]) == (["a"], ["#123456"])
+    assert "&lt;script&gt;" in marks["hovertext"][0]
+    assert drawn["layout"]["xaxis"].get("type") != "log"
+
+
+def test_an_axis_of_very_different_values_is_logarithmic_with_round_marks() -> None:
+    points = held_out([run("a", eval_l0=8.0, eval_fvu=0.2), run("b", eval_l0=64.0, eval_fvu=0.1)])
+    axis = pareto_figure(points)["layout"]["xaxis"]
+    assert axis["type"] == "log"
+    assert [t for t in axis["ticktext"] if 8 <= float(t) <= 64] == ["10", "20", "30", "50"]
+
+
+def test_parallel_axes_scale_numbers_and_order_names() -> None:
+    axes = [
+        Axis("k", [8, 32, 16]),
+        Axis("lr", [1e-4, 1e-2, 1e-3]),
+        Axis("site", ["mlp_out", "resid_post", "mlp_out"]),
+        Axis("tied", [True, False, True]),
+        Axis("FVU", [0.5, None, 0.1]),
+        Axis("same", [3, 3, 3]),
+    ]
+    drawn = parallel_figure(axes, ["a", "b", "c"], ["a", NASTY, "c"], run_colors(3))
+    go.Figure(drawn)  # refuses what Plotly does not know
+    heights = [trace["y"] for trace in drawn["data"]]
+    assert heights[0] == [0, pytest.approx(0), 0, 0, 1, 0.5]
+    assert heights[1] == [1, pytest.approx(1), 1, 1, None, 0.5]
+    assert heights[2] == [pytest.approx(1 / 3), pytest.approx(0.5), 0, 0, 0, 0.5]
+    labels = {(note["x"], note["text"]) for note in drawn["layout"]["annotations"]}
+    assert {(0, "16"), (1, "0.001"), (2, "mlp_out"), (3, "True"), (4, "0.1")} <= labels
+    assert all("<script" not in text for text in drawn["data"][1]["hovertext"])
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 256])
+def test_every_run_has_a_color_of_its_own(count: int) -> None:
+    colors = run_colors(count)
+    assert len(colors) == count
+    assert len(set(colors)) == min(count, 201)  # shades are whole degrees of hue
+
+
+def test_only_settings_in_which_runs_differ_are_columns() -> None:
+    runs = [run("a", k=8, name="one"), run("b", k=16, name="two"), run("c", k=8)]
+    assert differing_settings(runs) == {"sae.k": [8, 16, 8]}
+    assert differing_settings(runs[:1]) == {}
+    assert differing_settings([]) == {}
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_comparison_as_csv_has_settings_last_and_best_values_of_each_run() -> None:
+    runs = [run("a", k=8, name='odd, "name"', fvu=0.3, l0=8.0), run("b", k=16, fvu="NaN")]
+    found = Comparison(
+        runs=runs,
+        differences=[ConfigDifference(field="sae.k", values=[8, 16])],
+        curves=[],
+        best=[{"fvu": BestValue(value=0.25, step=70)}, {}],
+        obstacle=None,
+    )
+    first, second = _rows(comparison_csv(found))
+    assert first["name"] == 'odd, "name"'
+    assert (first["sae.k"], first["fvu"], first["l0"]) == ("8", "0.3", "8.0")
+    assert (first["best_fvu"], first["best_fvu_step"]) == ("0.25", "70")
+    assert (second["fvu"], second["l0"], second["best_fvu"]) == ("NaN", "", "")
+
+
+def test_curves_as_csv_have_a_row_for_each_run_and_step() -> None:
+    world = World()
+    both = [world.metrics(run_id, -1) for run_id in ("finished", "failed")]
+    rows = _rows(curves_csv([run("a"), run("b")], both))
+    assert len(rows) == len(both[0].step) + len(both[1].step)
+    assert [row["step"] for row in rows if row["id"] == "b"] == [str(s) for s in both[1].step]
+    assert float(rows[0]["fvu"]) == both[0].series["fvu"][0]
+    assert rows[0]["eval_fvu"] == ""
+    assert rows[-1]["loss"] == "NaN"
+
+
+@pytest.fixture
+def swept(world: World) -> World:
+    """A sweep of three runs, of which one works."""
+    for run_id, k in (("finished", 8), ("failed", 16), ("live", 32)):
+        run = world.runs[run_id]
+        sae = run.config.sae.model_copy(update={"k": k})
+        update = {"name": f"trial {NASTY} k={k}", "group_id": "g"}
+        update["config"] = run.config.model_copy(update={"sae": sae})
+        world.runs[run_id] = run.model_copy(update=update)
+    return world
+
+
+def test_a_sweep_shows_what_was_tried_and_what_came_of_it(open_page: Open, swept: World) -> None:
+    app = open_page("sweep", id="g")
+    text = shown(app)
+    assert "sweep of 3 runs" in text
+    assert "<script" not in text
+    assert "<th><code>sae.k</code></th>" in text
+    assert "<td>8</td>" in text
+    figures = [plot["figure"] for plot in plots(app).values()]
+    [lines] = [f for f in figures if "annotations" in f["layout"]]
+    assert lines["layout"]["xaxis"]["ticktext"][0] == "sae.k"
+    assert {trace["uid"] for trace in lines["data"]} == {"finished", "failed", "live"}
+    titles = [f["layout"]["title"]["text"] for f in figures if "title" in f["layout"]]
+    assert "FVU" in titles
+
+
+def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: World) -> None:
+    app = open_page("sweep", id="g")
+    app.button(key="stop-all").click().run()
+    assert swept.runs["live"].status == "stopping"
+    assert swept.runs["failed"].status == "failed"
+    app.button(key="archive-all").click().run()
+    assert all(run.archived for run in swept.runs.values())
+    assert "sweep of 3 runs" in shown(app)
+
+
+def test_an_unknown_sweep_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+    app = open_page("sweep", id="nope")
+    assert "No such sweep" in shown(app)
+    followed(app, "Show all runs")
+    assert "tiny baseline" in shown(app)

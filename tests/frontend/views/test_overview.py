@@ -1,0 +1,157 @@
+"""Density histogram, map and comparison against the fake API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.frontend.fake_world import NASTY, World
+from tests.frontend.views.test_pages import ESCAPED, address, shown
+
+Open = Callable[..., AppTest]
+
+BOTH = {"runs": "finished,failed"}
+
+
+def plots(app: AppTest) -> dict[str, Any]:
+    """What each chart was given, by its key."""
+    found: dict[str, Any] = {}
+    for element in app.get("bidi_component"):
+        if element.proto.component_name == "wb_plot":
+            found[element.proto.id.rpartition("-")[2]] = json.loads(element.proto.json)
+    return found
+
+
+def only_plot(app: AppTest) -> dict[str, Any]:
+    [plot] = plots(app).values()
+    return plot
+
+
+def test_the_density_histogram_offers_the_list_between_two_densities(open_page: Open) -> None:
+    app = open_page("features", id="finished", sort="index", cursor="50", min_density="0.01")
+    plot = only_plot(app)
+    assert plot["range"] == {
+        "address": "features?id=finished&sort=index",
+        "low": "min_density",
+        "high": "max_density",
+    }
+    [bars] = plot["figure"]["data"]
+    low, high = bars["customdata"][bars["marker"]["opacity"].index(1)]
+    assert low == pytest.approx(0.01)
+    assert high > low
+
+
+def test_density_is_filtered_in_percent_and_kept_in_the_address(
+    open_page: Open, world: World
+) -> None:
+    app = open_page("features", id="finished", sort="index")
+    app.number_input(key="percent:min_density").set_value(1.0).run()
+    assert address(app, "min_density") == "0.01"
+    expected = [i for i in range(512) if world.row(i).density.fraction >= 0.01]
+    assert f"{len(expected)} features" in shown(app)
+    app.number_input(key="percent:max_density").set_value(2.0).run()
+    assert app.number_input(key="percent:min_density").value == 1.0
+    expected = [i for i in expected if world.row(i).density.fraction <= 0.02]
+    assert f"{len(expected)} features" in shown(app)
+    assert "max_density=0.02" in shown(app)  # the headings keep it
+    app.number_input(key="percent:min_density").set_value(None).run()
+    assert "min_density" not in app.query_params
+
+
+@pytest.mark.parametrize("bound", ["nan", "x", "-3", "7"])
+def test_an_impossible_density_in_the_address_does_no_harm(open_page: Open, bound: str) -> None:
+    assert not open_page("features", id="finished", min_density=bound).exception
+
+
+def test_a_point_of_the_map_leads_to_its_feature_and_shows_text_as_text(open_page: Open) -> None:
+    app = open_page("map", id="finished", snapshot="200")
+    plot = only_plot(app)
+    assert plot["opens"] == "feature?id=finished&snapshot=200&index="
+    assert plot["library"].endswith("plotly-gl2d.min.js")
+    points = plot["figure"]["data"][0]
+    place = points["customdata"].index(3)
+    assert "&lt;script&gt;" in points["hovertext"][place]
+    assert all("<script" not in text for text in points["hovertext"])
+    assert "10 dead ones left out" in shown(app)
+    assert 49 not in points["customdata"]
+
+
+def test_a_search_marks_features_on_the_map(open_page: Open) -> None:
+    app = open_page("map", id="finished", q="script")
+    found = only_plot(app)["figure"]["data"][1]
+    assert found["customdata"] == [3]
+    assert "1 feature found" in shown(app)
+
+
+def test_while_a_map_is_computed_the_page_says_how_far_it_is(open_page: Open, world: World) -> None:
+    world.computing = True
+    app = open_page("map", id="finished")
+    assert f"Computing the map, once: comparing {ESCAPED} · 25%" in shown(app)
+    assert not plots(app)
+    world.computing = False
+    app.run()
+    assert plots(app)
+
+
+def test_a_failed_computation_is_a_sentence_and_repeated_only_on_demand(
+    open_page: Open, world: World
+) -> None:
+    world.failing = True
+    app = open_page("map", id="finished")
+    assert "The computation was ended by SIGKILL." in shown(app)
+    asked = world.asked
+    app.run()
+    assert world.asked == asked
+    app.button(key="retry:map:finished:489").click().run()
+    assert plots(app)
+
+
+def test_matches_lead_to_both_features_and_turn_around(open_page: Open) -> None:
+    app = open_page("compare", **BOTH, part="features")
+    text = shown(app)
+    assert "Mutual matches</dt><dd>31 of 500 (6.20 %)" in text
+    assert 'href="feature?id=finished&amp;index=2"' in text
+    assert 'href="feature?id=failed&amp;index=3"' in text
+    assert 'order=asc">Cosine ↓' in text
+    assert ESCAPED in text
+    assert "<script" not in text
+    app.segmented_control(key="url:section").set_value("only_b").run()
+    assert address(app, "section") == "only_b"
+    assert "Nearest in A" in shown(app)
+    app.slider(key="url:threshold").set_value(0.5).run()
+    assert float(address(app, "threshold")) == 0.5
+
+
+def test_pages_of_matches_follow_each_other(open_page: Open) -> None:
+    app = open_page("compare", **BOTH, part="features", threshold="0")
+    app.button(key="page-on").click().run()
+    assert 'index=50"' in shown(app)
+    assert 'index=48"' not in shown(app)
+    app.button(key="page-back").click().run()
+    assert 'index=48"' in shown(app)
+
+
+def test_features_that_cannot_be_matched_say_why(open_page: Open, world: World) -> None:
+    world.obstacle = f"They read {NASTY} and gpt2."
+    app = open_page("compare", **BOTH, part="features")
+    assert not app.exception
+    assert f"They read {ESCAPED} and gpt2." in shown(app)
+
+
+def test_one_token_is_looked_up_in_both_runs(open_page: Open) -> None:
+    app = open_page("compare", **BOTH, part="tokens", q=" import")
+    text = shown(app)
+    assert 'href="feature?id=finished&amp;index=11"' in text
+    assert 'href="feature?id=failed&amp;index=11"' in text
+    assert text.count("1,274 positions") == 2
+    assert "does not occur" in shown(open_page("compare", **BOTH, part="tokens", q="zzz"))
+
+
+def test_an_unknown_run_in_a_comparison_is_a_sentence(open_page: Open) -> None:
+    app = open_page("compare", a="nope", b="finished")
+    assert not app.exception
+    assert "There is no run &#x27;nope&#x27;." in shown(app)

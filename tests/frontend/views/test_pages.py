@@ -1,0 +1,350 @@
+"""The pages against the fake API: what they show, where their links lead, what they send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from frontend.api import cache as pages_server
+from tests.frontend.conftest import FakeServer
+from tests.frontend.fake_world import NASTY, World
+
+Open = Callable[..., AppTest]
+
+ESCAPED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;"
+PAGES = {
+    "runs": {},
+    "launch": {"preset": "tiny"},
+    "run": {"id": "finished"},
+    "features": {"id": "finished"},
+    "feature": {"id": "finished", "index": "3"},
+    "map": {"id": "finished"},
+    "lookup": {"id": "finished", "q": " import"},
+    "playground": {"id": "finished", "text": "import os", "token": "1", "steer": "3:1"},
+    "compare": {"runs": "live,finished"},
+    "system": {},
+}
+
+
+def shown(app: AppTest) -> str:
+    """All HTML of a page, sanitized or not."""
+    linked = [json.loads(e.proto.json) for e in app.get("bidi_component") if e.proto.json]
+    return "\n".join([*(h.body for h in app.html), *(str(text) for text in linked)])
+
+
+def address(app: AppTest, name: str) -> str:
+    """A value of the page's address; AppTest keeps one as text or as a list."""
+    value = app.query_params[name]
+    return value if isinstance(value, str) else value[-1]
+
+
+def moved(app: AppTest) -> AppTest:
+    """The page that the browser would move on to by itself."""
+    [move] = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_move"]
+    return opened(app, str(json.loads(move.json)))
+
+
+def followed(app: AppTest, label: str) -> AppTest:
+    """The page that a button which is a link leads to."""
+    proto = button_link(app, label).proto
+    assert not proto.disabled
+    return opened(app, f"{proto.page or './'}?{proto.query_string}")
+
+
+def button_link(app: AppTest, label: str) -> Any:
+    """A button which is a link."""
+    [found] = [e for e in app.get("page_link") if e.proto.label == label]
+    return found
+
+
+def opened(app: AppTest, href: str) -> AppTest:
+    """The page behind an address, in the same session."""
+    page, _, query = href.partition("?")
+    app.switch_page(f"views/{'runs' if page == './' else page}.py")
+    app.query_params.clear()
+    app.query_params.update(parse_qs(query))
+    return app.run()
+
+
+def test_the_server_never_changes_the_page_by_itself() -> None:
+    """Decision 0021: the timers of the page that is left would draw into the next one."""
+    for path in Path(pages_server.__file__).parent.rglob("*.py"):
+        assert "st.switch_page(" not in path.read_text("utf-8"), path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
+    app = open_page(page, **PAGES[page])
+    assert not app.exception
+    assert "No connection" not in shown(app)
+
+
+@pytest.mark.parametrize(
+    "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare", "system"]
+)
+def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
+    query = {"id": "live"} if page == "run" else PAGES[page]
+    text = shown(open_page(page, **query))
+    assert ESCAPED in text
+    assert "<script" not in text
+
+
+@pytest.mark.parametrize("world", [World(empty=True)])
+def test_without_runs_one_button_leads_to_the_preset_tiny(open_page: Open) -> None:
+    app = open_page("runs")
+    assert not app.button
+    followed(app, "Train your first SAE (about two minutes)")
+    assert address(app, "preset") == "tiny"
+    assert 'class="wb-preset on" href="launch?preset=tiny"' in shown(app)
+
+
+def test_runs_can_be_filtered_through_the_address(open_page: Open) -> None:
+    text = shown(open_page("runs", q="baseline"))
+    assert "tiny baseline" in text
+    assert "lr too high" not in text
+    assert "No run matches" in shown(open_page("runs", status="queued"))
+
+
+def test_starting_sends_only_what_differs_and_opens_the_run(
+    open_page: Open, server: FakeServer
+) -> None:
+    app = open_page("launch", preset="tiny")
+    app.number_input(key="field:tiny:sae.k").set_value(16).run()
+    app.text_input(key="field:tiny:name").set_value("mine").run()
+    assert any("--name mine --sae.k 16" in code.value for code in app.code)
+    app.button(key="start").click().run()
+    [sent] = server.world.created
+    assert (sent.preset, sent.config, sent.name) == ("tiny", {"sae": {"k": 16}}, "mine")
+    assert address(moved(app), "id") == "new1"
+
+
+def test_an_impossible_form_is_not_sent_and_says_why_beside_the_field(
+    open_page: Open, server: FakeServer
+) -> None:
+    app = open_page("launch", preset="tiny")
+    app.number_input(key="field:tiny:sae.k").set_value(5000).run()
+    app.button(key="start").click().run()
+    assert server.world.created == []
+    assert "One setting needs a change" in shown(app)
+    assert '<p class="wb-field-problem">sae.k = 5000 is larger' in shown(app)
+
+
+def test_what_only_the_server_can_know_stands_beside_its_field_too(
+    open_page: Open, server: FakeServer
+) -> None:
+    app = open_page("launch", preset="tiny")
+    app.number_input(key="field:tiny:model.layer").set_value(9).run()
+    app.button(key="start").click().run()
+    assert '<p class="wb-field-problem">There is no layer 9' in shown(app)
+    app.number_input(key="field:tiny:model.layer").set_value(2).run()
+    app.button(key="start").click().run()
+    assert len(server.world.created) == 1
+
+
+def test_a_clone_starts_from_the_settings_of_its_run(open_page: Open, world: World) -> None:
+    config = world.runs["finished"].config
+    sae = config.sae.model_copy(update={"k": 48})
+    world.runs["finished"] = world.runs["finished"].model_copy(
+        update={"config": config.model_copy(update={"sae": sae})}
+    )
+    app = open_page("launch", clone="finished")
+    assert app.number_input(key="field:finished:sae.k").value == 48
+    assert any("--sae.k 48" in code.value for code in app.code)
+    app.button(key="start").click().run()
+    assert world.created[0].config == {"sae": {"k": 48}}
+
+
+def test_a_live_run_can_be_stopped_and_then_forced(open_page: Open, world: World) -> None:
+    app = open_page("run", id="live")
+    app.button(key="stop").click().run()
+    assert world.runs["live"].status == "stopping"
+    app.button(key="force").click().run()
+    assert world.runs["live"].status == "stopped"
+
+
+def test_an_ended_run_cannot_be_stopped_and_can_be_deleted(open_page: Open, world: World) -> None:
+    app = open_page("run", id="finished")
+    assert "stop" not in [button.key for button in app.button]
+    app.button(key="delete").click().run()
+    app.button(key="delete-not").click().run()
+    assert "delete-sure" not in [button.key for button in app.button]
+    app.button(key="delete").click().run()
+    assert "finished" in world.runs
+    app.button(key="delete-sure").click().run()
+    assert "finished" not in world.runs
+    assert "lr too high" in shown(moved(app))
+
+
+def test_a_run_that_ended_early_can_be_resumed(open_page: Open, world: World) -> None:
+    assert "resume" not in [button.key for button in open_page("run", id="failed").button]
+    world.runs["failed"] = world.runs["failed"].model_copy(update={"resumable": True})
+    st.cache_data.clear()
+    app = open_page("run", id="failed")
+    app.button(key="resume").click().run()
+    assert world.runs["failed"].status == "queued"
+    assert "resume" not in [button.key for button in app.button]
+
+
+def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None:
+    for name in ("finished", "failed"):
+        world.runs[name] = world.runs[name].model_copy(update={"group_id": "g7"})
+    assert shown(open_page("runs")).count('class="wb-sweep" href="sweep?id=g7"') == 2
+    assert 'href="sweep?id=g7"' in shown(open_page("run", id="finished"))
+    text = shown(open_page("sweep", id="g7"))
+    assert 'href="run?id=finished"' in text
+    assert 'href="run?id=failed"' in text
+    assert ESCAPED not in text
+
+
+def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, world: World) -> None:
+    config = world.runs["finished"].config
+    sae = config.sae.model_copy(update={"pretrained": "/saes/theirs"})
+    world.runs["finished"] = world.runs["finished"].model_copy(
+        update={"config": config.model_copy(update={"sae": sae})}
+    )
+    text = shown(open_page("runs", q="baseline"))
+    assert "<small>imported</small>" in text
+    assert "k 32" not in text
+
+
+def test_a_failed_run_says_why_in_words(open_page: Open) -> None:
+    app = open_page("run", id="failed")
+    assert "The loss became NaN at step 120; lower train.lr." in shown(app)
+    assert any("step 120 nan" in code.value for code in app.code)
+
+
+def test_a_run_draws_a_chart_for_every_metric_that_was_measured(open_page: Open) -> None:
+    app = open_page("run", id="finished", x="tokens", log="1")
+    plots = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_plot"]
+    specs = [json.loads(plot.json)["figure"] for plot in plots]
+    titles = [spec["layout"]["title"]["text"] for spec in specs]
+    assert titles[0] == "Loss and variance unexplained"
+    assert "Learning rate" in titles
+    assert specs[0]["layout"]["yaxis"]["type"] == "log"
+    assert specs[0]["data"][0]["x"][:2] == [5 * 1024, 10 * 1024]
+
+
+def test_the_features_link_to_the_pinned_snapshot(open_page: Open) -> None:
+    text = shown(open_page("features", id="finished", snapshot="200", sort="index"))
+    assert 'href="feature?id=finished&amp;index=0&amp;snapshot=200"' in text
+
+
+def test_features_can_be_filtered_and_paged(open_page: Open) -> None:
+    app = open_page("features", id="finished", state="dead", sort="index")
+    assert "10 features" in shown(app)
+    app = open_page("features", id="finished", sort="index")
+    app.button(key="page-on").click().run()
+    assert "index=50" in shown(app)
+    assert "index=49&" not in shown(app)
+    app.button(key="page-back").click().run()
+    assert "index=49" in shown(app)
+
+
+def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> None:
+    app = open_page("feature", id="finished", index="0")
+    assert app.button(key="left").disabled
+    app.button(key="right").click().run()
+    assert address(app, "index") == "1"
+    assert "Feature 1<" in shown(app)
+    app.number_input(key="url:index").set_value(511).run()
+    assert "Feature 511<" in shown(app)
+    assert app.button(key="right").disabled
+
+
+def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open) -> None:
+    text = shown(open_page("feature", id="finished", index="4"))
+    assert "0.0800 % (40 of 50,000 tokens)" in text
+    assert "Interval 1.44 – 1.80 <small>(contains 50.0 %)" in text
+    assert "×3" in text
+    assert text.count('class="wb-line"') == 20 + 5 * 5
+
+
+def test_a_dead_feature_says_so(open_page: Open) -> None:
+    text = shown(open_page("feature", id="finished", index="49"))
+    assert "never fired in the 50,000 tokens" in text
+
+
+def test_a_label_and_a_star_are_kept(open_page: Open, world: World) -> None:
+    app = open_page("feature", id="finished", index="5")
+    app.text_input(key="label:finished:5").set_value("five").run()
+    app.checkbox(key="star:finished:5").check().run()
+    assert (world.labels[5].label, world.labels[5].starred) == ("five", True)
+    app = open_page("feature", id="finished", index="3")
+    assert NASTY in app.text_input(key="label:finished:3").value
+
+
+@pytest.mark.parametrize("page", ["run", "features", "feature"])
+def test_the_search_box_leads_to_the_lookup(open_page: Open, page: str) -> None:
+    app = open_page(page, **PAGES[page])
+    app.text_input(key="search").set_value(" import").run()
+    moved(app)
+    assert address(app, "q") == " import"
+    assert "1,274 positions in all" in shown(app)
+
+
+def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_page: Open) -> None:
+    text = shown(open_page("lookup", id="finished", q="import"))
+    assert "<small>1,234</small>" in text
+    assert "97.0 %" in text
+    assert 'href="feature?id=finished&amp;index=11"' in text
+
+
+def test_an_unseen_token_is_said_to_be_so(open_page: Open) -> None:
+    text = shown(open_page("lookup", id="finished", q="zzz"))
+    assert "&#x27;zzz&#x27; does not occur" in text
+    assert "<table" not in text
+
+
+def test_a_run_without_snapshots_says_that_features_will_come(
+    open_page: Open, world: World
+) -> None:
+    world.seconds = 1e6
+    for page in ("features", "feature", "map", "lookup", "playground"):
+        assert "No features yet" in shown(open_page(page, id="live"))
+
+
+@pytest.mark.parametrize("page", ["run", "features", "feature", "map", "lookup", "playground"])
+def test_an_unknown_run_is_a_sentence_and_a_way_back(open_page: Open, page: str) -> None:
+    app = open_page(page, id="nope")
+    assert not app.exception
+    assert "There is no run &#x27;nope&#x27;." in shown(app)
+    assert "tiny baseline" in shown(followed(app, "Show all runs"))
+
+
+def test_an_address_without_a_run_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+    app = open_page("run")
+    assert "No run chosen" in shown(app)
+    assert "tiny baseline" in shown(followed(app, "Show all runs"))
+
+
+@pytest.mark.parametrize("query", [{"index": "x"}, {"index": "999999"}, {"snapshot": "7"}])
+def test_a_broken_address_falls_back_to_something_sensible(
+    open_page: Open, query: dict[str, str]
+) -> None:
+    app = open_page("feature", **({"id": "finished", "index": "2"} | query))
+    assert not app.exception
+    assert "Top tokens" in shown(app)
+
+
+def test_an_unreachable_server_is_one_sentence(
+    open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAE_WORKBENCH_API_URL", "http://127.0.0.1:9")
+    app = open_page("runs")
+    assert not app.exception
+    assert "cannot be reached. Trying again every 2 seconds; runs go on." in shown(app)
+
+
+def test_a_label_that_could_not_be_kept_is_said_to_be_so(open_page: Open, world: World) -> None:
+    app = open_page("feature", id="finished", index="5")
+    world.down = True
+    app.text_input(key="label:finished:5").set_value("five").run()
+    assert not app.exception
+    assert "answered 503" in shown(app)

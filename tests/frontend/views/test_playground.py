@@ -1,0 +1,264 @@
+"""One's own text on the playground and on a feature's page, and steering, against the fake API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import unescape
+from urllib.parse import parse_qs
+
+import pytest
+
+from frontend.features.token_chips import (
+    strengths_of,
+    strengths_text,
+    strongest_features,
+    token_chips,
+)
+from frontend.html.tokens import opacity
+from sae_engine.schema.playground import (
+    FeatureActivation,
+    ReadToken,
+    SteeredFeature,
+    TextActivations,
+    WatchedFeature,
+)
+from tests.frontend.fake_world import NASTY, World
+from tests.frontend.views.test_pages import ESCAPED, Open, address, shown
+
+TEXT = "import os\nimport sys"
+
+
+def token(text: str, total: float, features: dict[int, float]) -> ReadToken:
+    listed = [FeatureActivation(index=i, activation=a) for i, a in features.items()]
+    return ReadToken(
+        id=5, text=text, excluded=None, num_active=len(listed), total=total, features=listed
+    )
+
+
+def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextActivations:
+    features = [WatchedFeature(index=1, max_activation=9, activations=list(watched))]
+    return TextActivations(
+        tokens=list(tokens), features=features if watched else [], labels={}, snapshot=1
+    )
+
+
+BOS = ReadToken(id=2, text="<bos>", excluded="BOS", num_active=0, total=0, features=[])
+
+
+def changes(html: str, label: str) -> list[dict[str, list[str]]]:
+    """What the links with a label change in the address."""
+    found = re.findall(rf'data-set="([^"]*)"[^>]*>(?:<b[^>]*>)?{re.escape(label)}<', html)
+    return [parse_qs(unescape(query), keep_blank_values=True) for query in found]
+
+
+def test_strengths_survive_the_address_and_nonsense_is_dropped() -> None:
+    strengths = {12: 1.5, 7: -2.0, 0: 10.0}
+    assert strengths_of(strengths_text(strengths)) == strengths
+    assert strengths_of("1:2,x:3,4:,5:y,-6:1,7:nan,8:inf,9:11,,10:3:4") == {1: 2.0}
+
+
+def test_the_strongest_features_of_a_text_are_each_listed_once_where_they_are_strongest() -> None:
+    tokens = [BOS, token("a", 3, {1: 2.0, 2: 1.0}), token("b", 9, {1: 5.0, 3: 4.0})]
+    found = strongest_features(answer(tokens), 2)
+    assert [(f.feature, f.activation, f.place) for f in found] == [(1, 5.0, 2), (3, 4.0, 2)]
+
+
+def test_chips_are_colored_by_the_feature_asked_for_relative_to_its_largest_in_the_text() -> None:
+    tokens = [BOS, token("a", 3, {}), token("b", 9, {}), token("c", 9, {})]
+    html = token_chips(answer(tokens, [0, 1, 4, 0]), chosen=None)
+    strengths = re.findall(r"--o:([\d.]+)", html)
+    assert strengths == [f"{opacity(v, 4):.2f}" for v in (1, 4, 0)] == ["0.54", "1.00", "0.00"]
+
+
+def test_without_one_chips_are_colored_by_their_total_from_the_smallest_on() -> None:
+    tokens = [BOS, token("a", 50, {}), token("b", 60, {}), token("c", 70, {})]
+    strengths = re.findall(r"--o:([\d.]+)", token_chips(answer(tokens), chosen=None))
+    assert strengths == ["0.00", f"{opacity(10, 20):.2f}", "1.00"]
+
+
+def test_a_chip_says_its_value_and_leads_to_its_token_and_the_chosen_one_leads_back() -> None:
+    tokens = [BOS, token("a", 3, {}), token('"><script>', 9, {})]
+    html = token_chips(answer(tokens), chosen=1)
+    assert changes(html, "a") == [{"token": [""]}]
+    assert changes(html, "&quot;&gt;&lt;script&gt;") == [{"token": ["2"]}]
+    assert "<script" not in html
+    assert 'class="wb-token on"' in html
+
+
+def test_an_excluded_position_says_so_and_leads_nowhere() -> None:
+    html = token_chips(answer([BOS, token("a", 3, {})]), chosen=None)
+    assert re.search(r'<span class="wb-token out" title="BOS: .*no features">&lt;bos&gt;<', html)
+
+
+def test_without_a_text_the_page_offers_some(open_page: Open) -> None:
+    text = shown(open_page("playground", id="finished"))
+    assert "Which features does your text have?" in text
+    assert 'href="playground?id=finished&amp;text=import+numpy' in text
+
+
+def test_a_text_shows_its_tokens_and_strongest_features(open_page: Open, world: World) -> None:
+    app = open_page("playground", id="finished", snapshot="100", text=TEXT)
+    text = shown(app)
+    assert changes(text, "import") == [{"token": ["1"]}]
+    assert "4 tokens, colored by the sum" in text
+    assert 'href="feature?id=finished&amp;index=10&amp;snapshot=100"' in text
+    assert ESCAPED in text  # the label of feature 3
+    assert [body.text for body in world.read] == [TEXT]
+
+
+def test_a_chosen_token_shows_its_own_features(open_page: Open) -> None:
+    text = shown(open_page("playground", id="finished", text=TEXT, token="2"))
+    assert "token 2: 1 features active" in text
+    assert "index=10" not in text
+    text = shown(open_page("playground", id="finished", text=TEXT, token="99"))
+    assert "Strongest" in text
+
+
+def test_a_locked_feature_colors_the_text_and_can_be_unlocked(
+    open_page: Open, world: World
+) -> None:
+    text = shown(open_page("playground", id="finished", text=TEXT, lock="10"))
+    assert world.read[-1].features == [10]
+    assert "at most 7.50 here, 8.00 in the index" in text
+    assert {"lock": [""]} in changes(text, "unlock")
+    assert {"lock": ["3"]} in changes(text, "lock")
+
+
+def test_a_new_text_is_read_and_the_chosen_token_forgotten(open_page: Open, world: World) -> None:
+    app = open_page("playground", id="finished", text=TEXT, token="2")
+    app.text_area(key="url:text").set_value("another text").run()
+    assert address(app, "text") == "another text"
+    assert "token" not in app.query_params
+    assert [body.text for body in world.read] == [TEXT, "another text"]
+
+
+def test_the_same_question_is_asked_once(open_page: Open, world: World) -> None:
+    app = open_page("playground", id="finished", text=TEXT)
+    app.run()
+    app.query_params["token"] = "1"
+    app.run()
+    assert len(world.read) == 1
+
+
+def test_a_refused_text_is_a_sentence(open_page: Open) -> None:
+    app = open_page("playground", id="finished", text="refuse this")
+    assert not app.exception
+    assert "The text is no good; give another." in shown(app)
+    assert app.text_area(key="url:prompt").value == "refuse this"
+
+
+def test_a_locked_feature_that_does_not_exist_is_ignored(open_page: Open, world: World) -> None:
+    open_page("playground", id="finished", text=TEXT, lock="99999")
+    assert world.read[-1].features == []
+
+
+def test_what_an_answer_waits_for_is_awaited(open_page: Open, world: World) -> None:
+    world.phases = ["loading the language model"]
+    text = shown(open_page("playground", id="finished", text=TEXT))
+    assert world.phases == []
+    assert "4 tokens" in text
+
+
+def test_steering_asks_for_what_the_address_says_and_shows_both_texts(
+    open_page: Open, world: World
+) -> None:
+    query = {"steer": "3:1.5,10:-2", "prompt": "import ", "seed": "4", "max": "25", "temp": "0.5"}
+    app = open_page("playground", id="finished", snapshot="100", **query)
+    assert world.steered == []
+    app.button(key="generate").click().run()
+    [asked] = world.steered
+    assert asked.features == [
+        SteeredFeature(index=3, strength=1.5),
+        SteeredFeature(index=10, strength=-2),
+    ]
+    assert (asked.prompt, asked.seed, asked.max_new_tokens) == ("import ", 4, 25)
+    assert asked.temperature == 0.5
+    text = shown(app)
+    assert "plain0 plain1" in text
+    assert ESCAPED + "1" in text
+    assert NASTY not in text
+    assert address(app, "go") == "1"
+    app.run()
+    assert len(world.steered) == 1
+
+
+def test_an_address_that_was_generated_generates_again_elsewhere(
+    open_page: Open, world: World
+) -> None:
+    query = {"steer": "3:1", "prompt": "import ", "go": "1"}
+    assert "plain0 plain1" in shown(open_page("playground", id="finished", **query))
+    assert len(world.steered) == 1
+
+
+def test_a_changed_strength_waits_for_another_press(open_page: Open, world: World) -> None:
+    app = open_page("playground", id="finished", steer="3:1,10:2", prompt="import ", go="1")
+    app.slider(key="strength:3").set_value(2.5).run()
+    assert address(app, "steer") == "3:2.5,10:2"
+    assert "go" not in app.query_params
+    assert len(world.steered) == 1
+    app.button(key="unsteer:3").click().run()
+    assert address(app, "steer") == "10:2"
+    app.number_input(key="steer-add").set_value(7).run()
+    assert address(app, "steer") == "10:2,7:1"
+
+
+def test_nothing_can_be_generated_without_features_or_a_prompt(open_page: Open) -> None:
+    for query in ({"prompt": "import "}, {"steer": "3:1"}):
+        app = open_page("playground", id="finished", **query)
+        assert app.button(key="generate").disabled
+
+
+def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
+    text = shown(open_page("playground", id="finished", text=TEXT, steer="3:2"))
+    assert changes(text, "steer") == [{"steer": ["3:2,10:1"], "go": [""]}]
+    assert changes(text, "steered") == [{"steer": [""], "go": [""]}]
+
+
+@pytest.mark.parametrize("prompt", ["refuse", "break"])
+def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
+    open_page: Open, prompt: str
+) -> None:
+    app = open_page("playground", id="finished", steer="3:1", prompt=prompt, go="1")
+    assert not app.exception
+    words = {"refuse": "The prompt is no good", "break": "The server broke off"}[prompt]
+    assert words in shown(app)
+    assert "go" not in app.query_params
+
+
+# On a feature's page
+
+
+def test_a_feature_shows_ones_own_text_in_the_look_of_contexts(
+    open_page: Open, world: World
+) -> None:
+    app = open_page("feature", id="finished", index="10", snapshot="100")
+    lines = shown(app).count('class="wb-line"')
+    assert world.read == []
+    app.text_area(key="url:own").set_value(TEXT).run()
+    [asked] = world.read
+    assert (asked.text, asked.features) == (TEXT, [10])
+    text = shown(app)
+    assert text.count('class="wb-line"') == lines + 1
+    own = text[text.index('<div class="wb-contexts full">') :]
+    assert re.findall(r'data-v="([\d.]+)">([^<]*)<', own)[:2] == [
+        ("7.50", "import"),
+        ("7.50", "↵import"),
+    ]
+    assert "&lt;bos&gt;" not in own
+    assert "lock=10" in text
+    assert "steer=10%3A1" in text
+
+
+def test_ones_own_text_stays_from_feature_to_feature(open_page: Open, world: World) -> None:
+    app = open_page("feature", id="finished", index="10", own=TEXT)
+    app.button(key="right").click().run()
+    assert [body.features for body in world.read] == [[10], [11]]
+    assert "the feature is silent here" in shown(app)
+
+
+def test_a_text_that_is_refused_leaves_the_feature_on_the_page(open_page: Open) -> None:
+    app = open_page("feature", id="finished", index="4", own="refuse this")
+    assert not app.exception
+    assert "The text is no good" in shown(app)
+    assert "Top activations" in shown(app)

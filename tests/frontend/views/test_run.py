@@ -1,0 +1,167 @@
+"""The page of one run: what it offers by state, its place in the queue, its alerts, the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from frontend.runs.queue import new_position
+from sae_engine.schema.runs import RunStatus
+from tests.frontend.fake_world import World
+from tests.frontend.views.test_overview import plots
+from tests.frontend.views.test_pages import ESCAPED, address, followed, shown
+
+Open = Callable[..., AppTest]
+
+
+def change(world: World, run_id: str, **update: object) -> None:
+    world.runs[run_id] = world.runs[run_id].model_copy(update=update)
+    st.cache_data.clear()
+
+
+def keys(app: AppTest) -> set[str | None]:
+    return {button.key for button in app.button}
+
+
+@pytest.mark.parametrize(
+    ("status", "resumable", "offered"),
+    [
+        ("queued", False, {"stop"}),
+        ("running", False, {"stop"}),
+        ("stopping", False, {"force"}),
+        ("finished", False, set[str]()),
+        ("stopped", True, {"resume"}),
+        ("stopped", False, {"retry"}),
+        ("failed", True, {"resume"}),
+        ("failed", False, {"retry"}),
+        ("interrupted", True, {"resume"}),
+    ],
+)
+def test_a_run_is_stopped_resumed_or_retried_by_its_state(
+    open_page: Open, world: World, status: RunStatus, resumable: bool, offered: set[str]
+) -> None:
+    if status == "queued":
+        world.wait("here", "here")
+    else:
+        world.add("here", world.runs["live"].config, name="here", status=status)
+        world.runs["here"] = world.runs["here"].model_copy(update={"resumable": resumable})
+    app = open_page("run", id="here")
+    assert keys(app) & {"stop", "force", "resume", "retry"} == offered
+    assert "archive" in keys(app)
+    assert {link.proto.label for link in app.get("page_link")} >= {"Clone", "Compare"}
+    assert app.button(key="delete").disabled == (status in ("queued", "running", "stopping"))
+
+
+def test_a_failed_run_is_tried_again(open_page: Open, world: World) -> None:
+    app = open_page("run", id="failed")
+    app.button(key="retry").click().run()
+    assert world.runs["failed"].status == "queued"
+    assert "stop" in keys(app)
+
+
+def test_the_status_is_shown_once(open_page: Open) -> None:
+    assert shown(open_page("run", id="finished")).count('class="wb-badge finished"') == 1
+    assert shown(open_page("map", id="finished")).count('class="wb-badge finished"') == 1
+
+
+def test_a_run_that_waits_says_where_and_for_what_and_can_be_moved(
+    open_page: Open, world: World
+) -> None:
+    world.wait("first", "first")
+    world.wait("second", "second")
+    text = shown(open_page("run", id="second"))
+    assert "Position 2 in the queue." in text
+    assert f"It waits for cuda:0, taken by &#x27;{ESCAPED}&#x27;." in text
+    assert 'data-act="front second"' in text
+    assert 'data-act="up first" title="Move up" aria-label="Move up" disabled' in shown(
+        open_page("run", id="first")
+    )
+
+
+@pytest.mark.parametrize(
+    ("verb", "before", "after"),
+    [("front", 7, 1), ("up", 3, 2), ("up", 1, 1), ("down", 1, 2)],
+)
+def test_moves_lead_to_the_front_or_one_place_further(verb: str, before: int, after: int) -> None:
+    assert new_position(verb, before) == after
+
+
+def test_alerts_are_badges_messages_and_marks_on_every_curve(open_page: Open, world: World) -> None:
+    change(world, "finished", alerts=["divergence"])
+    app = open_page("run", id="finished", x="tokens")
+    assert ">diverging</span>" in shown(app)
+    assert f"Alert {ESCAPED}" in shown(app)
+    for plot in plots(app).values():
+        [flags] = [trace for trace in plot["figure"]["data"] if trace["uid"] == "notices"]
+        assert flags["x"] == [5 * 1024, 50 * 1024]  # at the first point of the step, or after it
+        assert "&lt;script&gt;" in flags["hovertext"][1]
+        assert [line["x0"] for line in plot["figure"]["layout"]["shapes"]] == flags["x"]
+
+
+def test_name_tags_and_notes_are_changed_together_and_shown_as_text(
+    open_page: Open, world: World
+) -> None:
+    app = open_page("run", id="finished")
+    app.text_input(key="name:finished").set_value("renamed")
+    app.multiselect(key="tags:finished").set_value(["good"])
+    app.text_area(key="notes:finished").set_value("a <b>note</b>\nof two lines")
+    app.button(key="save").click().run()
+    run = world.runs["finished"]
+    assert (run.name, run.tags, run.notes) == ("renamed", ["good"], "a <b>note</b>\nof two lines")
+    assert "a &lt;b&gt;note&lt;/b&gt;<br>of two lines" in shown(app)
+    assert 'href="./?tag=good"' in shown(app)
+
+
+def test_a_run_is_put_away_and_taken_back(open_page: Open, world: World) -> None:
+    app = open_page("run", id="finished")
+    app.button(key="archive").click().run()
+    assert world.runs["finished"].archived
+    assert ">archived</span>" in shown(app)
+    app.button(key="archive").click().run()
+    assert not world.runs["finished"].archived
+
+
+def test_a_clone_names_the_run_it_came_from_even_when_that_is_gone(
+    open_page: Open, world: World
+) -> None:
+    change(world, "failed", cloned_from="finished")
+    assert 'from <a href="run?id=finished">tiny baseline</a>' in shown(
+        open_page("run", id="failed")
+    )
+    del world.runs["finished"]
+    st.cache_data.clear()
+    app = open_page("run", id="failed")
+    assert "from a run that was deleted" in shown(app)
+    followed(app, "Clone")
+    assert address(app, "clone") == "failed"
+
+
+def test_the_machine_is_shown_while_a_run_works(open_page: Open) -> None:
+    text = shown(open_page("run", id="live"))
+    assert "<span>CPU" not in text
+    assert "4 CPUs</span><span>50%" in text
+    assert "<h3" in text
+    assert "4 CPUs" not in shown(open_page("run", id="finished"))
+
+
+def test_the_system_page_shows_devices_slots_and_the_queue_in_its_order(
+    open_page: Open, world: World
+) -> None:
+    for name in ("b", "a", "c"):
+        world.wait(name, f"waits {name}")
+    world.move("c", 1)
+    text = shown(open_page("system"))
+    places = [text.index(f"waits {name}") for name in ("c", "b", "a")]
+    assert places == sorted(places)
+    assert "Queue <small>3</small>" in text
+    assert "Fake &lt;GPU&gt;" in text
+    assert '<div class="wb-meter bad"><span>Temperature</span><span>91 °C</span>' in text
+    assert '<div class="wb-meter bad"><span>Memory</span><span>15 GiB of 16 GiB</span>' in text
+    assert "<strong>cpu</strong></td><td><small>free</small>" in text
+    assert 'href="run?id=live"' in text
+    assert "starts no runs" not in text
+    world.supervises = False
+    assert "This server starts no runs" in shown(open_page("system"))

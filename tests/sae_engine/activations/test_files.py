@@ -1,0 +1,181 @@
+"""Training from files: equal to training on the text they were read from, and clear about bad
+files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_engine.activations import feed
+from sae_engine.activations import files as activation_files
+from sae_engine.activations import stream as activations
+from sae_engine.activations.feed import save_activations
+from sae_engine.activations.files import FileSource, HeldoutFiles, open_set
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import NoticeRecord, PlanRecord
+from sae_engine.text.packing import Cursor
+from sae_engine.training.loop import train
+from tests.sae_engine.training.test_loop import collected, config_of, losses
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+    monkeypatch.setattr(activation_files, "TOKENS_PER_BLOCK", 512)
+    monkeypatch.setattr(feed, "TOKENS_PER_FILE", 900)
+
+
+@pytest.fixture
+def config(model_folders) -> RunConfig:
+    return config_of(model_folders["gemma2"])
+
+
+def from_files(config: RunConfig, folder: Path) -> RunConfig:
+    data = config.data.model_copy(update={"activations": str(folder)})
+    return config.model_copy(update={"data": data})
+
+
+def write(path: Path, tokens: int, d_in: int = 8, **more: torch.Tensor) -> Path:
+    values = torch.arange(tokens, dtype=torch.float32)[:, None].repeat(1, d_in)
+    save_file({"activations": values} | more, path)
+    return path
+
+
+def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig, tmp_path: Path):
+    saved = tmp_path / "saved"
+    records = collected(save_activations(config, saved))
+    assert "--load-activations" in records[-1].message
+    assert len(list(saved.glob("train-*.safetensors"))) > 1
+    live, filed = RunFolder(tmp_path / "live"), RunFolder(tmp_path / "filed")
+    expected = losses(collected(train(config, live)))
+    again = collected(train(from_files(config, saved), filed))
+    assert losses(again) == expected
+    for name, tensor in load_file(live.sae).items():
+        assert torch.equal(load_file(filed.sae)[name], tensor)
+    assert filed.snapshots() == live.snapshots()
+    step = live.snapshots()[-1]
+    for name in ("token_ids.npy", "row_starts.npy"):
+        mine, theirs = (f.feature_index(step) / name for f in (filed, live))
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_resuming_from_files_is_exact(config: RunConfig, tmp_path: Path):
+    collected(save_activations(config, tmp_path / "saved"))
+    config = from_files(config, tmp_path / "saved")
+    whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
+    expected = losses(collected(train(config, whole)))
+    for record in train(config, parts):
+        if getattr(record, "step", 0) == 15:
+            break
+    rest = collected(train(config, parts, resume=True))
+    assert min(losses(rest)) == 13
+    assert losses(rest).items() <= expected.items()
+    assert torch.equal(load_file(parts.sae)["W_enc"], load_file(whole.sae)["W_enc"])
+
+
+def test_files_without_token_ids_train_and_say_that_there_are_no_features(
+    config: RunConfig, tmp_path: Path
+):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5000, 24, generator=generator).to(torch.bfloat16)
+    save_file({"activations": values}, tmp_path / "a.safetensors")
+    folder = RunFolder(tmp_path / "run")
+    records = collected(train(from_files(config, tmp_path / "a.safetensors"), folder))
+    assert next(r for r in records if isinstance(r, PlanRecord)).d_in == 24
+    assert any(isinstance(r, NoticeRecord) and "no token ids" in r.message for r in records)
+    assert records[-1].reason == "finished"
+    assert folder.snapshots() == []
+    assert "eval_fvu" in [r for r in records if r.kind == "metrics"][-1].values
+
+
+def test_epochs_count_the_tokens_of_the_files(config: RunConfig, tmp_path: Path):
+    write(tmp_path / "a.safetensors", 2000)
+    tree = config.model_dump() | {}
+    tree["train"] |= {"total_tokens": None, "num_epochs": 3}
+    config = from_files(RunConfig.model_validate(tree), tmp_path / "a.safetensors")
+    records = collected(train(config, RunFolder(tmp_path / "run")))
+    plan = next(r for r in records if isinstance(r, PlanRecord))
+    assert plan.total_steps == 3 * 1800 // 64  # a tenth is held out
+
+
+def test_every_training_token_comes_once_an_epoch_and_no_held_out_one(tmp_path: Path):
+    for n, tokens in enumerate((700, 1300, 600)):
+        path = tmp_path / f"{n}.safetensors"
+        values = torch.arange(tokens, dtype=torch.float32)[:, None] + 10_000 * n
+        save_file({"activations": values}, path)
+    files = open_set(tmp_path)
+    assert files.num_train_tokens == 2340
+    source = FileSource(files, Cursor(), torch.device("cpu"))
+    blocks = []
+    while source.cursor.epoch == 0:
+        blocks.append(source.next_block()[0])
+    seen = torch.cat(blocks).flatten().tolist()
+    held = HeldoutFiles(files, 10**6).first(0, 10**6).flatten().tolist()
+    assert seen + held == [i + 10_000 * n for n, t in enumerate((700, 1300, 600)) for i in range(t)]
+    assert max(map(len, blocks)) <= 512
+    again = FileSource(files, Cursor(0, 1, 512), torch.device("cpu")).next_block()[0]
+    assert again[0].item() == 10_512
+
+
+def test_files_called_heldout_are_never_trained_on(tmp_path: Path):
+    write(tmp_path / "heldout-0.safetensors", 50)
+    write(tmp_path / "part-0.safetensors", 100)
+    files = open_set(tmp_path)
+    assert files.num_train_tokens == 100
+    assert [part.path.name for part in files.heldout] == ["heldout-0.safetensors"]
+
+
+def test_held_out_rows_are_whole(tmp_path: Path):
+    starts = torch.tensor([0, 30, 60, 90])
+    write(tmp_path / "heldout-0.safetensors", 90, row_starts=starts, token_ids=torch.arange(90))
+    write(tmp_path / "part.safetensors", 100, token_ids=torch.arange(100))
+    held = HeldoutFiles(open_set(tmp_path), 40)
+    assert held.num_tokens == 60
+    assert held.row_starts.tolist() == [0, 30, 60]
+    assert np.array_equal(held.token_ids, np.arange(60))
+    assert len(held.first(0, 10)) == 30
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: d / "acts.pt", r"its name does not end in \.safetensors; activation files are"),
+        (lambda d: d / "nowhere.safetensors", "no file or folder"),
+        (lambda d: (d / "empty").mkdir() or d / "empty", "holds no .safetensors file"),
+        (lambda d: save_file({"x": torch.zeros(2)}, d / "x.safetensors") or d, "it has x"),
+        (
+            lambda d: save_file({"activations": torch.zeros(4)}, d / "x.safetensors") or d,
+            r"F32 \[4\]; it must be \[tokens, d_in\]",
+        ),
+        (
+            lambda d: (write(d / "a.safetensors", 4), write(d / "b.safetensors", 4, 9)) and d,
+            "do not fit together",
+        ),
+        (
+            lambda d: (d / "b.safetensors").write_bytes(b"not safetensors at all") and d,
+            "not a readable safetensors file",
+        ),
+        (
+            lambda d: write(d / "a.safetensors", 4, token_ids=torch.zeros(5)) and d,
+            r"has 4 activations but token_ids of shape \[5\]",
+        ),
+        (lambda d: write(d / "heldout.safetensors", 4) and d, "none to train on"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_remedy(make, message: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        open_set(make(tmp_path))
+
+
+def test_saving_does_not_touch_a_folder_that_holds_something(config: RunConfig, tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(UserError, match="is not empty"):
+        collected(save_activations(config, tmp_path))
+    assert (tmp_path / "mine.txt").read_text() == "keep me"

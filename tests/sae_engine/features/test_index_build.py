@@ -1,0 +1,317 @@
+"""An index holds what brute force finds, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from sae_engine.errors import UserError
+from sae_engine.features.index import build as build_module
+from sae_engine.features.index import invert
+from sae_engine.features.index.build import ActivationRangeError, IndexCorpus, build_index
+from sae_engine.features.index.format import IndexArrays, open_index
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+from tests.sae_engine.features.index_reference import (
+    D_IN,
+    Case,
+    build,
+    built,
+    byte_level_tokenizer,
+    case_of_rows,
+    random_case,
+)
+
+
+def arrays_of(folder: Path) -> IndexArrays:
+    return open_index(folder)[1]
+
+
+def assert_agrees(arrays: IndexArrays, case: Case) -> None:
+    """Every stored side equals brute force."""
+    assert arrays.token_ids.tolist() == case.token_ids.tolist()
+    assert arrays.row_starts.tolist() == case.row_starts.tolist()
+    for n, code in enumerate(case.codes):
+        pairs = zip(arrays.indices[n].tolist(), arrays.acts[n].tolist(), strict=True)
+        assert {i: a for i, a in pairs if a > 0} == code
+
+    for latent in range(case.d_sae):
+        start, end = arrays.latent_starts[latent : latent + 2]
+        stored = zip(arrays.latent_positions[start:end], arrays.latent_acts[start:end], strict=True)
+        assert [(int(n), float(a)) for n, a in stored] == case.active(latent)
+
+        start, end = arrays.latent_token_starts[latent : latent + 2]
+        f1 = {t: s["f1"] for t, s in case.token_statistics(latent).items()}
+        stored_tokens = arrays.latent_tokens[start:end].tolist()
+        assert stored_tokens == sorted(f1, key=lambda t: (-round(f1[t], 7), t))
+
+    for token in range(len(arrays.token_starts) - 1):
+        start, end = arrays.token_starts[token : token + 2]
+        positions = case.positions_of([token])
+        assert arrays.token_positions[start:end].tolist() == positions
+
+        start, end = arrays.pair_starts[token : token + 2]
+        expected = case.statistics(positions)
+        assert arrays.pair_latents[start:end].tolist() == sorted(expected)
+        for p, latent in zip(range(start, end), sorted(expected), strict=True):
+            numbers = expected[latent]
+            assert arrays.pair_counts[p] == numbers["count"]
+            assert arrays.pair_maxes[p] == numbers["max_activation"]
+            mean = arrays.pair_sums[p] / arrays.pair_counts[p]
+            assert mean == pytest.approx(numbers["mean_activation"], rel=1e-6)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_tokens=st.integers(1, 120),
+    k=st.integers(1, 5),
+    d_sae=st.integers(5, 40),
+    num_rows=st.integers(1, 8),
+)
+def test_every_side_of_the_index_agrees_with_brute_force(
+    seed: int, num_tokens: int, k: int, d_sae: int, num_rows: int
+) -> None:
+    case = random_case(seed, num_tokens=num_tokens, k=k, d_sae=d_sae, num_rows=num_rows)
+    with tempfile.TemporaryDirectory() as folder:
+        assert_agrees(arrays_of(build(Path(folder), case)), case)
+
+
+def test_sorting_in_small_ranges_and_chunks_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = random_case(3)
+    whole = build(tmp_path / "whole", case)
+    monkeypatch.setattr(invert, "CHUNK_ENTRIES", 37)
+    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 11)
+    in_pieces = build(tmp_path / "pieces", case)
+    fired = np.diff(arrays_of(in_pieces).latent_starts)
+    invert.invert_by_latent(in_pieces, fired, check_stop=lambda: None, max_entries=50)
+    size = len(arrays_of(whole).token_starts) - 1
+    invert.invert_by_token(in_pieces, size, check_stop=lambda: None, max_entries=50)
+    invert.rank_tokens_by_latent(in_pieces, check_stop=lambda: None, max_entries=50)
+    for file in whole.glob("*.npy"):
+        assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
+
+
+def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 3)
+    case = case_of_rows(
+        [[5, 6, 7, 8], [6, 5, 5]], lambda n: {i: 1.0 + n - i for i in range(n % 5)}, d_sae=6
+    )
+
+    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        where = x[:, 0].long()
+        acts, indices = torch.from_numpy(case.acts)[where], torch.from_numpy(case.indices)[where]
+        width = max(1, int((acts > 0).sum(1).max()))
+        return acts[:, :width], indices[:, :width]
+
+    filled = build(tmp_path / "filled", case)
+    varying = build(tmp_path / "varying", case, encode=encode, k=None)
+    assert_agrees(arrays_of(varying), case)
+    for file in filled.glob("*.npy"):
+        assert file.read_bytes() == (varying / file.name).read_bytes(), file.name
+    assert open_index(varying)[0].k == 4
+
+
+def test_more_than_65536_latents_use_wide_indices(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6]], lambda n: {70_000: 1.0 + n}, d_sae=70_001)
+    arrays = arrays_of(build(tmp_path, case))
+    assert arrays.indices.dtype == np.uint32
+    start, end = arrays.latent_starts[70_000:70_002]
+    assert arrays.latent_positions[start:end].tolist() == [1, 0]
+
+
+def test_exactly_65536_latents_use_narrow_indices(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6]], lambda n: {65_535: 1.0 + n}, d_sae=65_536)
+    arrays = arrays_of(build(tmp_path, case))
+    assert arrays.indices.dtype == np.uint16
+    assert arrays.latent_starts[-2:].tolist() == [0, 2]
+
+
+def test_an_index_in_which_nothing_ever_fires_can_be_read(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6, 7]], lambda _: {0: 0.0}, d_sae=3)
+    index = built(tmp_path, case)
+    assert [row.state for row in index.features().items] == ["dead"] * 3
+    assert index.feature(1).contexts == []
+
+
+def test_an_activation_too_small_for_float16_still_counts_as_active(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6]], lambda n: {n: 1e-12}, d_sae=2)
+    index = built(tmp_path, case)
+    assert index.feature(0).density.fired == 1
+    assert 0 < index.feature(0).max_activation < 1e-7
+
+
+@pytest.mark.parametrize("value", [65_600.0, float("inf"), float("nan")])
+def test_an_activation_float16_cannot_hold_is_an_error_that_names_the_latent(
+    tmp_path: Path, value: float
+) -> None:
+    case = case_of_rows([[5, 6]], lambda n: {4: 1.0 if n else value}, d_sae=9)
+    with pytest.raises(ActivationRangeError, match=f"Latent 4 has activation {value:g} "):
+        build(tmp_path, case)
+    assert RunFolder(tmp_path).snapshots() == []
+
+
+def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
+    empty = IndexCorpus(np.empty((0, 1), np.float32), np.empty(0, np.uint32), np.zeros(1, np.int64))
+    with pytest.raises(UserError, match="holds no tokens"):
+        build(tmp_path, random_case(0), corpus=empty)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_activations_reach_encode_as_float32_whatever_their_type(
+    tmp_path: Path, dtype: str
+) -> None:
+    values = torch.tensor([[0.5], [1.5], [-2.0]])
+    seen: list[torch.Tensor] = []
+
+    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(x)
+        return torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)
+
+    stored = (
+        values.bfloat16().view(torch.uint16).numpy()
+        if dtype == "bfloat16"
+        else values.numpy().astype(dtype)
+    )
+    stored.flags.writeable = False
+    corpus = IndexCorpus(stored, np.array([3, 4, 5], np.uint32), np.array([0, 3]))
+    build(tmp_path, random_case(0, num_tokens=3, k=1), corpus=corpus, encode=encode)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], values)
+
+
+def test_max_tokens_takes_the_first_positions_and_cuts_the_row(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6, 7], [8, 9, 10], [11]], lambda n: {n: 1.0}, d_sae=7)
+    arrays = arrays_of(build(tmp_path, case, max_tokens=5))
+    assert arrays.token_ids.tolist() == [5, 6, 7, 8, 9]
+    assert arrays.row_starts.tolist() == [0, 3, 5]
+
+
+def test_max_tokens_beyond_the_corpus_takes_all_of_it(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6, 7], [8]], lambda n: {n: 1.0}, d_sae=7)
+    assert arrays_of(build(tmp_path, case, max_tokens=99)).row_starts.tolist() == [0, 3, 4]
+
+
+def test_the_manifest_and_the_record_say_what_is_covered(tmp_path: Path) -> None:
+    case = random_case(1, num_tokens=90, k=3, d_sae=20)
+    calls: dict[str, object] = {}
+    record = build_index(
+        RunFolder(tmp_path),
+        step=40,
+        tokens=12_345,
+        corpus=IndexCorpus(np.zeros((90, 2), np.float32), case.token_ids, case.row_starts),
+        encode=lambda x: (torch.ones(len(x), 3), torch.arange(3).expand(len(x), 3)),
+        W_dec=torch.eye(20, D_IN),
+        k=3,
+        tokenizer=byte_level_tokenizer(),
+        vocab_size=byte_level_tokenizer().get_vocab_size(),
+        write_sae=lambda path: calls.update(path=path.name),
+    )
+    assert (record.step, record.tokens, record.index_tokens, record.final) == (
+        40,
+        12_345,
+        90,
+        False,
+    )
+    assert record.seconds > 0
+    assert calls == {"path": "sae.safetensors"}
+    index = FeatureIndex.open(RunFolder(tmp_path).feature_index(40))
+    assert (index.step, index.tokens, index.num_tokens) == (40, 12_345, 90)
+    assert (index.d_sae, index.k, index.final) == (20, 3, False)
+    assert index.created_at.tzinfo is not None
+
+
+def test_the_folder_holds_the_sae_and_the_tokenizer(tmp_path: Path) -> None:
+    weights = {"b_dec": torch.arange(3.0)}
+    folder = build(tmp_path, random_case(0), write_sae=lambda path: save_file(weights, path))
+    assert torch.equal(load_file(folder / "sae.safetensors")["b_dec"], weights["b_dec"])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.get_vocab() == byte_level_tokenizer().get_vocab()
+
+
+def test_logits_are_the_decoder_through_the_unembedding(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    size = byte_level_tokenizer().get_vocab_size()
+    W_dec = torch.randn(30, D_IN, generator=generator)
+    unembed = torch.randn(size, D_IN, generator=generator)
+    folder = build(tmp_path, random_case(2), W_dec=W_dec, unembed=unembed, final=True)
+    logits = FeatureIndex.open(folder).feature(11).logits
+    assert logits is not None
+    expected = [(sum((W_dec[11] * unembed[t]).tolist()), t) for t in range(size)]
+    lowest, highest = sorted(expected)[:10], sorted(expected, reverse=True)[:10]
+    assert [item.id for item in logits.negative] == [t for _, t in lowest]
+    assert [item.id for item in logits.positive] == [t for _, t in highest]
+    assert [i.value for i in logits.positive] == pytest.approx([v for v, _ in highest], rel=1e-4)
+
+
+def test_neighbours_are_the_decoder_rows_with_the_highest_cosine(tmp_path: Path) -> None:
+    W_dec = torch.randn(30, D_IN, generator=torch.Generator().manual_seed(4)) * 3
+    folder = build(tmp_path, random_case(2), W_dec=W_dec, final=True)
+    neighbours = FeatureIndex.open(folder).feature(8, labels={3: "a label"}).neighbours
+    assert neighbours is not None
+    cosines = torch.cosine_similarity(W_dec[8][None], W_dec).tolist()
+    expected = sorted((i for i in range(30) if i != 8), key=lambda i: -cosines[i])[:10]
+    assert [n.index for n in neighbours] == expected
+    assert [n.cosine for n in neighbours] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
+    assert {n.index: n.label for n in neighbours}.get(3, "a label") == "a label"
+
+
+def test_an_sae_of_one_latent_has_no_neighbours(tmp_path: Path) -> None:
+    case = case_of_rows([[5]], lambda _: {0: 1.0}, d_sae=1)
+    assert built(tmp_path, case, final=True).feature(0).neighbours == []
+
+
+def test_a_snapshot_made_while_training_has_neither_logits_nor_neighbours(tmp_path: Path) -> None:
+    unembed = torch.randn(byte_level_tokenizer().get_vocab_size(), D_IN)
+    feature = built(tmp_path, random_case(2), unembed=unembed).feature(8)
+    assert feature.logits is None
+    assert feature.neighbours is None
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_an_abort_at_any_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    case = random_case(5)
+    unembed = torch.randn(byte_level_tokenizer().get_vocab_size(), D_IN)
+    checks = 0
+
+    def count() -> None:
+        nonlocal checks
+        checks += 1
+
+    build(tmp_path / "whole", case, unembed=unembed, final=True, check_stop=count)
+    assert checks >= 8
+
+    for stop_at in range(1, checks + 1):
+        seen = 0
+
+        def stop(stop_at: int = stop_at) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop_at:
+                raise _StoppedError
+
+        folder = tmp_path / str(stop_at)
+        with pytest.raises(_StoppedError):
+            build(folder, case, unembed=unembed, final=True, check_stop=stop)
+        assert list((folder / "features").iterdir()) == []
+
+
+def test_an_index_built_again_replaces_the_older_one(tmp_path: Path) -> None:
+    build(tmp_path, random_case(1, num_tokens=50))
+    assert built(tmp_path, random_case(2, num_tokens=60)).num_tokens == 60
+    assert [p.name for p in (tmp_path / "features").iterdir()] == ["7"]

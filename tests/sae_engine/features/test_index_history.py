@@ -1,0 +1,46 @@
+"""When a feature was born and when it died, over hand-made snapshots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_engine.features.index.history import feature_history
+from sae_engine.features.index.reader import NoSuchFeatureError
+from tests.sae_engine.features.index_reference import built, case_of_rows
+
+LATENTS = 3
+
+
+@pytest.mark.parametrize(
+    ("fires", "born", "died"),
+    [
+        ([True, True, True], None, None),
+        ([False, True, True], 20, None),
+        ([True, False, False], None, 20),
+        ([False, True, False], 20, 30),
+        ([True, False, True], None, None),
+        ([False, False, False], None, None),
+    ],
+)
+def test_birth_and_death_are_the_snapshots_where_firing_begins_and_ends(
+    tmp_path: Path, fires: list[bool], born: int | None, died: int | None
+):
+    snapshots = []
+    for step, here in zip((10, 20, 30), fires, strict=True):
+        case = case_of_rows([[5, 6]], lambda n, here=here: {1 if here else 2: 1.0}, d_sae=LATENTS)
+        rows = torch.eye(LATENTS)
+
+        def write_sae(path: Path, rows: torch.Tensor = rows) -> None:
+            save_file({"W_dec": rows}, path)
+
+        snapshots.append(built(tmp_path, case, step=step, write_sae=write_sae))
+    history = feature_history(snapshots, 1)
+    assert (history.born_step, history.died_step) == (born, died)
+    assert [m.density.fired for m in history.moments] == [2 if here else 0 for here in fires]
+    assert [m.decoder_cosine for m in history.moments] == pytest.approx([1, 1, 1])
+    with pytest.raises(NoSuchFeatureError):
+        feature_history(snapshots, LATENTS)

@@ -1,0 +1,358 @@
+"""Lists and pages of features say what brute force says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae_engine.errors import UserError
+from sae_engine.features.index import reader as reader_module
+from sae_engine.features.index.contexts import evenly_spaced
+from sae_engine.features.index.reader import FeatureIndex, NoSuchFeatureError
+from sae_engine.schema.features import Context
+from tests.sae_engine.features.index_reference import (
+    Case,
+    build,
+    built,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    case_of_rows,
+    id_of,
+    random_case,
+)
+
+
+def ids_of(text: str) -> list[int]:
+    return byte_level_tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def assert_context_agrees(context: Context, case: Case, latent: int, radius: int | None) -> int:
+    """A context shows its row around its peak; return the peak's place in the corpus."""
+    position = int(case.row_starts[context.row]) + context.position
+    start, end = case.window(position, radius)
+    tokenizer = byte_level_tokenizer()
+    assert context.peak == position - start
+    assert context.tokens == [tokenizer.decode([i]) for i in case.token_ids[start:end]]
+    assert context.activations == [case.codes[n].get(latent, 0.0) for n in range(start, end)]
+    assert context.activation == context.activations[context.peak]
+    return position
+
+
+def folded(case: Case, latent: int, radius: int | None) -> list[tuple[int, int]]:
+    """(first position, copies) of contexts with the same tokens and peak, strongest first."""
+    groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
+    for position, _ in case.active(latent):
+        start, end = case.window(position, radius)
+        key = (tuple(case.token_ids[start:end].tolist()), position - start)
+        groups.setdefault(key, []).append(position)
+    return [(places[0], len(places)) for places in groups.values()]
+
+
+@settings(deadline=None, max_examples=8)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    k=st.integers(1, 4),
+    radius=st.sampled_from([None, 0, 1, 3, 16]),
+    num_tokens=st.integers(2, 150),
+)
+def test_a_feature_page_agrees_with_brute_force(
+    seed: int, k: int, radius: int | None, num_tokens: int
+) -> None:
+    # Printable ASCII ids only, so that a token decodes alone.
+    ids = [id_of(byte_level_tokenizer(), c) for c in "abcd"]
+    case = random_case(seed, k=k, num_tokens=num_tokens, ids=ids, d_sae=12)
+    with tempfile.TemporaryDirectory() as folder:
+        index = built(Path(folder), case)
+        for latent in range(case.d_sae):
+            assert_feature_agrees(index, case, latent, radius)
+
+
+def assert_feature_agrees(index: FeatureIndex, case: Case, latent: int, radius: int | None) -> None:
+    window = "full" if radius is None else radius
+    feature = index.feature(latent, num_contexts=4, window=window)
+    active = case.active(latent)
+    acts = [a for _, a in active]
+
+    assert feature.density.fired == len(active)
+    assert feature.density.seen == case.num_tokens
+    assert feature.density.fraction == len(active) / case.num_tokens
+    assert feature.max_activation == max(acts, default=0.0)
+    share = len(active) / case.num_tokens
+    assert feature.state == ("dead" if not acts else "dense" if share > 0.1 else "alive")
+
+    places = [assert_context_agrees(c, case, latent, radius) for c in feature.contexts]
+    copies = [c.copies for c in feature.contexts]
+    assert list(zip(places, copies, strict=True)) == folded(case, latent, radius)[:4]
+
+    edges = feature.histogram.edges
+    assert len(edges) == (41 if acts else 0)
+    assert feature.histogram.counts == [
+        sum(low < a <= high for a in acts) for low, high in pairwise(edges)
+    ]
+    assert sum(feature.histogram.counts) == len(acts)
+
+    assert len(feature.intervals) == (5 if acts else 0)
+    for interval in feature.intervals:
+        inside = [a for a in acts if interval.low < a <= interval.high]
+        assert interval.share == len(inside) / len(acts)
+        assert bool(interval.contexts) == bool(inside)
+        assert len(interval.contexts) <= 5
+        for context in interval.contexts:
+            assert_context_agrees(context, case, latent, radius)
+            assert context.activation in inside
+    if acts:
+        assert [i.high for i in feature.intervals] == pytest.approx(
+            [max(acts) * n / 5 for n in (5, 4, 3, 2, 1)]
+        )
+        assert sum(i.share for i in feature.intervals) == pytest.approx(1)
+
+    expected = case.token_statistics(latent)
+    best = sorted(expected, key=lambda t: (-round(expected[t]["f1"], 7), t))[:10]
+    assert [t.id for t in feature.top_tokens] == best
+    for top in feature.top_tokens:
+        numbers = top.model_dump(exclude={"id", "text"})
+        assert numbers == pytest.approx(expected[top.id], rel=1e-6)
+        assert top.text == byte_level_tokenizer().decode([top.id])
+
+
+def test_a_full_window_shows_the_whole_row_and_nothing_of_the_next(tmp_path: Path) -> None:
+    rows = [ids_of("in the cat"), ids_of("dog")]
+    last = len(rows[0]) - 1
+    case = case_of_rows(rows, lambda n: {0: 1.0} if n == last else {1: 0.5}, d_sae=2)
+    context = built(tmp_path, case).feature(0, window="full").contexts[0]
+    assert "".join(context.tokens) == "in the cat"
+    assert (context.row, context.position, context.peak) == (0, last, last)
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
+@pytest.mark.parametrize("character", ["é", "日", "😀"])
+def test_a_window_that_cuts_a_character_shows_no_broken_text(
+    tmp_path: Path, tokenizer, character: str
+) -> None:
+    ids = tokenizer.encode(f"cat{character}cat{character}cat", add_special_tokens=False).ids
+    middle = len(ids) // 2
+    case = case_of_rows([ids], lambda n: {0: 1.0} if n == middle else {1: 0.5}, d_sae=2)
+    index = built(tmp_path, case, tokenizer=tokenizer)
+    for radius in range(middle + 1):
+        tokens = index.feature(0, window=radius).contexts[0].tokens
+        assert len(tokens) == 2 * radius + 1
+        assert set(tokens) <= {"cat", "", character}
+    assert "".join(tokens) == f"cat{character}cat{character}cat"
+
+
+def test_every_piece_of_a_character_keeps_its_activation(tmp_path: Path) -> None:
+    ids = ids_of("cat日")
+    acts = {1: 0.25, 2: 2.0, 3: 0.5}
+    case = case_of_rows([ids], lambda n: {0: acts[n]} if n in acts else {1: 1.0}, d_sae=2)
+    context = built(tmp_path, case).feature(0).contexts[0]
+    assert context.tokens == ["cat", "", "", "日"]
+    assert context.activations == [0.0, 0.25, 2.0, 0.5]
+    assert context.peak == 2
+
+
+def test_text_that_looks_like_markup_is_returned_as_it_is(tmp_path: Path) -> None:
+    text = "<script>alert('&amp;')</script>"
+    case = case_of_rows([ids_of(text)], lambda _: {0: 1.0}, d_sae=1)
+    assert "".join(built(tmp_path, case).feature(0, window="full").contexts[0].tokens) == text
+
+
+def test_interval_examples_are_spread_over_the_whole_slice(tmp_path: Path) -> None:
+    # Distinct tokens, so that nothing folds; all activations lie in the highest slice.
+    case = case_of_rows([list(range(2, 102))], lambda n: {0: 10 - n / 100}, d_sae=1)
+    top = built(tmp_path, case).feature(0, window=0).intervals[0]
+    assert top.share == 1
+    assert [c.position for c in top.contexts] == [0, 25, 51, 74, 99]
+
+
+@given(length=st.integers(0, 500), count=st.integers(2, 60))
+def test_evenly_spaced_places_are_distinct_and_reach_both_ends(length: int, count: int) -> None:
+    places = list(evenly_spaced(length, count))
+    assert len(places) == min(length, count)
+    assert places == sorted(set(places))
+    if length:
+        assert (places[0], places[-1]) == (0, length - 1)
+        assert np.ptp(np.diff(places), axis=0) <= 1 if len(places) > 2 else True
+
+
+@pytest.mark.parametrize("index", [-1, 30])
+def test_a_feature_beyond_the_sae_is_an_error_that_says_the_bounds(
+    tmp_path: Path, index: int
+) -> None:
+    with pytest.raises(NoSuchFeatureError, match=rf"no feature {index};.* 0 to 29\."):
+        built(tmp_path, random_case(0)).feature(index)
+
+
+def test_label_notes_and_star_are_passed_through(tmp_path: Path) -> None:
+    index = built(tmp_path, random_case(0))
+    feature = index.feature(4, labels={4: "cats", 5: ""}, notes="mine", starred=True)
+    assert (feature.label, feature.notes, feature.starred) == ("cats", "mine", True)
+    assert index.feature(5, labels={4: "cats", 5: ""}).label is None
+
+
+CASE = random_case(11, num_tokens=300, k=3, d_sae=40)
+LABELS = {3: "Zebra", 9: "apple", 20: "Mango", 39: ""}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> FeatureIndex:
+    return built(tmp_path_factory.mktemp("run"), CASE)
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("sort", ["density", "max_activation", "index", "label"])
+def test_a_list_is_sorted_with_ties_by_index(index: FeatureIndex, sort, order) -> None:
+    sign = -1 if order == "desc" else 1
+    key = {
+        "density": lambda i: sign * CASE.fired(i),
+        "max_activation": lambda i: sign * max((a for _, a in CASE.active(i)), default=0.0),
+        "index": lambda i: sign * i,
+    }
+    page = index.features(sort=sort, order=order, labels=LABELS, limit=100)
+    found = [row.index for row in page.items]
+    if sort == "label":
+        labeled = [9, 20, 3][::sign]
+        assert found == labeled + [i for i in range(40) if i not in labeled]
+    else:
+        assert found == sorted(range(40), key=lambda i: (key[sort](i), i))
+
+
+def test_pages_follow_each_other_and_cover_the_list_once(index: FeatureIndex) -> None:
+    whole = index.features(limit=1000)
+    assert whole.next_cursor is None
+    items, cursor = [], None
+    while True:
+        page = index.features(limit=7, cursor=cursor)
+        assert page.total == 40
+        items += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert items == whole.items
+
+
+def test_a_list_of_exactly_one_page_has_no_cursor(index: FeatureIndex) -> None:
+    assert index.features(limit=40).next_cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["x", "%%%", "é", "cnVuczoz", "ZmVhdHVyZXM6LTE="])
+def test_a_foreign_cursor_is_an_error(index: FeatureIndex, cursor: str) -> None:
+    with pytest.raises(UserError, match="is not one that a feature list gave"):
+        index.features(cursor=cursor)
+
+
+def test_density_bounds_are_inclusive(index: FeatureIndex) -> None:
+    fraction = {i: CASE.fired(i) / 300 for i in range(40)}
+    low, high = sorted(fraction.values())[15], sorted(fraction.values())[30]
+    page = index.features(min_density=low, max_density=high, limit=100)
+    assert {row.index for row in page.items} == {i for i, f in fraction.items() if low <= f <= high}
+    assert page.total == len(page.items)
+
+
+@pytest.mark.parametrize("state", ["alive", "dead", "dense"])
+def test_states_part_the_features(index: FeatureIndex, state) -> None:
+    page = index.features(state=state, limit=100)
+    shares = {row.index: row.density.fraction for row in page.items}
+    inside = {
+        "dead": lambda f: f == 0,
+        "dense": lambda f: f > 0.1,
+        "alive": lambda f: 0 < f <= 0.1,
+    }[state]
+    assert set(shares) == {i for i in range(40) if inside(CASE.fired(i) / 300)}
+    assert shares
+    assert all(row.state == state for row in page.items)
+
+
+def test_a_latent_on_exactly_a_tenth_of_the_tokens_is_not_dense(tmp_path: Path) -> None:
+    ids = list(range(2, 32))
+    index = built(tmp_path, case_of_rows([ids], lambda n: {int(n < 3): 1.0}, d_sae=2))
+    assert index.feature(1).state == "alive"
+    assert index.feature(0).state == "dense"
+
+
+def test_a_row_shows_its_strongest_example_and_its_best_tokens(index: FeatureIndex) -> None:
+    for row in index.features(limit=100).items:
+        feature = index.feature(row.index, window=8)
+        best = next(iter(feature.contexts), None)
+        assert row.example == (best and best.model_copy(update={"copies": 1}))
+        assert row.top_tokens == [t.text for t in feature.top_tokens[:5]]
+        assert row.density == feature.density
+
+
+def found(index: FeatureIndex, q: str) -> set[int]:
+    return {row.index for row in index.features(q=q, labels=LABELS, limit=100).items}
+
+
+def test_a_search_for_a_number_finds_the_feature(index: FeatureIndex) -> None:
+    assert found(index, "#12") == {12}
+    assert 12 in found(index, " 12 ")
+
+
+def test_a_search_for_a_number_beyond_the_sae_finds_nothing(index: FeatureIndex) -> None:
+    assert found(index, "#40") == set()
+    assert found(index, "#99999999999") == set()
+
+
+def test_a_search_finds_labels_whatever_their_case(index: FeatureIndex) -> None:
+    assert 3 in found(index, "zEB")
+    assert 9 in found(index, "APPLE ")
+
+
+def test_a_search_finds_top_tokens(tmp_path: Path) -> None:
+    rows = [ids_of("in cat dog")]
+    index = built(tmp_path, case_of_rows(rows, lambda n: {n: 1.0}, d_sae=6))
+    assert [row.index for row in index.features(q="CA").items] == [1]
+    assert index.features(q="<bos>").total == 0
+
+
+def test_an_empty_search_finds_everything(index: FeatureIndex) -> None:
+    assert len(found(index, "  ")) == 40
+
+
+def test_many_threads_may_open_and_read_at_once(tmp_path: Path) -> None:
+    folder = build(tmp_path, CASE)
+    expected = FeatureIndex.open(folder)
+    shared = FeatureIndex.open(folder)
+
+    def read(i: int) -> bool:
+        own = FeatureIndex.open(folder)
+        return all(
+            which.feature(i % 40) == expected.feature(i % 40)
+            and which.features(q="a") == expected.features(q="a")
+            and which.lookup("cat") == expected.lookup("cat")
+            for which in (own, shared)
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(16)))
+
+
+def test_an_open_index_stays_readable_after_its_folder_is_replaced(tmp_path: Path) -> None:
+    index = built(tmp_path, CASE)
+    before = index.feature(3)
+    build(tmp_path, random_case(99))
+    assert index.feature(3) == before
+
+
+def test_indexes_of_one_tokenizer_share_their_vocabulary(tmp_path: Path) -> None:
+    one, other = built(tmp_path / "1", CASE), built(tmp_path / "2", CASE)
+    assert one._vocabulary is other._vocabulary
+
+
+def test_the_reader_loads_neither_torch_nor_transformers() -> None:
+    script = (
+        f"import sys, {reader_module.__name__}\n"
+        "print([m for m in ('torch', 'transformers', 'nnsight') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

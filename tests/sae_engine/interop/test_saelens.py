@@ -1,0 +1,78 @@
+"""SAELens's own code reads what is exported for it, and its SAEs are the same here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from sae_engine.interop.export import export_saelens
+from sae_engine.interop.load import load_pretrained
+from sae_engine.presets import resolve_config
+from sae_engine.sae.autoencoders import SAE
+from tests.sae_engine.interop.test_export import published
+from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
+
+OURS = {"topk": random_sae, "jumprelu": random_jumprelu}
+
+
+def ours(kind: str) -> SAE:
+    return OURS[kind](5, d_in=6, d_sae=40).folded(1.0)
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which SAELens has been at work; see `saelens_peer`."""
+    folder = tmp_path_factory.mktemp("saelens")
+    np.save(folder / "x.npy", torch.randn(200, 6, generator=torch.Generator().manual_seed(1)))
+    config = resolve_config("tiny", {"model": {"layer": 2}})
+    for kind in OURS:
+        run = published(folder / "runs" / kind, ours(kind))
+        run.config.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        export_saelens(run, folder / "ours" / kind)
+    script = Path(__file__).with_name("saelens_peer.py")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def codes_of(sae: SAE, peer: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Dense codes and reconstructions of x.npy."""
+    x = torch.from_numpy(np.load(peer / "x.npy"))
+    code = sae.encode(x)
+    z = torch.zeros(len(x), sae.d_sae).scatter(1, code.indices, code.acts)
+    return z.numpy(), sae(x).numpy()
+
+
+@pytest.mark.parametrize("kind", OURS)
+def test_saelens_opens_an_export_and_computes_the_same(peer: Path, kind: str):
+    z, x_hat = codes_of(ours(kind), peer)
+    with np.load(peer / "ours" / kind / "codes.npz") as theirs:
+        assert ((z > 0) == (theirs["z"] > 0)).all()
+        np.testing.assert_allclose(z, theirs["z"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", ["topk", "batchtopk", "checkpoint", "standard", "jumprelu", "uncentered"]
+)
+def test_an_sae_that_saelens_saved_computes_the_same_here(peer: Path, kind: str):
+    got = load_pretrained(peer / "theirs" / kind)
+    assert got.format == "SAELens"
+    z, x_hat = codes_of(got.sae, peer)
+    with np.load(peer / "theirs" / kind / "codes.npz") as theirs:
+        assert ((z > 0) == (theirs["z"] > 0)).all()
+        assert 1 < (z > 0).sum(1).mean() < 30
+        np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-4, atol=1e-4)
+        # each latent's activations may be in other units: here its decoder row has norm 1
+        np.testing.assert_allclose(of_largest(z), of_largest(theirs["z"]), rtol=1e-3, atol=1e-5)
+
+
+def of_largest(z: np.ndarray) -> np.ndarray:
+    """Activations as shares of their latent's largest."""
+    return z / np.maximum(z.max(0), 1e-9)

@@ -1,0 +1,158 @@
+"""A real job, killed with SIGKILL at any moment and resumed, is as if it had never been killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from tests.sae_engine.training.test_loop import config_of
+
+ROOT = Path(__file__).resolve().parents[3]
+JOB = """
+import json, sys, yaml
+from pathlib import Path
+from sae_engine import activations
+from sae_engine.files import RunFolder
+from sae_engine.presets import resolve_config
+from sae_engine.schema.records import MetricsRecord
+from sae_engine.training.loop import train
+
+activations.TOKENS_PER_BLOCK = 512
+config = resolve_config(None, yaml.safe_load(Path(sys.argv[1]).read_text()))
+folder = RunFolder(sys.argv[2])
+with open(sys.argv[3], "a") as log:
+    for record in train(config, folder, resume=folder.checkpoint.exists()):
+        if isinstance(record, MetricsRecord) and "loss" in record.values:
+            log.write(json.dumps([record.step, record.values["loss"]]) + "\\n")
+            log.flush()
+        print(record.kind, flush=True)
+"""
+NUM_KILLS = 4
+
+
+def start(config: Path, folder: RunFolder, log: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", JOB, str(config), str(folder.path), str(log)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def logged(path: Path) -> dict[int, float]:
+    """Loss by step, later entries over earlier ones; a last line may be cut off by the kill."""
+    found: dict[int, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            step, loss = json.loads(line)
+            found[step] = loss
+    return found
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture
+def config(model_folders, tmp_path: Path) -> Path:
+    config: RunConfig = config_of(
+        model_folders["gemma2"],
+        sae={"d_sae": 512},
+        train={
+            "total_tokens": 64 * 120,
+            "save_every": 5,
+            "eval_every": 30,
+            "snapshot_every": 40,
+            "dead_feature_threshold": 640,
+        },
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    mine, theirs = load_file(one), load_file(other)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_job_killed_at_random_moments_equals_one_that_was_not(config: Path, tmp_path: Path):
+    """Losses of every step, final weights, optimizer state and snapshots, bit for bit.
+
+    The moments are drawn anew in every run of this test: some steps after the last kill, and then
+    some milliseconds, so that they fall into steps, evaluations, checkpoints and index building.
+    """
+    whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
+    assert start(config, whole, whole_log).wait() == 0
+
+    seed = int.from_bytes(os.urandom(4), "big")
+    random = np.random.default_rng(seed)
+    parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
+    for _ in range(NUM_KILLS):
+        job = start(config, parts, parts_log)
+        lines = num_lines(parts_log) + random.integers(1, 100 // NUM_KILLS)
+        while num_lines(parts_log) < lines:
+            assert job.poll() is None, f"seed {seed}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(random.uniform(0, 0.2))
+        job.send_signal(signal.SIGKILL)
+        assert job.wait() == -signal.SIGKILL
+    assert start(config, parts, parts_log).wait() == 0
+    assert logged(parts_log) == logged(whole_log), f"seed {seed}"
+    assert_equal_weights(parts.sae, whole.sae)
+    assert_equal_weights(parts.checkpoint, whole.checkpoint)
+    assert_equal_weights(parts.best.sae, whole.best.sae)
+    assert parts.snapshots() == whole.snapshots()
+    for step in whole.snapshots():
+        mine, theirs = (f.feature_index(step) for f in (parts, whole))
+        assert_equal_weights(mine / "sae.safetensors", theirs / "sae.safetensors")
+
+
+@pytest.mark.parametrize("write", ["half", "unrenamed"])
+def test_a_job_killed_while_it_writes_its_checkpoint_has_the_one_before(
+    config: Path, tmp_path: Path, write: str
+):
+    """The kill falls into the write itself: in the middle of the bytes, or before the rename."""
+    whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
+    assert start(config, whole, whole_log).wait() == 0
+    parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
+    deadly = f"""
+import os, signal
+from sae_engine import checkpoint
+save_file, calls = checkpoint.save_file, []
+def killing(tensors, path, metadata):
+    calls.append(path)
+    save_file(tensors, path, metadata)
+    if len(calls) == 4:
+        if {write!r} == "half":
+            os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = killing
+"""
+    job = subprocess.run(
+        [sys.executable, "-c", deadly + JOB, str(config), str(parts.path), str(parts_log)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+    )
+    assert job.returncode == -signal.SIGKILL
+    assert list(parts.checkpoints.glob("*.tmp")) or list(parts.checkpoints.glob(".*.tmp"))
+    assert max(logged(parts_log)) == 20
+    assert start(config, parts, parts_log).wait() == 0
+    assert logged(parts_log) == logged(whole_log)
+    assert_equal_weights(parts.sae, whole.sae)

@@ -1,0 +1,166 @@
+"""Runs that train nothing: an SAE from elsewhere is published, measured and indexed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sae_engine.errors import UserError
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+from sae_engine.sae.autoencoders import SAE, JumpReLUSAE
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    FailureRecord,
+    MetricsRecord,
+    NoticeRecord,
+    PlanRecord,
+    SnapshotRecord,
+    StopRequest,
+)
+from sae_engine.training.loop import train, train_together
+from sae_engine.training.member import Member
+from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
+from tests.sae_engine.training.test_loop import config_of
+
+
+def assert_same_file(got: Path, wanted: Path) -> None:
+    """The same tensors and metadata; the order of the metadata in the file is not fixed."""
+    with safe_open(got, "pt") as one, safe_open(wanted, "pt") as other:
+        assert one.metadata() == other.metadata()
+    tensors = load_file(wanted)
+    assert load_file(got).keys() == tensors.keys()
+    for name, tensor in load_file(got).items():
+        assert torch.equal(tensor, tensors[name]), name
+
+
+def stop_after(
+    records: list[AnyRecord], kind: type, request: StopRequest
+) -> Callable[[], StopRequest]:
+    def should_stop() -> StopRequest:
+        return request if any(isinstance(r, kind) for r in records) else StopRequest.NONE
+
+    return should_stop
+
+
+def values_of(records: list[AnyRecord]) -> dict[str, float]:
+    return [r for r in records if isinstance(r, MetricsRecord)][-1].values
+
+
+@pytest.fixture
+def topk(tmp_path: Path) -> Path:
+    """A published TopK SAE as wide as the models of the tests."""
+    path = tmp_path / "sae.safetensors"
+    random_sae(3, d_in=32, d_sae=64).folded(1.0).save(path)
+    return path
+
+
+@pytest.fixture
+def inspecting(model_folders) -> Callable:
+    def config(path: Path, **sections: dict):
+        return config_of(model_folders["gemma2"], sae={"pretrained": str(path)}, **sections)
+
+    return config
+
+
+def test_a_trained_runs_sae_gets_the_same_numbers_and_features_again(
+    model_folders, inspecting, tmp_path: Path
+):
+    trained = RunFolder(tmp_path / "trained")
+    before = list(train(config_of(model_folders["gemma2"]), trained))
+    folder = RunFolder(tmp_path / "inspected")
+    after = list(train(inspecting(trained.path), folder))
+
+    assert [r for r in after if isinstance(r, NoticeRecord)] == []
+    plan = next(r for r in after if isinstance(r, PlanRecord))
+    assert (plan.total_steps, plan.d_in, plan.d_sae) == (0, 32, 64)
+    assert after[-1] == EndRecord(reason="finished", step=0, tokens=0)
+    for name in ("eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score"):
+        assert values_of(after)[name] == pytest.approx(values_of(before)[name], rel=1e-5), name
+    assert_same_file(folder.sae, trained.sae)
+    assert folder.sae_config.read_text() == trained.sae_config.read_text()
+    ours = FeatureIndex.open(folder.feature_index(0))
+    theirs = FeatureIndex.open(trained.feature_index(24))
+    assert [ours.feature(i).top_tokens for i in range(64)] == [
+        theirs.feature(i).top_tokens for i in range(64)
+    ]
+
+
+def test_a_gemma_scope_file_is_published_indexed_and_measured(inspecting, tmp_path: Path):
+    import numpy as np
+
+    sae = random_jumprelu(0, d_in=32, d_sae=64)
+    sae.threshold.fill_(8.0)
+    path = tmp_path / "gemma-scope-2b-pt-res/layer_1/width_64/params.npz"
+    path.parent.mkdir(parents=True)
+    tensors = {name: tensor.numpy() for name, tensor in sae.state_dict().items()}
+    np.savez(path, **(tensors | {"W_enc": sae.W_enc.detach().T.numpy()}))
+    folder = RunFolder(tmp_path / "run")
+    records = list(train(inspecting(path), folder))
+
+    notices = [r.message for r in records if isinstance(r, NoticeRecord)]
+    assert len(notices) == 1
+    assert "this SAE was trained on google/gemma-2-2b" in notices[0]
+    published = SAE.load(folder.sae)
+    assert isinstance(published, JumpReLUSAE)
+    torch.testing.assert_close(published.W_dec.norm(dim=1), torch.ones(64))
+    index = FeatureIndex.open(folder.feature_index(0))
+    active = sum(index.feature(i).density.fired for i in range(64))
+    assert active / index.num_tokens == pytest.approx(values_of(records)["eval_l0"])
+    assert "ce_delta" in values_of(records)
+
+
+def test_an_sae_of_another_width_is_refused_with_both_widths(inspecting, tmp_path: Path):
+    random_sae(0).folded(1.0).save(tmp_path / "sae.safetensors")
+    with pytest.raises(UserError, match=r"width 6, but those of .* at model\.layers\.1 have width"):
+        list(train(inspecting(tmp_path / "sae.safetensors"), RunFolder(tmp_path / "run")))
+
+
+def test_a_stop_while_the_model_loads_leaves_nothing(inspecting, topk: Path, tmp_path: Path):
+    folder = RunFolder(tmp_path / "run")
+    records = list(train(inspecting(topk), folder, should_stop=lambda: StopRequest.STOP))
+    assert records[-1] == EndRecord(reason="stopped", step=0, tokens=0)
+    assert not folder.sae.exists()
+
+
+def test_a_stop_keeps_the_features_and_leaves_out_the_cross_entropy(
+    inspecting, topk: Path, tmp_path: Path
+):
+    records: list[AnyRecord] = []
+    should_stop = stop_after(records, PlanRecord, StopRequest.STOP)
+    for record in train(inspecting(topk), RunFolder(tmp_path / "run"), should_stop=should_stop):
+        records.append(record)
+    assert records[-1] == EndRecord(reason="stopped", step=0, tokens=0)
+    assert any(isinstance(r, SnapshotRecord) for r in records)
+    assert "ce_delta" not in values_of(records)
+
+
+def test_a_forced_stop_builds_nothing_and_keeps_the_sae(inspecting, topk: Path, tmp_path: Path):
+    records: list[AnyRecord] = []
+    folder = RunFolder(tmp_path / "run")
+    should_stop = stop_after(records, PlanRecord, StopRequest.FORCE)
+    for record in train(inspecting(topk), folder, should_stop=should_stop):
+        records.append(record)
+    assert records[-1] == EndRecord(reason="stopped", step=0, tokens=0)
+    assert folder.snapshots() == []
+    assert_same_file(folder.sae, topk)
+    assert not folder.index_corpus.exists()
+
+
+def test_one_that_cannot_be_read_leaves_the_others_to_go_on(inspecting, topk: Path, tmp_path: Path):
+    broken = tmp_path / "broken.safetensors"
+    save_file({"weights": torch.zeros(1)}, broken)
+    members = [
+        Member(inspecting(path), RunFolder(tmp_path / name))
+        for name, path in (("a", broken), ("b", topk))
+    ]
+    last = dict(train_together(members))
+    assert isinstance(last[0], FailureRecord)
+    assert "no SAE of SAE Workbench" in last[0].message
+    assert last[1] == EndRecord(reason="finished", step=0, tokens=0)

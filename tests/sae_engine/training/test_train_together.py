@@ -1,0 +1,143 @@
+"""Several SAEs on one pass: each is what it would be alone, whatever happens to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sae_engine.activations import stream as activations
+from sae_engine.errors import UserError
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    FailureRecord,
+    MetricsRecord,
+    StopRequest,
+)
+from sae_engine.training.loop import train, train_together
+from sae_engine.training.member import Member
+from tests.sae_engine.training.test_loop import collected, config_of, losses
+
+VARIANTS = [
+    {"sae": {"k": 2}},
+    {"sae": {"d_sae": 96}, "train": {"total_tokens": 64 * 16}},
+    {"model": {"layer": 2}},
+    {"model": {"layer": 0, "site": "mlp_out"}, "train": {"lr": 1e-3, "auxk_alpha": 0.0}},
+]
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+
+
+@pytest.fixture
+def configs(model_folders) -> list[RunConfig]:
+    return [config_of(model_folders["gemma2"], **variant) for variant in VARIANTS]
+
+
+def together(
+    configs: list[RunConfig],
+    folder: Path,
+    should_stop: Callable[[int, list[list[AnyRecord]]], StopRequest] = lambda n, r: (
+        StopRequest.NONE
+    ),
+) -> list[list[AnyRecord]]:
+    """The records of each member."""
+    records: list[list[AnyRecord]] = [[] for _ in configs]
+    members = [
+        Member(config, RunFolder(folder / str(n)), lambda n=n: should_stop(n, records))
+        for n, config in enumerate(configs)
+    ]
+    for number, record in train_together(members):
+        records[number].append(record)
+    return records
+
+
+def assert_equal_saes(one: RunFolder, other: RunFolder) -> None:
+    for name, tensor in load_file(one.sae).items():
+        assert torch.equal(load_file(other.sae)[name], tensor), name
+
+
+def test_members_of_a_sweep_equal_their_lone_twins(configs: list[RunConfig], tmp_path: Path):
+    """Over widths, k, layers, sites and lengths: losses, weights and snapshots, bit for bit."""
+    swept = together(configs, tmp_path / "together")
+    for n, config in enumerate(configs):
+        alone = RunFolder(tmp_path / f"alone {n}")
+        records = collected(train(config, alone))
+        assert losses(swept[n]) == losses(records)
+        assert isinstance(swept[n][-1], EndRecord)
+        assert swept[n][-1] == records[-1]
+        folder = RunFolder(tmp_path / "together" / str(n))
+        assert_equal_saes(folder, alone)
+        assert folder.snapshots() == alone.snapshots()
+        step = folder.snapshots()[-1]
+        mine, theirs = (FeatureIndex.open(f.feature_index(step)) for f in (folder, alone))
+        assert mine.num_tokens == theirs.num_tokens
+    assert not (tmp_path / "together" / "0" / "index_corpus").exists()
+
+
+def test_a_stopped_member_leaves_and_the_others_go_on(configs: list[RunConfig], tmp_path: Path):
+    def stop_the_first(number: int, records: list[list[AnyRecord]]) -> StopRequest:
+        reached = any(isinstance(r, MetricsRecord) and r.step >= 5 for r in records[number])
+        return StopRequest.STOP if number == 0 and reached else StopRequest.NONE
+
+    swept = together(configs[:2], tmp_path / "together", stop_the_first)
+    assert swept[0][-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
+    assert RunFolder(tmp_path / "together" / "0").snapshots() == [5]
+    alone = RunFolder(tmp_path / "alone")
+    assert losses(swept[1]) == losses(collected(train(configs[1], alone)))
+    assert_equal_saes(RunFolder(tmp_path / "together" / "1"), alone)
+
+    # and what was stopped, resumed alone, is as if it had never been in company
+    folder = RunFolder(tmp_path / "together" / "0")
+    rest = collected(train(configs[0], folder, resume=True))
+    whole = RunFolder(tmp_path / "whole")
+    assert losses(swept[0]) | losses(rest) == losses(collected(train(configs[0], whole)))
+    assert_equal_saes(folder, whole)
+
+
+def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_go_on(
+    configs: list[RunConfig], model_folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from sae_engine.sae import trainer
+
+    scheduled = trainer.scheduled_lr
+
+    def poisoned(config, peak, step, total_steps):
+        return (
+            float("nan") if peak == 0.5 and step > 8 else scheduled(config, peak, step, total_steps)
+        )
+
+    monkeypatch.setattr(trainer, "scheduled_lr", poisoned)
+    bad = config_of(model_folders["gemma2"], train={"lr": 0.5})
+    swept = together([bad, configs[0]], tmp_path / "together")
+    failure = swept[0][-1]
+    assert isinstance(failure, FailureRecord)
+    assert failure.error_type == "NonFiniteLossError"
+    assert "became nan at step" in failure.message
+    assert isinstance(swept[1][-1], EndRecord)
+    assert losses(swept[1]) == losses(collected(train(configs[0], RunFolder(tmp_path / "alone"))))
+    assert torch.isfinite(load_file(tmp_path / "together" / "0" / "sae.safetensors")["W_dec"]).all()
+
+
+def test_when_all_are_stopped_reading_ends_too(configs: list[RunConfig], tmp_path: Path):
+    swept = together(configs[:2], tmp_path, lambda n, r: StopRequest.STOP)
+    assert [r[-1] for r in swept] == [EndRecord(reason="stopped", step=0, tokens=0)] * 2
+
+
+def test_runs_that_stand_at_different_places_are_not_resumed_together(
+    configs: list[RunConfig], tmp_path: Path
+):
+    folders = [RunFolder(tmp_path / str(n)) for n in range(2)]
+    collected(train(configs[0], folders[0]))
+    members = [Member(c, f, resume=True) for c, f in zip(configs, folders, strict=False)]
+    with pytest.raises(UserError, match="resume them one by one"):
+        list(train_together(members))
