@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from backend.store.models import RunRow
 from sae_engine.features.geometry.files import width_of
 from sae_engine.features.index.format import SAE
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.presets import field_names
 from sae_engine.schema.analysis import BestValue, ConfigDifference
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import differing
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries
 
 
 def config_differences(configs: Sequence[RunConfig]) -> list[ConfigDifference]:
-    """Fields of which not all configurations have the same value; a run's name is not one."""
-    differences: list[ConfigDifference] = []
-    for field in field_names():
-        values = [_value(config, field) for config in configs]
-        if field != "name" and any(value != values[0] for value in values):
-            differences.append(ConfigDifference(field=field, values=values))
-    return differences
-
-
-def _value(config: RunConfig, field: str) -> Any:
-    """What stands under a dotted name, as JSON."""
-    value: Any = config.model_dump(mode="json")
-    for part in field.split("."):
-        value = value[part]
-    return value
+    """Fields in which not all configurations agree; a run's name is not one."""
+    return [
+        ConfigDifference(field=field, values=values) for field, values in differing(configs).items()
+    ]
 
 
 def best_values(curves: MetricsSeries) -> dict[str, BestValue]:

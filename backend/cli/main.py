@@ -6,42 +6,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from backend.cli.fields import add_fields, field_values
 from backend.settings import Settings, load_settings
-from sae_engine.errors import UserError
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.features import ExportFormat
 
-OWN_OPTIONS = {
-    "train": {
-        "--config": True,
-        "--name": True,
-        "--data-dir": True,
-        "--quick-test": False,
-        "--load-checkpoint": True,
-        "--eval-only": False,
-        "--save-activations": True,
-        "--load-activations": True,
-        "--run-dir": True,
-        "--grid": True,
-        "--help": False,
-    },
-    "import": {
-        "--model": True,
-        "--layer": True,
-        "--site": True,
-        "--name": True,
-        "--data-dir": True,
-        "--help": False,
-    },
-}
-"""Options of the commands that take any field of the configuration, beside those fields, and
-whether a value follows.
-"""
-APART = [
+EXCLUSIVE = [
     ("grid", "load_checkpoint"),
     ("grid", "run_dir"),
     ("save_activations", "grid"),
@@ -50,20 +24,19 @@ APART = [
     ("save_activations", "eval_only"),
     ("save_activations", "run_dir"),
 ]
-"""Options of `train` that do not go together."""
+"""Options of `train` that exclude each other."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    fields: list[str] = []
-    if arguments and arguments[0] in OWN_OPTIONS:
-        arguments, fields = _without_fields(arguments, OWN_OPTIONS[arguments[0]])
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(argv)
     try:
-        return options.action(options, fields)
+        if unknown:
+            _refuse(parser, unknown[0])
+        return options.action(options)
     except UserError as error:
         print(f"sae-workbench: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -71,28 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
-def _without_fields(
-    arguments: list[str], options: Mapping[str, bool]
-) -> tuple[list[str], list[str]]:
-    """Part the configuration's fields (`--section.field VALUE`) from the arguments of the command
-    itself.
+def _refuse(parser: argparse.ArgumentParser, argument: str) -> None:
+    """Explain an argument that no option takes; one like `--sae.kk` by the nearest field."""
+    from sae_engine.presets import unknown_field
 
-    argparse alone would take a field's value for the recipe.
-    """
-    own: list[str] = []
-    fields: list[str] = []
-    waiting = iter(arguments)
-    for argument in waiting:
-        name = argument.partition("=")[0]
-        if not argument.startswith("--") or name in options:
-            own.append(argument)
-            if options.get(name) and "=" not in argument:
-                own += islice(waiting, 1)
-        else:
-            fields.append(argument)
-            if "=" not in argument:
-                fields += islice(waiting, 1)
-    return own, fields
+    field = argument.removeprefix("--").partition("=")[0]
+    if argument.startswith("--") and "." in field:
+        raise ConfigError([unknown_field(field)])
+    parser.error(f"unrecognized argument: {argument}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,15 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         _train,
         "Train in this terminal; the run shows in the browser too.",
         usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [OPTIONS]",
-        epilog="Any field of the configuration can be set, such as --sae.k 64 --train.lr 3e-4. "
-        "Ctrl-C ends a run early and keeps its features; a second one skips them.",
+        epilog="Ctrl-C ends a run early and keeps its features; a second one skips them.",
     )
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a preset's name (tiny)")
     train.add_argument("--quick-test", action="store_true", help="the preset quick-test")
     train.add_argument(
         "--config", type=Path, metavar="PATH", help="a YAML file with (part of) a configuration"
     )
-    train.add_argument("--name", help="what the run is called")
+    train.add_argument("--name", help="name of the run")
     train.add_argument(
         "--grid", action="append", default=[], metavar="FIELD=V,V", help="train one SAE for every "
         "combination of values, such as --grid sae.k=16,32, on as few passes as can be",
@@ -155,14 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--run-dir", type=Path, metavar="PATH", help="keep the run's files in this folder"
     )
+    add_fields(train)
 
     imports = command(
         "import",
         _import,
         "Evaluate an SAE that was trained elsewhere, and build its features.",
         usage="%(prog)s PATH --model NAME --layer N [--section.field VALUE ...] [OPTIONS]",
-        epilog="The text that it is evaluated on can be chosen like a run's, such as "
-        "--data.dataset my-text.jsonl.",
+        epilog="Choose the text to evaluate it on as for a run, such as --data.dataset "
+        "my-text.jsonl.",
     )
     imports.add_argument(
         "path", type=Path, metavar="PATH",
@@ -171,7 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("--model", metavar="NAME", help="the language model that it reads")
     imports.add_argument("--layer", type=int, metavar="N", help="the layer that it reads")
     imports.add_argument("--site", metavar="SITE", help="resid_post (default), mlp_out or attn_out")
-    imports.add_argument("--name", help="what the run is called")
+    imports.add_argument("--name", help="name of the run")
+    add_fields(imports)
 
     runs = command("runs", _runs, "List the runs.")
     runs.add_argument("--all", action="store_true", help="archived ones too")
@@ -217,7 +177,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def _up(options: argparse.Namespace, _: list[str]) -> int:
+def _up(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from backend.serve import serve
@@ -226,25 +186,26 @@ def _up(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace, fields: list[str]) -> int:
+def _train(options: argparse.Namespace) -> int:
     from backend.cli.checkpoints import checkpoint_of, source_of
     from backend.cli.options import grid_from, request_from
     from backend.cli.train import save_here, train_here
 
-    for one, other in APART:
+    for one, other in EXCLUSIVE:
         if getattr(options, one) and getattr(options, other):
             flags = [f"--{name.replace('_', '-')}" for name in (one, other)]
-            raise UserError(f"{flags[0]} and {flags[1]} do not go together; give one of them.")
+            raise UserError(f"{flags[0]} and {flags[1]} exclude each other; give one of them.")
+    values = field_values(options)
     if options.load_activations is not None:
-        fields += ["--data.activations", options.load_activations]
+        values["data.activations"] = options.load_activations
     settings = _settings(options)
     source = source_of(options.load_checkpoint, settings) if options.load_checkpoint else None
     if options.eval_only and source is not None:
-        fields += ["--sae.pretrained", str(source.sae.path)]
+        values["sae.pretrained"] = str(source.sae.path)
     request = request_from(
         recipe="quick-test" if options.quick_test else options.recipe,
         path=options.config or (source.folder.config if source else None),
-        flags=fields,
+        values=values,
         name=options.name,
         suffix="" if source is None else "evaluated" if options.eval_only else "continued",
     )
@@ -262,24 +223,24 @@ def _train(options: argparse.Namespace, fields: list[str]) -> int:
     )
 
 
-def _import(options: argparse.Namespace, fields: list[str]) -> int:
+def _import(options: argparse.Namespace) -> int:
     from backend.cli.options import import_from
     from backend.cli.train import train_here
 
-    for field in ("name", "layer", "site"):
-        value = getattr(options, "model" if field == "name" else field)
-        fields += [] if value is None else [f"--model.{field}={value}"]
-    return train_here(_settings(options), import_from(options.path, fields, options.name))
+    values = field_values(options)
+    own = {"name": options.model, "layer": options.layer, "site": options.site}
+    values |= {f"model.{field}": value for field, value in own.items() if value is not None}
+    return train_here(_settings(options), import_from(options.path, values, options.name))
 
 
-def _runs(options: argparse.Namespace, _: list[str]) -> int:
+def _runs(options: argparse.Namespace) -> int:
     from backend.cli.tables import print_runs
 
     print_runs(_settings(options), archived=options.all)
     return 0
 
 
-def _lookup(options: argparse.Namespace, _: list[str]) -> int:
+def _lookup(options: argparse.Namespace) -> int:
     from backend.cli.tables import print_lookup
 
     print_lookup(
@@ -295,7 +256,7 @@ def _lookup(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _export(options: argparse.Namespace, _: list[str]) -> int:
+def _export(options: argparse.Namespace) -> int:
     from backend.cli.exports import export_here
 
     left_out = export_here(

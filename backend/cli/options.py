@@ -1,9 +1,8 @@
-"""What a command line asks for, as the request that REST would get."""
+"""From a command line to the request that REST would get."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from backend.jobs.imports import name_of, with_pretrained
-from sae_engine.errors import ConfigError, UserError
+from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
+from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
 from sae_engine.schema.runs import RunCreate
 
 DEFAULT_RECIPE = "tiny"
@@ -22,30 +22,32 @@ def request_from(
     *,
     recipe: str | None,
     path: Path | None,
-    flags: Sequence[str],
+    values: Mapping[str, Value],
     name: str | None,
     suffix: str = "",
 ) -> RunCreate:
-    """What a command line asks for: flags over the file over the recipe; without a `name` of its
-    own it has the file's, and the `suffix`. Raises `UserError`.
+    """The request for a run: field `values` over the file over the recipe.
+
+    Without a `name`, the run has the file's, with the `suffix`. Raises `UserError`.
     """
     overrides = read_config_file(path) if path else {}
     from_file = overrides.pop("preset", None)
     preset = recipe or from_file or (None if path else DEFAULT_RECIPE)
-    overrides = _merged(overrides, overrides_from(flags))
+    overrides = merge(overrides, nest(values))
     if name is None and suffix:
         name = f"{overrides.get('name', '')} {suffix}".strip()[-200:]
     return _asked(preset=preset, config=overrides, name=name)
 
 
-def import_from(path: Path, flags: Sequence[str], name: str | None) -> RunCreate:
-    """The run that looks into the SAE at `path`; a run's folder says itself which model, layer and
-    text it read. Raises `UserError`.
+def import_from(path: Path, values: Mapping[str, Value], name: str | None) -> RunCreate:
+    """The request for a run that evaluates the SAE at `path` and indexes its features.
+
+    Model, layer and text come from `path` if it is a run's folder. Raises `UserError`.
     """
-    config = overrides_from(flags)
+    config = nest(values)
     own = RunFolder(path).config
     if own.exists():
-        config = _merged(read_config_file(own), config)
+        config = merge(read_config_file(own), config)
     elif not _says_where_it_reads(config.get("model")):
         raise UserError(f"Say which model's activations '{path}' reads: --model NAME --layer N.")
     config = with_pretrained(config, str(path.resolve()))
@@ -84,59 +86,9 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return cast(dict[str, Any], tree)
 
 
-def overrides_from(flags: Sequence[str]) -> dict[str, Any]:
-    """`--sae.k 64 --train.lr=3e-4` as a nested dict; values are read as YAML, `3e-4` as a number
-    too.
-    """
-    nested: dict[str, Any] = {}
-    waiting = list(flags)
-    while waiting:
-        flag = waiting.pop(0)
-        if not flag.startswith("--"):
-            raise UserError(
-                f"'{flag}' is not expected here; write fields as --section.field VALUE."
-            )
-        field, has_value, text = flag[2:].partition("=")
-        if not has_value:
-            if not waiting or waiting[0].startswith("--"):
-                raise UserError(f"{flag} lacks its value.")
-            text = waiting.pop(0)
-        section = nested
-        *parents, last = field.split(".")
-        for parent in parents:
-            below: object = section.setdefault(parent, {})
-            if not isinstance(below, dict):
-                raise ConfigError.of(field, f"'{parent}' was given a value of its own.")
-            section = cast(dict[str, Any], below)
-        section[last] = _value(text)
-    return nested
-
-
-def _value(text: str) -> Any:
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
+def grid_from(lines: Sequence[str]) -> dict[str, list[Value]]:
+    """`sae.k=16,32` as a field and the values to try; raises `UserError`."""
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if value is None or isinstance(value, bool | int | float | str) else text
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, dict) and isinstance(below, dict)
-        merged[key] = _merged(cast(Any, below), cast(Any, value)) if both else value
-    return merged
-
-
-def grid_from(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """`sae.k=16,32` as a field and the values to try."""
-    grid: dict[str, list[Any]] = {}
-    for text in texts:
-        field, has_values, values = text.partition("=")
-        if not has_values:
-            raise UserError(f"--grid {text} lacks its values; write --grid sae.k=16,32.")
-        grid[field.strip()] = [_value(value.strip()) for value in values.split(",")]
-    return grid
+        return parse_grid(lines)
+    except FieldError as error:
+        raise UserError(f"--grid: {error}") from None

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from frontend.api.cache import client
-from frontend.launch import forms
-from frontend.launch.grid import num_runs
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import Value, changed_from, grid_size, merge
 from sae_engine.schema.machine import EstimateRequest
 from sae_engine.schema.runs import RunCreate, SweepCreate
 
@@ -44,30 +43,30 @@ class Draft(NamedTuple):
     """What the form holds now."""
 
     recipe: Recipe
-    values: dict[str, forms.Value]
-    grid: dict[str, list[Any]]
+    values: dict[str, Value]
+    grid: dict[str, list[Value]]
     """Values to try by field; empty for a single run."""
 
     @property
     def changes(self) -> dict[str, Any]:
         """Differences to the recipe's base."""
-        return forms.differences(self.values, self.recipe.base)
+        return changed_from(self.recipe.base, self.values)
 
     @property
     def first_changes(self) -> dict[str, Any]:
         """The same for the first run of a sweep."""
         first = {field: values[0] for field, values in self.grid.items()}
-        return forms.differences(self.values | first, self.recipe.base)
+        return changed_from(self.recipe.base, self.values | first)
 
     @property
     def whole(self) -> dict[str, Any]:
         """The whole configuration of the first run, not validated."""
-        return forms.merged_config(self.recipe.base, self.first_changes)
+        return merge(self.recipe.base.model_dump(mode="json"), self.first_changes)
 
     @property
     def num_runs(self) -> int:
         """How many runs it makes."""
-        return num_runs(self.grid)
+        return grid_size(self.grid)
 
     def estimate_request(self) -> EstimateRequest:
         """What asks how much it would take."""

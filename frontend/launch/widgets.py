@@ -8,7 +8,7 @@ import streamlit as st
 
 from frontend.html.blocks import html_block
 from frontend.html.tokens import escaped
-from frontend.launch.forms import FieldSpec, Value
+from sae_engine.schema.fields import FieldSpec, Value
 
 UNSET = "unset"
 _LARGEST_INT = (1 << 53) - 1
@@ -29,7 +29,7 @@ def _help(spec: FieldSpec) -> str:
 
 
 def _label(spec: FieldSpec) -> str:
-    return spec.label.replace("_", "\\_")
+    return spec.name.replace("_", "\\_")
 
 
 def _integer(spec: FieldSpec, default: Value, key: str) -> Value:

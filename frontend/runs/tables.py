@@ -8,20 +8,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from frontend.launch.forms import values_of
 from sae_engine.schema.analysis import Comparison
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, Run
-
-
-def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Field to its value in each run, for those fields in which not all runs agree; a run's name is
-    none.
-    """
-    settings = [values_of(run.config) for run in runs]
-    fields = [field for field in (settings[0] if settings else {}) if field != "name"]
-    columns = {field: [values[field] for values in settings] for field in fields}
-    return {field: column for field, column in columns.items() if len({*map(repr, column)}) > 1}
 
 
 def measured_names(runs: Iterable[Run]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import streamlit as st
 
@@ -15,10 +14,20 @@ from frontend.html.tokens import escaped
 from frontend.launch import forms
 from frontend.launch.drafts import Draft, Recipe, start
 from frontend.launch.forecast import forecast_block
-from frontend.launch.grid import MOST_RUNS, GridError, num_runs, parse_grid
 from frontend.launch.widgets import render_field
 from frontend.shell.navigation import open_page
 from frontend.shell.url import param, show_problem
+from sae_engine.schema.fields import (
+    MAX_GRID,
+    FieldError,
+    FieldSpec,
+    Value,
+    field_specs,
+    grid_size,
+    parse_grid,
+    section_help,
+    values_of,
+)
 from sae_engine.schema.machine import Preset
 
 PROBLEMS = "launch-problems"
@@ -99,15 +108,15 @@ def _preset_card(preset: Preset, chosen: bool) -> str:
     return link("launch", body, {"preset": preset.name}, css=css)
 
 
-def _fields(recipe: Recipe) -> dict[str, forms.Value]:
+def _fields(recipe: Recipe) -> dict[str, Value]:
     """Draw the form and return the values it holds."""
-    defaults = forms.values_of(recipe.first)
+    defaults = values_of(recipe.first)
     problems = _placed(st.session_state.get(PROBLEMS, {}))
     if problems:
         html_block(_problem_summary(problems))
-    specs = {spec.path: spec for spec in forms.field_specs()}
+    specs = dict(field_specs())
     specs["model.device"] = _devices(specs["model.device"], str(defaults["model.device"]))
-    values: dict[str, forms.Value] = {}
+    values: dict[str, Value] = {}
 
     def draw(path: str) -> None:
         values[path] = render_field(specs[path], defaults[path], recipe.key, problems.get(path))
@@ -118,7 +127,7 @@ def _fields(recipe: Recipe) -> dict[str, forms.Value]:
     ):
         with column:
             draw(path)
-    helps = forms.section_help()
+    helps = section_help()
     halves = st.columns(2)
     for place, (section, title) in enumerate(_SECTIONS.items()):
         members = [s.path for s in specs.values() if s.section == section]
@@ -134,7 +143,7 @@ def _fields(recipe: Recipe) -> dict[str, forms.Value]:
     return values
 
 
-def _devices(spec: forms.FieldSpec, default: str) -> forms.FieldSpec:
+def _devices(spec: FieldSpec, default: str) -> FieldSpec:
     """The device as a choice of those that are there."""
     devices = known_devices()
     gpus = ["cuda"] if sum(device != "cpu" for device in devices) > 1 else []
@@ -142,7 +151,7 @@ def _devices(spec: forms.FieldSpec, default: str) -> forms.FieldSpec:
     return spec._replace(kind="choice", choices=tuple(choices))
 
 
-def _grid(recipe: Recipe) -> dict[str, list[Any]] | None:
+def _grid(recipe: Recipe) -> dict[str, list[Value]] | None:
     """Values to try; None where they cannot be read, which is said beside them."""
     with st.expander("Sweep: try several values", key="section-sweep"):
         text = st.text_area(
@@ -155,12 +164,12 @@ def _grid(recipe: Recipe) -> dict[str, list[Any]] | None:
             height=100,
         )
         try:
-            grid = parse_grid(text)
-        except GridError as error:
+            grid = parse_grid(text.splitlines())
+        except FieldError as error:
             html_block(f'<p class="wb-field-problem">{escaped(str(error))}</p>')
             return None
-        if num_runs(grid) > MOST_RUNS:
-            text = f"That makes {count(num_runs(grid))} runs; {MOST_RUNS} is the most."
+        if grid_size(grid) > MAX_GRID:
+            text = f"That makes {count(grid_size(grid))} runs; {MAX_GRID} is the most."
             html_block(f'<p class="wb-field-problem">{text}</p>')
             return None
     return grid

@@ -26,9 +26,10 @@ from frontend.runs.cards import fraction_done, metric_text
 from frontend.runs.compared import setting_text, show_pareto
 from frontend.runs.curve_controls import curve_view
 from frontend.runs.list import sweep_name
-from frontend.runs.tables import differing_settings, members_csv
+from frontend.runs.tables import members_csv
 from frontend.shell.navigation import page_button, runs_button
 from frontend.shell.url import has_ended, live, name_tab, param
+from sae_engine.schema.fields import differing
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunPatch, RunStatus
 
@@ -68,7 +69,7 @@ def _members(group_id: str) -> list[Run]:
 def _sweep(members: list[Run]) -> None:
     if not members:
         st.rerun()
-    settings = differing_settings(members)
+    settings = differing([member.config for member in members])
     colors = run_colors(len(members))
     heading, buttons = st.columns([2, 1.6], vertical_alignment="bottom")
     with heading:

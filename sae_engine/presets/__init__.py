@@ -5,18 +5,18 @@ Fed by `schema`; read by the backend and by whoever trains with the library.
 
 from sae_engine.presets.resolve import (
     expand_grid,
-    field_names,
     get_preset,
     presets,
     resolve_config,
+    unknown_field,
     validate_config,
 )
 
 __all__ = [
     "expand_grid",
-    "field_names",
     "get_preset",
     "presets",
     "resolve_config",
+    "unknown_field",
     "validate_config",
 ]

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, TypeGuard
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets.foreign_names import advice
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.features import FieldProblem
+from sae_engine.schema.fields import (
+    MAX_GRID,
+    field_names,
+    grid_problem,
+    grid_size,
+    is_tree,
+    merge,
+    nest,
+)
 from sae_engine.schema.machine import Preset
-
-MAX_GRID = 256
 
 # Two fields of which only one may be set: an override of one takes the other out of the recipe.
 _EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
@@ -62,12 +68,12 @@ def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
     base = get_preset(preset).config.model_dump(exclude_unset=True) if preset else {}
     for section, one, other in _EITHER_OR:
         given: object = overrides.get(section)
-        if _is_tree(given) and section in base:
+        if is_tree(given) and section in base:
             if given.get(one) is not None:
                 base[section].pop(other, None)
             if given.get(other) is not None:
                 base[section].pop(one, None)
-    return validate_config(_merged(base, overrides))
+    return validate_config(merge(base, overrides))
 
 
 def expand_grid(
@@ -79,12 +85,10 @@ def expand_grid(
     """
     for field, values in grid.items():
         if field not in field_names():
-            raise ConfigError([_unknown(field)])
-        if not values:
-            raise ConfigError.of(field, "It has no values to try.")
-        if len({repr(value) for value in values}) < len(values):
-            raise ConfigError.of(field, "It names a value twice.")
-    count = math.prod(len(values) for values in grid.values())
+            raise ConfigError([unknown_field(field)])
+        if problem := grid_problem(values):
+            raise ConfigError.of(field, problem)
+    count = grid_size(grid)
     if count > MAX_GRID:
         raise ConfigError.of(
             next(iter(grid)), f"The grid has {count:,} combinations; {MAX_GRID} is the most."
@@ -93,17 +97,10 @@ def expand_grid(
     names = last if len(set(last)) == len(last) else list(grid)
     expanded: list[tuple[str, RunConfig]] = []
     for values in itertools.product(*grid.values()):
-        tree = overrides
-        for field, value in zip(grid, values, strict=True):
-            tree = _merged(tree, _nested(field, value))
+        tree = merge(overrides, nest(dict(zip(grid, values, strict=True))))
         label = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         expanded.append((label, resolve_config(preset, tree)))
     return expanded
-
-
-def _nested(field: str, value: Any) -> dict[str, Any]:
-    name, _, rest = field.partition(".")
-    return {name: _nested(rest, value) if rest else value}
 
 
 def validate_config(values: dict[str, Any]) -> RunConfig:
@@ -114,27 +111,12 @@ def validate_config(values: dict[str, Any]) -> RunConfig:
         raise ConfigError([problem for e in error.errors() for problem in _problems(e)]) from None
 
 
-def _merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overrides.items():
-        below: object = merged.get(key)
-        if _is_tree(value) and _is_tree(below):
-            merged[key] = _merged(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _is_tree(value: object) -> TypeGuard[dict[str, Any]]:
-    return isinstance(value, dict)
-
-
 def _problems(error: Any) -> list[FieldProblem]:
     path = ".".join(str(part) for part in error["loc"])
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        inside = [f"{path}.{key}" for key in value] if _is_tree(value) else []
-        return [_unknown(field) for field in inside or [path]]
+        inside = [f"{path}.{key}" for key in value] if is_tree(value) else []
+        return [unknown_field(field) for field in inside or [path]]
     message = error["msg"].removeprefix("Value error, ")
     subject = message.split(" ", 1)[0]
     if subject in field_names():  # a rule about several fields names the one to change first
@@ -144,22 +126,11 @@ def _problems(error: Any) -> list[FieldProblem]:
     return [FieldProblem(field=path, message=message)]
 
 
-def _unknown(field: str) -> FieldProblem:
+def unknown_field(field: str) -> FieldProblem:
+    """What to tell someone who names a field that does not exist."""
     message = advice(field)
     if message is None:
         close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
         hint = f"; did you mean {close[0]}?" if close else "."
         message = f"There is no such field{hint}"
     return FieldProblem(field=field, message=message)
-
-
-def field_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """Dotted names of all fields that hold a value, such as `train.lr`."""
-    names: list[str] = []
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += field_names(inner, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names

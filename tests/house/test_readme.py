@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from backend.settings import PREFIX, Settings
-from sae_engine.presets import field_names, presets, validate_config
+from sae_engine.presets import presets, validate_config
+from sae_engine.schema.fields import field_names
 from tests.house.repository import ROOT, tracked_files
 
 _README = (ROOT / "README.md").read_text("utf-8")

@@ -6,7 +6,8 @@ import pytest
 
 from backend.cli.main import main
 from sae_engine.files import RunFolder
-from sae_engine.presets import field_names, presets
+from sae_engine.presets import presets
+from sae_engine.schema.fields import field_names
 from tests.house.repository import ROOT
 
 _TABLE = (ROOT / "docs/seed-features.md").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -15,8 +16,9 @@ import yaml
 
 from backend import store
 from backend.cli.checkpoints import checkpoint_of, source_of
+from backend.cli.fields import add_fields, field_values
 from backend.cli.main import main
-from backend.cli.options import grid_from, overrides_from, request_from
+from backend.cli.options import grid_from, request_from
 from backend.cli.train import train_here
 from backend.settings import Settings
 from backend.store.database import Database
@@ -24,46 +26,71 @@ from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.presets import presets
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import field_specs
 from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
 from sae_engine.training.member import Member
 from tests.backend.fake_engine import train as fake_train
 
 
-def test_flags_become_nested_values_of_their_types() -> None:
-    flags = ["--sae.k", "64", "--train.lr=3e-4", "--data.subset", "null", "--name", "a b"]
-    flags += ["--data.streaming=false", "--data.dataset=C:d", "--seed", "7", "--model.name=-"]
-    assert overrides_from(flags) == {
-        "sae": {"k": 64},
-        "train": {"lr": 3e-4},
-        "data": {"subset": None, "streaming": False, "dataset": "C:d"},
-        "name": "a b",
+def parsed(*arguments: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_fields(parser)
+    return field_values(parser.parse_args(arguments))
+
+
+def test_flags_are_read_as_values_of_their_fields_types() -> None:
+    flags = ["--sae.k", "64", "--train.lr=3e-4", "--data.subset", "null", "--seed", "7"]
+    flags += ["--data.streaming=false", "--data.dataset=12", "--model.name=-"]
+    assert parsed(*flags) == {
+        "sae.k": 64,
+        "train.lr": 3e-4,
+        "data.subset": None,
+        "data.streaming": False,
+        "data.dataset": "12",
         "seed": 7,
-        "model": {"name": "-"},
+        "model.name": "-",
     }
 
 
+def test_every_field_is_an_option_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for path, spec in field_specs().items():
+        assert f"--{path} " in printed
+        assert path == "name" or spec.help.split()[0] in printed
+
+
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("arguments", "words"),
     [
-        (["oops"], "'oops' is not expected"),
-        (["--sae.k"], "--sae.k lacks its value"),
-        (["--sae.k", "--sae.d_sae", "8"], "--sae.k lacks its value"),
-        (["--sae", "1", "--sae.k", "2"], "'sae' was given a value"),
+        (["--sae.kk", "8"], "sae.kk: There is no such field; did you mean sae.k?"),
+        (["--sae.k", "no"], "sae.k: Input should be a valid integer"),
+        (["--oops"], "unrecognized argument: --oops"),
+        (["--sae.k"], "expected one argument"),
+        (["--sae.k", "--sae.d_sae", "8"], "expected one argument"),
+        (["--training.learning_rate", "1"], "It is called train.lr here"),
     ],
 )
-def test_flags_that_make_no_sense_are_refused(flags: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        overrides_from(flags)
+def test_a_wrong_option_is_explained_in_one_sentence(
+    tmp_path: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(["train", "tiny", "--data-dir", str(tmp_path), *arguments])
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2
+    assert words in capsys.readouterr().err
 
 
 def ask(**given: Any) -> Any:
-    return request_from(**({"recipe": None, "path": None, "flags": [], "name": None} | given))
+    return request_from(**({"recipe": None, "path": None, "values": {}, "name": None} | given))
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"preset": "quick-test", "sae": {"k": 3, "d_sae": 99}}))
-    request = ask(path=path, flags=["--sae.k", "5"])
+    request = ask(path=path, values={"sae.k": 5})
     assert request.preset == "quick-test"
     assert request.config == {"sae": {"k": 5, "d_sae": 99}}
     assert ask(path=path, recipe="tiny").preset == "tiny"
@@ -225,13 +252,13 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
         (["--load-checkpoint", "nowhere"], "There is no run 'nowhere'"),
         (["--run-dir", "."], "'.' is not empty"),
         (["--eval-only"], "--eval-only needs an SAE"),
-        (["--grid", "sae.k"], "write --grid sae.k=16,32"),
+        (["--grid", "sae.k"], "has no '='; write a line such as sae.k = 16, 32"),
         (["--grid", "sae.kk=1,2"], "did you mean sae.k?"),
         (["--grid", "sae.k=4,4"], "names a value twice"),
-        (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid and --run-dir do not go together"),
+        (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid and --run-dir exclude each other"),
         (
             ["--save-activations", "x", "--grid", "sae.k=4,8"],
-            "--save-activations and --grid do not go together",
+            "--save-activations and --grid exclude each other",
         ),
         (["--load-activations", "acts.pt"], "activation files are .safetensors"),
     ],

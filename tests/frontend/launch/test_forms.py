@@ -1,4 +1,4 @@
-"""The launch form is the configuration: every field, its help, its bounds; differences travel."""
+"""The launch form: its problems, its YAML and its command."""
 
 from __future__ import annotations
 
@@ -6,91 +6,26 @@ import shlex
 from itertools import pairwise
 from typing import Any
 
-import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.cli.options import grid_from
 from frontend.launch import forms
-from sae_engine.presets import field_names, presets, resolve_config
+from sae_engine.presets import presets
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import field_names, merge, parse_value
 
-SPECS = {spec.path: spec for spec in forms.field_specs()}
 DEFAULTS = RunConfig.model_validate({})
 
 
-def test_the_form_holds_every_field_of_the_configuration_once_and_in_order() -> None:
-    assert list(SPECS) == field_names()
-
-
-@pytest.mark.parametrize("path", SPECS)
-def test_every_field_has_help(path: str) -> None:
-    assert SPECS[path].help
-
-
 def test_the_main_fields_exist() -> None:
-    assert set(forms.MAIN_FIELDS) <= set(SPECS)
-
-
-def _json_schema(path: str) -> dict[str, Any]:
-    """The field's JSON schema, from pydantic: an independent walk over the same model."""
-    whole = RunConfig.model_json_schema()
-    level = whole
-    for part in path.split("."):
-        level = level["properties"][part]
-        if "$ref" in level:
-            level = whole["$defs"][level["$ref"].rsplit("/", 1)[1]]
-    return level
-
-
-@pytest.mark.parametrize("path", SPECS)
-def test_kind_bounds_choices_and_optionality_agree_with_the_json_schema(path: str) -> None:
-    spec, schema = SPECS[path], _json_schema(path)
-    parts = schema.get("anyOf", [schema])
-    kinds = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
-    [real] = [part for part in parts if part.get("type") != "null"]
-    choices = real.get("enum") or ([real["const"]] if "const" in real else [])
-    assert spec.optional == (len(parts) == 2)
-    assert list(spec.choices) == choices
-    assert spec.kind == ("choice" if choices else kinds[real["type"]])
-    assert spec.minimum == real.get("minimum", real.get("exclusiveMinimum"))
-    assert spec.maximum == real.get("maximum", real.get("exclusiveMaximum"))
-    assert spec.exclusive_minimum == ("exclusiveMinimum" in real)
-    assert spec.max_length == real.get("maxLength")
-
-
-@pytest.mark.parametrize("name", presets())
-def test_an_untouched_form_differs_in_nothing(name: str) -> None:
-    config = presets()[name].config
-    assert forms.differences(forms.values_of(config), config) == {}
-
-
-@pytest.mark.parametrize("base", presets())
-@pytest.mark.parametrize("other", presets())
-def test_differences_turn_one_recipe_into_another(base: str, other: str) -> None:
-    wanted = presets()[other].config
-    changes = forms.differences(forms.values_of(wanted), presets()[base].config)
-    assert resolve_config(base, changes) == wanted
-    assert forms.merged_config(presets()[base].config, changes) == wanted.model_dump(mode="json")
-
-
-def test_a_width_by_factor_takes_the_place_of_a_number_of_latents() -> None:
-    base = presets()["tiny"].config
-    values = forms.values_of(base) | {"sae.d_sae": None, "sae.expansion_factor": 4}
-    changes = forms.differences(values, base)
-    assert changes == {"sae": {"d_sae": None, "expansion_factor": 4}}
-    assert resolve_config("tiny", changes).sae.expansion_factor == 4
-
-
-def test_one_is_not_true() -> None:
-    values = forms.values_of(DEFAULTS) | {"train.tensorboard": 0}
-    assert forms.differences(values, DEFAULTS) == {"train": {"tensorboard": 0}}
+    assert set(forms.MAIN_FIELDS) <= set(field_names())
 
 
 def test_a_valid_form_has_no_problems_and_an_invalid_one_says_where() -> None:
     assert forms.problems(DEFAULTS.model_dump(mode="json")) == {}
-    broken = forms.merged_config(DEFAULTS, {"sae": {"d_sae": 8, "k": 9}, "data": {"ctx_len": 2}})
+    broken = merge(DEFAULTS.model_dump(), {"sae": {"d_sae": 8, "k": 9}, "data": {"ctx_len": 2}})
     problems = forms.problems(broken)
     assert "8" in problems["sae"]
     assert "ctx_len" in "".join(problems)
@@ -136,4 +71,4 @@ def test_text_on_the_command_line_is_read_back_as_the_same_text(text: str) -> No
     command = forms.as_command("tiny", {"data": {"dataset": text}})
     last = shlex.split(command)[3:]
     word = last[0].partition("=")[2] if len(last) == 1 else last[1]
-    assert yaml.safe_load(word) == text
+    assert parse_value("data.dataset", word) == text

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
 from streamlit.testing.v1 import AppTest
 
-from frontend.launch.grid import GridError, num_runs, parse_grid
 from tests.frontend.conftest import FakeServer
 from tests.frontend.fake_world import World
 from tests.frontend.views.test_pages import address, moved, shown
@@ -91,38 +89,5 @@ def test_a_value_that_cannot_be_tried_is_said_and_nothing_starts(
     assert "sae.k = 5000 is larger" in shown(app)
     assert world.sweeps == []
     app.text_area(key="grid:tiny").set_value("sae.kk = 1").run()
-    assert "There is no field &#x27;sae.kk&#x27;" in shown(app)
+    assert "Unknown setting &#x27;sae.kk&#x27;" in shown(app)
     assert app.button(key="start").disabled
-
-
-def test_a_grid_is_read_line_by_line() -> None:
-    text = "sae.k = 16, 32\n\n model.layer=1,2 \ntrain.lr = 1e-4\nsae.tied_weights = true, false\n"
-    grid = parse_grid(text + "data.dataset = a b, python-stdlib\nsae.expansion_factor = null, 4")
-    assert grid == {
-        "sae.k": [16, 32],
-        "model.layer": [1, 2],
-        "train.lr": [1e-4],
-        "sae.tied_weights": [True, False],
-        "data.dataset": ["a b", "python-stdlib"],
-        "sae.expansion_factor": [None, 4],
-    }
-    assert num_runs(grid) == 2 * 2 * 1 * 2 * 2 * 2
-    assert parse_grid(" \n") == {}
-    assert num_runs({}) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("sae.k 16", "has no '='"),
-        ("nope = 1", "There is no field 'nope'"),
-        ("sae.k =", "needs values with commas"),
-        ("sae.k = [1, 2], 3", "needs values with commas"),
-        ("sae.k = 'x", "needs values with commas"),
-        ("sae.k = 16, 16", "names a value twice"),
-        ("sae.k = 1\nsae.k = 2", "is there twice"),
-    ],
-)
-def test_a_grid_that_cannot_be_read_says_what_to_write(text: str, words: str) -> None:
-    with pytest.raises(GridError, match=words.replace("[", r"\[")):
-        parse_grid(text)

@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from frontend.charts.overlay import run_colors
 from frontend.charts.parallel import Axis, parallel_figure
 from frontend.charts.pareto import Point, frontier, held_out, pareto_figure
-from frontend.runs.tables import comparison_csv, curves_csv, differing_settings
+from frontend.runs.tables import comparison_csv, curves_csv
 from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
 from sae_engine.schema.runs import Run
 from tests.frontend.fake_world import NASTY, World
@@ -99,13 +99,6 @@ def test_every_run_has_a_color_of_its_own(count: int) -> None:
     colors = run_colors(count)
     assert len(colors) == count
     assert len(set(colors)) == min(count, 201)  # shades are whole degrees of hue
-
-
-def test_only_settings_in_which_runs_differ_are_columns() -> None:
-    runs = [run("a", k=8, name="one"), run("b", k=16, name="two"), run("c", k=8)]
-    assert differing_settings(runs) == {"sae.k": [8, 16, 8]}
-    assert differing_settings(runs[:1]) == {}
-    assert differing_settings([]) == {}
 
 
 def _rows(text: str) -> list[dict[str, str]]:

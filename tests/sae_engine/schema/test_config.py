@@ -1,25 +1,12 @@
 import pytest
 import yaml
-from pydantic import BaseModel
 
 from sae_engine.errors import ConfigError
-from sae_engine.presets import field_names, get_preset, presets, resolve_config
+from sae_engine.presets import get_preset, presets, resolve_config
 from sae_engine.presets.foreign_names import CALLED_HERE
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import field_names
 from sae_engine.schema.records import METRICS
-
-
-def leaves(model: type[BaseModel]):
-    for name, info in model.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            yield from leaves(info.annotation)
-        else:
-            yield name, info
-
-
-def test_every_field_has_help():
-    missing = [name for name, info in leaves(RunConfig) if not info.description]
-    assert missing == []
 
 
 def test_every_metric_says_what_it_is():
@@ -94,7 +81,3 @@ def test_an_empty_section_that_does_not_exist_is_refused():
 def test_an_unknown_preset_is_answered_with_the_names_there_are():
     with pytest.raises(ConfigError, match="no preset 'big'; choose one of quick-test, tiny"):
         get_preset("big")
-
-
-def test_field_names_are_dotted():
-    assert {"name", "seed", "sae.k", "train.lr", "index.tokens"} <= set(field_names())
