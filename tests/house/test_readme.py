@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -81,29 +82,49 @@ def test_every_documented_setting_exists() -> None:
     assert {name for name in documented - set(_SETTINGS) if name not in texts} == set()
 
 
-def _tree() -> set[str]:
-    """Paths of the README's file tree: names, several to a line, and then what they are for."""
-    block = _README.partition("## What is where")[2].partition("```text\n")[2].partition("```")[0]
-    paths: set[str] = set()
-    folder = ""
-    for line in block.splitlines():
-        names = [part for part in re.split(r" {2,}", line.strip()) if " " not in part]
+def _tree() -> list[str]:
+    """Lines of the README's file tree."""
+    block = _README.partition("## Where things are")[2].partition("```text\n")[2]
+    return block.partition("```")[0].splitlines()
+
+
+def test_the_tree_is_short_and_names_every_wing() -> None:
+    tree = _tree()
+    assert len(tree) <= 30
+    place = ""
+    named: set[str] = set()
+    for line in tree:
         if not line.startswith(" "):
-            folder = ""
-        paths |= {folder + name for name in names}
-        if not line.startswith(" ") and names[0].endswith("/"):
-            folder = names[0]
-    return paths
+            place = line.split("/")[0]
+        named |= {f"{place}/{name}" for name in re.findall(r"(\w+(?:/\w+)*)/(?=\s|,|$)", line)}
+    wings = {
+        "/".join(path.parts[:2])
+        for path in tracked_files()
+        if path.parts[0] in ("sae_engine", "backend", "frontend")
+        and path.suffix == ".py"
+        and len(path.parts) > 2
+    }
+    assert wings - named == set()
 
 
-def test_every_file_of_the_readmes_tree_exists() -> None:
-    assert [path for path in _tree() if not (ROOT / path).exists()] == []
+def test_every_file_that_is_named_exists() -> None:
+    table = _README.partition("| to | start at |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`((?:sae_engine|backend|frontend|tests|benchmarks)/[\w/.]*)`", table))
+    named |= set(re.findall(r"\b(?:\w+/)*\w+\.py\b", table))
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("room", ["sae_engine", "backend", "frontend"])
-def test_every_module_has_its_line_in_the_readmes_tree(room: str) -> None:
-    code = [path for path in tracked_files() if path.parts[0] == room and path.suffix == ".py"]
-    parts = {path.parts[1] for path in code}
-    modules = parts - {"__init__.py"}
-    described = {Path(path).name for path in _tree() if path.startswith(f"{room}/")}
-    assert modules - described == set()
+def test_every_wing_says_what_it_is_for_who_feeds_it_and_who_reads_it() -> None:
+    wings = {
+        path.parent
+        for path in tracked_files()
+        if path.parts[0] in ("sae_engine", "backend", "frontend")
+        and path.suffix == ".py"
+        and len(path.parts) == 3
+    }
+    for wing in wings:
+        docstring = ast.get_docstring(ast.parse((ROOT / wing / "__init__.py").read_text()))
+        assert docstring, wing
+        assert "Fed by" in docstring, wing
+        assert "ead by" in docstring, wing
