@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sae_engine.schema.exports import ExportFormat
+
 from backend import store
 from backend.settings import STYLE_SHEET, Settings
 from backend.store.database import open_database
@@ -14,7 +16,6 @@ from sae_engine.features.export.write import export_features
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import ExportFormat
 
 
 def export_here(

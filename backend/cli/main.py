@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from sae_engine.schema.exports import ExportFormat
+
 from backend.cli.fields import add_fields, field_values
 from backend.settings import Settings, load_settings
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.schema.features import ExportFormat
 
 EXCLUSIVE = [
     ("grid", "load_checkpoint"),

@@ -12,6 +12,7 @@ from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
+from sae_engine.schema.exports import ExportFormat
 
 from backend import store
 from backend.errors import ConflictError
@@ -25,7 +26,6 @@ from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 

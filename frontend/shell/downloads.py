@@ -7,9 +7,9 @@ import os
 from urllib.parse import quote, urlencode, urlsplit
 
 import streamlit as st
+from sae_engine.schema.exports import ExportFormat
 
 from frontend.html.blocks import html_block
-from sae_engine.schema.features import ExportFormat
 from sae_engine.schema.runs import Run
 
 FORMATS: dict[ExportFormat, tuple[str, str]] = {

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, Response
+from sae_engine.schema.problems import Problem
 
-from sae_engine.schema.features import Problem
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from sae_engine.schema.problems import Problem
 
-from sae_engine.schema.features import Problem
 from sae_engine.schema.playground import (
     ActivationsRequest,
     FeatureActivation,

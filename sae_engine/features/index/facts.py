@@ -20,7 +20,6 @@ from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
     Density,
     Feature,
-    FeatureMatch,
     FeatureRow,
     FeatureState,
     Histogram,
@@ -29,6 +28,7 @@ from sae_engine.schema.features import (
     TokenLogit,
     TokenStatistics,
 )
+from sae_engine.schema.lookup import FeatureMatch
 
 NUM_TOP_TOKENS = 10
 """Top tokens of a feature's page, and those that a search looks through."""

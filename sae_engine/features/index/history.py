@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from sae_engine.features.index.format import SAE, IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.schema.history import FeatureHistory, FeatureMoment
+from sae_engine.schema.features import FeatureHistory, FeatureMoment
 
 
 def feature_history(snapshots: Sequence[FeatureIndex], index: int) -> FeatureHistory:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from sae_engine.errors import UserError
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
-from sae_engine.schema.features import LookupRank, TokenMatch
+from sae_engine.schema.lookup import LookupRank, TokenMatch
 
 NUM_SPELLINGS, LEAST_RATIO = 6, 60
 """How many spellings are offered, and how alike they must be, in percent."""

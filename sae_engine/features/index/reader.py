@@ -49,15 +49,17 @@ from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
     Feature,
     FeatureDetail,
-    FeatureMatch,
     FeaturePage,
     FeatureRow,
     FeatureSort,
     FeatureState,
+    SortOrder,
+)
+from sae_engine.schema.lookup import (
+    FeatureMatch,
     LookupRank,
     LookupResult,
     MatchedToken,
-    SortOrder,
     TokenMatch,
 )
 

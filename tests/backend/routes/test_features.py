@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sae_engine.schema.lookup import LookupResult
 from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
@@ -18,8 +19,7 @@ from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.features.index.format import MANIFEST, SAE
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import FeatureDetail, FeaturePage, LookupResult
-from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.features import FeatureDetail, FeatureHistory, FeaturePage
 from sae_engine.schema.records import SnapshotRecord
 from tests.sae_engine.features.index_reference import build, byte_level_tokenizer, random_case
 

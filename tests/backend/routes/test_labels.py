@@ -25,8 +25,7 @@ from sae_engine.features.labels.examples import examples_of
 from sae_engine.features.labels.questions import PROMPT_VERSION
 from sae_engine.features.labels.scoring import detection_score
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import LabelUpdate
-from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob
+from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelUpdate
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_endpoint import (

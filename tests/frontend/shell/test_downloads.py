@@ -6,10 +6,10 @@ import re
 from typing import get_args
 
 import pytest
+from sae_engine.schema.exports import ExportFormat
 
 from frontend.shell.downloads import FORMATS, download_list
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import ExportFormat
 from sae_engine.schema.runs import Run
 from tests.frontend.fake_world import World
 

@@ -36,7 +36,7 @@ def test_either_of_two_fields_takes_the_others_place():
 @pytest.mark.parametrize(
     ("overrides", "field", "words"),
     [
-        ({"sae": {"kk": 3}}, "sae.kk", r"no such field; did you mean sae\.k\?"),
+        ({"sae": {"kk": 3}}, "sae.kk", r"Unknown setting; did you mean sae\.k\?"),
         ({"sae": {"k": 5000}}, "sae.k", r"sae\.k = 5000 is larger than sae\.d_sae = 2048"),
         ({"sae": {"k": 0}}, "sae.k", r"greater than or equal to 1 \(got 0\)"),
         ({"train": {"lr": "fast"}}, "train.lr", r"valid number.*got 'fast'"),
@@ -65,8 +65,8 @@ def test_every_field_of_another_trainers_file_is_answered_with_ours():
     assert set(answers) == {f"{section}.{key}" for section in theirs for key in theirs[section]}
     assert answers["model.hidden_dim"] == "It is called sae.d_sae here."
     assert answers["training.learning_rate"] == "It is called train.lr here."
-    assert answers["model.input_dim"].endswith("leave it out.")
-    assert answers["training.grad_clip"] == "There is no such field; did you mean train.grad_clip?"
+    assert answers["model.input_dim"].startswith("Leave it out")
+    assert answers["training.grad_clip"] == "Unknown setting; did you mean train.grad_clip?"
 
 
 def test_what_other_names_point_to_exists():
@@ -74,7 +74,7 @@ def test_what_other_names_point_to_exists():
 
 
 def test_an_empty_section_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="training: There is no such field"):
+    with pytest.raises(ConfigError, match="training: Unknown setting"):
         resolve_config(None, {"training": {}})
 
 

@@ -181,10 +181,10 @@ def test_a_grid_is_read_line_by_line() -> None:
     [
         (["sae.k 16"], "has no '='"),
         (["nope = 1"], "Unknown setting 'nope'; use the full name, such as sae.k"),
-        (["sae.k ="], "Give values with commas"),
-        (["sae.k = ,"], "Give values with commas"),
-        (["sae.k = 16, 16"], "A value is there twice"),
-        (["sae.k = 1", "sae.k = 2"], "is there twice"),
+        (["sae.k ="], "Give values separated by commas"),
+        (["sae.k = ,"], "Give values separated by commas"),
+        (["sae.k = 16, 16"], "A value is given twice"),
+        (["sae.k = 1", "sae.k = 2"], "is given twice"),
     ],
 )
 def test_a_grid_that_cannot_be_read_says_what_to_write(lines: list[str], words: str) -> None:
