@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
-from sae_engine.schema.problems import Problem
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Mount
@@ -38,6 +37,7 @@ from backend.routes import playground as probe
 from backend.settings import Settings, load_settings
 from backend.store.label_jobs import settle_label_jobs
 from backend.version import VERSION
+from sae_engine.schema.problems import Problem
 
 ROUTES = (
     system, runs, tags, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare,

@@ -8,7 +8,6 @@ from datetime import datetime
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 
 from backend import store
 from backend.settings import Settings
@@ -16,6 +15,7 @@ from backend.store.database import open_database
 from backend.store.models import RunRow
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.records import METRICS
 
 SUMMARY_METRICS = (

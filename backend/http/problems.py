@@ -14,7 +14,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sae_engine.schema.problems import FieldProblem, Problem
 from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -22,7 +21,8 @@ from starlette.responses import JSONResponse
 from backend.errors import ApiError, UnauthorizedError
 from backend.store.database import DISK_FULL, lacks_room
 from sae_engine.errors import ConfigError, DiskFullError, UserError
-from sae_engine.features.index.format import IndexDamagedError
+from sae_engine.features.index.manifest import IndexDamagedError
+from sae_engine.schema.problems import FieldProblem, Problem
 
 _log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 
 from backend import store
 from backend.http.indexes import open_index
 from backend.http.services import Server
 from backend.routes.features import SnapshotStep
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self, TypeVar, cast
 
 import httpx
 from pydantic import BaseModel, ValidationError
-from sae_engine.schema.problems import Problem
 
 from sae_engine.schema.analysis import AnalysisProgress
+from sae_engine.schema.problems import Problem
 
 UNREACHABLE = "about:unreachable"
 

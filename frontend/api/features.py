@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 
-from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
-from sae_engine.schema.problems import Problem
-
 from frontend.api.connection import ApiProblem, Connection
 from frontend.api.sending import segment
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
@@ -19,7 +16,9 @@ from sae_engine.schema.features import (
     SortOrder,
 )
 from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.playground import SteerPhase, SteerResult, SteerToken, TextActivations
+from sae_engine.schema.problems import Problem
 
 WARM_UP_SECONDS = 180.0
 """How long an answer may take that waits for the language model to be loaded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import streamlit as st
-from sae_engine.schema.lookup import FeatureMatch, LookupResult
 
 from frontend.api.cache import cached_run, client
 from frontend.api.client import ApiProblem
@@ -11,6 +10,7 @@ from frontend.html.blocks import html_block, link, notice, show_linked
 from frontend.html.format import count, number
 from frontend.html.tokens import chip, escaped, example
 from frontend.shell.url import bound, param
+from sae_engine.schema.lookup import FeatureMatch, LookupResult
 
 LIMIT = 20
 SUGGESTIONS = (" import", " self", " return", " not")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import get_args
 
 import streamlit as st
-from sae_engine.schema.lookup import FeatureMatch, LookupRank, LookupResult, TokenMatch
 
 from frontend.api.cache import client
 from frontend.html.blocks import empty_state, html_block, link, notice, run_header, show_linked
@@ -14,6 +13,7 @@ from frontend.html.format import count, number, percent
 from frontend.html.tokens import chip, escaped, example
 from frontend.shell.snapshots import follow_latest, snapshot_picker
 from frontend.shell.url import bound, choice_param, chosen_snapshot, name_tab, param, required_run
+from sae_engine.schema.lookup import FeatureMatch, LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)

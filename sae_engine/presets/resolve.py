@@ -56,7 +56,7 @@ def get_preset(name: str) -> Preset:
 
 
 def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Apply partial `overrides`, nested like `RunConfig`, to a preset (or the defaults) and validate.
+    """Apply partial `overrides`, nested like `RunConfig`, to a preset or the defaults; validate.
 
     Raises `ConfigError` with one problem per wrong field.
     """

@@ -131,7 +131,7 @@ class SAEConfig(Section):
         return self
 
     def num_latents(self, d_in: int) -> int:
-        """Number of latents for activations of width `d_in`; raises `ValueError` if k exceeds it."""
+        """Number of latents for activation width `d_in`; raises `ValueError` if k exceeds it."""
         factor = self.expansion_factor or 8
         d_sae = self.d_sae or factor * d_in
         if self.k > d_sae:

@@ -192,7 +192,7 @@ def changed_from(base: RunConfig, values: Mapping[str, Value]) -> Tree:
 
 
 def differing(configs: Sequence[RunConfig]) -> dict[str, list[Value]]:
-    """Fields in which configurations differ, with the value of each one; `name` is left out."""
+    """Fields in which configurations differ, with their values; `name` is left out."""
     columns = {path: [_get(c, path) for c in configs] for path in field_names() if path != "name"}
     return {
         path: values
@@ -209,8 +209,7 @@ def _equal(one: Value, other: Value) -> bool:
 
 
 def parse_value(path: str, text: str) -> Value:
-    """Parse a field's value; text that does not fit its type is returned as it is, for validation to
-    refuse.
+    """Parse a field's value; text that does not fit its type is returned for validation to refuse.
 
     JSON-quoted text is always text; `null` and `unset` clear an optional field.
     """

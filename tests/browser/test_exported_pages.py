@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportSour
     folder = tmp_path_factory.mktemp("exported")
     written = [label(2, HOSTILE, BY_MODEL, notes=HOSTILE), label(3, "third", BY_MODEL)]
     made, _ = source(folder, *written, name=HOSTILE)
-    style = (ROOT / "frontend/style.css").read_text("utf-8")
-    export_features(made, "html", folder / "out", style=style)
+    made = replace(made, style=(ROOT / "frontend/style.css").read_text("utf-8"))
+    export_features(made, "html", folder / "out")
     return folder / "out/index.html", made
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, Response
-from sae_engine.schema.problems import Problem
 
 from sae_engine.schema.labels import (
     DetectionScore,
@@ -17,6 +16,7 @@ from sae_engine.schema.labels import (
     LabelOrigin,
     LabelRequest,
 )
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import World
 
 MODEL = "fake <b>model</b>"

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
-from sae_engine.schema.problems import Problem
 
 from sae_engine.schema.playground import (
     ActivationsRequest,
@@ -27,6 +26,7 @@ from sae_engine.schema.playground import (
     TextActivations,
     WatchedFeature,
 )
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import NASTY, World
 
 IMPORT, WORD = 10, 3

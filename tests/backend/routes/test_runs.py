@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sae_engine.schema.problems import Problem
 from starlette.testclient import TestClient
 
 from backend import store
@@ -15,6 +14,7 @@ from backend.app import create_api
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.presets import resolve_config
+from sae_engine.schema.problems import Problem
 from sae_engine.schema.runs import RunPage
 from tests.backend.conftest import create, read, wait_for_status
 

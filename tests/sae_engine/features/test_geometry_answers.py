@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from sae_engine.errors import UserError
-from sae_engine.features.geometry.answers import compare_features, feature_map
+from sae_engine.features.analysis import compare_features, density_histogram, feature_map
 from sae_engine.features.geometry.files import Layout, Matches
-from sae_engine.features.index.densities import density_histogram
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import FeatureComparison, MatchSection
 from tests.sae_engine.features.index_reference import built, case_of_rows, random_case

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sae_engine.schema.lookup import LookupResult, TokenMatch
 from tokenizers import Tokenizer, models, normalizers
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.schema.lookup import LookupResult, TokenMatch
 from tests.sae_engine.features.index_reference import (
     BOTH_TOKENIZERS,
     Case,

@@ -19,11 +19,11 @@ from sae_engine.features.labels.examples import (
 )
 from sae_engine.features.labels.questions import (
     detect_questions,
+    detection_score,
     explain_question,
     read_judgments,
     read_label,
 )
-from sae_engine.features.labels.scoring import detection_score
 from sae_engine.schema.features import Context
 from tests.sae_engine.features.index_reference import Case, built, case_of_rows, random_case
 

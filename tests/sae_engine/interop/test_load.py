@@ -351,10 +351,10 @@ def test_a_pickle_is_refused_with_the_line_that_converts_it(parts: Parts, tmp_pa
 def test_what_is_no_sae_is_refused_by_name(tmp_path: Path):
     with pytest.raises(UserError, match=r"There is no SAE at .*nowhere"):
         load_pretrained(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds none of sae\.safetensors"):
+    with pytest.raises(UserError, match=r"has none of sae\.safetensors"):
         load_pretrained(tmp_path)
     save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="holds lm_head: no SAE of"):
+    with pytest.raises(UserError, match=r"has the tensors lm_head\. That is not an SAE of"):
         load_pretrained(tmp_path / "model.safetensors")
 
 
