@@ -152,7 +152,8 @@ def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
     """Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) and its second release: JumpReLU on
     inputs that are not centered. The path names model, site and layer.
     """
-    where = weights.path.resolve().as_posix()
+    path = weights.path.resolve().as_posix()
+    where = path[max(0, path.find("gemma-scope")) :]
     if re.search("transcoder|crosscoder|/clt", where) or "affine_skip_connection" in weights:
         weights.refuse("a transcoder", "autoencoders of one site")
     if "/embedding" in where:

@@ -141,8 +141,8 @@ class Weights:
         if not spread <= LARGEST_NORM_SPREAD:
             raise UserError(
                 f"'{self.path}' keeps the k largest pre-activations, but its decoder rows differ "
-                f"in norm ({norms.min():.3g} to {norms.max():.3g}), so it cannot be converted to rows "
-                "of unit norm; rescale the rows to equal norms with the library that trained it."
+                f"in norm ({norms.min():.3g} to {norms.max():.3g}), so it cannot be converted to "
+                "rows of unit norm; rescale the rows to equal norms in the library that trained it."
             )
         if spread > 1e-4:
             notes.append(

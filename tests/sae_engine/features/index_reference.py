@@ -139,13 +139,15 @@ class Case:
         ]
 
     def statistics(self, positions: list[int]) -> dict[int, dict[str, float]]:
-        """Association statistics of each latent that is active on any of the positions."""
+        """Association statistics of each latent active on any of the positions."""
         values: dict[int, list[float]] = {}
         for n in positions:
             for latent, act in self.codes[n].items():
                 values.setdefault(latent, []).append(act)
         return {
-            latent: association_statistics(acts, len(positions), self.fired(latent), self.num_tokens)
+            latent: association_statistics(
+                acts, len(positions), self.fired(latent), self.num_tokens
+            )
             for latent, acts in values.items()
         }
 

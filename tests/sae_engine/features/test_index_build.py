@@ -102,7 +102,7 @@ def test_sorting_in_small_ranges_and_chunks_gives_the_same_index(
         assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
 
 
-def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
+def test_codes_of_varying_width_give_the_index_of_the_padded_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 3)
@@ -116,10 +116,10 @@ def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
         width = max(1, int((acts > 0).sum(1).max()))
         return acts[:, :width], indices[:, :width]
 
-    filled = build(tmp_path / "filled", case)
+    padded = build(tmp_path / "padded", case)
     varying = build(tmp_path / "varying", case, encode=encode, k=None)
     assert_agrees(arrays_of(varying), case)
-    for file in filled.glob("*.npy"):
+    for file in padded.glob("*.npy"):
         assert file.read_bytes() == (varying / file.name).read_bytes(), file.name
     assert open_index(varying)[0].k == 4
 
@@ -170,9 +170,7 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_encode_gets_float32_whatever_the_dtype_of_the_corpus(
-    tmp_path: Path, dtype: str
-) -> None:
+def test_encode_gets_float32_whatever_the_dtype_of_the_corpus(tmp_path: Path, dtype: str) -> None:
     values = torch.tensor([[0.5], [1.5], [-2.0]])
     seen: list[torch.Tensor] = []
 
