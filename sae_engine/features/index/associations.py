@@ -148,7 +148,7 @@ def _sum_by_latent(
     # Without these conversions numpy takes a path that is many times slower.
     np.maximum.at(largest, latents.astype(np.intp), maxes.astype(np.float64))
     present = np.flatnonzero(total)
-    return present, total[present], total_sum[present], largest[present]
+    return present, total[present], total_sum[present].astype(np.float64), largest[present]
 
 
 def _concatenated_ranges(starts: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:

@@ -135,7 +135,7 @@ function head(title, crumbs) {
     el("div", { class: "wb-crumb" }, crumbs),
     el("h1", {}, title),
     el("span", { class: "wb-muted wb-what" }, `${visible(list.model)} · ${visible(list.hook)} · step ${count(list.step)}`),
-    el("nav", { class: "wb-tabs" }, tab("features", "Features"), tab("lookup", "Lookup"))),
+    el("nav", { class: "wb-tabs" }, tab("features", "Features"), tab("lookup", "Look up"))),
     list.leftOut ? el("div", { class: "wb-muted" }, list.leftOut) : null);
 }
 

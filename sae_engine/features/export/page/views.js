@@ -196,7 +196,7 @@ async function lookupPage(query) {
   const q = query.get("q") || "";
   const box = el("input", { type: "search", value: q, placeholder: "Token, e.g. import", "aria-label": "Token" });
   box.addEventListener("change", () => { location.hash = changed({ q: box.value }); });
-  const top = [head("Token lookup", [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/")]),
+  const top = [head("Look up a token", [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/")]),
     el("div", { class: "wb-bar" }, box, search())];
   if (!q) return [...top, notice("Type a token to see the features that fire on it.")];
   const wanted = folded(q);
