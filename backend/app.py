@@ -37,7 +37,7 @@ from backend.routes import playground as probe
 from backend.settings import Settings, load_settings
 from backend.store.label_jobs import settle_label_jobs
 from backend.version import VERSION
-from sae_engine.schema.features import Problem
+from sae_engine.schema.problems import Problem
 
 ROUTES = (
     system, runs, tags, sweeps, imports, metrics, features, labels, maps, lookup, probe, compare,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from sae_engine.schema.features import FieldProblem
+from sae_engine.schema.problems import FieldProblem
 
 
 class ApiError(Exception):

@@ -9,7 +9,7 @@ Mistakes of the program itself are assertions, never these.
 
 from __future__ import annotations
 
-from sae_engine.schema.features import FieldProblem
+from sae_engine.schema.problems import FieldProblem
 
 
 class UserError(ValueError):

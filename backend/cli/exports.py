@@ -14,7 +14,7 @@ from sae_engine.features.export.write import export_features
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import ExportFormat
+from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 
 
 def export_here(
@@ -38,7 +38,7 @@ def export_here(
         steps = [made.step for made in store.snapshots(session, row.id)]
         labels = written_labels(session, row.id)
     folder = settings.run_folder(row.id)
-    if format == "saelens":
+    if EXPORT_FORMATS[format].writer is None:
         export_saelens(folder, target)
         return ""
     if not steps:
@@ -54,6 +54,7 @@ def export_here(
         config=RunConfig.model_validate(row.config),
         labels=labels,
         include_dead=include_dead,
+        style=STYLE_SHEET.read_text("utf-8"),
     )
-    export_features(source, format, target, style=STYLE_SHEET.read_text("utf-8"))
+    export_features(source, format, target)
     return source.left_out

@@ -8,12 +8,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from backend.cli.fields import add_fields, field_values
 from backend.settings import Settings, load_settings
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.schema.features import ExportFormat
+from sae_engine.schema.exports import EXPORT_FORMATS
 
 EXCLUSIVE = [
     ("grid", "load_checkpoint"),
@@ -153,13 +153,11 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         _export,
         "Write a run's SAE or its features for other programs and people.",
-        epilog="saelens: the SAE, for SAELens. html: static pages that need no server. jsonl: one "
-        "line per feature, in Neuronpedia's field names. neuronpedia: the folder that Neuronpedia "
-        "imports. parquet: tables of features, contexts and token statistics.",
+        epilog=" ".join(f"{name}: {info.summary}." for name, info in EXPORT_FORMATS.items()),
     )
     export.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    export.add_argument("--format", default="saelens", choices=get_args(ExportFormat))
+    export.add_argument("--format", default="saelens", choices=EXPORT_FORMATS)
     export.add_argument(
         "--snapshot", type=int, metavar="STEP", help="whose features; the newest if not given"
     )

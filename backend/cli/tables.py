@@ -15,7 +15,7 @@ from backend.store.database import open_database
 from backend.store.models import RunRow
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.records import METRICS
 
 SUMMARY_METRICS = (

@@ -21,8 +21,8 @@ from starlette.responses import JSONResponse
 from backend.errors import ApiError, UnauthorizedError
 from backend.store.database import DISK_FULL, lacks_room
 from sae_engine.errors import ConfigError, DiskFullError, UserError
-from sae_engine.features.index.format import IndexDamagedError
-from sae_engine.schema.features import FieldProblem, Problem
+from sae_engine.features.index.manifest import IndexDamagedError
+from sae_engine.schema.problems import FieldProblem, Problem
 
 _log = logging.getLogger(__name__)
 

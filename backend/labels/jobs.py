@@ -30,11 +30,11 @@ from sae_engine.features.labels.questions import (
     PROMPT_VERSION,
     Messages,
     detect_questions,
+    detection_score,
     explain_question,
     read_judgments,
     read_label,
 )
-from sae_engine.features.labels.scoring import detection_score
 from sae_engine.schema.labels import DetectionScore, LabelJobStatus
 
 TRIES = 2

@@ -66,11 +66,10 @@ def features_to_label(
                 f"There is no feature {feature}; this SAE has features 0 to {index.d_sae - 1}.",
                 field="features",
             )
-    starts = index.arrays.latent_starts
     return [
         feature
         for feature in dict.fromkeys(request.features)
-        if starts[feature + 1] > starts[feature] and _is_open(feature, request, written)
+        if index.fired[feature] and _is_open(feature, request, written)
     ]
 
 
@@ -78,13 +77,9 @@ def _first(
     index: FeatureIndex, request: LabelRequest, written: Mapping[int, FeatureLabel]
 ) -> list[int]:
     """The first `limit` features of the list that fire and may be labeled."""
-    arrays = index.arrays
-    fired = np.diff(arrays.latent_starts)
-    alive = np.flatnonzero(fired)
-    max_acts = np.zeros(index.d_sae, np.float32)
-    max_acts[alive] = arrays.latent_acts[arrays.latent_starts[alive]]
+    alive = np.flatnonzero(index.fired)
     order = "asc" if request.sort in ("index", "label") else "desc"
-    listed = ordered(alive, request.sort, order, fired=fired, max_acts=lambda: max_acts, labels={})
+    listed = ordered(alive, request.sort, order, arrays=index.arrays, labels={})
     may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
     return list(islice(may, request.limit))
 

@@ -14,7 +14,7 @@ from backend.http.curves import metrics_series
 from backend.http.indexes import open_index
 from backend.http.services import Server
 from backend.routes.maps import NOT_YET, not_yet
-from sae_engine.features.geometry.answers import compare_features
+from sae_engine.features.analysis import compare_features
 from sae_engine.features.geometry.files import Matches
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,

@@ -25,7 +25,7 @@ from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import ExportFormat
+from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 
@@ -52,11 +52,11 @@ def export_run(
         TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch,
     ):
         folder = Path(scratch) / name
-        if format == "saelens":
+        if EXPORT_FORMATS[format].writer is None:
             _write_sae(server, run_id, folder)
         else:
             source = _source(server, run_id, snapshot, include_dead)
-            export_features(source, format, folder, style=STYLE_SHEET.read_text("utf-8"))
+            export_features(source, format, folder)
         check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
         made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
         # Once its name is gone, whatever ends the download frees the disk.
@@ -74,7 +74,7 @@ def export_run(
 @contextmanager
 def _turn(server: Services, format: ExportFormat) -> Generator[None]:
     """Features are exported once at a time; raises `ConflictError` for a second time."""
-    if format == "saelens":
+    if EXPORT_FORMATS[format].writer is None:
         yield
         return
     if not server.exporting.acquire(blocking=False):
@@ -116,4 +116,5 @@ def _source(
         config=RunConfig.model_validate(row.config),
         labels=labels,
         include_dead=include_dead,
+        style=STYLE_SHEET.read_text("utf-8"),
     )

@@ -14,13 +14,13 @@ from backend.http.shapes import snapshot_shape
 from sae_engine.features.index.history import feature_history
 from sae_engine.schema.features import (
     FeatureDetail,
+    FeatureHistory,
     FeaturePage,
     FeatureSort,
     FeatureState,
-    LabelUpdate,
     SortOrder,
 )
-from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.runs import Snapshot
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])

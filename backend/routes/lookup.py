@@ -10,7 +10,7 @@ from backend import store
 from backend.http.indexes import open_index
 from backend.http.services import Server
 from backend.routes.features import SnapshotStep
-from sae_engine.schema.features import LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 

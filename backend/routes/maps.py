@@ -11,9 +11,8 @@ from backend.analyses.client import Analysis, Source
 from backend.http.indexes import open_index
 from backend.http.services import Server
 from backend.routes.features import SnapshotStep
-from sae_engine.features.geometry.answers import feature_map
+from sae_engine.features.analysis import density_histogram, feature_map
 from sae_engine.features.geometry.files import Layout
-from sae_engine.features.index.densities import density_histogram
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])

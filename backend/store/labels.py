@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from backend.store.common import now
 from backend.store.models import LabelRow
-from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.labels import LabelUpdate
 
 
 def labels(session: Session, run_id: str) -> Mapping[int, str]:

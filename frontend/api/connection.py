@@ -10,7 +10,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from sae_engine.schema.analysis import AnalysisProgress
-from sae_engine.schema.features import Problem
+from sae_engine.schema.problems import Problem
 
 UNREACHABLE = "about:unreachable"
 

@@ -9,18 +9,16 @@ from frontend.api.sending import segment
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
 from sae_engine.schema.features import (
     FeatureDetail,
+    FeatureHistory,
     FeaturePage,
     FeatureSort,
     FeatureState,
-    LabelUpdate,
-    LookupRank,
-    LookupResult,
-    Problem,
     SortOrder,
-    TokenMatch,
 )
-from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.playground import SteerPhase, SteerResult, SteerToken, TextActivations
+from sae_engine.schema.problems import Problem
 
 WARM_UP_SECONDS = 180.0
 """How long an answer may take that waits for the language model to be loaded."""

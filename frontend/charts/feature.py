@@ -6,8 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from frontend.charts.curves import ORANGE, TEAL, Figure, Trace
-from sae_engine.schema.features import Histogram
-from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.features import FeatureHistory, Histogram
 
 
 def histogram_figure(histogram: Histogram) -> Figure:

@@ -10,7 +10,7 @@ from frontend.html.blocks import html_block, link, notice, show_linked
 from frontend.html.format import count, number
 from frontend.html.tokens import chip, escaped, example
 from frontend.shell.url import bound, param
-from sae_engine.schema.features import FeatureMatch, LookupResult
+from sae_engine.schema.lookup import FeatureMatch, LookupResult
 
 LIMIT = 20
 SUGGESTIONS = (" import", " self", " return", " not")

@@ -9,16 +9,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import streamlit as st
 
 from frontend.html.blocks import html_block
-from sae_engine.schema.features import ExportFormat
+from sae_engine.schema.exports import EXPORT_FORMATS
 from sae_engine.schema.runs import Run
-
-FORMATS: dict[ExportFormat, tuple[str, str]] = {
-    "html": ("Static pages", "list, features and token lookup in a folder that needs no server"),
-    "parquet": ("Parquet", "features, contexts and token statistics as tables"),
-    "jsonl": ("JSON lines", "a feature per line, in Neuronpedia's field names"),
-    "neuronpedia": ("Neuronpedia", "the folder that Neuronpedia imports"),
-    "saelens": ("SAE", "its weights, as SAELens opens them"),
-}
 
 
 def download_menu(run: Run, snapshot: str | None = None) -> None:
@@ -28,15 +20,19 @@ def download_menu(run: Run, snapshot: str | None = None) -> None:
 
 
 def download_list(run: Run, snapshot: str | None, *, links: bool) -> str:
-    """Every format with what it is; without `links`, with the address to ask the API for."""
+    """Every format and its summary; without `links`, with the API call that downloads it."""
     rows: list[str] = []
-    for format_, (name, what) in FORMATS.items():
-        chosen = snapshot if format_ != "saelens" else None
+    for format_, info in EXPORT_FORMATS.items():
+        chosen = snapshot if info.writer is not None else None
         query = {"format": format_} | ({"snapshot": chosen} if chosen else {})
         address = html.escape(f"/api/runs/{quote(run.id, safe='')}/export?{urlencode(query)}")
-        title = f'<a href="{address}" download>{name}</a>' if links else f"<strong>{name}</strong>"
+        title = (
+            f'<a href="{address}" download>{info.title}</a>'
+            if links
+            else f"<strong>{info.title}</strong>"
+        )
         where = "" if links else f"<code>GET {address}</code>"
-        rows.append(f"<li>{title}<span>{what}</span>{where}</li>")
+        rows.append(f"<li>{title}<span>{info.summary}</span>{where}</li>")
     return f'<ul class="wb-downloads">{"".join(rows)}</ul>'
 
 

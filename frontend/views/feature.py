@@ -28,14 +28,8 @@ from frontend.shell.url import (
     search_box,
     set_param,
 )
-from sae_engine.schema.features import (
-    FeatureDetail,
-    Interval,
-    LabelUpdate,
-    Logits,
-    Neighbour,
-    TokenStatistics,
-)
+from sae_engine.schema.features import FeatureDetail, Interval, Logits, Neighbour, TokenStatistics
+from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.runs import Run
 
 TOP_TOKENS = 10

@@ -13,7 +13,7 @@ from frontend.html.format import count, number, percent
 from frontend.html.tokens import chip, escaped, example
 from frontend.shell.snapshots import follow_latest, snapshot_picker
 from frontend.shell.url import bound, choice_param, chosen_snapshot, name_tab, param, required_run
-from sae_engine.schema.features import FeatureMatch, LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.lookup import FeatureMatch, LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)

@@ -1,4 +1,4 @@
-"""What is known about an SAE's features: an exact index, and what is made of it.
+"""The features of an SAE: an exact index, and analyses, exports and labels made from it.
 
-Fed by `training`, which builds it; read, without torch, by the backend and by exports.
+`training` builds the index; the backend reads it, without torch.
 """

@@ -1,1 +1,1 @@
-"""SAEs in and out: `load` reads those trained elsewhere, `export` writes ours for SAELens."""
+"""SAE files: `load` reads SAEs of other libraries, `export` writes ours for SAELens."""

@@ -1,6 +1,6 @@
-"""Writes an SAE in SAELens's format. No torch here, so that the web process can do it.
+"""Writes an SAE in SAELens's format. No torch, so the web process can export.
 
-Both formats name and orient the tensors alike, so that they are copied as they are.
+Both formats have the same names and shapes of tensors, so the file is copied.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from sae_engine.files import RunFolder, published_folder
 from sae_engine.schema.config import ModelConfig
 
 SAELENS_VERSION = "6.54.12"
-"""Whose `cfg.json` is written."""
+"""Version of SAELens whose `cfg.json` is written."""
 SAELENS_SITES = {
     "resid_post": "hook_resid_post",
     "mlp_out": "hook_mlp_out",
     "attn_out": "hook_attn_out",
 }
-"""What TransformerLens calls our sites, after `blocks.<layer>.`."""
+"""TransformerLens's names of our sites, after `blocks.<layer>.`."""
 
 
 def export_saelens(folder: RunFolder, target: Path) -> None:
-    """Write the run's newest SAE into the new folder `target`, which `SAE.load_from_disk` of
-    SAELens 6 opens: the same latents and the same reconstructions.
+    """Write the run's newest SAE into the new folder `target`, for `SAE.load_from_disk` of SAELens
+    6. Latents and reconstructions are the same there.
 
-    Raises `UserError` if there is no SAE yet, or `target` exists.
+    Raises `UserError` if there is no SAE yet or `target` exists.
     """
     if target.exists():
-        raise UserError(f"'{target}' exists already; name a new folder.")
+        raise UserError(f"'{target}' already exists; name a new folder.")
     if not folder.sae.is_file() or not folder.sae_config.is_file():
-        raise UserError(f"'{folder.path}' holds no sae.safetensors with its cfg.json to export.")
+        raise UserError(f"'{folder.path}' has no sae.safetensors with a cfg.json to export.")
     described = json.loads(folder.sae_config.read_text("utf-8"))
-    config = _saelens_config(described, _noted_hook(folder) or described["hook_name"])
+    config = _saelens_config(described, _configured_hook(folder) or described["hook_name"])
     with published_folder(target) as made:
         shutil.copyfile(folder.sae, made / "sae_weights.safetensors")
         (made / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]:
-    """SAELens's `cfg.json` from ours."""
+    """Convert our `cfg.json` to SAELens's."""
     config: dict[str, Any] = {
         "architecture": described["architecture"],
         "d_in": described["d_in"],
@@ -72,8 +72,8 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
 
 
 def transformerlens_hook(model: ModelConfig) -> str | None:
-    """TransformerLens's name of what a run reads, such as `blocks.3.hook_resid_post`; None if it
-    has none.
+    """TransformerLens's name of a hook point, such as `blocks.3.hook_resid_post`; None if it has
+    none.
     """
     if not model.hook_point:
         return f"blocks.{model.layer}.{SAELENS_SITES[model.site]}"
@@ -83,8 +83,10 @@ def transformerlens_hook(model: ModelConfig) -> str | None:
     return f"blocks.{layer[1]}.hook_resid_{'pre' if model.hook_io == 'input' else 'post'}"
 
 
-def _noted_hook(folder: RunFolder) -> str | None:
-    """The hook that a run's configuration names; None where nobody wrote it down."""
+def _configured_hook(folder: RunFolder) -> str | None:
+    """The hook in a run's configuration; None if the folder has no configuration, as
+    `RunFolder.best`.
+    """
     if not folder.config.is_file():
         return None
     config = yaml.safe_load(folder.config.read_text("utf-8"))

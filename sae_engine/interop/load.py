@@ -1,7 +1,8 @@
-"""Reads SAEs that were trained elsewhere. Read by `inspect_run`.
+"""Reads SAEs of other libraries. Used by `training.pretrained`.
 
-Every reader ends in this project's convention (`sae.SAE`): inputs centered by `b_dec`, decoder rows
-of unit norm. Which latents are active stays what it was; activations take over the rows' norms.
+Every reader returns an SAE in this project's convention (`sae.SAE`): inputs centered by `b_dec`,
+decoder rows of unit norm. The same latents are active; activations are multiplied by the original
+row norms.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from sae_engine.schema.config import PretrainedFormat
 
 
 class PretrainedSAE(NamedTuple):
-    """An SAE from somewhere, and what its files say about it; None where they are silent."""
+    """A loaded SAE, and what its files say about it; None if they do not say."""
 
     sae: SAE
     format: str
     notes: list[str]
-    """Sentences that a person who looks into it should know."""
+    """Sentences that users of the SAE should know."""
     model_name: str | None = None
     layer: int | None = None
     site: str | None = None
@@ -43,28 +44,28 @@ SITES = {
     "attn": "attn_out",
     "post_attention_layernorm": "attn_out",
 } | {theirs: ours for ours, theirs in SAELENS_SITES.items()}
-"""Our sites by what follows the layer's number in a module's or hook's name."""
+"""Our sites, by the part of a module or hook name after the layer number."""
 ATTENTION_HEADS = (
-    "It reads the attention heads' outputs side by side: give model.hook_point = "
+    "This SAE reads the concatenated outputs of the attention heads: set model.hook_point = "
     "'model.layers.<layer>.self_attn.o_proj' and model.hook_io = 'input'."
 )
 
 
 def load_pretrained(path: Path | str, wanted: PretrainedFormat | None = None) -> PretrainedSAE:
     """Read a trained SAE: a run's folder or its `sae.safetensors`; a folder of SAELens, sparsify or
-    dictionary_learning; Gemma Scope's `params.npz` or its second release's `params.safetensors`.
+    dictionary_learning; Gemma Scope's `params.npz`, or `params.safetensors` of its second release.
 
-    It is read as the format `wanted`, or as what it looks like. Raises `UserError` in one sentence
-    for what cannot be read, or would not be the same SAE here.
+    The format is `wanted`, or detected. Raises `UserError` for an SAE that cannot be read, or not
+    exactly.
     """
     weights = Weights.at(Path(path).expanduser())
     for name, is_of, read in READERS:
         if name == wanted or (wanted is None and is_of(weights)):
             return read(weights)
     raise UserError(
-        f"'{weights.path}' holds {', '.join(sorted(weights.tensors)[:8])}: no SAE of SAE "
-        "Workbench, SAELens, sparsify, Gemma Scope or dictionary_learning, or the settings that "
-        "belong beside it (cfg.json, config.json) are missing."
+        f"'{weights.path}' has the tensors {', '.join(sorted(weights.tensors)[:8])}. That is not "
+        "an SAE of SAE Workbench, SAELens, sparsify, Gemma Scope or dictionary_learning, or its "
+        "settings file (cfg.json, config.json) is missing."
     )
 
 
@@ -87,7 +88,7 @@ def _read_ours(weights: Weights) -> PretrainedSAE:
 
 
 def _read_saelens(weights: Weights) -> PretrainedSAE:
-    """SAELens 3 to 6; before 6, `cfg.json` was flat and TopK an activation function."""
+    """SAELens 3 to 6. Before 6, `cfg.json` was flat and TopK was an activation function."""
     config = weights.settings("cfg.json")
     described = config | config.get("metadata", {})
     notes: list[str] = []
@@ -100,8 +101,8 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
     if config.get("normalize_activations") not in (None, False, "none"):
         raise UserError(
             f"'{weights.path}' expects inputs normalized by "
-            f"'{config['normalize_activations']}'; fold that into its weights with SAELens, and "
-            "save it with normalize_activations = 'none'."
+            f"'{config['normalize_activations']}'; fold the normalization into its weights with "
+            "SAELens, and save it with normalize_activations = 'none'."
         )
     if config.get("reshape_activations", "none") != "none" or str(
         described.get("hook_name") or described.get("hook_point")
@@ -118,7 +119,7 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
     else:
         threshold = weights["topk_threshold"]
     ranks_by_norm = bool(config.get("rescale_acts_by_decoder_norm"))
-    if k is None and ranks_by_norm:  # their threshold is compared after rescaling, ours before
+    if k is None and ranks_by_norm:  # SAELens compares after rescaling, we before
         assert threshold is not None
         threshold = threshold / W_dec.norm(dim=1)
     sae = weights.converted(
@@ -137,8 +138,8 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
 
 
 def _finetuned_decoder(weights: Weights) -> Float[Tensor, "d_sae d_in"]:
-    """`W_dec`; of SAEs fine-tuned by one factor per latent, which multiplies its activation before
-    it is decoded, with that factor.
+    """`W_dec`, multiplied by the fine-tuned factor per latent if there is one, which scales
+    activations before decoding.
     """
     W_dec = weights["W_dec"]
     for name in ("scaling_factor", "finetuning_scaling_factor"):
@@ -149,9 +150,10 @@ def _finetuned_decoder(weights: Weights) -> Float[Tensor, "d_sae d_in"]:
 
 def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
     """Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) and its second release: JumpReLU on
-    inputs that are not centered. Model, site and layer stand in the path.
+    inputs that are not centered. The path names model, site and layer.
     """
-    where = weights.path.resolve().as_posix()
+    path = weights.path.resolve().as_posix()
+    where = path[max(0, path.find("gemma-scope")) :]
     if re.search("transcoder|crosscoder|/clt", where) or "affine_skip_connection" in weights:
         weights.refuse("a transcoder", "autoencoders of one site")
     if "/embedding" in where:
@@ -179,7 +181,7 @@ def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
 
 
 def _read_sparsify(weights: Weights) -> PretrainedSAE:
-    """EleutherAI's sparsify; a folder is named after the module that it reads."""
+    """EleutherAI's sparsify; the folder is named after the module that the SAE reads."""
     config = weights.settings("cfg.json")
     if config.get("transcode") or "W_skip" in weights:
         weights.refuse("a transcoder", "autoencoders of one site")
@@ -199,7 +201,9 @@ def _read_sparsify(weights: Weights) -> PretrainedSAE:
 
 
 def _read_dictionary_learning(weights: Weights) -> PretrainedSAE:
-    """The dictionary_learning library: the tensors of its `ae.pt` beside its `config.json`."""
+    """The dictionary_learning library: tensors of its `ae.pt`, converted to safetensors, and its
+    `config.json`.
+    """
     trainer = weights.settings("config.json").get("trainer", {})
     kind = trainer.get("dict_class")
     notes: list[str] = []
@@ -211,7 +215,7 @@ def _read_dictionary_learning(weights: Weights) -> PretrainedSAE:
     elif kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"):
         threshold = weights["threshold"]
         if (threshold < 0).all():
-            notes.append("Its threshold was never set: every positive pre-activation is active.")
+            notes.append("Its threshold was never set, so every positive pre-activation is active.")
     else:
         weights.refuse(f"dictionary_learning's '{kind}'", "its TopK, BatchTopK, JumpReLU and ReLU")
     is_linear = "encoder.weight" in weights
@@ -242,4 +246,4 @@ READERS: tuple[
     ("dictionary_learning", lambda w: w.has_beside("config.json"), _read_dictionary_learning),
     ("gemma-scope", lambda w: "W_enc" in w and w.path.suffix == ".npz", _read_gemma_scope),
 )
-"""How a format is known, and its reader; the first that fits is taken."""
+"""Formats, how to detect them, and their readers; the first match is used."""

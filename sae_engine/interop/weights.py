@@ -1,4 +1,4 @@
-"""A file of tensors from somewhere, and its conversion to this project's convention.
+"""A file of tensors, and its conversion to this project's convention.
 
 Used by `load`. Pickles are never opened.
 """
@@ -28,18 +28,18 @@ NAMES = (
 )
 PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 LARGEST_NORM_SPREAD = 1e-2
-"""Decoder rows whose norms differ by less than this rank latents as equal ones do, but for near
-ties.
+"""Largest relative difference of decoder norms at which TopK is converted: it changes the ranking
+only of near ties.
 """
 
 
 class Weights:
-    """A file's tensors in float32, `w_enc` spelled `W_enc`, and the settings beside it."""
+    """A file's tensors in float32, with `w_enc` renamed to `W_enc`, and its settings file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        """Of a safetensors file."""
+        """Metadata of a safetensors file."""
         try:
             if path.suffix == ".npz":
                 with np.load(path, allow_pickle=False) as arrays:
@@ -54,17 +54,17 @@ class Weights:
 
     @classmethod
     def at(cls, path: Path) -> Weights:
-        """The file at `path`, or that of an SAE in the folder `path`; raises `UserError`."""
+        """Read the file `path`, or the SAE in the folder `path`; raises `UserError`."""
         if path.is_dir():
             files = [path / name for name in NAMES if (path / name).is_file()]
             files += [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
             if not files:
-                raise UserError(f"The folder '{path}' holds none of {', '.join(NAMES)}.")
+                raise UserError(f"The folder '{path}' has none of {', '.join(NAMES)}.")
             path = files[0]
         if path.suffix in PICKLES:
             raise UserError(
-                f"'{path}' is a pickle, which can run code when it is opened. Convert it where you "
-                f"trust it: safetensors.torch.save_file({{k: v.contiguous() for k, v in "
+                f"'{path}' is a pickle, which can run code when opened. If you trust it, convert "
+                f"it: safetensors.torch.save_file({{k: v.contiguous() for k, v in "
                 f"torch.load('{path.name}', weights_only=True).items()}}, "
                 f"'{path.stem}.safetensors')."
             )
@@ -84,24 +84,24 @@ class Weights:
         return (self.path.parent / name).is_file()
 
     def settings(self, name: str) -> dict[str, Any]:
-        """The JSON file `name` beside the tensors; raises `UserError`."""
+        """Read the JSON file `name` next to the tensors; raises `UserError`."""
         path = self.path.parent / name
         try:
             tree = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(f"'{path}' cannot be read: {error}.") from error
         if not isinstance(tree, dict):
-            raise UserError(f"'{path}' is no table of settings.")
+            raise UserError(f"'{path}' is not a JSON object.")
         return tree
 
     def k(self, value: Any) -> int:
-        """A number of latents from the settings; raises `UserError` if there is none."""
+        """Check a k from the settings; raises `UserError` if it is not a number."""
         if not isinstance(value, int):
             raise UserError(f"'{self.path}' does not say its k, the number of active latents.")
         return value
 
     def refuse(self, what: str, instead: str) -> NoReturn:
-        raise UserError(f"'{self.path}' is {what}, which cannot be looked into, only {instead}.")
+        raise UserError(f"'{self.path}' is {what}, which is not supported; only {instead} are.")
 
     @torch.no_grad()
     def converted(
@@ -117,12 +117,13 @@ class Weights:
         centers: bool = True,
         ranks_by_norm: bool = False,
     ) -> SAE:
-        """The same SAE with decoder rows of unit norm: TopK if `k` is given, JumpReLU if
-        `threshold` is, one or [d_sae].
+        """The same SAE with decoder rows of unit norm: TopK with `k`, JumpReLU with `threshold`
+        (a scalar or [d_sae]).
 
-        `centers`: its encoder is given x - b_dec; if not, x W_enc + b_enc is
-        (x - b_dec) W_enc + (b_enc + b_dec W_enc). `ranks_by_norm`: its TopK takes the row's norm
-        into account, as ours does; if not, the norms must be equal. `notes` gets what is not exact.
+        `centers`: its encoder reads x - b_dec; otherwise x W_enc + b_enc =
+        (x - b_dec) W_enc + (b_enc + b_dec W_enc). `ranks_by_norm`: its TopK ranks activations times
+        row norms, as ours does; otherwise the norms must be equal. Appends to `notes` what is not
+        exact.
         """
         if k is not None and not ranks_by_norm:
             self._require_equal_norms(W_dec.norm(dim=1), notes)
@@ -139,12 +140,12 @@ class Weights:
         spread = (norms.max() / norms.min() - 1).item()
         if not spread <= LARGEST_NORM_SPREAD:
             raise UserError(
-                f"'{self.path}' keeps the k largest pre-activations although its decoder rows "
-                f"differ in norm ({norms.min():.3g} to {norms.max():.3g}), which cannot be kept "
-                "with rows of unit norm; give the rows equal norms where it was trained."
+                f"'{self.path}' keeps the k largest pre-activations, but its decoder rows differ "
+                f"in norm ({norms.min():.3g} to {norms.max():.3g}), so it cannot be converted to "
+                "rows of unit norm; rescale the rows to equal norms in the library that trained it."
             )
         if spread > 1e-4:
             notes.append(
-                f"Its decoder rows differ in norm by {spread:.1%}; they were given unit norm, so "
-                "that latents so close to each other may change places at the edge of the k kept."
+                f"Its decoder rows differ in norm by {spread:.1%} and were scaled to unit norm, "
+                "so the choice of the k largest latents may differ in near ties."
             )

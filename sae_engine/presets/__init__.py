@@ -1,6 +1,6 @@
-"""Recipes kept as YAML files, and the one way from a recipe and overrides to a `RunConfig`.
+"""Presets as YAML files, and how a preset and overrides become a `RunConfig`.
 
-Fed by `schema`; read by the backend and by whoever trains with the library.
+Used by the backend and by library users; builds on `schema`.
 """
 
 from sae_engine.presets.resolve import (

@@ -1,4 +1,4 @@
-"""What the fields of other TopK trainers' configuration files are called here."""
+"""Our names for fields in the configuration files of other TopK trainers."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ CALLED_HERE = {
     "training.wandb_project": "train.wandb_project",
     "training.use_tensorboard": "train.tensorboard",
 }
-NEEDLESS = {
-    "model.input_dim": "It is read off the language model; leave it out.",
-    "training.use_wandb": "Leave it out; naming a train.wandb_project turns Weights & Biases on.",
+UNNEEDED = {
+    "model.input_dim": "Leave it out; the width is read from the language model.",
+    "training.use_wandb": "Leave it out; setting train.wandb_project turns on Weights & Biases.",
 }
 
 
 def advice(field: str) -> str | None:
-    """What to write instead of another program's field, in one sentence; None if it is not
-    known.
-    """
+    """What to write instead of another program's field, in one sentence; None if unknown."""
     if field in CALLED_HERE:
         return f"It is called {CALLED_HERE[field]} here."
-    return NEEDLESS.get(field)
+    return UNNEEDED.get(field)

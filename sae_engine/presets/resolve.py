@@ -1,4 +1,4 @@
-"""From a recipe and overrides to a `RunConfig`."""
+"""Presets, and how a preset and overrides become a validated `RunConfig`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pydantic import ValidationError
 from sae_engine.errors import ConfigError
 from sae_engine.presets.foreign_names import advice
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import FieldProblem
 from sae_engine.schema.fields import (
     MAX_GRID,
     field_names,
@@ -26,31 +25,28 @@ from sae_engine.schema.fields import (
     nest,
 )
 from sae_engine.schema.machine import Preset
+from sae_engine.schema.problems import FieldProblem
 
-# Two fields of which only one may be set: an override of one takes the other out of the recipe.
+# Pairs of which only one may be set: an override of one removes the other from the preset.
 _EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
 
 
 @cache
 def presets() -> dict[str, Preset]:
-    """All presets by name, in the order they are offered."""
+    """All presets by name, in display order."""
     loaded: list[tuple[int, Preset]] = []
     for file in resources.files("sae_engine.presets").iterdir():
         if file.name.endswith(".yaml"):
             recipe = yaml.safe_load(file.read_text("utf-8"))
             name = file.name.removesuffix(".yaml")
             config = RunConfig.model_validate(recipe["config"])
-            loaded.append(
-                (
-                    recipe["order"],
-                    Preset(name=name, description=recipe["description"], config=config),
-                )
-            )
+            preset = Preset(name=name, description=recipe["description"], config=config)
+            loaded.append((recipe["order"], preset))
     return {preset.name: preset for _, preset in sorted(loaded, key=lambda pair: pair[0])}
 
 
 def get_preset(name: str) -> Preset:
-    """Return a preset; raises `ConfigError` that lists the names there are."""
+    """Return a preset; raises `ConfigError` listing the existing names."""
     try:
         return presets()[name]
     except KeyError:
@@ -60,8 +56,7 @@ def get_preset(name: str) -> Preset:
 
 
 def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """Lay partial `overrides`, nested like `RunConfig`, over a preset (or the defaults) and
-    validate.
+    """Apply partial `overrides`, nested like `RunConfig`, to a preset or the defaults; validate.
 
     Raises `ConfigError` with one problem per wrong field.
     """
@@ -79,9 +74,10 @@ def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
 def expand_grid(
     preset: str | None, overrides: dict[str, Any], grid: Mapping[str, Sequence[Any]]
 ) -> list[tuple[str, RunConfig]]:
-    """Every combination of the grid's values over a preset and overrides, with what tells it apart.
+    """The configuration of every combination in a grid, with a label such as `k=16 layer=2`.
 
-    `grid` maps fields such as `sae.k` to values; the last one varies fastest. Raises `ConfigError`.
+    `grid` maps fields such as `sae.k` to values to try; the last field varies fastest. Raises
+    `ConfigError`.
     """
     for field, values in grid.items():
         if field not in field_names():
@@ -91,7 +87,7 @@ def expand_grid(
     count = grid_size(grid)
     if count > MAX_GRID:
         raise ConfigError.of(
-            next(iter(grid)), f"The grid has {count:,} combinations; {MAX_GRID} is the most."
+            next(iter(grid)), f"The grid has {count:,} combinations; the limit is {MAX_GRID}."
         )
     last = [field.rpartition(".")[2] for field in grid]
     names = last if len(set(last)) == len(last) else list(grid)
@@ -104,7 +100,7 @@ def expand_grid(
 
 
 def validate_config(values: dict[str, Any]) -> RunConfig:
-    """Validate a nested dict as a `RunConfig`; raises `ConfigError` in words fit for people."""
+    """Validate a nested dict as a `RunConfig`; raises `ConfigError`."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -119,7 +115,7 @@ def _problems(error: Any) -> list[FieldProblem]:
         return [unknown_field(field) for field in inside or [path]]
     message = error["msg"].removeprefix("Value error, ")
     subject = message.split(" ", 1)[0]
-    if subject in field_names():  # a rule about several fields names the one to change first
+    if subject in field_names():  # a rule about several fields begins with the one to change
         path = subject
     if error["type"] != "value_error":
         message = f"{message} (got {value!r})."[:500]
@@ -127,10 +123,10 @@ def _problems(error: Any) -> list[FieldProblem]:
 
 
 def unknown_field(field: str) -> FieldProblem:
-    """What to tell someone who names a field that does not exist."""
+    """The problem with a field that does not exist, with a hint at the right one."""
     message = advice(field)
     if message is None:
         close = difflib.get_close_matches(field, field_names(), n=1, cutoff=0.6)
         hint = f"; did you mean {close[0]}?" if close else "."
-        message = f"There is no such field{hint}"
+        message = f"Unknown setting{hint}"
     return FieldProblem(field=field, message=message)

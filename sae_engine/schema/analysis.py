@@ -1,4 +1,4 @@
-"""Shapes of what looks at many features at once: their densities, their map, two SAEs compared."""
+"""Analyses of many features over REST: density histogram, feature map, comparison of runs."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ class DensityHistogram(Shape):
 
     snapshot: int
     edges: list[float]
-    """Densities, eight to a factor of ten; the last one is 1."""
+    """Density bin edges, eight per factor of ten; the last one is 1."""
     counts: list[int]
-    """Features whose density lies between neighboring edges, the lower one included."""
+    """Features per bin; a bin includes its lower edge."""
     num_dead: int
-    """Features that never fired; they have no bar."""
+    """Features that never fired; not in `counts`."""
 
 
 class AnalysisProgress(Shape):
-    """An answer that is being computed; ask again in a second."""
+    """Progress of an analysis that is still running; ask again in a second."""
 
     phase: str
-    """What is being done, in words."""
+    """Current phase, in words."""
     fraction: float | None
-    """Share of the phase that is done, where it is known."""
+    """Share of the phase that is done; null if unknown."""
 
 
 class FeatureMap(Shape):
-    """Features on a plane, near each other where their decoder rows point the same way."""
+    """A 2-D map on which features with similar decoder rows are near each other."""
 
     snapshot: int
     index: list[int]
-    """Features on the map; the other lists are parallel to this one."""
+    """Features on the map; `x`, `y`, `density` and `top_tokens` are parallel to this list."""
     x: list[float]
     y: list[float]
     density: list[float]
     top_tokens: list[list[str]]
     labels: dict[int, str]
-    """By feature, of those that have one."""
+    """Labels by feature; features without one are absent."""
     num_dead: int
-    """Features that never fired, which are not on the map."""
+    """Features that never fired; they are not on the map."""
 
 
 class ConfigDifference(Shape):
-    """One field of the configuration in which runs differ."""
+    """A configuration field in which the runs differ."""
 
     field: str
     """Dotted name, such as `sae.k`."""
     values: list[Any]
-    """One for each run."""
+    """One per run."""
 
 
 class BestValue(Shape):
-    """The best that a metric was, and at which step first."""
+    """The best value of a metric, and the first step that reached it."""
 
     value: float
     step: int
@@ -75,42 +75,44 @@ class Comparison(Shape):
     runs: list[Run]
     differences: list[ConfigDifference]
     curves: list[MetricsSeries]
-    """One for each run."""
+    """One per run."""
     best: list[dict[str, BestValue]]
-    """One for each run: by metric, of those that are better lower or better higher."""
+    """One per run: best values by metric, for metrics with a better direction."""
     obstacle: str | None
-    """Why the features of the first two cannot be matched; null when they can."""
+    """Why the features of the first two runs cannot be matched; null if they can."""
 
 
 class MatchedFeatures(Shape):
-    """A feature of SAE A and one of SAE B."""
+    """A feature of SAE A and a feature of SAE B."""
 
     a: FeatureRow
     b: FeatureRow
     cosine: float
-    """Between their decoder rows."""
+    """Cosine between their decoder rows."""
     mutual: bool
-    """Whether each is the other's nearest."""
+    """Whether each is the other's nearest feature."""
 
 
 class FeatureComparison(Shape):
-    """The features of two SAEs matched by their decoder rows; those that are dead are left out."""
+    """The features of two SAEs matched by decoder cosine; dead features are left out."""
 
     snapshots: list[int]
-    """Steps of the indexes that answered, A's and B's."""
+    """Steps of the feature indexes of A and B."""
     num_features: list[int]
-    """How many fire, in A and in B."""
+    """Number of features that fire, in A and in B."""
     cosine_edges: list[float]
     counts_a: list[int]
-    """A's features by the cosine to their nearest in B, between neighboring edges."""
+    """Histogram of A's features by cosine to their nearest feature in B."""
     counts_b: list[int]
+    """Histogram of B's features by cosine to their nearest feature in A."""
     threshold: float
     num_mutual: int
-    """Pairs that are each other's nearest and at least as near as the threshold."""
+    """Pairs that are each other's nearest, with a cosine of at least the threshold."""
     num_only_a: int
-    """A's features that are nearer than the threshold to none of B."""
+    """A's features whose nearest feature in B is below the threshold."""
     num_only_b: int
+    """B's features whose nearest feature in A is below the threshold."""
     items: list[MatchedFeatures]
-    """A page of the section that was asked for; of `only_b`, each of B with its nearest in A."""
+    """A page of the requested section; in `only_b`, each feature of B with its nearest in A."""
     total: int
     next_cursor: str | None

@@ -1,30 +1,14 @@
-"""Features as they travel over REST, and problems."""
+"""Features over REST: in lists, in full, and over the snapshots of a run."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
-
-from sae_engine.schema.shape import Shape, StoredShape
+from sae_engine.schema.shape import Shape
 
 FeatureState = Literal["alive", "dead", "dense"]
-
-
 FeatureSort = Literal["density", "max_activation", "index", "label"]
-
-
 SortOrder = Literal["asc", "desc"]
-
-
-TokenMatch = Literal["fold", "exact", "prefix", "substring"]
-
-
-LookupRank = Literal["f1", "lift", "recall", "precision", "max"]
-
-
-ExportFormat = Literal["saelens", "html", "jsonl", "neuronpedia", "parquet"]
-
 
 DENSE_FRACTION = 0.1
 """A latent that fires on a larger share of tokens is `dense`."""
@@ -45,23 +29,23 @@ class Feature(Shape):
 
 
 class Context(Shape):
-    """A piece of one row around a peak activation."""
+    """Part of one row of text around a peak activation."""
 
     tokens: list[str]
     activations: list[float]
     activation: float
-    """The peak."""
+    """Activation at the peak."""
     peak: int
-    """Where the peak stands in `tokens`."""
+    """Position of the peak in `tokens`."""
     position: int
-    """Where the peak stands in its row; 0 is the first token after BOS."""
+    """Position of the peak in its row; 0 is the first token after BOS."""
     row: int
     copies: int
-    """How many contexts with the same tokens were folded into this one, itself included."""
+    """Number of contexts with the same tokens that are shown as this one, including itself."""
 
 
 class FeatureRow(Feature):
-    """A feature in a list, with a glimpse of what it is about."""
+    """A feature in a list, with its strongest example and its top tokens."""
 
     example: Context | None
     top_tokens: list[str]
@@ -72,7 +56,7 @@ class FeaturePage(Shape):
     next_cursor: str | None
     total: int
     snapshot: int
-    """Step of the index that answered."""
+    """Step of the feature index."""
 
 
 class Histogram(Shape):
@@ -88,17 +72,17 @@ class Interval(Shape):
     low: float
     high: float
     share: float
-    """Share of the feature's positive activations that lie in it."""
+    """Share of the feature's positive activations that lie in the interval."""
     contexts: list[Context]
 
 
 class TokenStatistics(Shape):
-    """How a token and a latent go together over the index corpus."""
+    """How a token and a feature go together over the index corpus."""
 
     id: int
     text: str
     count: int
-    """Positions that hold the token and on which the latent is active."""
+    """Positions that hold the token and on which the feature fires."""
     f1: float
     lift: float
     recall: float
@@ -131,72 +115,34 @@ class FeatureDetail(Feature):
     intervals: list[Interval]
     top_tokens: list[TokenStatistics]
     logits: Logits | None
-    """Absent in a snapshot made while training."""
+    """Null in snapshots made during training."""
     neighbours: list[Neighbour] | None
+    """Null in snapshots made during training."""
     notes: str
     starred: bool
 
 
-class LabelUpdate(StoredShape):
-    label: str = Field(default="", max_length=500)
-    notes: str = Field(default="", max_length=20_000)
-    starred: bool = False
+class FeatureMoment(Shape):
+    """A feature in one snapshot."""
+
+    step: int
+    tokens: int
+    """Tokens trained on until then."""
+    density: Density
+    max_activation: float
+    state: FeatureState
+    decoder_cosine: float
+    """Cosine between its decoder row in this snapshot and in the newest one."""
 
 
-class MatchedToken(Shape):
-    id: int
-    text: str
-    count: int
-    """Positions in the index corpus; 0 says that the corpus does not contain it."""
-
-
-class FeatureMatch(Shape):
-    """A feature that answers a token lookup."""
+class FeatureHistory(Shape):
+    """A feature over all snapshots, in the order of their steps."""
 
     index: int
-    f1: float
-    lift: float
-    recall: float
-    precision: float
-    mean_activation: float
-    max_activation: float
-    count: int
-    density: float
-    label: str | None
-    example: Context | None
-
-
-class LookupResult(Shape):
-    tokens: list[MatchedToken]
-    features: list[FeatureMatch]
-    phrase: bool
-    """The text is several tokens: statistics are over the positions of its last one."""
-    count: int
-    """Positions of the whole group, or of the phrase."""
-    message: str | None
-    """Why there are no features, in words; null when there are some."""
-    suggestions: list[str]
-    """For a text that does not occur: tokens that do and are spelled nearly so, nearest first."""
-    snapshot: int
-
-
-class Problem(Shape):
-    """An error body, `application/problem+json` (RFC 9457)."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[FieldProblem] = Field(default_factory=lambda: list[FieldProblem]())
-
-
-class FieldProblem(Shape):
-    """One field of the request that is wrong."""
-
-    field: str
-    """Dotted name, such as `sae.k`."""
-    message: str
-
-
-Problem.model_rebuild()
+    moments: list[FeatureMoment]
+    born_step: int | None
+    """Step of the first snapshot in which it fires; null if it fires in the first one, or never."""
+    died_step: int | None
+    """Step of the snapshot after the last one in which it fires; null if it fires in the newest
+    one, or never.
+    """

@@ -1,7 +1,7 @@
-"""Dotted paths of the configuration, such as `sae.k`: listed, read, set, merged, compared, parsed.
+"""Dotted paths of the configuration, such as `sae.k`: list, read, set, merge, compare and parse.
 
-The command line, the launch form, presets, sweeps and comparisons all go through here. Nested
-values are dicts shaped like `RunConfig`.
+The command line, the launch form, presets, sweeps and comparisons all go through here. Trees are
+dicts nested like `RunConfig`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pydantic.fields import FieldInfo
 from sae_engine.schema.config import RunConfig
 
 MAX_GRID = 256
-"""Runs in one sweep at most."""
+"""Most runs in one sweep."""
 UNSET = ("null", "unset")
-"""How people write that an optional field has no value."""
+"""Text that clears an optional field."""
 
 Kind = Literal["int", "float", "bool", "text", "choice"]
 Value = int | float | bool | str | None
 Tree = dict[str, Any]
-"""Values nested like `RunConfig`; may be partial."""
+"""Values nested like `RunConfig`, possibly partial."""
 
 _KINDS: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "text"}
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -36,11 +36,11 @@ _GRID_VALUE = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*(?:,|$)")
 
 
 class FieldError(ValueError):
-    """Text that names no field or holds no value; the message says what to write instead."""
+    """Text that names an unknown field or has no value; the message says what to write instead."""
 
 
 class FieldSpec(NamedTuple):
-    """One field that holds a value, read off its annotation."""
+    """Type, bounds and help of one field."""
 
     path: str
     kind: Kind
@@ -55,7 +55,7 @@ class FieldSpec(NamedTuple):
 
     @property
     def section(self) -> str:
-        """First part of the path; `run` for fields of the run itself."""
+        """First part of the path; `run` for top-level fields."""
         return self.path.split(".")[0] if "." in self.path else "run"
 
     @property
@@ -76,7 +76,7 @@ def field_names() -> list[str]:
 
 
 def section_help() -> dict[str, str]:
-    """What each section is about."""
+    """Description of each section, by name."""
     return {
         name: info.annotation.__doc__ or ""
         for name, info in RunConfig.model_fields.items()
@@ -120,7 +120,7 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, bool, list[Any]]:
-    """The bare type, whether None is allowed, and the constraints found on the way."""
+    """The plain type, whether None is allowed, and all constraints."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
         kind, optional, more = _unwrapped(inner)
@@ -172,7 +172,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """`over` laid over `base`, section by section; neither is changed."""
+    """`base` updated with `over`, section by section; neither argument changes."""
     merged = dict(base)
     for name, value in over.items():
         below = merged.get(name)
@@ -192,9 +192,7 @@ def changed_from(base: RunConfig, values: Mapping[str, Value]) -> Tree:
 
 
 def differing(configs: Sequence[RunConfig]) -> dict[str, list[Value]]:
-    """Fields in which not all configurations agree, with each one's value; the run's name is
-    left out.
-    """
+    """Fields in which configurations differ, with their values; `name` is left out."""
     columns = {path: [_get(c, path) for c in configs] for path in field_names() if path != "name"}
     return {
         path: values
@@ -211,9 +209,9 @@ def _equal(one: Value, other: Value) -> bool:
 
 
 def parse_value(path: str, text: str) -> Value:
-    """A field's value from text; text that its type cannot hold is left for validation to refuse.
+    """Parse a field's value; text that does not fit its type is returned for validation to refuse.
 
-    Quoted text, as in JSON, is always text; `null` and `unset` clear an optional field.
+    JSON-quoted text is always text; `null` and `unset` clear an optional field.
     """
     spec = field_specs().get(path)
     if re.fullmatch(_QUOTED, text, re.DOTALL):
@@ -247,7 +245,7 @@ def _number(text: str) -> int | float | str:
 
 
 def value_text(path: str, value: Value) -> str:
-    """A value as `parse_value` reads it back, also within a grid."""
+    """Format a value so that `parse_value` and `parse_grid` read it back."""
     if isinstance(value, str):
         plain = "," not in value and value == value.strip() != ""
         return value if plain and parse_value(path, value) == value else json.dumps(value)
@@ -255,14 +253,14 @@ def value_text(path: str, value: Value) -> str:
 
 
 def parse_grid(lines: Iterable[str]) -> dict[str, list[Value]]:
-    """Fields and the values to try, from lines such as `sae.k = 16, 32`; raises `FieldError`."""
+    """Parse values to try from lines such as `sae.k = 16, 32`; raises `FieldError`."""
     grid: dict[str, list[Value]] = {}
     for line in filter(str.strip, lines):
         path, found, text = (part.strip() for part in line.partition("="))
         if not found:
             raise FieldError(f"'{line.strip()}' has no '='; write a line such as sae.k = 16, 32.")
         if path in grid:
-            raise FieldError(f"'{path}' is there twice; write all its values on one line.")
+            raise FieldError(f"'{path}' is given twice; write all its values on one line.")
         if path not in field_specs():
             raise FieldError(f"Unknown setting '{path}'; use the full name, such as sae.k.")
         texts = [match[1] for match in _GRID_VALUE.finditer(text) if match[0]]
@@ -274,14 +272,14 @@ def parse_grid(lines: Iterable[str]) -> dict[str, list[Value]]:
 
 
 def grid_problem(values: Sequence[Any]) -> str | None:
-    """Why these values of a field cannot be tried; None if they can."""
+    """What is wrong with the values to try for a field; None if nothing is."""
     if not values:
-        return "Give values with commas between them, such as 16, 32."
+        return "Give values separated by commas, such as 16, 32."
     if len({repr(value) for value in values}) < len(values):
-        return "A value is there twice."
+        return "A value is given twice."
     return None
 
 
 def grid_size(grid: Mapping[str, Sequence[Any]]) -> int:
-    """The number of combinations of a grid's values; 1 without any."""
+    """Number of combinations; 1 for an empty grid."""
     return math.prod(len(values) for values in grid.values())

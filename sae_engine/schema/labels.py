@@ -1,4 +1,4 @@
-"""Labels over REST: who wrote them, how well they detect, and how they are made automatically."""
+"""Labels over REST: what people write, and jobs in which a language model labels features."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import Literal
 from pydantic import Field
 
 from sae_engine.schema.features import FeatureSort
-from sae_engine.schema.shape import Shape
+from sae_engine.schema.shape import Shape, StoredShape
 
 LabelAuthor = Literal["person", "model"]
 
 
+class LabelUpdate(StoredShape):
+    label: str = Field(default="", max_length=500)
+    notes: str = Field(default="", max_length=20_000)
+    starred: bool = False
+
+
 class DetectionScore(Shape):
-    """How well a label tells contexts on which its feature fires from others, on held-out ones."""
+    """How well a label separates held-out contexts on which its feature fires from others."""
 
     precision: float | None
-    """Of the contexts said to activate, the share that do; null when none was said to."""
+    """Share of the contexts predicted to activate that do; null if none was predicted to."""
     recall: float
-    """Of the contexts that activate, the share that was said to."""
+    """Share of the activating contexts that were predicted to activate."""
     balanced_accuracy: float
-    """Mean of the shares judged right of both kinds; 0.5 is a guess."""
+    """Mean accuracy over activating and silent contexts; 0.5 is chance."""
     activating: int
-    """Contexts shown on which the feature fires."""
+    """Number of contexts on which the feature fires."""
     silent: int
-    """Contexts shown on which it does not."""
+    """Number of contexts on which it does not fire."""
 
 
 class LabelOrigin(Shape):
@@ -33,15 +39,15 @@ class LabelOrigin(Shape):
 
     author: LabelAuthor
     model: str | None
-    """The language model that proposed it."""
+    """The language model that wrote it; null for a person."""
     prompt_version: str | None
     created_at: datetime | None
-    """When it was last written; null for labels of a time when this was not noted."""
+    """When it was last written; null if unknown."""
     score: DetectionScore | None
 
 
 class FeatureLabel(Shape):
-    """What is written about one feature, and by whom."""
+    """The label, notes and star of one feature, and where the label comes from."""
 
     feature: int
     label: str
@@ -54,36 +60,36 @@ LabelJobStatus = Literal["running", "finished", "cancelled", "failed", "interrup
 
 
 class LabelRequest(Shape):
-    """Which features a language model shall label.
+    """Which features a language model should label.
 
-    Those that never fired have nothing to be labeled by, and a person's label stays as it is.
+    Features that never fired and features labeled by a person are skipped.
     """
 
     features: list[int] | None = Field(default=None, min_length=1, max_length=200_000)
-    """These; unset takes the first `limit` by `sort`."""
+    """Features to label; if unset, the first `limit` by `sort`."""
     limit: int = Field(default=100, ge=1, le=200_000)
     sort: FeatureSort = "max_activation"
     relabel: bool = False
-    """Also those that a model has labeled before."""
+    """Also replace labels written by a model."""
     snapshot: int | None = Field(default=None, ge=0)
-    """A step; unset is the newest."""
+    """Step of the snapshot; if unset, the newest."""
 
 
 class LabelEstimate(Shape):
-    """What labeling will take; tokens are estimated from a few features' texts."""
+    """What labeling will take, estimated from the texts of a few features."""
 
     model: str
     features: int
     calls: int
     prompt_tokens: int
     completion_tokens: int
-    """Without what a reasoning model thinks aloud."""
+    """Without a reasoning model's thinking."""
     cost: float | None
-    """In the currency of the prices that are set; null without them."""
+    """In the currency of the configured prices; null without prices."""
 
 
 class LabelJob(Shape):
-    """The labeling of some features, as it stands."""
+    """A labeling job and its progress."""
 
     id: int
     status: LabelJobStatus
@@ -92,14 +98,14 @@ class LabelJob(Shape):
     total: int
     labeled: int
     kept: int
-    """Features whose label a person wrote meanwhile."""
+    """Features skipped because a person labeled them during the job."""
     failed: int
-    """Features that no usable answer came for."""
+    """Features without a usable answer."""
     calls: int
     prompt_tokens: int
     completion_tokens: int
     cost: float | None
     problem: str | None
-    """The last thing that went wrong, in words."""
+    """The last error, in words."""
     created_at: datetime
     ended_at: datetime | None

@@ -1,4 +1,4 @@
-"""The machine and what a run takes of it, as they travel over REST."""
+"""The machine and the resources that a run needs, over REST."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ class Preset(Shape):
 
 
 class EstimateRequest(Shape):
-    """The run whose needs are asked for: a preset, overrides on it, or both, as in `RunCreate`; or,
-    with a grid, the sweep, as in `SweepCreate`.
-    """
+    """The run to estimate, as in `RunCreate`, or, with a grid, the sweep, as in `SweepCreate`."""
 
     preset: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
@@ -35,14 +33,14 @@ class EstimateRequest(Shape):
 
 
 class MemoryPart(Shape):
-    """One of the things that are in memory at the same time."""
+    """One part of the memory in use at the same time."""
 
     name: str
     bytes: int
 
 
 class Estimate(Shape):
-    """What a run will take."""
+    """Size, memory and disk space of a run."""
 
     d_in: int
     """Width of the activations."""
@@ -50,82 +48,80 @@ class Estimate(Shape):
     parameters: int
     """Of the SAE."""
     model_parameters: int
-    """Of the language model's layers that are loaded to train."""
+    """Of the language model's layers that training loads."""
     tokens: int | None
-    """Tokens trained on; null where it depends on the length of the text."""
+    """Training tokens; null if that depends on the length of the text."""
     steps: int | None
     checkpoint_bytes: int
     disk_bytes: int
-    """At most, in the run's folder."""
+    """Upper bound for the run's folder."""
     memory: list[MemoryPart]
-    """Of the device, in the phase that takes most; on a CPU, over what the program itself takes."""
+    """Device memory in the phase that needs most; on a CPU, without the program itself."""
     memory_bytes: int
     device: Literal["cpu", "gpu"]
-    """Which device the memory is of."""
+    """Kind of device that the memory is on."""
 
 
 class Forecast(Estimate):
-    """What a run or a sweep will take on this server.
+    """Resources and time that a run or a sweep will take on this server.
 
-    Of a sweep, memory is that of the pass that takes most, disk that of all runs, and sizes and
-    steps are those of the first run.
+    For a sweep, memory is that of the largest pass, disk that of all runs, and sizes and steps are
+    those of the first run.
     """
 
     num_runs: int
     num_passes: int
-    """How often the language model reads the text for them."""
+    """Number of passes of the language model over the text."""
     slot_device: str
-    """The device that it would get, such as `cuda:0`."""
+    """Device that it would run on, such as `cuda:0`."""
     memory_free_bytes: int
     memory_total_bytes: int
     disk_free_bytes: int
     seconds: float | None
-    """How long it will train, passes one after another; null where nothing like it was measured on
-    this device.
-    """
+    """Training time, with passes one after another; null without a similar run on this device."""
     seconds_from: str | None
-    """What the time was told from, in words."""
+    """What the time is based on, in words."""
     warnings: list[str]
-    """What does not fit, a sentence each."""
+    """What does not fit, one sentence each."""
 
 
 class Device(Shape):
-    """A GPU; what it does not tell is null."""
+    """A GPU; values that it does not report are null."""
 
     id: str
     name: str
     utilization: float | None
-    """Share of the time it was busy, from 0 to 1."""
+    """Share of time busy, 0 to 1."""
     memory_used_bytes: int
     memory_total_bytes: int
     temperature_celsius: float | None
 
 
 class Slot(Shape):
-    """A place where one process trains at a time."""
+    """A place for one training process."""
 
     id: str
-    """The device, and a number where it has several slots: `cuda:0`, `cpu`, `cpu#2`."""
+    """Device, with a number if it has several slots: `cuda:0`, `cpu`, `cpu#2`."""
     device: str
     runs: list[str]
-    """Ids of the runs that are trained there now."""
+    """Ids of the runs training there now."""
 
 
 class System(Shape):
-    """The machine that serves and trains, as it is now."""
+    """Current state of the server's machine."""
 
     version: str
     supervises: bool
-    """Whether this server starts the queued runs; of several on one data folder only one does."""
+    """Whether this server starts queued runs; only one server per data folder does."""
     devices: list[Device]
     slots: list[Slot]
     num_cpus: int
     cpu_utilization: float
-    """From 0 to 1, over all CPUs."""
+    """0 to 1, over all CPUs."""
     memory_used_bytes: int
     memory_total_bytes: int
     disk_free_bytes: int
-    """Where the runs are kept."""
+    """On the disk that holds the runs."""
     disk_total_bytes: int
     queue: dict[RunStatus, int]
-    """How many runs are in each state; states without a run are absent."""
+    """Number of runs by state; states without runs are absent."""

@@ -1,4 +1,4 @@
-"""Runs as they travel over REST: what starts one, how it stands, what it reports."""
+"""Runs over REST: requests that start them, their state, metrics and events."""
 
 from __future__ import annotations
 
@@ -11,37 +11,40 @@ from sae_engine.schema.config import PretrainedFormat, RunConfig
 from sae_engine.schema.shape import Shape, StoredShape, examples
 
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
-
-
 RunSort = Literal["created", "name", "status", "fvu", "l0", "ce_delta"]
 AlertKind = Literal[
     "non_finite", "divergence", "dead_latents", "dense_latents", "throughput", "disk", "no_progress"
 ]
-"""What a run is watched for."""
+"""Kinds of alerts that a run can raise."""
+
+MeasuredValue = float | Literal["NaN", "Infinity", "-Infinity"]
+"""A number, or the name of a non-finite one, which JSON cannot write as a number."""
+MetricValue = MeasuredValue | None
+"""Null if the metric was not measured at that step."""
 
 ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "interrupted"})
 
 
 class RunCreate(StoredShape):
-    """What starts a run: a preset, overrides on it, or both."""
+    """A run to start: a preset, overrides of it, or both."""
 
     model_config = examples(
         {"preset": "tiny", "config": {"sae": {"k": 16}}, "name": "k 16", "tags": ["k-study"]},
         {"config": {"model": {"layer": 4}, "data": {"dataset": "notes/corpus.jsonl"}}},
     )
     preset: str | None = None
-    """Name of a preset; unset starts from the defaults of `RunConfig`."""
+    """Name of a preset; if unset, the defaults of `RunConfig`."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Partial overrides, nested like `RunConfig`."""
     name: str | None = Field(default=None, max_length=200)
     tags: list[str] = Field(default_factory=list, max_length=50)
     notes: str = Field(default="", max_length=20_000)
     cloned_from: str | None = Field(default=None, max_length=40)
-    """Id of the run whose settings these were at first."""
+    """Id of the run whose settings this run started from."""
 
 
 class SweepCreate(RunCreate):
-    """What starts a sweep: a run's preset and overrides, and a grid of values to try over them."""
+    """A sweep to start: a preset, overrides of it, and a grid of values to try."""
 
     model_config = examples(
         {
@@ -51,21 +54,21 @@ class SweepCreate(RunCreate):
         }
     )
     grid: dict[str, list[Any]] = Field(min_length=1, max_length=20)
-    """Values to try by field, such as `{"sae.k": [16, 32]}`; every combination becomes a run."""
+    """Values to try per field, such as `{"sae.k": [16, 32]}`; every combination becomes a run."""
 
 
 class ImportCreate(RunCreate):
-    """What registers an SAE that was trained elsewhere: a run that evaluates and indexes it."""
+    """An SAE trained elsewhere to import; the run evaluates and indexes it."""
 
     model_config = examples(
         {"path": "gemma-scope/params.npz", "model": "google/gemma-2-2b", "layer": 12}
     )
     path: str = Field(min_length=1, max_length=500)
-    """Its file or folder: a run's, or one of SAELens, Gemma Scope or dictionary_learning."""
+    """SAE file or folder: of a run, SAELens, sparsify, Gemma Scope or dictionary_learning."""
     format: PretrainedFormat | None = None
-    """How to read it; unset finds out from the files."""
+    """Format of the files; if unset, detected."""
     model: str = Field(min_length=1, max_length=500)
-    """The language model whose activations it reads, as in `model.name`."""
+    """Language model whose activations the SAE reads, as in `model.name`."""
     layer: int | None = Field(default=None, ge=0)
     """Give this or `hook_point`."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
@@ -73,7 +76,7 @@ class ImportCreate(RunCreate):
 
 
 class RunPatch(StoredShape):
-    """What may be changed about a run after it was made; unset stays as it is."""
+    """Changes to an existing run; unset fields stay as they are."""
 
     model_config = examples({"tags": ["k-study", "keep"], "notes": "Dies at layer 4."})
     name: str | None = Field(default=None, min_length=1, max_length=200)
@@ -81,7 +84,7 @@ class RunPatch(StoredShape):
     notes: str | None = Field(default=None, max_length=20_000)
     archived: bool | None = None
     queue_position: int | None = Field(default=None, ge=1)
-    """Where a waiting run stands in the queue; 1 is started next."""
+    """Position in the queue of a queued run; 1 starts next."""
 
 
 class Progress(Shape):
@@ -92,7 +95,7 @@ class Progress(Shape):
     tokens_per_second: float | None
     eta_seconds: float | None
     phase: str | None
-    """What the run is doing now, in words."""
+    """Current phase, in words."""
 
 
 class RunError(Shape):
@@ -113,25 +116,25 @@ class Run(Shape):
     cloned_from: str | None
     device: str | None
     queue_position: int | None
-    """Its place among the runs that wait, from 1; null once it has started."""
+    """Position among the queued runs, from 1; null once started."""
     waiting_for: str | None
-    """Why it has not started yet, in words."""
+    """Why it has not started yet, in words; null otherwise."""
     alerts: list[AlertKind]
-    """What was noticed about it, in order of appearance, each kind once."""
+    """Kinds of alerts raised, in order of first appearance."""
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
     progress: Progress
-    metrics: dict[str, float | Literal["NaN", "Infinity", "-Infinity"]]
-    """The latest value of each metric."""
+    metrics: dict[str, MeasuredValue]
+    """Latest value of each metric."""
     error: RunError | None
     resumable: bool
     revision: int = 0
-    """Number of the last thing that was told of it; its events go on from there."""
+    """Number of the run's latest change; its event stream continues from there."""
 
 
 class Sweep(Shape):
-    """Runs that were started together; those that share model and text share its passes."""
+    """Runs started together; runs with the same model and text share one pass over it."""
 
     id: str
     runs: list[Run]
@@ -145,14 +148,10 @@ class RunPage(Shape):
 
 
 class TagCount(Shape):
-    """A tag and how many runs carry it."""
+    """A tag and the number of runs that have it."""
 
     tag: str
     num_runs: int
-
-
-MetricValue = float | Literal["NaN", "Infinity", "-Infinity"] | None
-"""A number, a named non-finite, or null where it was not measured at that step."""
 
 
 class MetricsSeries(Shape):
@@ -160,23 +159,24 @@ class MetricsSeries(Shape):
     tokens: list[int]
     time: list[float]
     series: dict[str, list[MetricValue]]
+    """Values by metric; null if not measured at that step."""
     total_points: int
     returned_points: int
 
 
 class Notice(Shape):
-    """A message that a run left for people."""
+    """A message of a run to its users."""
 
     step: int | None
     level: Literal["info", "warning"]
     kind: AlertKind | None
-    """What it is an alert about; null for other messages."""
+    """Kind of alert; null for other messages."""
     message: str
     created_at: datetime
 
 
 class Snapshot(Shape):
-    """One browsable feature index of a run."""
+    """A feature index of a run."""
 
     step: int
     tokens: int
@@ -186,20 +186,20 @@ class Snapshot(Shape):
 
 
 class StatusEvent(Shape):
-    """A run's state changed."""
+    """A change of a run's status."""
 
     status: RunStatus
     step: int
-    """Steps done. A run that resumes measures anew from its checkpoint on: points of later steps
-    are dropped when a metrics event of an earlier step comes.
+    """Steps done. A resumed run measures again from its checkpoint: when a metrics event of an
+    earlier step arrives, drop the points of later steps.
     """
     error: RunError | None
 
 
 class MetricsEvent(Shape):
-    """What was measured at one step; what comes later about the same step adds to it."""
+    """Metrics of one step; later events of the same step add to it."""
 
     step: int
     tokens: int
     time: float
-    values: dict[str, float | Literal["NaN", "Infinity", "-Infinity"]]
+    values: dict[str, MeasuredValue]

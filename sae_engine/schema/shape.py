@@ -1,4 +1,4 @@
-"""What every shape that travels over REST is made of."""
+"""Base classes of all REST shapes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ class Shape(BaseModel):
 
 
 def examples(*bodies: dict[str, Any]) -> ConfigDict:
-    """Configuration of a shape whose description shows these."""
+    """Model configuration that adds examples to a shape's JSON schema."""
     return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 def refuse_nul(value: object) -> object:
-    """Raise `ValueError` for text with a NUL character, which neither names of files nor every
-    database can hold.
+    """Validator that raises `ValueError` for text with a NUL character.
+
+    File names cannot hold one, nor can PostgreSQL.
     """
     texts = cast(list[object], value) if isinstance(value, list) else [value]
     for text in texts:
         if isinstance(text, str) and "\0" in text:
-            raise ValueError("It holds a NUL character; leave that out.")
+            raise ValueError("The text contains a NUL character; remove it.")
     return cast(object, value)
 
 
 class StoredShape(Shape):
-    """One whose texts come from outside and are stored."""
+    """A shape whose texts come from a client and are stored."""
 
     _no_nul = field_validator("*", mode="after")(refuse_nul)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportSour
     folder = tmp_path_factory.mktemp("exported")
     written = [label(2, HOSTILE, BY_MODEL, notes=HOSTILE), label(3, "third", BY_MODEL)]
     made, _ = source(folder, *written, name=HOSTILE)
-    style = (ROOT / "frontend/style.css").read_text("utf-8")
-    export_features(made, "html", folder / "out", style=style)
+    made = replace(made, style=(ROOT / "frontend/style.css").read_text("utf-8"))
+    export_features(made, "html", folder / "out")
     return folder / "out/index.html", made
 
 
@@ -67,7 +68,7 @@ def test_the_list_is_sorted_and_filtered_as_in_the_app(
         opened.get_by_placeholder("Label, token or #index").fill(query)
         opened.keyboard.press("Enter")
         wanted = answered(sort="label", order="asc", q=query)
-        expect(opened.locator(".wb-bar")).to_contain_text([f"{len(wanted)} features", "page"])
+        expect(opened.locator(".wb-bar")).to_contain_text([f"{len(wanted)} feature", "page"])
         assert indexes(opened) == wanted
 
 
@@ -103,7 +104,7 @@ def test_a_lookup_leads_from_a_token_to_its_features(
     expect(opened.locator("table.lookup tbody tr")).to_have_count(len(found.features))
     assert indexes(opened) == [feature.index for feature in found.features]
     opened.goto(exported[0].as_uri() + "#/lookup?q=zebra")
-    expect(opened.locator(".wb-notice")).to_contain_text("“zebra” is no token that occurs")
+    expect(opened.locator(".wb-notice")).to_contain_text("The token “zebra” does not occur")
 
 
 def test_what_is_not_in_the_export_is_said(

@@ -16,7 +16,7 @@ from backend import store
 from backend.settings import Settings
 from backend.store.database import open_database
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.records import MetricsRecord, SnapshotRecord
 from tests.browser.server import Server, serving
 from tests.sae_engine.features.index_reference import build, random_case

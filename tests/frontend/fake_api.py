@@ -17,7 +17,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import features as api
 from sae_engine.schema import machine, runs
-from sae_engine.schema.history import FeatureHistory, FeatureMoment
+from sae_engine.schema.features import FeatureHistory, FeatureMoment
 from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
 from tests.frontend.fake_machine import add_machine

@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import FastAPI, Query
 from fastapi.responses import JSONResponse, Response
 
-from sae_engine.schema.features import Problem
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,
@@ -17,6 +16,7 @@ from sae_engine.schema.labels import (
     LabelOrigin,
     LabelRequest,
 )
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import World
 
 MODEL = "fake <b>model</b>"

@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 
-from sae_engine.schema.features import Problem
 from sae_engine.schema.playground import (
     ActivationsRequest,
     FeatureActivation,
@@ -27,6 +26,7 @@ from sae_engine.schema.playground import (
     TextActivations,
     WatchedFeature,
 )
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import NASTY, World
 
 IMPORT, WORD = 10, 3

@@ -1,5 +1,6 @@
-"""Writes the features of a run for other programs and for people without a server.
+"""Exports of a run's features, for other programs and for reading without a server.
 
-Each module writes one format into a new folder, reading through `FeatureIndex`, a few features at a
-time. No torch here, so that the web process can do it.
+`write` is the entry point. Each format's module has a `FeatureWriter`, named in
+`schema.exports.EXPORT_FORMATS`, that writes a new folder, reading a few features at a time. No
+torch, so the web process can export.
 """

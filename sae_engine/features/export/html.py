@@ -1,17 +1,17 @@
-"""A run's features as static pages, which open from a disk without server and network.
+"""A run's features as static pages that open from disk, without a server or a network.
 
-A page opened from a disk may not fetch files, but may run scripts. So the data are scripts that
-call `wb.put(name, value)`: a small list of all features, and chunks that `page/app.js` loads as
-they are needed. Whatever the corpus holds travels as JSON and becomes text nodes, never HTML.
+A page opened from disk cannot fetch files, but it can load scripts. So the data are scripts that
+call `wb.put(name, value)`: a small list of all features, and chunks that `page/app.js` loads on
+demand. Text from the corpus is written as JSON and becomes text nodes, never HTML.
 
-The shapes of the chunks, in the order of their arrays (texts are numbers into the chunk's `texts`):
+Formats of the chunks (texts are indices into the chunk's `texts`):
 
-    list             columns of all features, each in the order of `index`
+    list             columns of all features, parallel to `index`
     examples-<n>     {feature: [tokens, [place, activation, …], peak]}
     features-<n>     {feature: {…, contexts: [context], intervals: [[low, high, share, [context]]]}}
                      context = [tokens, [place, activation, …], peak, row, position, copies]
-    tokens           texts and counts of all groups of tokens that differ in case and space only
-    lookup-<n>       [[members [text, count], [feature, positions, mean, max] best F1 first]]
+    tokens           texts and counts of all groups of tokens that differ only in case and space
+    lookup-<n>       [[[[token, count]], [[feature, count, mean, max]] highest F1 first]]
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from typing import Any
 
 import numpy as np
 
-from sae_engine.features.export.source import ExportSource
-from sae_engine.features.index.lookup import statistics_of_tokens
+from sae_engine.features.export.source import ExportSource, FeatureWriter
+from sae_engine.features.index.associations import Associations
 from sae_engine.schema.features import Context, FeatureDetail, TokenLogit
 
 FEATURES_PER_CHUNK = 64
 EXAMPLES_PER_CHUNK = 512
 GROUPS_PER_CHUNK = 512
 EXAMPLE_REACH = 8
-"""Tokens on either side of the peak in the list."""
+"""Tokens on each side of the peak in the list."""
 FEATURES_PER_GROUP = 30
-"""Features that a lookup knows of each group of tokens, the best by F1."""
+"""Features per group of tokens in the lookup, those with the highest F1."""
 DIGITS = 4
-"""Significant ones of what is shown; activations themselves have no more."""
+"""Significant digits; activations in float16 have no more."""
 
 
 class Texts:
-    """Texts of one chunk, each stored once."""
+    """The distinct texts of one chunk."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -56,15 +56,12 @@ class Texts:
         return list(self._numbers)
 
 
-def export_html(source: ExportSource, folder: Path, *, style: str) -> None:
-    """Write `index.html` and what it needs into `folder`; `style` is the style sheet of the pages.
-
-    A lookup in the result knows the `FEATURES_PER_GROUP` best features of each token by F1.
-    """
+def export_html(source: ExportSource, folder: Path) -> None:
+    """Write `index.html` and everything it loads into `folder`."""
     pages = files("sae_engine.features.export") / "page"
     for name in ("index.html", "app.js", "views.js", "page.css"):
         (folder / name).write_bytes((pages / name).read_bytes())
-    (folder / "style.css").write_text(style, "utf-8")
+    (folder / "style.css").write_text(source.style, "utf-8")
     data = folder / "data"
     data.mkdir()
     _write_features(source, data)
@@ -81,7 +78,7 @@ def _rounded(value: float) -> float:
 
 
 def _write_features(source: ExportSource, folder: Path) -> None:
-    """Write the list, the examples and the pages of the features, in one pass over them."""
+    """Write the list, the examples and the feature pages in one pass over the features."""
     tokens = Texts()
     columns: dict[str, list[Any]] = {name: [] for name in ("index", "fired", "max", "label", "top")}
     starred: list[int] = []
@@ -133,7 +130,7 @@ def _write_features(source: ExportSource, folder: Path) -> None:
 
 
 def _example(context: Context, texts: Texts) -> list[Any]:
-    """A glimpse of a feature for the list."""
+    """The strongest example, shortened for the list."""
     start = max(0, context.peak - EXAMPLE_REACH)
     shown = slice(start, context.peak + 1 + EXAMPLE_REACH)
     return [
@@ -155,14 +152,13 @@ def _context(context: Context, texts: Texts) -> list[Any]:
 
 
 def _active(activations: Sequence[float]) -> list[float]:
-    """Place and activation of each active token, one after the other."""
+    """[place, activation, …] of the active tokens."""
     return [x for place, act in enumerate(activations) if act for x in (place, _rounded(act))]
 
 
 def _page(source: ExportSource, feature: FeatureDetail, texts: Texts) -> dict[str, Any]:
-    """Everything about one feature that the list does not hold."""
-    written = source.labels.get(feature.index)
-    score = written.origin.score if written and written.label else None
+    """Everything about one feature that is not in the list."""
+    origin = source.origin(feature.index)
     page: dict[str, Any] = {
         "histogram": feature.histogram.counts,
         "contexts": [_context(context, texts) for context in feature.contexts],
@@ -191,9 +187,9 @@ def _page(source: ExportSource, feature: FeatureDetail, texts: Texts) -> dict[st
     if feature.logits:
         page["positive"] = _logits(feature.logits.positive, texts)
         page["negative"] = _logits(feature.logits.negative, texts)
-    if score is not None and written is not None:
-        page["score"] = [score.precision, score.recall, score.balanced_accuracy]
-        page["labeler"] = written.origin.model
+    if origin and origin.score:
+        page["score"] = [origin.score.precision, origin.score.recall]
+        page["labeler"] = origin.model
     return page
 
 
@@ -202,7 +198,7 @@ def _logits(logits: Sequence[TokenLogit], texts: Texts) -> list[list[float]]:
 
 
 def _write_lookup(source: ExportSource, folder: Path) -> None:
-    """Write which features go with each group of tokens, as `match=fold` would find them."""
+    """Write the features of each group of tokens, as a lookup with `match=fold` finds them."""
     texts: list[str] = []
     counts: list[int] = []
     chunk: list[Any] = []
@@ -219,9 +215,9 @@ def _write_lookup(source: ExportSource, folder: Path) -> None:
 
 
 def _groups(source: ExportSource) -> Iterator[tuple[str, list[Any], list[Any]]]:
-    """Each group of tokens that occurs: its text, its members and its best features."""
+    """Text, members and best features of each group of tokens that occurs."""
     index = source.index
-    token_counts = np.diff(index.arrays.token_starts)
+    token_counts = index.arrays.token_counts
     groups: dict[str, list[int]] = {}
     vocabulary = index.vocabulary
     for id_ in np.flatnonzero(token_counts).tolist():
@@ -231,13 +227,17 @@ def _groups(source: ExportSource) -> Iterator[tuple[str, list[Any], list[Any]]]:
     for text in sorted(groups):
         ids = sorted(groups[text], key=lambda id_: (-token_counts[id_], id_))
         members = [[vocabulary.text(id_), int(token_counts[id_])] for id_ in ids]
-        found = statistics_of_tokens(index.arrays, ids)
-        best = (
-            found.at(place) | {"index": int(found.latents[place])}
-            for place in found.best("f1", 1, FEATURES_PER_GROUP)
-        )
+        found = Associations.of_tokens(index.arrays, ids)
         features = [
-            [f["index"], f["count"], _rounded(f["mean_activation"]), _rounded(f["max_activation"])]
-            for f in best
+            [
+                int(found.latents[place]),
+                int(found.counts[place]),
+                _rounded(found.sums[place] / found.counts[place]),
+                _rounded(found.maxes[place]),
+            ]
+            for place in found.best("f1", 1, FEATURES_PER_GROUP)
         ]
         yield text, members, features
+
+
+WRITER = FeatureWriter(export_html, bytes_per_feature=16_000, bytes_per_pair=16)

@@ -1,10 +1,10 @@
-"""Features in the field names of Neuronpedia: to be read (`jsonl`), or imported there
-(`neuronpedia`).
+"""Features in Neuronpedia's field names: as JSON lines (`jsonl`), or as a folder that Neuronpedia
+imports (`neuronpedia`).
 
-The names are those of its tables Neuron, Activation and Explanation, in which its API answers too
-(hijohnnylin/neuronpedia, `apps/webapp/prisma`). The folders are those that its converter
-`convert-saedashboard-to-neuronpedia-export.py`, and `neuronpedia_export.py` of SAEDashboard, make
-of SAEDashboard's output. Fields that the index knows nothing about are left out; their columns have
+The names are those of Neuronpedia's tables Neuron, Activation and Explanation, and of its API
+(hijohnnylin/neuronpedia, `apps/webapp/prisma`). The folder is laid out like the output of its
+converter `convert-saedashboard-to-neuronpedia-export.py` and of SAEDashboard's
+`neuronpedia_export.py`. Fields that the index has no data for are left out; their columns have
 defaults.
 """
 
@@ -18,20 +18,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
-from sae_engine.features.export.source import ExportSource, slug
+from sae_engine.features.export.source import ExportSource, FeatureWriter, all_contexts, slug
 from sae_engine.interop.export import transformerlens_hook
-from sae_engine.schema.features import Context, FeatureDetail, TokenLogit
+from sae_engine.schema.features import FeatureDetail, TokenLogit
 from sae_engine.schema.labels import FeatureLabel
 
 FEATURES = "features.jsonl"
 FEATURES_PER_BATCH = 256
-TOP = {"binMin": -1.0, "binContains": -1.0}
-"""What SAEDashboard writes for contexts of no interval."""
 
 
 def export_jsonl(source: ExportSource, folder: Path) -> None:
-    """Write `features.jsonl` into `folder`: per line a feature with its `activations` and
-    `explanations`, as Neuronpedia's `GET /api/feature/<model>/<source>/<index>` answers.
+    """Write `features.jsonl` into `folder`: one feature per line with its `activations` and
+    `explanations`, like a response of Neuronpedia's `GET /api/feature/<model>/<source>/<index>`.
     """
     with (folder / FEATURES).open("w", encoding="utf-8") as file:
         for feature in source.features():
@@ -42,8 +40,8 @@ def export_jsonl(source: ExportSource, folder: Path) -> None:
 
 
 def export_neuronpedia(source: ExportSource, folder: Path) -> None:
-    """Write into `folder` what Neuronpedia imports: `release`, `model`, `sourceset` and
-    `source.jsonl`, and in batches `features/`, `activations/` and `explanations/*.jsonl.gz`.
+    """Write into `folder` the files that Neuronpedia imports: `release`, `model`, `sourceset` and
+    `source.jsonl`, and batches `features/`, `activations/` and `explanations/*.jsonl.gz`.
     """
     for name, row in _headers(source).items():
         with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
@@ -71,12 +69,12 @@ def export_neuronpedia(source: ExportSource, folder: Path) -> None:
 
 
 def _write(file: TextIO, row: dict[str, Any]) -> None:
-    # In one piece: json.dump encodes in Python, many times slower.
+    # Not json.dump, which encodes in Python, many times slower.
     file.write(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def _model_id(source: ExportSource) -> str:
-    """Neuronpedia's names of models have no organization: `gemma-2-2b`."""
+    """Model name without its organization, as on Neuronpedia: `gemma-2-2b`."""
     return slug(Path(source.config.model.name).name)
 
 
@@ -85,7 +83,7 @@ def _set_name(source: ExportSource) -> str:
 
 
 def _source_id(source: ExportSource) -> str:
-    """`<layer>-<set>`, as Neuronpedia builds them; it is the `layer` of every row."""
+    """`<layer>-<set>`, as on Neuronpedia; the `layer` of every row."""
     layer = source.config.model.deepest_layer
     return f"{0 if layer is None else layer}-{_set_name(source)}"
 
@@ -95,7 +93,7 @@ def _place(source: ExportSource, index: int) -> dict[str, Any]:
 
 
 def _feature(source: ExportSource, feature: FeatureDetail) -> dict[str, Any]:
-    """A row of Neuron."""
+    """A row of the table Neuron."""
     edges = feature.histogram.edges
     logits = feature.logits
     near = feature.neighbours or []
@@ -105,7 +103,7 @@ def _feature(source: ExportSource, feature: FeatureDetail) -> dict[str, Any]:
         "hookName": transformerlens_hook(source.config.model) or source.config.hook_name,
         "maxActApprox": feature.max_activation,
         "frac_nonzero": feature.density.fraction,
-        # Neuronpedia draws bars at single values: the middles of ours.
+        # Neuronpedia draws bars at values, not between edges: use the middles.
         "freq_hist_data_bar_values": [(low + high) / 2 for low, high in pairwise(edges)],
         "freq_hist_data_bar_heights": feature.histogram.counts,
         **_logit_columns("pos", logits.positive if logits else []),
@@ -120,35 +118,29 @@ def _logit_columns(sign: str, logits: Sequence[TokenLogit]) -> dict[str, Any]:
 
 
 def _activations(source: ExportSource, feature: FeatureDetail) -> Iterator[dict[str, Any]]:
-    """Rows of Activation: the strongest contexts, then those of each interval."""
-    place = _place(source, feature.index)
-    top = TOP | {"binMax": feature.max_activation}
-    groups: list[tuple[Sequence[Context], dict[str, float]]] = [(feature.contexts, top)]
-    for interval in feature.intervals:
-        bounds = {"binMin": interval.low, "binMax": interval.high, "binContains": interval.share}
-        groups.append((interval.contexts, bounds))
-    number = 0
-    for contexts, bounds in groups:
-        for context in contexts:
-            values = context.activations
-            largest = max(values)
-            yield {
-                "id": f"{source.run_id}-{source.index.step}-{feature.index}-{number}",
-                **place,
-                "tokens": context.tokens,
-                "values": values,
-                "maxValue": largest,
-                "maxValueTokenIndex": values.index(largest),
-                "minValue": min(values),
-                "qualifyingTokenIndex": context.peak,
-                "dataIndex": f"row {context.row}, position {context.position}",
-                **bounds,
-            }
-            number += 1
+    """Rows of the table Activation."""
+    for number, (context, interval) in enumerate(all_contexts(feature)):
+        values = context.activations
+        largest = max(values)
+        yield {
+            "id": f"{source.run_id}-{source.index.step}-{feature.index}-{number}",
+            **_place(source, feature.index),
+            "tokens": context.tokens,
+            "values": values,
+            "maxValue": largest,
+            "maxValueTokenIndex": values.index(largest),
+            "minValue": min(values),
+            "qualifyingTokenIndex": context.peak,
+            "dataIndex": f"row {context.row}, position {context.position}",
+            # Outside intervals, SAEDashboard writes -1.
+            "binMin": interval.low if interval else -1.0,
+            "binMax": interval.high if interval else feature.max_activation,
+            "binContains": interval.share if interval else -1.0,
+        }
 
 
 def _explanations(source: ExportSource, index: int) -> list[dict[str, Any]]:
-    """Rows of Explanation: the feature's label, if it has one."""
+    """Rows of the table Explanation: the feature's label, if it has one."""
     written = source.labels.get(index)
     if written is None or not written.label:
         return []
@@ -167,7 +159,7 @@ def _explanations(source: ExportSource, index: int) -> list[dict[str, Any]]:
 
 
 def _scores(written: FeatureLabel) -> list[dict[str, Any]]:
-    """Rows of ExplanationScore."""
+    """Rows of the table ExplanationScore."""
     score = written.origin.score
     if score is None:
         return []
@@ -182,7 +174,7 @@ def _scores(written: FeatureLabel) -> list[dict[str, Any]]:
 
 
 def _headers(source: ExportSource) -> dict[str, dict[str, Any]]:
-    """The rows of Release, Model, SourceSet and Source that the features hang on."""
+    """The rows of Release, Model, SourceSet and Source that the features refer to."""
     model, set_name = _model_id(source), _set_name(source)
     return {
         "release": {
@@ -210,3 +202,7 @@ def _headers(source: ExportSource) -> dict[str, dict[str, Any]]:
             "notes": source.left_out or None,
         },
     }
+
+
+JSONL_WRITER = FeatureWriter(export_jsonl, bytes_per_feature=60_000)
+NEURONPEDIA_WRITER = FeatureWriter(export_neuronpedia, bytes_per_feature=16_000)

@@ -1,12 +1,11 @@
-"""Features as Parquet: `features`, `contexts` and `token_statistics`, read by pandas, `datasets`,
-DuckDB and others.
+"""Features as Parquet tables: `features`, `contexts` and `token_statistics`.
 
-Row groups are bounded, and so is what is in memory at once.
+They are written in bounded row groups, which bounds the memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sae_engine.features.export.source import ExportSource
-from sae_engine.features.index.lookup import Statistics
-from sae_engine.schema.features import Context, FeatureDetail
+from sae_engine.features.export.source import ExportSource, FeatureWriter, all_contexts
+from sae_engine.features.index.associations import Associations
+from sae_engine.schema.features import FeatureDetail
 
 FEATURES_PER_GROUP = 256
 PAIRS_PER_GROUP = 250_000
@@ -83,8 +82,8 @@ def export_parquet(
 ) -> None:
     """Write `features.parquet`, `contexts.parquet` and `token_statistics.parquet` into `folder`.
 
-    The interval of a context is null for the strongest ones. The statistics are all pairs of a
-    token and a feature that fires on it at least once.
+    The strongest contexts have null intervals. The statistics cover all pairs of a token and a
+    feature that fires on it.
     """
     with ExitStack() as stack:
         features = stack.enter_context(_writer(folder, "features", _FEATURES))
@@ -115,8 +114,7 @@ def _groups(source: ExportSource) -> Iterator[list[FeatureDetail]]:
 
 
 def _feature(source: ExportSource, feature: FeatureDetail) -> dict[str, Any]:
-    written = source.labels.get(feature.index)
-    origin = written.origin if written and written.label else None
+    origin = source.origin(feature.index)
     score = origin.score if origin else None
     logits = feature.logits
     return {
@@ -146,58 +144,46 @@ def _feature(source: ExportSource, feature: FeatureDetail) -> dict[str, Any]:
 
 
 def _contexts(feature: FeatureDetail) -> Iterator[dict[str, Any]]:
-    groups: list[tuple[Sequence[Context], tuple[float | None, ...]]] = [
-        (feature.contexts, (None, None, None)),
-        *(
-            (slice_.contexts, (slice_.low, slice_.high, slice_.share))
-            for slice_ in feature.intervals
-        ),
-    ]
-    for contexts, (low, high, share) in groups:
-        for context in contexts:
-            yield {
-                "feature": feature.index,
-                "interval_low": low,
-                "interval_high": high,
-                "interval_share": share,
-                **context.model_dump(),
-            }
+    for context, interval in all_contexts(feature):
+        yield {
+            "feature": feature.index,
+            "interval_low": interval and interval.low,
+            "interval_high": interval and interval.high,
+            "interval_share": interval and interval.share,
+            **context.model_dump(),
+        }
 
 
 def _token_statistics(source: ExportSource, pairs_per_group: int) -> Iterator[pa.Table]:
-    """The exact table in order of tokens, then features, with the shares of `Statistics`."""
+    """The exact (token, latent) statistics, by token, then feature."""
     index, arrays = source.index, source.index.arrays
-    fired = np.diff(arrays.latent_starts)
-    token_counts = np.diff(arrays.token_starts)
     for start in range(0, len(arrays.pair_latents), pairs_per_group):
         end = min(start + pairs_per_group, len(arrays.pair_latents))
         pairs = slice(start, end)
         tokens = np.searchsorted(arrays.pair_starts, np.arange(start, end), side="right") - 1
-        counts = arrays.pair_counts[pairs].astype(np.int64)
-        sums = arrays.pair_sums[pairs].astype(np.float64)
         distinct, places = np.unique(tokens, return_inverse=True)
         texts = pa.array([index.vocabulary.text(int(token)) for token in distinct])
-        shares = Statistics.of(
-            arrays.pair_latents[pairs].astype(np.int64),
-            counts,
-            sums,
-            arrays.pair_maxes[pairs].astype(np.float64),
-            group_count=token_counts[tokens],
-            fired=fired,
-            num_tokens=index.num_tokens,
+        token_counts = arrays.token_counts[tokens]
+        found = Associations.of(
+            arrays,
+            arrays.pair_latents[pairs],
+            arrays.pair_counts[pairs],
+            arrays.pair_sums[pairs],
+            arrays.pair_maxes[pairs],
+            group_count=token_counts,
         )
         columns = [
             tokens,
             texts.take(pa.array(places)),
-            token_counts[tokens],
-            shares.latents,
-            counts,
-            shares.f1,
-            shares.lift,
-            shares.recall,
-            shares.precision,
-            sums / counts,
-            shares.maxes,
+            token_counts,
+            found.latents,
+            found.counts,
+            found.f1,
+            found.lift,
+            found.recall,
+            found.precision,
+            found.sums / found.counts,
+            found.maxes,
         ]
         yield pa.table(
             [
@@ -206,3 +192,6 @@ def _token_statistics(source: ExportSource, pairs_per_group: int) -> Iterator[pa
             ],
             schema=_TOKEN_STATISTICS,
         )
+
+
+WRITER = FeatureWriter(export_parquet, bytes_per_feature=16_000, bytes_per_pair=40)

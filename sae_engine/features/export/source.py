@@ -1,18 +1,20 @@
-"""What is exported: one feature index, and what its run says about it."""
+"""What an export reads: a feature index, and the run's name, configuration and labels."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.features import FeatureDetail
-from sae_engine.schema.labels import FeatureLabel
+from sae_engine.schema.features import Context, FeatureDetail, Interval
+from sae_engine.schema.labels import FeatureLabel, LabelOrigin
 
 NUM_CONTEXTS = 20
 WINDOW = 16
@@ -21,26 +23,26 @@ WINDOW = 16
 
 @dataclass(frozen=True)
 class ExportSource:
-    """A feature index to export, with its run's name and configuration and its features' labels."""
-
     index: FeatureIndex
     run_id: str
     run_name: str
     config: RunConfig
     labels: Mapping[int, FeatureLabel]
     include_dead: bool = False
-    """Export also features that never fired in the index."""
+    """Also export features that never fired in the index."""
+    style: str = ""
+    """Style sheet of the static pages."""
 
     @cached_property
     def chosen(self) -> list[int]:
-        """Features that are exported, ascending."""
+        """Exported features, ascending."""
         if self.include_dead:
             return list(range(self.index.d_sae))
-        return np.flatnonzero(np.diff(self.index.arrays.latent_starts)).tolist()
+        return np.flatnonzero(self.index.fired).tolist()
 
     @property
     def left_out(self) -> str:
-        """Which features are not exported, in a sentence; empty if all are."""
+        """A sentence about features that are not exported; empty if all are."""
         missing = self.index.d_sae - len(self.chosen)
         if not missing:
             return ""
@@ -51,11 +53,16 @@ class ExportSource:
 
     @cached_property
     def texts(self) -> dict[int, str]:
-        """The labels' texts, empty ones left out."""
+        """Texts of the labels, without empty ones."""
         return {index: written.label for index, written in self.labels.items() if written.label}
 
+    def origin(self, index: int) -> LabelOrigin | None:
+        """Where a feature's label comes from; None without a label."""
+        written = self.labels.get(index)
+        return written.origin if written and written.label else None
+
     def features(self) -> Iterator[FeatureDetail]:
-        """Everything about each exported feature, one after the other."""
+        """Everything about each exported feature, in order."""
         for index in self.chosen:
             written = self.labels.get(index)
             yield self.index.feature(
@@ -68,6 +75,31 @@ class ExportSource:
             )
 
 
+def all_contexts(feature: FeatureDetail) -> Iterator[tuple[Context, Interval | None]]:
+    """A feature's strongest contexts, then those of each interval."""
+    for context in feature.contexts:
+        yield context, None
+    for interval in feature.intervals:
+        for context in interval.contexts:
+            yield context, interval
+
+
+class FeatureWriter(NamedTuple):
+    """An export format. Bytes are upper bounds, rounded up from measurements."""
+
+    write: Callable[[ExportSource, Path], None]
+    """Writes the features of a source into an existing folder."""
+    bytes_per_feature: int
+    """With 20 contexts, and 25 more from intervals."""
+    bytes_per_pair: int = 0
+    """Per token and feature that fires on it."""
+
+    def expected_bytes(self, source: ExportSource) -> int:
+        """Upper bound of the size of an export, roughly."""
+        pairs = len(source.index.arrays.pair_latents)
+        return len(source.chosen) * self.bytes_per_feature + pairs * self.bytes_per_pair
+
+
 def slug(text: str) -> str:
-    """A text as part of a file's name or an identifier: lower case, digits, `-` and `.`."""
+    """Text as part of a file name or identifier: lower case, digits, `-` and `.`."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"

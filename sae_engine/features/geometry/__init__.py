@@ -1,6 +1,5 @@
-"""What decoder rows say about each other: which rows of two SAEs point the same way, and where
-those of one lie on a map.
+"""Geometry of decoder rows: nearest rows between two SAEs, and 2-D maps.
 
-`matches` and `layout` (torch) compute; `files` and `comparison` answer from what they wrote,
+`matches` and `layout` (torch) compute; `files` stores the results, which `features.analysis` reads
 without torch.
 """

@@ -1,4 +1,4 @@
-"""What was computed about decoder rows, as arrays in a folder. Needs no torch."""
+"""Results of `geometry` as arrays in a folder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+
+from sae_engine.features.index.format import open_decoder
 
 Report = Callable[[str, float | None], None]
-"""Is told what is being done, in words, and which share of it is done, if that is known."""
+"""Called with the current phase, in words, and the share of it that is done, if known."""
 
 
-def not_reported(_phase: str, _share: float | None) -> None:
-    """For who does not want to know."""
+def no_report(_phase: str, _share: float | None) -> None:
+    """The default `Report`, which does nothing."""
 
 
 class Matches(NamedTuple):
-    """For each decoder row of SAE A the row of B with the highest cosine, and the reverse."""
+    """For each decoder row of SAE A, the row of B with the highest cosine, and the reverse."""
 
     best_in_b: NDArray[np.uint32]
     """[d_sae of A]"""
@@ -34,19 +35,19 @@ class Matches(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the arrays; raises `OSError` or `ValueError` for files that are not they."""
+        """Read the arrays; raises `OSError` or `ValueError` for missing or damaged files."""
         return cls(*_load(folder, cls._fields))
 
     def turned(self) -> Matches:
-        """The same with A and B in each other's place."""
+        """The same with A and B swapped."""
         return Matches(self.best_in_a, self.cosines_in_a, self.best_in_b, self.cosines_in_b)
 
 
 class Layout(NamedTuple):
-    """Places of latents on a map."""
+    """Positions of latents on a map."""
 
     latents: NDArray[np.uint32]
-    """[n] which ones, ascending; dead ones are left out."""
+    """[n] latents on the map, ascending, without dead ones"""
     points: NDArray[np.float32]
     """[n, 2]"""
 
@@ -56,14 +57,13 @@ class Layout(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read the arrays; raises `OSError` or `ValueError` for files that are not they."""
+        """Read the arrays; raises `OSError` or `ValueError` for missing or damaged files."""
         return cls(*_load(folder, cls._fields))
 
 
 def width_of(sae: Path) -> int:
-    """d_in of a published `sae.safetensors`."""
-    with safe_open(sae, framework="np") as file:
-        return file.get_slice("W_dec").get_shape()[1]
+    """d_in of an index's `sae.safetensors`; raises `IndexDamagedError`."""
+    return open_decoder(sae).get_shape()[1]
 
 
 def _save(folder: Path, arrays: Matches | Layout) -> None:

@@ -1,7 +1,7 @@
 """A map of decoder directions: UMAP (McInnes et al. 2018, arXiv 1802.03426) on their cosines.
 
-Neighbors are exact and the beginning is the plane of the largest variance, so that with one seed
-the map is the same every time.
+Neighbors are exact and the initial positions are the plane of the largest variance, so the map is
+deterministic for a seed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,22 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_engine.features.geometry.files import Layout, Report, not_reported
+from sae_engine.features.geometry.files import Layout, Report, no_report
 from sae_engine.features.geometry.rows import DecoderRows
 from sae_engine.features.index.decoder_directions import nearest_rows
 from sae_engine.features.index.format import load_array
 
 NUM_NEIGHBOURS = 15
-"""UMAP's own default; with fewer rows there is no neighborhood to speak of."""
+"""UMAP's default."""
 ROWS_PER_READ = 4096
 EXTENT = 10.0
-"""Half the width of the beginning, as UMAP is tuned for."""
+"""Half the width of the initial positions, as UMAP expects."""
 
 
-def lay_out(
-    index_folder: Path, sae: Path, *, seed: int = 0, report: Report = not_reported
-) -> Layout:
-    """Place the latents of `sae` that fire in the feature index at `index_folder`.
+def lay_out(index_folder: Path, sae: Path, *, seed: int = 0, report: Report = no_report) -> Layout:
+    """Lay out the latents of `sae` that fire in the feature index at `index_folder`.
 
-    Raises `UserError` for a file that is no SAE.
+    Raises `IndexDamagedError`.
     """
     latents = np.flatnonzero(np.diff(load_array(index_folder, "latent_starts")))
     alive = torch.from_numpy(latents)
@@ -45,11 +43,11 @@ def lay_out(
 
 @torch.no_grad()
 def map_of(
-    rows: Float[Tensor, "n d_in"], *, seed: int = 0, report: Report = not_reported
+    rows: Float[Tensor, "n d_in"], *, seed: int = 0, report: Report = no_report
 ) -> NDArray[np.float32]:
-    """[n, 2] places of unit rows; near each other where their cosine is high.
+    """[n, 2] positions of unit rows; rows with a high cosine are near each other.
 
-    With no more rows than a neighborhood has, it is their plane of the largest variance.
+    With at most `NUM_NEIGHBOURS` rows, it is their plane of the largest variance.
     """
     start = _plane(rows)
     if len(rows) <= NUM_NEIGHBOURS:
@@ -61,7 +59,7 @@ def map_of(
         cosines.append(values)
         done += len(near)
         report("finding each row's neighbors", done / len(rows))
-    report("laying the map out", None)
+    report("laying out the map", None)
     own = torch.arange(len(rows))[:, None]  # UMAP counts a row as its own first neighbor
     near = torch.cat([own, torch.cat(indices)], dim=1)
     distances = (1 - torch.cat(cosines)).clamp_min(0)
@@ -70,7 +68,7 @@ def map_of(
 
 
 def _plane(rows: Float[Tensor, "n d_in"]) -> NDArray[np.float32]:
-    """[n, 2] the rows' first two principal components, at most `EXTENT` from the middle.
+    """[n, 2] the rows' first two principal components; the largest coordinate is `EXTENT`.
 
     Signs are chosen so that each component's largest loading is positive.
     """
@@ -93,8 +91,8 @@ def _umap(
     seed: int,
 ) -> NDArray[np.float32]:
     with warnings.catch_warnings():
-        # What is announced does not matter here: rows are never added to a finished map, and with
-        # a seed one thread works.
+        # UMAP warns that a precomputed graph cannot transform new rows, and that a seed means one
+        # thread; neither matters here.
         warnings.simplefilter("ignore")
         from umap import UMAP  # seconds
 
@@ -105,5 +103,5 @@ def _umap(
             random_state=seed,
             n_jobs=1,
             precomputed_knn=(near.astype(np.int32), distances),
-            force_approximation_algorithm=True,  # else few rows have their neighbors sought again
+            force_approximation_algorithm=True,  # else it recomputes neighbors for few rows
         ).fit_transform(rows)

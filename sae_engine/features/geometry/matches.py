@@ -1,4 +1,4 @@
-"""Nearest decoder rows between two SAEs of one width, both ways, in bounded memory."""
+"""Nearest decoder rows between two SAEs of the same d_in, both ways, in bounded memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from sae_engine.errors import UserError
-from sae_engine.features.geometry.files import Matches, Report, not_reported
+from sae_engine.features.geometry.files import Matches, Report, no_report
 from sae_engine.features.geometry.rows import DecoderRows
 
 CHUNK_NUMBERS = 2**24
-"""Most numbers in each of the three matrices that are held at once: a chunk of either SAE's rows,
-and their cosines. In float32, with room for scaling the rows, that is 256 MiB for SAEs of any size;
-what is kept of each row takes 16 bytes more.
+"""Most entries in each of the three matrices in memory: a chunk of rows of either SAE, and their
+cosines. In float32, with copies for scaling the rows, that is 256 MiB for SAEs of any size; results
+take another 16 bytes per row.
 """
 
 
@@ -23,18 +23,18 @@ def match_decoders(
     path_b: Path,
     *,
     chunk_numbers: int = CHUNK_NUMBERS,
-    report: Report = not_reported,
+    report: Report = no_report,
 ) -> Matches:
-    """Compare every decoder row of one `sae.safetensors` with every one of another.
+    """Compare every decoder row of one `sae.safetensors` with every row of another.
 
-    Of rows equally near, the first one is named. Raises `UserError` for files that are no SAEs, or
-    of different widths.
+    Ties go to the first row. Raises `IndexDamagedError` for a file that is not an SAE, `UserError`
+    for different widths.
     """
     a, b = DecoderRows(path_a), DecoderRows(path_b)
     if a.d_in != b.d_in:
         raise UserError(
-            f"The SAEs read activations of different widths, {a.d_in} and {b.d_in}; their decoder "
-            "rows cannot be compared."
+            f"The SAEs read activations of different widths, {a.d_in} and {b.d_in}, so their "
+            "decoder rows cannot be compared."
         )
     num_rows = max(1, min(int(chunk_numbers**0.5), chunk_numbers // a.d_in))
     in_b = torch.full((a.d_sae,), -torch.inf), torch.zeros(a.d_sae, dtype=torch.int64)
@@ -62,8 +62,8 @@ def _keep_larger(
     places: torch.Tensor,
     offset: int,
 ) -> None:
-    """Let `kept`, (cosines, rows), from `first` on take over what is larger; `places` count from
-    `offset`.
+    """Update `kept` = (cosines, rows) in place from `first` on, wherever `cosines` is larger; row
+    numbers `places` start at `offset`.
     """
     part = slice(first, first + len(cosines))
     larger = cosines > kept[0][part]

@@ -1,5 +1,5 @@
-"""The feature index: the codes of a whole corpus, sorted so that every question is a slice.
+"""The feature index: the codes of a whole corpus, sorted so that every query is a slice.
 
-`build` (torch) writes one immutable folder per snapshot; `reader` (numpy and tokenizers) answers
-from it.
+`build` (torch) writes one immutable folder per snapshot; `reader` (numpy and tokenizers) queries
+it.
 """

@@ -1,8 +1,8 @@
-"""Builds one feature index: encode the index corpus once, then sort the codes.
+"""Builds a feature index: encode the index corpus once, then sort the codes.
 
-Fed by the training loop with a corpus of activations and an SAE's `encode`; read by `reader`.
-Memory stays bounded by the sorts' ranges (`invert.MAX_SORT_ENTRIES`) and the arrays over latents
-and tokens; nothing is [N, d_sae].
+`training` passes a corpus of activations and an SAE's `encode`; `reader` reads the result. Memory
+is bounded by the ranges that are sorted at once (`invert.MAX_ENTRIES`) and by arrays of length
+d_sae and V; nothing is [N, d_sae].
 """
 
 from __future__ import annotations
@@ -22,21 +22,18 @@ from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.decoder_directions import write_logits, write_neighbours
-from sae_engine.features.index.format import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SAE,
-    TOKENIZER,
-    ArrayWriter,
-    Manifest,
-    describe_files,
-    save_array,
-)
+from sae_engine.features.index.format import SAE, TOKENIZER, ArrayWriter, save_array
 from sae_engine.features.index.invert import (
     group_bounds,
     invert_by_latent,
     invert_by_token,
     rank_tokens_by_latent,
+)
+from sae_engine.features.index.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Manifest,
+    describe_files,
 )
 from sae_engine.features.index.vocabulary import token_bytes
 from sae_engine.files import RunFolder, published_folder
@@ -44,24 +41,26 @@ from sae_engine.schema.records import SnapshotRecord
 
 ENCODE_CHUNK_TOKENS = 4096
 MAX_ACT = 65504.0
+"""Largest float16."""
 MIN_ACT = 2.0**-24
+"""Smallest positive float16."""
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ActivationRangeError(UserError):
-    """A latent's activation is not finite or too large for the index's float16."""
+    """A latent's activation is not finite, or too large for float16."""
 
 
 class IndexCorpus(NamedTuple):
-    """Activations of the text that an index covers, without excluded positions (BOS, pad, eos)."""
+    """Activations of the indexed text, without excluded positions (BOS, pad, EOS)."""
 
     activations: NDArray[Any]
     """[N, d_in] float32, float16, or bfloat16 viewed as uint16; may be memory-mapped."""
     token_ids: NDArray[np.uint32]
     """[N]"""
     row_starts: NDArray[np.int64]
-    """[R + 1]: positions where rows begin, and N."""
+    """[R + 1] first position of each row, and N."""
 
     def first(self, num_tokens: int) -> IndexCorpus:
         """The first `num_tokens` positions; the last row may be cut."""
@@ -91,21 +90,21 @@ def build_index(
     final: bool = False,
     check_stop: Callable[[], None] = lambda: None,
 ) -> SnapshotRecord:
-    """Publish `features/<step>/` in one rename and say what it covers.
+    """Publish `features/<step>/` in one rename; return a record of what it covers.
 
-    `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]), or, for
-    `k` None, to codes as wide as the fullest of those n; the corpus is then encoded twice, first to
-    learn how wide the index must be. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in] with the
-    final norm's weight multiplied in; `tokens` is how many the SAE was trained on. Logits and
+    `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]). If `k` is
+    None, the width of codes may vary between calls; the corpus is then encoded twice, first to find
+    the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], multiplied by the
+    final norm's weight; `tokens` is the number of tokens that the SAE was trained on. Logits and
     neighbors are computed only for a `final` index. `check_stop` is called often and raises to
-    abort, which leaves nothing behind. Raises `ActivationRangeError` for activations that float16
-    cannot hold.
+    abort, which leaves no files behind. Raises `ActivationRangeError` for activations that float16
+    cannot represent.
     """
     began = time.perf_counter()
     corpus = corpus if max_tokens is None else corpus.first(max_tokens)
     num_tokens, d_sae = len(corpus.token_ids), len(W_dec)
     if num_tokens == 0:
-        raise UserError("The index corpus holds no tokens; give a dataset with more held-out text.")
+        raise UserError("The index corpus has no tokens; use a dataset with more held-out text.")
     assert corpus.row_starts[0] == 0
     assert corpus.row_starts[-1] == num_tokens == len(corpus.activations)
     assert int(corpus.token_ids.max()) < vocab_size
@@ -154,7 +153,7 @@ def _codes(
     device: torch.device,
     check_stop: Callable[[], None],
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
-    """Acts and indices of the corpus, chunk by chunk."""
+    """Acts and indices of the corpus, in chunks."""
     for a in range(0, len(activations), ENCODE_CHUNK_TOKENS):
         check_stop()
         x = _as_tensor(activations[a : a + ENCODE_CHUNK_TOKENS]).to(device, torch.float32)
@@ -170,8 +169,8 @@ def _write_codes(
     d_sae: int,
     width: int,
 ) -> NDArray[np.int64]:
-    """Write `indices` and `acts`, filled with zeros to `width`; return how often each latent is
-    active, [d_sae].
+    """Write `indices` and `acts`, zero-padded to `width`; return the number of positions on which
+    each latent is active, [d_sae].
     """
     index_type = np.uint16 if d_sae <= 2**16 else np.uint32
     fired = np.zeros(d_sae, np.int64)
@@ -189,20 +188,20 @@ def _write_codes(
 
 
 def _as_tensor(activations: NDArray[Any]) -> Tensor:
-    # A copy: the corpus may be a read-only memory map, which torch warns about.
+    # A copy, because torch warns about read-only memory maps.
     tensor = torch.from_numpy(np.array(activations))
     return tensor.view(torch.bfloat16) if activations.dtype == np.uint16 else tensor
 
 
 def _to_half(acts: NDArray[np.float32], indices: NDArray[Any]) -> NDArray[np.float16]:
-    """Round to float16 so that what is active stays active; raises `ActivationRangeError`."""
+    """Round to float16, keeping active latents active; raises `ActivationRangeError`."""
     bad = np.argwhere(~(acts <= MAX_ACT))
     if len(bad):
         where = tuple(bad[0])
         raise ActivationRangeError(
-            f"Latent {indices[where]} has activation {acts[where]:g} on the index corpus, and the "
-            f"feature index holds numbers up to {MAX_ACT:g}; look for a diverging loss or outlier "
-            "tokens in the data."
+            f"Latent {indices[where]} has activation {acts[where]:g} on the index corpus, but the "
+            f"feature index stores numbers up to {MAX_ACT:g}; check for a diverging loss or "
+            "outlier tokens in the data."
         )
     assert (acts >= 0).all()
     return np.where(acts > 0, np.maximum(acts, MIN_ACT), 0).astype(np.float16)

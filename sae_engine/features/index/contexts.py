@@ -1,4 +1,4 @@
-"""Contexts: pieces of rows around a latent's activations, as people read them."""
+"""Contexts: parts of rows around a latent's activations, as readable text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Window = int | Literal["full"]
 """Tokens shown on either side of the peak, or the whole row."""
 
 FOLD_CANDIDATES = 1000
-"""How many of the strongest activations are searched for contexts with the same tokens."""
+"""Strongest activations among which contexts with the same tokens are merged."""
 INTERVAL_CANDIDATES = 40
 INTERVAL_CONTEXTS = 5
 
 
 class _Place(NamedTuple):
-    """A peak, and the bounds of the piece of its row that is shown."""
+    """A peak, and the bounds of the part of its row that is shown."""
 
     position: int
     start: int
@@ -38,31 +38,31 @@ class ContextReader:
         self._vocabulary = vocabulary
 
     def strongest(self, latent: int, window: Window, num_contexts: int) -> list[Context]:
-        """The strongest contexts of a latent, those with the same tokens folded into the first.
+        """The strongest contexts of a latent; contexts with the same tokens are shown once.
 
-        `copies` counts within the `FOLD_CANDIDATES` strongest activations.
+        `copies` counts among the `FOLD_CANDIDATES` strongest activations.
         """
         positions, _ = self.activations(latent)
         found = self._folded(positions[:FOLD_CANDIDATES], window)[:num_contexts]
         return [self._cut(latent, place) for place in found]
 
     def around(self, latent: int, positions: NDArray[Any], window: Window) -> list[Context]:
-        """Contexts around any positions, in their order, those with the same tokens folded."""
+        """Contexts around the given positions, in order; the same tokens are shown once."""
         return [self._cut(latent, place) for place in self._folded(positions, window)]
 
     def example(self, latent: int, window: Window) -> Context | None:
-        """The strongest context of a latent, none folded into it; None for a dead latent."""
+        """The strongest context of a latent, with 1 copy; None for a dead latent."""
         start, end = self._arrays.latent_starts[latent : latent + 2]
         positions = self._arrays.latent_positions[start : min(start + 1, end)]
         return next((self._cut(latent, place) for place in self._folded(positions, window)), None)
 
     def intervals(self, latent: int, window: Window, num_intervals: int) -> list[Interval]:
-        """Equal slices (low, high] of (0, max], the highest first, with contexts from all over."""
+        """Equal slices (low, high] of (0, max], highest first, with evenly spaced contexts."""
         positions, acts = self.activations(latent)
         if not len(acts):
             return []
         edges = np.linspace(0, acts[0], num_intervals + 1)
-        # How many activations lie above each edge; acts descend.
+        # Number of activations above each edge; acts are descending.
         above = len(acts) - np.searchsorted(acts[::-1], edges, side="right")
         intervals: list[Interval] = []
         for i in reversed(range(num_intervals)):
@@ -87,7 +87,7 @@ class ContextReader:
         return self._arrays.latent_positions[start:end], acts
 
     def _folded(self, positions: NDArray[np.uint32], window: Window) -> list[_Place]:
-        """Contexts around positions, in order, folding those with the same tokens and peak."""
+        """Contexts around positions, in order, merging those with the same tokens and peak."""
         found: dict[tuple[bytes, int], _Place] = {}
         for position, (start, end) in zip(
             positions.tolist(), self._bounds(positions, window), strict=True
@@ -101,7 +101,7 @@ class ContextReader:
         return np.searchsorted(self._arrays.row_starts, positions, side="right") - 1
 
     def _bounds(self, positions: NDArray[np.uint32], window: Window) -> list[tuple[int, int]]:
-        """Where each context begins and ends, clipped to its row."""
+        """Start and end of each context, clipped to its row."""
         rows = self._rows(positions)
         starts, ends = self._arrays.row_starts[rows], self._arrays.row_starts[rows + 1]
         if window != "full":
@@ -114,7 +114,7 @@ class ContextReader:
         position, start, end, copies = place
         row = int(self._rows(np.array([position]))[0])
         row_start, row_end = self._arrays.row_starts[row : row + 2].tolist()
-        # A character may be cut by the window's edges: decode a little more than is shown.
+        # The window may cut a character; decode slightly more than is shown.
         first = max(row_start, start - MAX_CHARACTER_BYTES + 1)
         last = min(row_end, end + MAX_CHARACTER_BYTES - 1)
         tokens = self._vocabulary.window(self._arrays.token_ids[first:last])[
@@ -134,7 +134,7 @@ class ContextReader:
 
 
 def evenly_spaced(length: int, count: int) -> Sequence[int]:
-    """At most `count` distinct places in `range(length)`, from the first to the last."""
+    """At most `count` distinct, evenly spaced numbers of `range(length)`, first to last."""
     if length <= count:
         return range(length)
     return np.linspace(0, length - 1, count).round().astype(int).tolist()

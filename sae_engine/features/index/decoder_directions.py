@@ -1,4 +1,4 @@
-"""What a latent's decoder row says by itself: the logits it moves, and the rows nearest to it."""
+"""What decoder rows show by themselves: the logits they change, and their nearest rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_engine.features.index.format import ArrayWriter
 NUM_LOGITS = 10
 NUM_NEIGHBOURS = 10
 CHUNK_SCORES = 2**24
-"""Entries of a chunk's score matrix."""
+"""Most entries of a chunk's score matrix."""
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def write_logits(
 
 @torch.no_grad()
 def write_neighbours(folder: Path, W_dec: Tensor, check_stop: Callable[[], None]) -> None:
-    """Write the rows of `W_dec` [d_sae, d_in] with the highest cosine to each other row."""
+    """Write, for each row of `W_dec` [d_sae, d_in], the other rows with the highest cosine."""
     unit = normalize(W_dec.float(), dim=1)
     num = min(NUM_NEIGHBOURS, len(unit) - 1)
     with (
@@ -64,8 +64,8 @@ def write_neighbours(folder: Path, W_dec: Tensor, check_stop: Callable[[], None]
 def nearest_rows(
     unit: Float[Tensor, "n d_in"], num: int
 ) -> Iterator[tuple[Float[Tensor, "m num"], Int[Tensor, "m num"]]]:
-    """For each of the unit rows the `num` others with the highest cosine, best first; some rows at
-    a time, so that never more than `CHUNK_SCORES` cosines are held.
+    """Cosines and indices of the `num` other rows with the highest cosine to each unit row, best
+    first, in chunks of at most `CHUNK_SCORES` cosines.
     """
     chunk = max(1, CHUNK_SCORES // len(unit))
     for first in range(0, len(unit), chunk):

@@ -1,71 +1,64 @@
-"""The files of one feature index folder, spelled once: their names, types and manifest.
+"""The files of a feature index folder: names, types, and how to read and write them.
 
-`build` writes them, `reader` opens them. `N` is the number of positions (excluded ones never
-enter), `V` the vocabulary's size, `P` the number of (token, latent) pairs that occur together at
-least once.
+`build` writes them, `reader` opens them. `N` is the number of positions in the corpus (excluded
+positions such as BOS are not among them), `V` the vocabulary size, and `P` the number of
+(token, latent) pairs that occur together at least once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
 
-from sae_engine.errors import UserError
+from sae_engine.features.index.manifest import MANIFEST, REMEDY, IndexDamagedError, Manifest
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 SAE = "sae.safetensors"
 
 
-class IndexDamagedError(UserError):
-    """A file of a feature index is missing or is not what the manifest says it is."""
-
-
 @dataclass(frozen=True)
 class IndexArrays:
-    """All arrays of an index, memory-mapped; each lives in `<field>.npy`.
+    """All arrays of an index, memory-mapped; each is stored in `<field>.npy`.
 
-    Activations are float16. An entry of `acts` that is 0 is not active and appears nowhere else.
+    Activations are float16. An entry of `acts` that is 0 is inactive and is in no other array.
     """
 
     # The code of every position, in corpus order.
     token_ids: NDArray[np.uint32]
     """[N]"""
     row_starts: NDArray[np.int64]
-    """[R + 1]: where rows begin, and N."""
+    """[R + 1] first position of each row, and N."""
     indices: NDArray[Any]
     """[N, k] latents; uint16 if they fit, else uint32. k is the width of the widest code."""
     acts: NDArray[np.float16]
     """[N, k]"""
 
-    # By latent: where it is active, strongest first, ties by position.
+    # By latent: positions on which it is active, strongest first, ties by position.
     latent_starts: NDArray[np.int64]
-    """[d_sae + 1] bounds of each latent in the next two."""
+    """[d_sae + 1] bounds of each latent in the next two arrays."""
     latent_positions: NDArray[np.uint32]
     latent_acts: NDArray[np.float16]
     latent_token_starts: NDArray[np.int64]
-    """[d_sae + 1] bounds of each latent in the next one."""
+    """[d_sae + 1] bounds of each latent in the next array."""
     latent_tokens: NDArray[np.uint32]
-    """[P] tokens on which a latent is active, best F1 first, ties by id."""
+    """[P] tokens on which a latent is active, highest F1 first, ties by id."""
 
-    # By token: where it stands, and the exact table of latents active on it.
+    # By token: its positions, and exact statistics of the latents active on it.
     token_starts: NDArray[np.int64]
-    """[V + 1] bounds of each token in the next one."""
+    """[V + 1] bounds of each token in the next array."""
     token_positions: NDArray[np.uint32]
     """[N]"""
     pair_starts: NDArray[np.int64]
-    """[V + 1] bounds of each token in the next four, which are sorted by latent within a token."""
+    """[V + 1] bounds of each token in the next four arrays, sorted by latent within a token."""
     pair_latents: NDArray[np.uint32]
     pair_counts: NDArray[np.uint32]
     pair_sums: NDArray[np.float32]
@@ -75,13 +68,43 @@ class IndexArrays:
     vocabulary_offsets: NDArray[np.int64]
     vocabulary_bytes: NDArray[np.uint8]
 
-    # Only in a final index; rows best first.
+    # Only in a final index; each row is sorted, best first.
     positive_logit_ids: NDArray[np.uint32] | None = None
     positive_logits: NDArray[np.float32] | None = None
     negative_logit_ids: NDArray[np.uint32] | None = None
     negative_logits: NDArray[np.float32] | None = None
     neighbour_indices: NDArray[np.uint32] | None = None
     neighbour_cosines: NDArray[np.float32] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """N"""
+        return len(self.token_ids)
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.latent_starts) - 1
+
+    @cached_property
+    def fired(self) -> NDArray[np.int64]:
+        """[d_sae] number of positions on which each latent is active."""
+        return np.diff(self.latent_starts)
+
+    @cached_property
+    def token_counts(self) -> NDArray[np.int64]:
+        """[V] number of positions that hold each token."""
+        return np.diff(self.token_starts)
+
+    def max_activations(self, latents: NDArray[Any] | Sequence[int]) -> NDArray[np.float32]:
+        """Largest activation of each latent on the corpus; 0 for dead latents.
+
+        Reads one value per latent, each from another place of the file.
+        """
+        latents = np.asarray(latents, np.int64)
+        alive = self.fired[latents] > 0
+        largest = np.zeros(len(latents), np.float32)
+        largest[alive] = self.latent_acts[self.latent_starts[latents[alive]]]
+        return largest
 
 
 def array_file(name: str) -> str:
@@ -90,34 +113,8 @@ def array_file(name: str) -> str:
     return f"{name}.npy"
 
 
-class FileEntry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What an index covers, and the size and checksum of each of its files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int
-    step: int
-    tokens: int
-    """Training tokens seen at that step."""
-    num_tokens: int
-    num_rows: int
-    k: int
-    d_sae: int
-    vocab_size: int
-    final: bool
-    created_at: datetime
-    files: dict[str, FileEntry]
-
-
 class ArrayWriter:
-    """Writes one array of an index in pieces along its first axis; a context manager."""
+    """Context manager that writes one array of an index in pieces along its first axis."""
 
     def __init__(self, folder: Path, name: str, dtype: type[np.generic], *row_shape: int) -> None:
         self._path = folder / array_file(name)
@@ -141,7 +138,7 @@ class ArrayWriter:
         self._file.close()
 
     def append(self, values: NDArray[Any]) -> None:
-        """Append values [n, *row_shape], converted to the array's type."""
+        """Append values [n, *row_shape], converted to the array's dtype."""
         values = np.ascontiguousarray(values, dtype=self._dtype)
         assert values.shape[1:] == self._row_shape
         values.tofile(self._file)
@@ -162,95 +159,37 @@ def save_array(folder: Path, name: str, values: NDArray[Any]) -> None:
 
 
 def load_array(folder: Path, name: str) -> NDArray[Any]:
-    """Memory-map one array; raises `IndexDamagedError` when it is no array."""
+    """Memory-map one array; raises `IndexDamagedError` if the file is not an array."""
     path = folder / array_file(name)
     try:
-        # A plain view: slicing np.memmap objects costs microseconds more.
+        # A plain array, because slicing an np.memmap takes microseconds longer.
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except Exception as error:  # numpy reads the header as a piece of Python
-        raise IndexDamagedError(
-            f"{path} cannot be read as an array ({error}); {_REMEDY}"
-        ) from error
-
-
-def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Size and checksum of every file in a folder."""
-    paths = sorted(folder.iterdir())
-    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing leaves the interpreter free
-        checksums = pool.map(_sha256, paths)
-        return {
-            path.name: FileEntry(bytes=path.stat().st_size, sha256=checksum)
-            for path, checksum in zip(paths, checksums, strict=True)
-        }
+    except Exception as error:  # numpy evaluates the header as Python
+        raise IndexDamagedError(f"{path} cannot be read as an array ({error}); {REMEDY}") from error
 
 
 def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
-    """Memory-map an index after comparing every file's size with the manifest.
+    """Memory-map an index after comparing the size of every file with the manifest.
 
     Raises `IndexDamagedError` naming the file that is missing, truncated or unreadable.
     """
-    manifest = _read_manifest(folder)
-    check_sizes(folder, manifest)
+    manifest = Manifest.read(folder)
+    manifest.check_sizes(folder)
     names = [f.name for f in dataclasses.fields(IndexArrays) if f"{f.name}.npy" in manifest.files]
     try:
         return manifest, IndexArrays(**{name: load_array(folder, name) for name in names})
     except TypeError as error:
         raise IndexDamagedError(
-            f"{folder / MANIFEST} does not list every array; {_REMEDY}"
+            f"{folder / MANIFEST} does not list every array; {REMEDY}"
         ) from error
 
 
-def check_sizes(folder: Path, manifest: Manifest) -> None:
-    """Compare every file's size with the manifest, which costs microseconds.
+def open_decoder(sae: Path, *, framework: Literal["np", "pt"] = "np") -> Any:
+    """`W_dec` [d_sae, d_in] of an index's `sae.safetensors`, which reads only indexed rows.
 
-    Raises `IndexDamagedError` naming the file that is missing or truncated. Reading beyond the end
-    of a file that was truncated after it was mapped would end the process.
+    Raises `IndexDamagedError` if the file is not an SAE.
     """
-    for name, entry in manifest.files.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-        except OSError:
-            raise IndexDamagedError(f"{path} is missing; {_REMEDY}") from None
-        if size != entry.bytes:
-            raise IndexDamagedError(f"{path} has {size} bytes instead of {entry.bytes}; {_REMEDY}")
-
-
-def verify_files(folder: Path) -> None:
-    """Compare the content of every file with its checksum; reads the whole index.
-
-    Raises `IndexDamagedError` naming the first file that differs.
-    """
-    manifest = _read_manifest(folder)
-    for name in manifest.files:
-        verify_file(folder, manifest, name)
-
-
-def verify_file(folder: Path, manifest: Manifest, name: str) -> None:
-    """Compare the content of one file with its checksum; raises `IndexDamagedError`."""
-    path = folder / name
-    if not path.is_file() or _sha256(path) != manifest.files[name].sha256:
-        raise IndexDamagedError(f"{path} does not match its checksum; {_REMEDY}")
-
-
-_REMEDY = "the feature index is damaged: delete this snapshot's folder, or restore it from a copy."
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
-        raise IndexDamagedError(f"{path} {reason}; {_REMEDY}") from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise IndexDamagedError(
-            f"{path} has format version {manifest.format_version}, but this program reads version "
-            f"{FORMAT_VERSION}; open it with the version of SAE Workbench that made it."
-        )
-    return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return safe_open(sae, framework=framework).get_slice("W_dec")
+    except (OSError, SafetensorError) as error:
+        raise IndexDamagedError(f"{sae} is not an SAE ({error}); {REMEDY}") from error

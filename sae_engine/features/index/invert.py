@@ -1,7 +1,7 @@
-"""From codes in corpus order to the sides grouped by latent and by token.
+"""Groups the codes of a corpus by latent and by token.
 
-Works through ranges of latents or tokens that fit into memory, each shared by the processor's
-cores; the kernels are `kernels.grouping`.
+Works through ranges of latents or tokens that fit into memory, each on all cores; the kernels are
+in `kernels.grouping`.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from sae_engine.kernels import grouping
 from sae_engine.kernels.compiled import in_parallel, num_threads
 
 MAX_ENTRIES = 2**26
-"""Entries that are grouped at once: 8 bytes each, 14 in the table of tokens and latents."""
+"""Most entries grouped at once: 8 bytes each, 14 in the (token, latent) table."""
 CHUNK_ENTRIES = 2**22
-"""Entries that are scanned between two looks whether to stop."""
+"""Entries scanned between two checks for a stop."""
 ACT_BITS, F1_BITS = 16, 32
 
 Keys = NDArray[np.uint64]
 Check = Callable[[], None]
 Deal = Callable[[int, int, NDArray[np.int64], Keys, Check], None]
-"""`deal(low, high, free, keys, check)` fills in the keys of the latents `low` to `high`; `free`
-says where each begins.
+"""`deal(low, high, free, keys, check)` writes the keys of latents `low` to `high` into `keys`;
+`free` is where each latent's keys begin.
 """
 
 
 def group_bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
-    """[n] sizes of groups -> [n + 1] where each begins, and the total."""
+    """[n] sizes of groups -> [n + 1] start of each group, and the total."""
     bounds = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=bounds[1:])
     return bounds
@@ -48,7 +48,7 @@ def invert_by_latent(
 ) -> None:
     """Write `latent_starts`, `latent_positions` and `latent_acts`.
 
-    `fired` [d_sae] counts each latent's active entries.
+    `fired` [d_sae] is the number of active entries of each latent.
     """
     indices, act_bits = _codes(folder)
     starts = group_bounds(fired)
@@ -74,7 +74,7 @@ def invert_by_latent(
 def invert_by_token(
     folder: Path, vocab_size: int, *, check_stop: Check, max_entries: int = MAX_ENTRIES
 ) -> None:
-    """Write `token_starts`, `token_positions` and the exact table of (token, latent), `pair_*`."""
+    """Write `token_starts`, `token_positions` and the (token, latent) table `pair_*`."""
     token_ids = load_array(folder, "token_ids")
     starts = group_bounds(np.bincount(token_ids, minlength=vocab_size))
     positions = np.empty(len(token_ids), np.uint32)
@@ -95,7 +95,7 @@ def _write_pairs(
     indices, act_bits = _codes(folder)
     half = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float64)
     d_sae = len(load_array(folder, "latent_starts")) - 1
-    # A token has at most as many pairs as it has entries, and at most one for every latent.
+    # A token has at most as many pairs as entries, and at most one per latent.
     most = group_bounds(np.minimum(np.diff(starts) * indices.shape[1], d_sae))
     num_pairs = np.zeros(len(starts) - 1, np.int64)
     with (
@@ -106,7 +106,7 @@ def _write_pairs(
     ):
         threads, chunk_positions = num_threads(), max(1, CHUNK_ENTRIES // indices.shape[1])
         for low, high in _ranges(most, max_entries // 2):
-            # Cores share the work by entries; commoner tokens are more of it than pairs tell.
+            # Split the work by entries, not by pairs, which understate frequent tokens.
             cuts = _cuts(starts, low, high, threads)
             tables = [_table(int(most[b] - most[a])) for a, b in cuts]
             written = [0] * len(cuts)
@@ -134,7 +134,7 @@ def _write_pairs(
 def rank_tokens_by_latent(
     folder: Path, *, check_stop: Check, max_entries: int = MAX_ENTRIES
 ) -> None:
-    """Write `latent_token_starts` and `latent_tokens` from the exact table."""
+    """Write `latent_token_starts` and `latent_tokens` from the (token, latent) table."""
     pair_starts, pair_latents = (
         load_array(folder, "pair_starts"),
         load_array(folder, "pair_latents"),
@@ -166,7 +166,7 @@ def _codes(folder: Path) -> tuple[NDArray[Any], NDArray[np.uint16]]:
 def _grouped(
     starts: NDArray[np.int64], deal: Deal, rank_bits: int, check_stop: Check, max_entries: int
 ) -> Iterator[Keys]:
-    """All keys, grouped by latent and sorted by rank inside, in pieces."""
+    """All keys, grouped by latent and sorted by rank within a latent, in pieces."""
     for low, high in _ranges(starts, max_entries):
         keys = np.empty(starts[high] - starts[low], np.uint64)
         cuts = _cuts(starts, low, high, num_threads())
@@ -183,7 +183,7 @@ def _grouped(
 
 
 def _check_of(thread: int, check_stop: Check) -> Check:
-    """Whether to stop is asked by the calling thread alone."""
+    """Only the calling thread checks for a stop."""
     return check_stop if thread == 0 else lambda: None
 
 
@@ -197,7 +197,7 @@ def _table(length: int) -> tuple[NDArray[Any], ...]:
 
 
 def _cuts(starts: NDArray[np.int64], low: int, high: int, parts: int) -> list[tuple[int, int]]:
-    """Cut the groups `low` to `high` into at most `parts` parts of about as many entries."""
+    """Cut the groups `low` to `high` into at most `parts` parts of similar numbers of entries."""
     wanted = starts[low] + np.arange(1, parts) * (starts[high] - starts[low]) // parts
     inner = np.clip(np.searchsorted(starts, wanted), low, high)
     edges = [low, *inner.tolist(), high]
@@ -205,8 +205,8 @@ def _cuts(starts: NDArray[np.int64], low: int, high: int, parts: int) -> list[tu
 
 
 def _ranges(starts: NDArray[np.int64], max_entries: int, low: int = 0) -> Iterator[tuple[int, int]]:
-    """Cut the groups from `low` on into consecutive ranges of at most `max_entries` entries, or one
-    larger group.
+    """Cut the groups from `low` on into consecutive ranges of at most `max_entries` entries, or of
+    one larger group.
     """
     num_groups = len(starts) - 1
     while low < num_groups:

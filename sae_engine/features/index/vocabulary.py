@@ -1,9 +1,8 @@
-"""Token ids to bytes to text, for byte-level and byte-fallback tokenizers alike.
+"""Token ids to bytes to text, for byte-level and byte-fallback tokenizers.
 
-A character may be spread over several tokens. The rule for showing such tokens: a character stands
-on the piece that completes it, and the pieces before it show as "". Every piece keeps its own
-place, and so its own activation. Bytes that are no UTF-8 show as `<0xE2>`; U+FFFD appears only
-where the text itself holds it.
+A character may be split over several tokens. It is then shown at the token that completes it, and
+the tokens before it are shown as "", so that every token keeps its position and its activation.
+Bytes that are not UTF-8 are shown as `<0xE2>`; U+FFFD appears only where the text contains it.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from tokenizers import Tokenizer
 
 MAX_CHARACTER_BYTES = 4
 INVALID_BYTES = "hex_pieces"
-"""How codecs are told to show bytes that are no UTF-8."""
+"""Name of the codecs error handler that shows bytes that are not UTF-8 as `<0xE2>`."""
 
 
 def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
-    """Bytes of text that each id below `vocab_size` stands for; b"" for ids without a token.
+    """Bytes of the text of each id below `vocab_size`; b"" for ids without a token.
 
-    Special tokens stand for their own name.
+    The text of a special token is its name.
     """
     to_bytes = _piece_decoder(tokenizer)
     pieces = [b""] * vocab_size
@@ -35,7 +34,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
         if id_ < vocab_size:
             pieces[id_] = to_bytes(token)
     for id_, added in tokenizer.get_added_tokens_decoder().items():
-        # Gemma holds runs of "▁" as added tokens that are not special: text, to be decoded.
+        # Gemma has runs of "▁" as added tokens that are not special; they are text to decode.
         if id_ < vocab_size and (added.special or "▁" not in added.content):
             pieces[id_] = added.content.encode()
     return pieces
@@ -67,7 +66,7 @@ def _piece_decoder(tokenizer: Tokenizer) -> Callable[[str], bytes]:
 
 @cache
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, other bytes for U+0100 and on."""
+    """GPT-2's alphabet: printable Latin-1 stands for itself, U+0100 and on for the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -89,7 +88,7 @@ codecs.register_error(INVALID_BYTES, _hex_of_invalid_bytes)
 
 
 def shown_tokens(pieces: Iterable[bytes]) -> list[str]:
-    """Text of consecutive tokens, one string per piece, by the rule in the module's docstring."""
+    """Text of consecutive tokens, one string per piece, as the module docstring describes."""
     shown: list[str] = []
     pending = b""
     for piece in pieces:
@@ -106,7 +105,7 @@ class Vocabulary:
     """The bytes and the text of every token id."""
 
     def __init__(self, offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> None:
-        self._offsets = offsets
+        self._offsets = np.array(offsets)  # not a memory map: this may outlive the index's files
         self._data = data.tobytes()
 
     def __len__(self) -> int:
@@ -116,7 +115,7 @@ class Vocabulary:
         return self._data[self._offsets[id_] : self._offsets[id_ + 1]]
 
     def text(self, id_: int) -> str:
-        """Text of one token by itself: `<0xE2>` for half a character, `[7]` for no token."""
+        """Text of one token by itself: `<0xE2>` for part of a character, `[7]` for no token."""
         return shown_tokens([self.piece(id_)])[0] or f"[{id_}]"
 
     def window(self, ids: Sequence[int] | NDArray[np.uint32]) -> list[str]:
@@ -136,5 +135,5 @@ class Vocabulary:
 
     @cached_property
     def folded(self) -> list[str]:
-        """Case and the leading space ignored: `cat`, ` cat` and ` Cat` are one."""
+        """Texts without case and leading space: `cat`, ` cat` and ` Cat` are equal."""
         return [text.removeprefix(" ") for text in self.casefolded]

@@ -1,8 +1,8 @@
-"""Contexts that a label is proposed from, and others that it is judged by.
+"""Contexts from which a label is proposed, and held-out contexts by which it is scored.
 
-Both come from all over the feature's range, since what holds for its strongest activations alone
-often fails below (Paulo et al. 2024, section 3). No text is on both sides: two contexts of
-different sides never overlap, nor have the same tokens.
+Both cover the feature's whole range of activations, because labels of the strongest activations
+alone are often wrong for weaker ones (Paulo et al. 2024, section 3). The two sides share no text:
+their contexts neither overlap nor have the same tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_engine.features.index.contexts import ContextReader, evenly_spaced
+from sae_engine.features.index.manifest import damage_checked
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.features import Context
 
@@ -25,7 +26,7 @@ WINDOW = 16
 """Tokens on either side of a context's peak."""
 NUM_INTERVALS = 5
 CANDIDATES = 60
-"""Activations of the top and of each interval that are looked at."""
+"""Strongest activations, and activations of each interval, that are considered."""
 TOP: dict[Side, int] = {"shown": 10, "held_out": 5}
 PER_INTERVAL: dict[Side, int] = {"shown": 2, "held_out": 3}
 SILENT: dict[Side, int] = {"shown": 6, "held_out": 20}
@@ -34,14 +35,16 @@ SILENT_CANDIDATES = 400
 
 @dataclass(frozen=True)
 class Examples:
-    """Contexts of one feature, on two sides."""
+    """Shown and held-out contexts of one feature."""
 
     shown: list[Context]
-    """On which it fires, to propose a label from; the strongest first."""
+    """Contexts on which it fires, from which a label is proposed; strongest first."""
     shown_silent: list[Context]
-    """On which it never fires, to tell it from what is common anyway."""
+    """Contexts on which it never fires, for contrast."""
     held_out: list[Context]
+    """Contexts on which it fires, to score the label."""
     held_out_silent: list[Context]
+    """Contexts on which it never fires, to score the label."""
 
 
 class _Deal:
@@ -56,7 +59,7 @@ class _Deal:
     def deal(
         self, contexts: Iterable[Context], wanted: dict[Side, int], turns: Sequence[Side]
     ) -> None:
-        """Give contexts to the sides in turns, until each has as many more as wanted."""
+        """Deal contexts to the sides in the order of `turns`, `wanted` to each side."""
         missing = dict(wanted)
         turn = cycle(turns)
         side: Side = next(turn)
@@ -81,9 +84,11 @@ class _Deal:
         return True
 
 
+@damage_checked
 def examples_of(index: FeatureIndex, feature: int, *, seed: int = 0) -> Examples:
-    """Examples of one feature; there are fewer of those that fire seldom, and the same for the
-    same seed.
+    """Examples of one feature, fewer for rare features; deterministic for a seed.
+
+    Raises `IndexDamagedError`.
     """
     arrays = index.arrays
     reader = ContextReader(arrays, index.vocabulary)
@@ -113,7 +118,7 @@ def examples_of(index: FeatureIndex, feature: int, *, seed: int = 0) -> Examples
 def _silent_positions(
     index: FeatureIndex, positions: NDArray[np.uint32], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Random positions around which the feature does not fire, drawn from the whole corpus."""
+    """Random positions of the whole corpus around which the feature does not fire."""
     drawn = rng.integers(0, index.num_tokens, SILENT_CANDIDATES)
     active = np.sort(positions.astype(np.int64))
     first = np.searchsorted(active, drawn - WINDOW)

@@ -1,6 +1,6 @@
-"""The questions that a language model is asked, and what is read from its answers.
+"""Questions to the language model that labels features, and its answers, parsed and scored.
 
-`PROMPT_VERSION` is kept with every label: raise it whenever a question changes.
+`PROMPT_VERSION` is stored with every label: raise it whenever a prompt changes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from sae_engine.features.labels.examples import Examples
 from sae_engine.schema.features import Context
+from sae_engine.schema.labels import DetectionScore
 
 PROMPT_VERSION = "1"
 MAX_LABEL_CHARACTERS = 200
@@ -44,7 +45,7 @@ text in order, and nothing else, such as [0, 1, 1]."""
 
 
 def explain_question(examples: Examples) -> Messages:
-    """What does this feature stand for?"""
+    """Ask what a feature stands for."""
     lines = ["Texts on which it fires:"]
     lines += [_marked(context) for context in examples.shown]
     lines += ["", "Texts on which it does not fire:"]
@@ -55,9 +56,9 @@ def explain_question(examples: Examples) -> Messages:
 def detect_questions(
     label: str, examples: Examples, *, seed: int
 ) -> list[tuple[Messages, list[bool]]]:
-    """In which of these texts does what the label says occur? Each question comes with the truth.
+    """Ask in which held-out texts the label applies; each question comes with the true answers.
 
-    The held-out texts of both kinds are shuffled together, and shown without marks.
+    Activating and silent texts are shuffled together and not marked.
     """
     texts = [(context, True) for context in examples.held_out]
     texts += [(context, False) for context in examples.held_out_silent]
@@ -72,7 +73,7 @@ def detect_questions(
 
 
 def read_label(answer: str) -> str | None:
-    """The label in an answer; None if there is none."""
+    """The label in an answer; None if it has none."""
     answer = _without_thoughts(answer).strip()
     marked = re.findall(r"^\W*label\W*:(.*)$", answer, re.MULTILINE | re.IGNORECASE)
     if marked:
@@ -86,7 +87,7 @@ def read_label(answer: str) -> str | None:
 
 
 def read_judgments(answer: str, count: int) -> list[bool] | None:
-    """Which texts were said to hold what is described; None unless each is judged."""
+    """The judgment of each of `count` texts; None unless there are exactly `count`."""
     lists = re.findall(r"\[[^\[\]]*\]", _without_thoughts(answer))
     try:
         judged = json.loads(lists[-1]) if lists else None
@@ -99,12 +100,35 @@ def read_judgments(answer: str, count: int) -> list[bool] | None:
     return [bool(value) for value in judged]
 
 
+def detection_score(truths: Sequence[bool], judged: Sequence[bool]) -> DetectionScore | None:
+    """Score a label by its judgments (Paulo et al. 2024, section 3.2); None unless there are both
+    activating and silent contexts.
+
+    Balanced accuracy is the mean recall of the two kinds, so it does not depend on their numbers.
+    """
+    pairs = list(zip(truths, judged, strict=True))
+    activating = sum(truths)
+    silent = len(pairs) - activating
+    if not activating or not silent:
+        return None
+    found = sum(truth and said for truth, said in pairs)
+    said = sum(judged)
+    rejected = sum(not truth and not said for truth, said in pairs)
+    return DetectionScore(
+        precision=found / said if said else None,
+        recall=found / activating,
+        balanced_accuracy=(found / activating + rejected / silent) / 2,
+        activating=activating,
+        silent=silent,
+    )
+
+
 def _messages(system: str, user: str) -> Messages:
     return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def _without_thoughts(answer: str) -> str:
-    """An answer without what a reasoning model thinks aloud before it."""
+    """An answer without a reasoning model's thinking."""
     return re.sub(r"<think>.*?(</think>|\Z)", "", answer, flags=re.DOTALL)
 
 

@@ -85,4 +85,4 @@ def test_the_shell_writes_the_same_folder_once(
     weights = load_file(tmp_path / "out/sae_weights.safetensors")
     np.testing.assert_array_equal(weights["W_enc"], WEIGHTS["W_enc"])
     assert main(command) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def test_every_field_is_an_option_with_its_help(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--sae.kk", "8"], "sae.kk: There is no such field; did you mean sae.k?"),
+        (["--sae.kk", "8"], "sae.kk: Unknown setting; did you mean sae.k?"),
         (["--sae.k", "no"], "sae.k: Input should be a valid integer"),
         (["--oops"], "unrecognized argument: --oops"),
         (["--sae.k"], "expected one argument"),

@@ -16,10 +16,11 @@ from backend.cli.main import main
 from backend.http.services import IndexCache
 from backend.settings import Settings
 from backend.store.database import Database
-from sae_engine.features.index.format import MANIFEST, SAE
+from sae_engine.features.index.format import SAE
+from sae_engine.features.index.manifest import MANIFEST
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import FeatureDetail, FeaturePage, LookupResult
-from sae_engine.schema.history import FeatureHistory
+from sae_engine.schema.features import FeatureDetail, FeatureHistory, FeaturePage
+from sae_engine.schema.lookup import LookupResult
 from sae_engine.schema.records import SnapshotRecord
 from tests.sae_engine.features.index_reference import build, byte_level_tokenizer, random_case
 

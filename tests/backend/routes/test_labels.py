@@ -22,11 +22,9 @@ from backend.store import label_jobs
 from backend.store.database import Database
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.features.labels.examples import examples_of
-from sae_engine.features.labels.questions import PROMPT_VERSION
-from sae_engine.features.labels.scoring import detection_score
+from sae_engine.features.labels.questions import PROMPT_VERSION, detection_score
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import LabelUpdate
-from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob
+from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelUpdate
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_endpoint import (

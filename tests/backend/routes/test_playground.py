@@ -25,7 +25,7 @@ from sae_engine.model.language_model import LanguageModel
 from sae_engine.playground.steer import ProbeModel, read_text, steer
 from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
-from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.playground import SteerResult, TextActivations
 from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for

@@ -14,7 +14,7 @@ from backend.app import create_api
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import Problem
+from sae_engine.schema.problems import Problem
 from sae_engine.schema.runs import RunPage
 from tests.backend.conftest import create, read, wait_for_status
 
@@ -62,7 +62,7 @@ def test_a_run_without_a_name_is_called_after_its_recipe_and_the_time(client: Te
     ("body", "field", "words"),
     [
         ({"preset": "nope"}, "preset", "no preset 'nope'"),
-        ({"config": {"sae": {"kk": 3}}}, "sae.kk", "no such field"),
+        ({"config": {"sae": {"kk": 3}}}, "sae.kk", "Unknown setting"),
         ({"config": {"sae": {"d_sae": 8, "k": 9}}}, "sae.k", "sae.k = 9 is larger"),
         ({"config": {"train": {"lr": "fast"}}}, "train.lr", "fast"),
         ({"config": {"model": {"layer": 99}}}, "model.layer", "Layer 99 does not exist"),

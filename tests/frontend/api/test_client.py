@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from frontend.api.client import ApiProblem, WorkbenchClient
-from sae_engine.schema.features import LabelUpdate
+from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.playground import SteerPhase, SteerResult
 from sae_engine.schema.runs import RunCreate, RunPatch, TagCount
 from tests.frontend.conftest import FakeServer, serve

@@ -8,8 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from frontend.api.client import WorkbenchClient
 from frontend.features.labeling import estimate_line, job_block, job_line, origin_line, score_note
-from sae_engine.schema.features import LabelUpdate
-from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelRequest
+from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelRequest, LabelUpdate
 from tests.frontend.conftest import FakeServer
 from tests.frontend.fake_labels import BY_MODEL, BY_PERSON, label_job
 from tests.frontend.fake_world import World

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
 
 import pytest
 
-from frontend.shell.downloads import FORMATS, download_list
+from frontend.shell.downloads import download_list
 from sae_engine.presets import resolve_config
-from sae_engine.schema.features import ExportFormat
 from sae_engine.schema.runs import Run
 from tests.frontend.fake_world import World
 
@@ -17,10 +15,6 @@ from tests.frontend.fake_world import World
 @pytest.fixture
 def run() -> Run:
     return World().add("abc/1", resolve_config("tiny", {}), name="tiny 1", status="finished")
-
-
-def test_every_format_can_be_downloaded() -> None:
-    assert set(FORMATS) == set(get_args(ExportFormat))
 
 
 def test_a_link_names_the_run_the_format_and_the_snapshot_of_the_features(run: Run) -> None:

@@ -40,7 +40,7 @@ def label(feature: int, text: str, origin: LabelOrigin, notes: str = "") -> Feat
 def source(
     folder: Path, *labels: FeatureLabel, include_dead: bool = False, name: str = "a run"
 ) -> tuple[ExportSource, Case]:
-    """An export of a random final index, and the case that it was built from."""
+    """An export source with a random final index, and the case that the index was built from."""
     case = random_case(5, d_sae=D_SAE)
     vocab_size = byte_level_tokenizer().get_vocab_size()
     unembed = torch.randn(vocab_size, D_IN, generator=torch.Generator().manual_seed(1))

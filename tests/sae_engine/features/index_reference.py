@@ -1,4 +1,4 @@
-"""A feature index by brute force, in plain Python, and small cases to compare the real one with."""
+"""Brute-force statistics of a corpus in plain Python, and small cases to build indexes from."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def byte_level_tokenizer() -> Tokenizer:
 
 @cache
 def byte_fallback_tokenizer() -> Tokenizer:
-    """A Gemma-like BPE: `▁` for spaces, bytes such as `<0xC3>` for what it has no token for."""
+    """A Gemma-like BPE: `▁` for spaces, bytes such as `<0xC3>` for text without a token."""
     pieces = ["<pad>", "<bos>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "\n"]
     pieces += [*"acCATdgiotn", "ca", "cat", "▁cat", "Ca", "Cat", "▁Cat", "▁d", "▁do", "▁dog"]
     merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("C", "a"), ("Ca", "t"), ("▁", "Cat")]
@@ -64,7 +64,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
 
 
 def id_of(tokenizer: Tokenizer, token: str) -> int:
-    """Id of a token by its own name, such as `Ġcat`."""
+    """Id of a token by its name, such as `Ġcat`."""
     id_ = tokenizer.token_to_id(token)
     assert id_ is not None
     return id_
@@ -82,7 +82,7 @@ class Case:
     indices: NDArray[np.int64]
     """[N, k]"""
     acts: NDArray[np.float32]
-    """[N, k]; 0 is not active."""
+    """[N, k]; 0 is inactive."""
     d_sae: int
 
     @property
@@ -129,7 +129,7 @@ class Case:
         return [n for n, t in enumerate(self.token_ids.tolist()) if t in ids]
 
     def positions_of_phrase(self, phrase: list[int]) -> list[int]:
-        """Of its last token, inside one row."""
+        """Positions of its last token, within one row."""
         ids = self.token_ids.tolist()
         length = len(phrase)
         return [
@@ -139,18 +139,20 @@ class Case:
         ]
 
     def statistics(self, positions: list[int]) -> dict[int, dict[str, float]]:
-        """Per latent active on any of the positions, the numbers of the contract."""
+        """Association statistics of each latent active on any of the positions."""
         values: dict[int, list[float]] = {}
         for n in positions:
             for latent, act in self.codes[n].items():
                 values.setdefault(latent, []).append(act)
         return {
-            latent: contract_statistics(acts, len(positions), self.fired(latent), self.num_tokens)
+            latent: association_statistics(
+                acts, len(positions), self.fired(latent), self.num_tokens
+            )
             for latent, acts in values.items()
         }
 
     def token_statistics(self, latent: int) -> dict[int, dict[str, float]]:
-        """Per token on which the latent is active."""
+        """Association statistics of each token on which the latent is active."""
         tokens = {int(self.token_ids[n]) for n, _ in self.active(latent)}
         return {t: self.statistics(self.positions_of([t]))[latent] for t in tokens}
 
@@ -162,7 +164,7 @@ class Case:
         return max(start, position - radius), min(end, position + radius + 1)
 
 
-def contract_statistics(
+def association_statistics(
     acts: list[float], group_count: int, fired: int, num_tokens: int
 ) -> dict[str, float]:
     recall, precision = len(acts) / group_count, len(acts) / fired
@@ -186,7 +188,7 @@ def random_case(
     ids: Iterable[int] = range(20),
     num_rows: int = 5,
 ) -> Case:
-    """Skewed tokens and latents, ties, zeros, latents tied to tokens and dead ones."""
+    """Skewed tokens and latents, ties, zeros, latents that prefer tokens, and dead latents."""
     rng = np.random.default_rng(seed)
     ids = np.array(list(ids))
     token_ids = ids[np.minimum(rng.geometric(0.15, num_tokens) - 1, len(ids) - 1)]
@@ -220,7 +222,7 @@ def case_of_rows(
 def build(
     folder: Path, case: Case, *, tokenizer: Tokenizer | None = None, step: int = 7, **options: Any
 ) -> Path:
-    """Build a real index of a case, by an `encode` that looks the codes up; return its folder."""
+    """Build the index of a case, with an `encode` that looks up the codes; return its folder."""
     tokenizer = tokenizer or byte_level_tokenizer()
     acts, indices = torch.from_numpy(case.acts), torch.from_numpy(case.indices)
 

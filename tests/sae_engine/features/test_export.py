@@ -1,11 +1,11 @@
-"""Exported features are what the index answers, in each format."""
+"""Exported features agree with the index, in every format."""
 
 from __future__ import annotations
 
 import gzip
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from sae_engine.features.export.parquet import export_parquet
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.presets import resolve_config
+from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 from sae_engine.schema.features import Context
 from tests.sae_engine.features.export_case import BY_MODEL, BY_PERSON, D_SAE, label, source
 from tests.sae_engine.features.index_reference import BOTH_TOKENIZERS, built, case_of_rows
@@ -29,7 +30,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def contexts_of(made: ExportSource, index: int) -> list[tuple[Context, tuple[float, ...] | None]]:
-    """All contexts that the index answers with, and the interval that each belongs to."""
+    """All contexts in the index, and the bounds of the interval that each belongs to."""
     detail = made.index.feature(index)
     found: list[tuple[Context, tuple[float, ...] | None]] = [(c, None) for c in detail.contexts]
     for interval in detail.intervals:
@@ -38,7 +39,7 @@ def contexts_of(made: ExportSource, index: int) -> list[tuple[Context, tuple[flo
     return found
 
 
-def test_a_json_line_says_of_a_feature_what_the_index_answers(tmp_path: Path):
+def test_a_json_line_agrees_with_the_index(tmp_path: Path):
     made, _ = source(tmp_path, label(2, "second", BY_MODEL))
     export_jsonl(made, tmp_path)
     rows = {int(row["index"]): row for row in lines(tmp_path / "features.jsonl")}
@@ -69,7 +70,7 @@ def test_a_json_line_says_of_a_feature_what_the_index_answers(tmp_path: Path):
     assert explanation["scores"][0]["value"] == 0.7
 
 
-def test_what_neuronpedia_imports_holds_the_same_rows_in_batches(tmp_path: Path):
+def test_the_neuronpedia_folder_has_the_rows_of_the_json_lines_in_batches(tmp_path: Path):
     made, _ = source(tmp_path, label(2, "second", BY_MODEL), label(3, "", BY_PERSON))
     (tmp_path / "one").mkdir()
     (tmp_path / "other").mkdir()
@@ -92,7 +93,7 @@ def test_what_neuronpedia_imports_holds_the_same_rows_in_batches(tmp_path: Path)
     assert "never fired" in described["notes"]
 
 
-def test_the_contexts_in_parquet_are_those_of_the_index(tmp_path: Path):
+def test_the_parquet_contexts_agree_with_the_index(tmp_path: Path):
     made, _ = source(tmp_path, label(2, "second", BY_MODEL))
     export_parquet(made, tmp_path)
     table = pd.read_parquet(tmp_path / "contexts.parquet")
@@ -115,7 +116,7 @@ def test_the_contexts_in_parquet_are_those_of_the_index(tmp_path: Path):
     ]
 
 
-def test_the_token_statistics_in_parquet_are_those_of_brute_force(tmp_path: Path):
+def test_the_parquet_token_statistics_agree_with_brute_force(tmp_path: Path):
     made, case = source(tmp_path)
     export_parquet(made, tmp_path, pairs_per_group=50)
     path = tmp_path / "token_statistics.parquet"
@@ -135,7 +136,7 @@ def test_the_token_statistics_in_parquet_are_those_of_brute_force(tmp_path: Path
 
 
 def read_data(folder: Path, name: str) -> Any:
-    """What a data file of the static pages puts."""
+    """The value in a data file of the static pages."""
     text = (folder / "data" / f"{name}.js").read_text("utf-8")
     start = f'wb.put("{name}",'
     assert text.startswith(start)
@@ -150,9 +151,9 @@ def unpacked(stored: list[Any], texts: list[str]) -> tuple[list[str], list[float
     return [texts[number] for number in numbers], activations, peak
 
 
-def test_the_static_pages_hold_what_the_index_answers(tmp_path: Path):
+def test_the_static_pages_agree_with_the_index(tmp_path: Path):
     made, case = source(tmp_path, label(2, "second", BY_MODEL))
-    export_html(made, tmp_path, style="")
+    export_html(made, tmp_path)
     listed = read_data(tmp_path, "list")
     assert listed["index"] == made.chosen
     assert listed["fired"] == [case.fired(latent) for latent in made.chosen]
@@ -168,9 +169,9 @@ def test_the_static_pages_hold_what_the_index_answers(tmp_path: Path):
             assert activations == pytest.approx(context.activations, rel=1e-3)
 
 
-def test_a_lookup_in_the_static_pages_finds_what_the_app_finds(tmp_path: Path):
+def test_a_lookup_in_the_static_pages_agrees_with_the_index(tmp_path: Path):
     made, _ = source(tmp_path)
-    export_html(made, tmp_path, style="")
+    export_html(made, tmp_path)
     tokens, groups = read_data(tmp_path, "tokens"), read_data(tmp_path, "lookup-0")
     assert len(tokens["texts"]) > 10
     for text, count, (members, features) in zip(
@@ -185,7 +186,7 @@ def test_a_lookup_in_the_static_pages_finds_what_the_app_finds(tmp_path: Path):
         assert [f[2] for f in features] == pytest.approx(means, rel=1e-3)
 
 
-def test_features_that_never_fired_are_left_out_unless_asked_for(tmp_path: Path):
+def test_dead_features_are_exported_only_on_request(tmp_path: Path):
     without, case = source(tmp_path / "a")
     dead = [latent for latent in range(D_SAE) if not case.fired(latent)]
     assert dead
@@ -196,23 +197,29 @@ def test_features_that_never_fired_are_left_out_unless_asked_for(tmp_path: Path)
     export_jsonl(everything, tmp_path)
     assert [int(row["index"]) for row in lines(tmp_path / "features.jsonl")] == list(range(D_SAE))
     (tmp_path / "html").mkdir()
-    export_html(everything, tmp_path / "html", style="")
+    export_html(everything, tmp_path / "html")
     assert read_data(tmp_path / "html", "list")["index"] == list(range(D_SAE))
 
 
-@pytest.mark.parametrize("format", ["html", "jsonl", "neuronpedia", "parquet"])
-def test_an_export_appears_whole_in_a_new_folder_or_not_at_all(tmp_path: Path, format: Any):
+def test_every_format_is_in_the_table() -> None:
+    assert tuple(EXPORT_FORMATS) == get_args(ExportFormat)
+
+
+@pytest.mark.parametrize("format", [f for f, info in EXPORT_FORMATS.items() if info.writer])
+def test_every_format_is_exported_completely_into_a_new_folder_or_not_at_all(
+    tmp_path: Path, format: ExportFormat
+):
     made, _ = source(tmp_path)
     target = tmp_path / "out"
-    export_features(made, format, target, style="")
+    export_features(made, format, target)
     before = sorted(target.rglob("*"))
     assert len(before) > 0
-    with pytest.raises(UserError, match="exists already"):
-        export_features(made, format, target, style="")
+    with pytest.raises(UserError, match="already exists"):
+        export_features(made, format, target)
     assert sorted(target.rglob("*")) == before
     broken = _Broken(made.index, made.run_id, made.run_name, made.config, made.labels)
     with pytest.raises(ZeroDivisionError):
-        export_features(broken, format, tmp_path / "broken", style="")
+        export_features(broken, format, tmp_path / "broken")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
@@ -224,20 +231,20 @@ class _Broken(ExportSource):
         raise ZeroDivisionError
 
 
-def test_an_export_that_the_disk_has_no_room_for_is_refused_in_words(tmp_path: Path):
-    with pytest.raises(UserError, match=r"may take 1000000000\.0 GB, .* make room"):
+def test_an_export_larger_than_the_free_disk_space_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"may take 1000000000\.0 GB, .* free some space"):
         check_room(tmp_path / "not" / "there", 10**18)
 
 
 @pytest.mark.parametrize("make_tokenizer", BOTH_TOKENIZERS)
-def test_tokens_of_spaces_alone_are_groups_of_their_own(tmp_path: Path, make_tokenizer: Any):
+def test_each_token_of_only_spaces_is_a_group(tmp_path: Path, make_tokenizer: Any):
     tokenizer = make_tokenizer()
     texts = {t: i for t, i in tokenizer.get_vocab().items() if t in ("Ġ", "▁", "▁▁")}
     row = [*texts.values(), 70, 71, 70]
     case = case_of_rows([row], lambda n: {n % 2: 1.0 + n}, 2)
     index = built(tmp_path / "run", case, tokenizer=tokenizer)
     config = resolve_config("quick-test", {})
-    export_html(ExportSource(index, "a", "a", config, {}), tmp_path, style="")
+    export_html(ExportSource(index, "a", "a", config, {}), tmp_path)
     spaces = [text for text in read_data(tmp_path, "tokens")["texts"] if not text.strip(" ")]
     assert spaces == sorted(" " * len(text.replace("Ġ", "▁")) for text in texts)
     for text in spaces:

@@ -1,4 +1,4 @@
-"""Decoder rows compared: against brute force, for hand-set rows, in bounded memory, on a map."""
+"""Matches and maps of decoder rows: against brute force, for hand-set rows, in bounded memory."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def brute_force_cosines(a: torch.Tensor, b: torch.Tensor) -> np.ndarray[Any, Any
     chunk_numbers=st.integers(1, 200),
     seed=st.integers(0, 99),
 )
-def test_matches_are_those_of_brute_force_however_the_rows_are_cut(
+def test_matches_agree_with_brute_force_for_any_chunk_size(
     folder: Path, d_in: int, sizes: tuple[int, int], chunk_numbers: int, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(n, d_in, generator=generator) for n in sizes)
-    a[0] = 0  # a row without a direction is near to nothing
+    a[0] = 0  # a zero row has no direction
     paths = published(folder / "a.safetensors", a), published(folder / "b.safetensors", b)
     found = match_decoders(*paths, chunk_numbers=chunk_numbers)
     cosines = brute_force_cosines(a, b)
@@ -62,7 +62,7 @@ def test_matches_are_those_of_brute_force_however_the_rows_are_cut(
     np.testing.assert_allclose(cosines[found.best_in_a, at[1]], found.cosines_in_a, atol=1e-5)
 
 
-def test_hand_set_rows_find_their_twins_and_ties_go_to_the_first(tmp_path: Path) -> None:
+def test_hand_set_rows_match_their_copies_and_ties_go_to_the_first(tmp_path: Path) -> None:
     a = published(tmp_path / "a", [[2, 0, 0], [0, 1, 0], [0, 0, 3]])
     b = published(tmp_path / "b", [[0, 5, 0], [1, 0, 0], [7, 0, 0], [0, 0.6, 0.8]])
     found = match_decoders(a, b, chunk_numbers=4)
@@ -76,8 +76,8 @@ def test_hand_set_rows_find_their_twins_and_ties_go_to_the_first(tmp_path: Path)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the size of the largest tensor that any operation makes, files that are mapped into
-    memory, which are bytes at first, and views of them left out.
+    """Records the size of the largest tensor that any operation makes, except memory-mapped files,
+    which are byte tensors at first, and views of them.
     """
 
     def __init__(self) -> None:
@@ -103,12 +103,12 @@ def test_no_tensor_is_larger_than_a_chunk(tmp_path: Path) -> None:
     reports: list[float | None] = []
     with LargestTensor() as largest:
         match_decoders(a, b, chunk_numbers=1024, report=lambda _, share: reports.append(share))
-    assert 500 <= largest.numbers <= 1024  # 500 is what is kept of each row
+    assert 500 <= largest.numbers <= 1024  # 500 for the results per row
     assert reports == sorted(reports)
     assert reports[-1] == 1
 
 
-def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_saes_of_different_widths_and_other_files_are_refused(tmp_path: Path) -> None:
     a, b = published(tmp_path / "a", [[1, 0]]), published(tmp_path / "b", [[1, 0, 0]])
     assert (width_of(a), width_of(b)) == (2, 3)
     with pytest.raises(UserError, match="different widths, 2 and 3"):
@@ -116,11 +116,11 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(tmp_path: Path) -> Non
     (tmp_path / "text").write_text("not an SAE")
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "other")
     for name in ("text", "other", "absent"):
-        with pytest.raises(UserError, match=f"{name}' is not an SAE"):
+        with pytest.raises(UserError, match=f"{name} is not an SAE"):
             match_decoders(a, tmp_path / name)
 
 
-def test_what_was_saved_is_read_back_and_damage_is_noticed(tmp_path: Path) -> None:
+def test_saved_results_are_read_back_and_damage_is_an_error(tmp_path: Path) -> None:
     a = published(tmp_path / "a", torch.randn(5, 3))
     found = match_decoders(a, a)
     found.save(tmp_path)
@@ -135,12 +135,12 @@ def test_what_was_saved_is_read_back_and_damage_is_noticed(tmp_path: Path) -> No
 
 
 def clustered(num_clusters: int, each: int, d_in: int) -> torch.Tensor:
-    """Unit rows around a few directions, cluster by cluster."""
+    """Unit rows around a few random directions, cluster by cluster."""
     centers = torch.randn(num_clusters, d_in).repeat_interleave(each, dim=0)
     return torch.nn.functional.normalize(centers + 0.4 * torch.randn_like(centers), dim=1)
 
 
-def test_a_map_keeps_neighborhoods_and_is_the_same_each_time_for_one_seed() -> None:
+def test_a_map_preserves_neighborhoods_and_is_deterministic_for_a_seed() -> None:
     rows = clustered(6, 40, 24)
     points = map_of(rows, seed=3)
     assert points.shape == (240, 2)
@@ -162,7 +162,7 @@ def test_few_rows_lie_on_their_principal_plane(num_rows: int) -> None:
     np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-3)
 
 
-def test_features_that_never_fire_are_not_on_the_map(tmp_path: Path) -> None:
+def test_dead_features_are_not_on_the_map(tmp_path: Path) -> None:
     case = random_case(1, d_sae=30)
     rows = torch.randn(30, 6)
     folder = build(tmp_path, case, W_dec=rows, write_sae=lambda path: published(path, rows))

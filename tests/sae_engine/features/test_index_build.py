@@ -1,4 +1,4 @@
-"""An index holds what brute force finds, and appears whole or not at all."""
+"""An index agrees with brute force, and is published completely or not at all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def arrays_of(folder: Path) -> IndexArrays:
 
 
 def assert_agrees(arrays: IndexArrays, case: Case) -> None:
-    """Every stored side equals brute force."""
+    """Every array equals brute force."""
     assert arrays.token_ids.tolist() == case.token_ids.tolist()
     assert arrays.row_starts.tolist() == case.row_starts.tolist()
     for n, code in enumerate(case.codes):
@@ -77,7 +77,7 @@ def assert_agrees(arrays: IndexArrays, case: Case) -> None:
     d_sae=st.integers(5, 40),
     num_rows=st.integers(1, 8),
 )
-def test_every_side_of_the_index_agrees_with_brute_force(
+def test_the_index_agrees_with_brute_force(
     seed: int, num_tokens: int, k: int, d_sae: int, num_rows: int
 ) -> None:
     case = random_case(seed, num_tokens=num_tokens, k=k, d_sae=d_sae, num_rows=num_rows)
@@ -85,7 +85,7 @@ def test_every_side_of_the_index_agrees_with_brute_force(
         assert_agrees(arrays_of(build(Path(folder), case)), case)
 
 
-def test_sorting_in_small_ranges_and_chunks_changes_nothing(
+def test_sorting_in_small_ranges_and_chunks_gives_the_same_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = random_case(3)
@@ -102,7 +102,7 @@ def test_sorting_in_small_ranges_and_chunks_changes_nothing(
         assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
 
 
-def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
+def test_codes_of_varying_width_give_the_index_of_the_padded_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 3)
@@ -116,15 +116,15 @@ def test_codes_of_varying_width_give_the_index_of_the_same_codes_filled_up(
         width = max(1, int((acts > 0).sum(1).max()))
         return acts[:, :width], indices[:, :width]
 
-    filled = build(tmp_path / "filled", case)
+    padded = build(tmp_path / "padded", case)
     varying = build(tmp_path / "varying", case, encode=encode, k=None)
     assert_agrees(arrays_of(varying), case)
-    for file in filled.glob("*.npy"):
+    for file in padded.glob("*.npy"):
         assert file.read_bytes() == (varying / file.name).read_bytes(), file.name
     assert open_index(varying)[0].k == 4
 
 
-def test_more_than_65536_latents_use_wide_indices(tmp_path: Path) -> None:
+def test_more_than_65536_latents_use_32_bit_indices(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6]], lambda n: {70_000: 1.0 + n}, d_sae=70_001)
     arrays = arrays_of(build(tmp_path, case))
     assert arrays.indices.dtype == np.uint32
@@ -132,14 +132,14 @@ def test_more_than_65536_latents_use_wide_indices(tmp_path: Path) -> None:
     assert arrays.latent_positions[start:end].tolist() == [1, 0]
 
 
-def test_exactly_65536_latents_use_narrow_indices(tmp_path: Path) -> None:
+def test_exactly_65536_latents_use_16_bit_indices(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6]], lambda n: {65_535: 1.0 + n}, d_sae=65_536)
     arrays = arrays_of(build(tmp_path, case))
     assert arrays.indices.dtype == np.uint16
     assert arrays.latent_starts[-2:].tolist() == [0, 2]
 
 
-def test_an_index_in_which_nothing_ever_fires_can_be_read(tmp_path: Path) -> None:
+def test_an_index_in_which_nothing_fires_can_be_read(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6, 7]], lambda _: {0: 0.0}, d_sae=3)
     index = built(tmp_path, case)
     assert [row.state for row in index.features().items] == ["dead"] * 3
@@ -154,7 +154,7 @@ def test_an_activation_too_small_for_float16_still_counts_as_active(tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [65_600.0, float("inf"), float("nan")])
-def test_an_activation_float16_cannot_hold_is_an_error_that_names_the_latent(
+def test_an_activation_outside_float16_is_an_error_that_names_the_latent(
     tmp_path: Path, value: float
 ) -> None:
     case = case_of_rows([[5, 6]], lambda n: {4: 1.0 if n else value}, d_sae=9)
@@ -165,14 +165,12 @@ def test_an_activation_float16_cannot_hold_is_an_error_that_names_the_latent(
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     empty = IndexCorpus(np.empty((0, 1), np.float32), np.empty(0, np.uint32), np.zeros(1, np.int64))
-    with pytest.raises(UserError, match="holds no tokens"):
+    with pytest.raises(UserError, match="has no tokens"):
         build(tmp_path, random_case(0), corpus=empty)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_activations_reach_encode_as_float32_whatever_their_type(
-    tmp_path: Path, dtype: str
-) -> None:
+def test_encode_gets_float32_whatever_the_dtype_of_the_corpus(tmp_path: Path, dtype: str) -> None:
     values = torch.tensor([[0.5], [1.5], [-2.0]])
     seen: list[torch.Tensor] = []
 
@@ -192,19 +190,19 @@ def test_activations_reach_encode_as_float32_whatever_their_type(
     assert torch.equal(seen[0], values)
 
 
-def test_max_tokens_takes_the_first_positions_and_cuts_the_row(tmp_path: Path) -> None:
+def test_max_tokens_keeps_the_first_positions_and_cuts_the_row(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6, 7], [8, 9, 10], [11]], lambda n: {n: 1.0}, d_sae=7)
     arrays = arrays_of(build(tmp_path, case, max_tokens=5))
     assert arrays.token_ids.tolist() == [5, 6, 7, 8, 9]
     assert arrays.row_starts.tolist() == [0, 3, 5]
 
 
-def test_max_tokens_beyond_the_corpus_takes_all_of_it(tmp_path: Path) -> None:
+def test_max_tokens_beyond_the_corpus_keeps_all_of_it(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6, 7], [8]], lambda n: {n: 1.0}, d_sae=7)
     assert arrays_of(build(tmp_path, case, max_tokens=99)).row_starts.tolist() == [0, 3, 4]
 
 
-def test_the_manifest_and_the_record_say_what_is_covered(tmp_path: Path) -> None:
+def test_the_manifest_and_the_record_describe_the_index(tmp_path: Path) -> None:
     case = random_case(1, num_tokens=90, k=3, d_sae=20)
     calls: dict[str, object] = {}
     record = build_index(
@@ -233,7 +231,7 @@ def test_the_manifest_and_the_record_say_what_is_covered(tmp_path: Path) -> None
     assert index.created_at.tzinfo is not None
 
 
-def test_the_folder_holds_the_sae_and_the_tokenizer(tmp_path: Path) -> None:
+def test_the_folder_contains_the_sae_and_the_tokenizer(tmp_path: Path) -> None:
     weights = {"b_dec": torch.arange(3.0)}
     folder = build(tmp_path, random_case(0), write_sae=lambda path: save_file(weights, path))
     assert torch.equal(load_file(folder / "sae.safetensors")["b_dec"], weights["b_dec"])
@@ -241,7 +239,7 @@ def test_the_folder_holds_the_sae_and_the_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.get_vocab() == byte_level_tokenizer().get_vocab()
 
 
-def test_logits_are_the_decoder_through_the_unembedding(tmp_path: Path) -> None:
+def test_logits_are_the_decoder_rows_times_the_unembedding(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(1)
     size = byte_level_tokenizer().get_vocab_size()
     W_dec = torch.randn(30, D_IN, generator=generator)
@@ -273,7 +271,7 @@ def test_an_sae_of_one_latent_has_no_neighbours(tmp_path: Path) -> None:
     assert built(tmp_path, case, final=True).feature(0).neighbours == []
 
 
-def test_a_snapshot_made_while_training_has_neither_logits_nor_neighbours(tmp_path: Path) -> None:
+def test_a_snapshot_during_training_has_neither_logits_nor_neighbours(tmp_path: Path) -> None:
     unembed = torch.randn(byte_level_tokenizer().get_vocab_size(), D_IN)
     feature = built(tmp_path, random_case(2), unembed=unembed).feature(8)
     assert feature.logits is None
@@ -284,7 +282,7 @@ class _StoppedError(Exception):
     pass
 
 
-def test_an_abort_at_any_check_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_abort_at_any_check_leaves_no_files(tmp_path: Path) -> None:
     case = random_case(5)
     unembed = torch.randn(byte_level_tokenizer().get_vocab_size(), D_IN)
     checks = 0
@@ -311,7 +309,7 @@ def test_an_abort_at_any_check_leaves_nothing_behind(tmp_path: Path) -> None:
         assert list((folder / "features").iterdir()) == []
 
 
-def test_an_index_built_again_replaces_the_older_one(tmp_path: Path) -> None:
+def test_a_new_index_replaces_the_old_one(tmp_path: Path) -> None:
     build(tmp_path, random_case(1, num_tokens=50))
     assert built(tmp_path, random_case(2, num_tokens=60)).num_tokens == 60
     assert [p.name for p in (tmp_path / "features").iterdir()] == ["7"]

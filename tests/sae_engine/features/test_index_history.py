@@ -1,4 +1,4 @@
-"""When a feature was born and when it died, over hand-made snapshots."""
+"""The history of a feature over hand-made snapshots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LATENTS = 3
         ([False, False, False], None, None),
     ],
 )
-def test_birth_and_death_are_the_snapshots_where_firing_begins_and_ends(
+def test_birth_and_death_are_the_snapshots_at_which_firing_starts_and_stops(
     tmp_path: Path, fires: list[bool], born: int | None, died: int | None
 ):
     snapshots = []

@@ -1,7 +1,8 @@
-"""Text finds the tokens it means, and the features that go with them, as brute force does."""
+"""A lookup finds the tokens that a text means and their features, as brute force does."""
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.schema.features import LookupResult, TokenMatch
+from sae_engine.schema.lookup import LookupResult, TokenMatch
 from tests.sae_engine.features.index_reference import (
     BOTH_TOKENIZERS,
     Case,
@@ -41,7 +42,7 @@ WORDS = [*CATS, " dog", " in", "a", "b", "\n", "!"]
 def assert_agrees(
     result: LookupResult, case: Case, positions: list[int], rank: str, min_count: int, limit: int
 ) -> None:
-    """The features of a lookup are the best of those brute force finds, with the same numbers."""
+    """The result has the best features by brute force, with the same numbers."""
     expected = {
         latent: numbers
         for latent, numbers in case.statistics(positions).items()
@@ -102,7 +103,7 @@ def test_a_lookup_agrees_with_brute_force(
 
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
 @pytest.mark.parametrize("text", ["cat", " cat", "cAt", "cat ", "  CAT", "▁cat"])
-def test_fold_is_one_group_whatever_the_case_and_the_spaces_around(
+def test_fold_ignores_case_and_outer_spaces(
     tmp_path: Path, make: Callable[[], Tokenizer], text: str
 ) -> None:
     tokenizer = make()
@@ -118,7 +119,7 @@ def test_fold_is_one_group_whatever_the_case_and_the_spaces_around(
     assert not result.phrase
 
 
-def test_exact_tells_case_and_spaces_apart(tmp_path: Path) -> None:
+def test_exact_distinguishes_case_and_spaces(tmp_path: Path) -> None:
     rows = [[token(w) for w in CATS]]
     index = built(tmp_path, case_of_rows(rows, lambda n: {n: 1.0}, 4))
     for n, word in enumerate(CATS):
@@ -127,29 +128,19 @@ def test_exact_tells_case_and_spaces_apart(tmp_path: Path) -> None:
         assert [f.index for f in result.features] == [n]
 
 
-def test_a_space_by_itself_can_be_looked_up(tmp_path: Path) -> None:
+def test_a_single_space_can_be_looked_up(tmp_path: Path) -> None:
     index = built(tmp_path, case_of_rows([[token(" ")]], lambda _: {0: 1.0}, 1))
     assert [t.text for t in index.lookup(" ", min_count=1).tokens] == [" "]
 
 
-def test_members_of_a_group_that_the_corpus_lacks_are_shown_with_count_zero(tmp_path: Path) -> None:
+def test_matching_tokens_that_do_not_occur_have_count_zero(tmp_path: Path) -> None:
     index = built(tmp_path, case_of_rows([[token("cat")]], lambda _: {0: 1.0}, 1))
     counts = {t.text: t.count for t in index.lookup("cat").tokens}
     assert counts["cat"] == 1
     assert counts[" cat"] == 0
 
 
-def test_a_token_the_corpus_lacks_is_said_to_be_so(tmp_path: Path) -> None:
-    index = built(tmp_path, case_of_rows([ids_of("cat in")], lambda _: {0: 1.0}, 1))
-    result = index.lookup("dog")
-    assert result.features == []
-    assert result.count == 0
-    assert {t.count for t in result.tokens} == {0}
-    assert result.message is not None
-    assert "'dog' does not occur in the 2 tokens" in result.message
-
-
-def test_a_text_that_does_not_occur_comes_with_tokens_that_do_and_are_spelled_nearly_so(
+def test_similar_spellings_are_suggested_for_a_text_that_does_not_occur(
     tmp_path: Path,
 ) -> None:
     index = built(tmp_path, case_of_rows([ids_of("cat cat in")], lambda _: {0: 1.0}, 1))
@@ -158,37 +149,36 @@ def test_a_text_that_does_not_occur_comes_with_tokens_that_do_and_are_spelled_ne
     assert index.lookup("cat").suggestions == []
 
 
-def test_a_phrase_the_corpus_lacks_is_said_to_be_so(tmp_path: Path) -> None:
-    index = built(tmp_path, case_of_rows([ids_of("dog cat")], lambda _: {0: 1.0}, 1))
-    result = index.lookup("cat dog")
-    assert result.phrase
-    assert result.message is not None
-    assert "'cat dog' is several tokens" in result.message
-    assert [t.text for t in result.tokens] == ["cat", " dog", " cat"]
+@pytest.mark.parametrize(
+    ("text", "match", "tokens", "message"),
+    [
+        ("dog", "fold", {" dog"}, "'dog' does not occur in the 3 tokens"),
+        ("cat dog", "fold", {"cat", " cat", " dog"}, "'cat dog' is several tokens"),
+        ("zebra", "prefix", set[str](), "No token of this model's vocabulary starts with 'zebra'"),
+        ("zebra", "substring", set[str](), "No token of this model's vocabulary contains 'zebra'"),
+        ("in", "fold", {"in", " in"}, "'in' occurs once in"),
+        ("cat", "fold", set(CATS), "'cat' occurs 2 times in the 3 tokens .* at least 5 of"),
+    ],
+)
+def test_a_lookup_that_finds_no_features_says_why(
+    tmp_path: Path, text: str, match: TokenMatch, tokens: set[str], message: str
+) -> None:
+    index = built(tmp_path, case_of_rows([ids_of("cat cat in")], lambda _: {0: 1.0}, 1))
+    result = index.lookup(text, match=match)
+    assert result.features == []
+    assert {t.text for t in result.tokens} == tokens
+    assert re.search(message, result.message or "")
 
 
-@pytest.mark.parametrize(("match", "how"), [("prefix", "starts with"), ("substring", "contains")])
-def test_a_part_no_token_has_is_said_to_be_so(tmp_path: Path, match, how: str) -> None:
-    index = built(tmp_path, case_of_rows([ids_of("cat")], lambda _: {0: 1.0}, 1))
-    result = index.lookup("zebra", match=match)
-    assert result.tokens == []
-    assert result.message is not None
-    assert f"No token of this model's vocabulary {how} 'zebra'" in result.message
-
-
-def test_features_below_min_count_are_left_out_and_the_message_says_so(tmp_path: Path) -> None:
+def test_features_below_min_count_are_left_out(tmp_path: Path) -> None:
     row = [token(" cat")] * 4
     case = case_of_rows([row], lambda n: {0: 1.0} if n < 3 else {0: 1.0, 1: 9.0}, d_sae=2)
     index = built(tmp_path, case)
     assert [f.index for f in index.lookup("cat", rank="max", min_count=1).features] == [1, 0]
     assert [f.index for f in index.lookup("cat", rank="max", min_count=2).features] == [0]
-    message = index.lookup("cat", min_count=5).message
-    assert message is not None
-    assert "occurs 4 times" in message
-    assert "at least 5 of them" in message
 
 
-def test_a_phrase_does_not_reach_over_the_end_of_a_row(tmp_path: Path) -> None:
+def test_a_phrase_does_not_continue_in_the_next_row(tmp_path: Path) -> None:
     cat, dog = token("cat"), token(" dog")
     index = built(tmp_path, case_of_rows([[cat, dog, cat], [dog, cat]], lambda _: {0: 1.0}, 1))
     assert index.lookup("cat dog").count == 1
@@ -199,7 +189,7 @@ def test_overlapping_occurrences_of_a_phrase_are_all_counted(tmp_path: Path) -> 
     assert built(tmp_path, case).lookup("!!").count == 3
 
 
-def test_a_phrase_is_found_with_and_without_a_space_before_it(tmp_path: Path) -> None:
+def test_a_phrase_is_found_with_and_without_a_leading_space(tmp_path: Path) -> None:
     rows = [ids_of("cat dog"), ids_of("in cat dog")]
     index = built(tmp_path, case_of_rows(rows, lambda _: {0: 1.0}, 1))
     assert index.lookup("cat dog").count == 2
@@ -225,7 +215,7 @@ def test_a_character_of_several_tokens_is_found(
     assert result.count == 2
 
 
-def test_a_text_that_the_tokenizer_normalizes_to_one_token_is_no_phrase(tmp_path: Path) -> None:
+def test_a_text_that_normalizes_to_one_token_is_not_a_phrase(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"cat": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
     case = case_of_rows([[0, 1]], lambda n: {n: 1.0}, 2)
@@ -235,7 +225,7 @@ def test_a_text_that_the_tokenizer_normalizes_to_one_token_is_no_phrase(tmp_path
     assert [f.index for f in result.features] == [0]
 
 
-def test_a_text_outside_the_vocabulary_never_stands_for_the_unknown_token(tmp_path: Path) -> None:
+def test_a_text_outside_the_vocabulary_does_not_match_the_unknown_token(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"cat": 0, "[UNK]": 1}, unk_token="[UNK]"))
     case = case_of_rows([[0, 1]], lambda n: {n: 1.0}, 2)
     result = built(tmp_path, case, tokenizer=tokenizer).lookup("dog", min_count=1)
@@ -249,7 +239,7 @@ def test_empty_text_is_an_error(tmp_path: Path) -> None:
         built(tmp_path, random_case(0)).lookup("")
 
 
-def test_labels_and_an_example_come_with_each_feature(tmp_path: Path) -> None:
+def test_each_feature_has_its_label_and_an_example(tmp_path: Path) -> None:
     rows = [ids_of("in cat")]
     index: FeatureIndex = built(tmp_path, case_of_rows(rows, lambda n: {n: 1.0}, 2))
     (feature,) = index.lookup("cat", min_count=1, labels={1: "cats"}).features

@@ -1,10 +1,9 @@
-"""Lists and pages of features say what brute force says."""
+"""Lists and pages of features agree with brute force."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.features.index import reader as reader_module
 from sae_engine.features.index.contexts import evenly_spaced
 from sae_engine.features.index.reader import FeatureIndex, NoSuchFeatureError
+from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import Context
 from tests.sae_engine.features.index_reference import (
     Case,
@@ -36,7 +37,7 @@ def ids_of(text: str) -> list[int]:
 
 
 def assert_context_agrees(context: Context, case: Case, latent: int, radius: int | None) -> int:
-    """A context shows its row around its peak; return the peak's place in the corpus."""
+    """Check that a context is its row around its peak; return the peak's position in the corpus."""
     position = int(case.row_starts[context.row]) + context.position
     start, end = case.window(position, radius)
     tokenizer = byte_level_tokenizer()
@@ -124,7 +125,7 @@ def assert_feature_agrees(index: FeatureIndex, case: Case, latent: int, radius: 
         assert top.text == byte_level_tokenizer().decode([top.id])
 
 
-def test_a_full_window_shows_the_whole_row_and_nothing_of_the_next(tmp_path: Path) -> None:
+def test_a_full_window_is_exactly_the_row(tmp_path: Path) -> None:
     rows = [ids_of("in the cat"), ids_of("dog")]
     last = len(rows[0]) - 1
     case = case_of_rows(rows, lambda n: {0: 1.0} if n == last else {1: 0.5}, d_sae=2)
@@ -135,7 +136,7 @@ def test_a_full_window_shows_the_whole_row_and_nothing_of_the_next(tmp_path: Pat
 
 @pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
 @pytest.mark.parametrize("character", ["é", "日", "😀"])
-def test_a_window_that_cuts_a_character_shows_no_broken_text(
+def test_a_window_that_cuts_a_character_has_no_broken_text(
     tmp_path: Path, tokenizer, character: str
 ) -> None:
     ids = tokenizer.encode(f"cat{character}cat{character}cat", add_special_tokens=False).ids
@@ -159,13 +160,13 @@ def test_every_piece_of_a_character_keeps_its_activation(tmp_path: Path) -> None
     assert context.peak == 2
 
 
-def test_text_that_looks_like_markup_is_returned_as_it_is(tmp_path: Path) -> None:
+def test_text_that_looks_like_markup_is_not_escaped(tmp_path: Path) -> None:
     text = "<script>alert('&amp;')</script>"
     case = case_of_rows([ids_of(text)], lambda _: {0: 1.0}, d_sae=1)
     assert "".join(built(tmp_path, case).feature(0, window="full").contexts[0].tokens) == text
 
 
-def test_interval_examples_are_spread_over_the_whole_slice(tmp_path: Path) -> None:
+def test_interval_examples_are_evenly_spaced_over_the_interval(tmp_path: Path) -> None:
     # Distinct tokens, so that nothing folds; all activations lie in the highest slice.
     case = case_of_rows([list(range(2, 102))], lambda n: {0: 10 - n / 100}, d_sae=1)
     top = built(tmp_path, case).feature(0, window=0).intervals[0]
@@ -174,7 +175,7 @@ def test_interval_examples_are_spread_over_the_whole_slice(tmp_path: Path) -> No
 
 
 @given(length=st.integers(0, 500), count=st.integers(2, 60))
-def test_evenly_spaced_places_are_distinct_and_reach_both_ends(length: int, count: int) -> None:
+def test_evenly_spaced_numbers_are_distinct_and_include_both_ends(length: int, count: int) -> None:
     places = list(evenly_spaced(length, count))
     assert len(places) == min(length, count)
     assert places == sorted(set(places))
@@ -184,9 +185,7 @@ def test_evenly_spaced_places_are_distinct_and_reach_both_ends(length: int, coun
 
 
 @pytest.mark.parametrize("index", [-1, 30])
-def test_a_feature_beyond_the_sae_is_an_error_that_says_the_bounds(
-    tmp_path: Path, index: int
-) -> None:
+def test_a_feature_outside_the_sae_is_an_error_with_the_bounds(tmp_path: Path, index: int) -> None:
     with pytest.raises(NoSuchFeatureError, match=rf"no feature {index};.* 0 to 29\."):
         built(tmp_path, random_case(0)).feature(index)
 
@@ -225,7 +224,7 @@ def test_a_list_is_sorted_with_ties_by_index(index: FeatureIndex, sort, order) -
         assert found == sorted(range(40), key=lambda i: (key[sort](i), i))
 
 
-def test_pages_follow_each_other_and_cover_the_list_once(index: FeatureIndex) -> None:
+def test_pages_cover_the_list_once(index: FeatureIndex) -> None:
     whole = index.features(limit=1000)
     assert whole.next_cursor is None
     items, cursor = [], None
@@ -239,13 +238,13 @@ def test_pages_follow_each_other_and_cover_the_list_once(index: FeatureIndex) ->
     assert items == whole.items
 
 
-def test_a_list_of_exactly_one_page_has_no_cursor(index: FeatureIndex) -> None:
+def test_a_list_of_exactly_one_page_has_no_next_cursor(index: FeatureIndex) -> None:
     assert index.features(limit=40).next_cursor is None
 
 
 @pytest.mark.parametrize("cursor", ["x", "%%%", "é", "cnVuczoz", "ZmVhdHVyZXM6LTE="])
-def test_a_foreign_cursor_is_an_error(index: FeatureIndex, cursor: str) -> None:
-    with pytest.raises(UserError, match="is not one that a feature list gave"):
+def test_an_invalid_cursor_is_an_error(index: FeatureIndex, cursor: str) -> None:
+    with pytest.raises(UserError, match="is not a cursor of a feature list"):
         index.features(cursor=cursor)
 
 
@@ -258,7 +257,7 @@ def test_density_bounds_are_inclusive(index: FeatureIndex) -> None:
 
 
 @pytest.mark.parametrize("state", ["alive", "dead", "dense"])
-def test_states_part_the_features(index: FeatureIndex, state) -> None:
+def test_each_feature_is_in_one_state(index: FeatureIndex, state) -> None:
     page = index.features(state=state, limit=100)
     shares = {row.index: row.density.fraction for row in page.items}
     inside = {
@@ -278,7 +277,7 @@ def test_a_latent_on_exactly_a_tenth_of_the_tokens_is_not_dense(tmp_path: Path) 
     assert index.feature(0).state == "dense"
 
 
-def test_a_row_shows_its_strongest_example_and_its_best_tokens(index: FeatureIndex) -> None:
+def test_a_row_has_the_strongest_example_and_the_best_tokens(index: FeatureIndex) -> None:
     for row in index.features(limit=100).items:
         feature = index.feature(row.index, window=8)
         best = next(iter(feature.contexts), None)
@@ -291,19 +290,13 @@ def found(index: FeatureIndex, q: str) -> set[int]:
     return {row.index for row in index.features(q=q, labels=LABELS, limit=100).items}
 
 
-def test_a_search_for_a_number_finds_the_feature(index: FeatureIndex) -> None:
+def test_a_search_finds_indices_and_labels_without_case(index: FeatureIndex) -> None:
     assert found(index, "#12") == {12}
     assert 12 in found(index, " 12 ")
-
-
-def test_a_search_for_a_number_beyond_the_sae_finds_nothing(index: FeatureIndex) -> None:
-    assert found(index, "#40") == set()
-    assert found(index, "#99999999999") == set()
-
-
-def test_a_search_finds_labels_whatever_their_case(index: FeatureIndex) -> None:
+    assert found(index, "#40") == found(index, "#99999999999") == set()
     assert 3 in found(index, "zEB")
     assert 9 in found(index, "APPLE ")
+    assert found(index, "  ") == set(range(40))
 
 
 def test_a_search_finds_top_tokens(tmp_path: Path) -> None:
@@ -313,11 +306,7 @@ def test_a_search_finds_top_tokens(tmp_path: Path) -> None:
     assert index.features(q="<bos>").total == 0
 
 
-def test_an_empty_search_finds_everything(index: FeatureIndex) -> None:
-    assert len(found(index, "  ")) == 40
-
-
-def test_many_threads_may_open_and_read_at_once(tmp_path: Path) -> None:
+def test_many_threads_can_open_and_read_at_once(tmp_path: Path) -> None:
     folder = build(tmp_path, CASE)
     expected = FeatureIndex.open(folder)
     shared = FeatureIndex.open(folder)
@@ -335,24 +324,60 @@ def test_many_threads_may_open_and_read_at_once(tmp_path: Path) -> None:
         assert all(pool.map(read, range(16)))
 
 
-def test_an_open_index_stays_readable_after_its_folder_is_replaced(tmp_path: Path) -> None:
+def test_an_open_index_stays_readable_when_its_folder_is_replaced(tmp_path: Path) -> None:
     index = built(tmp_path, CASE)
     before = index.feature(3)
     build(tmp_path, random_case(99))
     assert index.feature(3) == before
 
 
-def test_indexes_of_one_tokenizer_share_their_vocabulary(tmp_path: Path) -> None:
-    one, other = built(tmp_path / "1", CASE), built(tmp_path / "2", CASE)
-    assert one._vocabulary is other._vocabulary
+def test_max_activations_agree_with_brute_force(index: FeatureIndex) -> None:
+    expected = [max((act for _, act in CASE.active(i)), default=0.0) for i in range(40)]
+    assert min(expected) == 0  # some latents are dead
+    assert index.max_activations(range(40)) == expected
+    assert index.max_activations([7, 3, 7]) == [expected[7], expected[3], expected[7]]
+    assert index.max_activations([]) == []
 
 
-def test_the_reader_loads_neither_torch_nor_transformers() -> None:
-    script = (
-        f"import sys, {reader_module.__name__}\n"
-        "print([m for m in ('torch', 'transformers', 'nnsight') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+@pytest.fixture
+def no_vocabularies(monkeypatch: pytest.MonkeyPatch) -> OrderedDict[str, Vocabulary]:
+    """The cache of vocabularies, empty."""
+    cache: OrderedDict[str, Vocabulary] = OrderedDict()
+    monkeypatch.setattr(reader_module, "_vocabularies", cache)
+    return cache
+
+
+def tokenizer_with(token: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(byte_level_tokenizer().to_str())
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def test_the_last_used_vocabularies_are_shared_and_older_ones_dropped(
+    tmp_path: Path,
+    no_vocabularies: OrderedDict[str, Vocabulary],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reader_module, "MAX_VOCABULARIES", 2)
+    folders = [
+        build(tmp_path / str(n), CASE, tokenizer=tokenizer_with(f"token{n}")) for n in range(3)
+    ]
+    first = FeatureIndex.open(folders[0]).vocabulary
+    second = FeatureIndex.open(folders[1]).vocabulary
+    assert FeatureIndex.open(folders[0]).vocabulary is first
+    FeatureIndex.open(folders[2])
+    assert len(no_vocabularies) == 2
+    assert FeatureIndex.open(folders[0]).vocabulary is first
+    assert FeatureIndex.open(folders[1]).vocabulary is not second
+
+
+def test_a_shared_vocabulary_does_not_depend_on_the_files_of_the_first_index(
+    tmp_path: Path, no_vocabularies: OrderedDict[str, Vocabulary]
+) -> None:
+    folder = build(tmp_path / "1", CASE)
+    texts = FeatureIndex.open(folder).vocabulary.texts
+    file = folder / "vocabulary_offsets.npy"
+    with file.open("r+b") as opened:  # in place, unlike a new version of the file
+        opened.write(b"\0" * file.stat().st_size)
+    vocabulary = built(tmp_path / "2", CASE).vocabulary
+    assert [*map(vocabulary.piece, range(9))] == [text.encode() for text in texts[:9]]

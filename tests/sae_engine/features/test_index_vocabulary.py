@@ -1,4 +1,4 @@
-"""Token ids become the text they stand for, whatever the tokenizer."""
+"""Token ids become their text, for every kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def vocabulary_of(tokenizer: Tokenizer, vocab_size: int | None = None) -> Vocabu
 
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-def test_shown_tokens_join_to_the_text_itself(make: Callable[[], Tokenizer], text: str) -> None:
+def test_shown_tokens_join_to_the_original_text(make: Callable[[], Tokenizer], text: str) -> None:
     text = text.replace("▁", "")
     tokenizer = make()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
@@ -39,7 +39,7 @@ def test_shown_tokens_join_to_the_text_itself(make: Callable[[], Tokenizer], tex
 
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
 @pytest.mark.parametrize("character", ["é", "日", "😀"])
-def test_a_character_of_several_tokens_stands_on_the_last_of_them(
+def test_a_character_of_several_tokens_is_shown_at_the_last_one(
     make: Callable[[], Tokenizer], character: str
 ) -> None:
     tokenizer = make()
@@ -49,12 +49,12 @@ def test_a_character_of_several_tokens_stands_on_the_last_of_them(
     assert shown[: size + 1] == ["cat", *[""] * (size - 1), character]
 
 
-def test_one_piece_may_end_a_character_and_begin_another() -> None:
+def test_a_piece_can_end_a_character_and_begin_another() -> None:
     pieces = [b"a\xc3", b"\xa9b\xe6\x97", b"\xa5", b" \xf0\x9f", b"\x98\x80!"]
     assert shown_tokens(pieces) == ["a", "éb", "日", " ", "😀!"]
 
 
-def test_bytes_that_are_no_text_show_as_hex() -> None:
+def test_bytes_that_are_not_utf_8_are_shown_as_hex() -> None:
     assert shown_tokens([b"\xa9", b"ok", b"\xe6\x97", b"x", b"\xf0"]) == [
         "<0xA9>",
         "ok",
@@ -64,12 +64,12 @@ def test_bytes_that_are_no_text_show_as_hex() -> None:
     ]
 
 
-def test_a_replacement_character_of_the_text_is_kept() -> None:
+def test_a_replacement_character_in_the_text_is_kept() -> None:
     assert shown_tokens(["\N{REPLACEMENT CHARACTER}".encode()]) == ["\N{REPLACEMENT CHARACTER}"]
 
 
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
-def test_spaces_are_spaces(make: Callable[[], Tokenizer]) -> None:
+def test_spaces_are_shown_as_spaces(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     vocabulary = vocabulary_of(tokenizer)
     assert " cat" in vocabulary.texts
@@ -77,7 +77,7 @@ def test_spaces_are_spaces(make: Callable[[], Tokenizer]) -> None:
 
 
 @pytest.mark.parametrize("make", BOTH_TOKENIZERS)
-def test_special_tokens_show_as_their_name(make: Callable[[], Tokenizer]) -> None:
+def test_special_tokens_are_shown_as_their_names(make: Callable[[], Tokenizer]) -> None:
     tokenizer = make()
     bos = id_of(tokenizer, "<bos>")
     assert vocabulary_of(tokenizer).text(bos) == "<bos>"
@@ -94,7 +94,7 @@ def test_an_added_token_of_a_byte_level_tokenizer_is_taken_literally() -> None:
     assert vocabulary_of(tokenizer).text(id_of(tokenizer, "Ġé")) == "Ġé"
 
 
-def test_an_id_without_a_token_shows_its_number_and_is_no_text() -> None:
+def test_an_id_without_a_token_is_shown_as_its_number_and_has_no_text() -> None:
     tokenizer = byte_level_tokenizer()
     size = tokenizer.get_vocab_size()
     vocabulary = vocabulary_of(tokenizer, size + 3)
@@ -103,7 +103,7 @@ def test_an_id_without_a_token_shows_its_number_and_is_no_text() -> None:
     assert vocabulary.texts[size + 2] == ""
 
 
-def test_a_tokenizer_without_a_decoder_shows_its_own_names() -> None:
+def test_a_tokenizer_without_a_decoder_shows_raw_token_names() -> None:
     tokenizer = Tokenizer.from_str(byte_level_tokenizer().to_str())
     tokenizer.decoder = None  # pyright: ignore[reportAttributeAccessIssue]
     assert vocabulary_of(tokenizer).text(id_of(tokenizer, "Ġcat")) == "Ġcat"

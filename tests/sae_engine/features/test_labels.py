@@ -1,4 +1,4 @@
-"""Examples, questions and answers of automatic labels, and their score."""
+"""Examples, questions, answers and scores of automatic labels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from sae_engine.features.labels.examples import (
 )
 from sae_engine.features.labels.questions import (
     detect_questions,
+    detection_score,
     explain_question,
     read_judgments,
     read_label,
 )
-from sae_engine.features.labels.scoring import detection_score
 from sae_engine.schema.features import Context
 from tests.sae_engine.features.index_reference import Case, built, case_of_rows, random_case
 
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureIndex, Case]:
-    """An index in which features fire seldom enough to leave text alone."""
+    """An index in which features fire rarely enough to leave silent text."""
     case = random_case(3, num_tokens=6000, k=2, d_sae=300, ids=range(60, 250), num_rows=40)
     return built(tmp_path_factory.mktemp("labels"), case), case
 
@@ -39,14 +39,14 @@ def places(case: Case, contexts: list[Context]) -> list[int]:
     return [int(case.row_starts[c.row]) + c.position for c in contexts]
 
 
-def well_filled(indexed: tuple[FeatureIndex, Case]) -> list[int]:
-    fired = np.diff(indexed[0].arrays.latent_starts)
+def frequent(indexed: tuple[FeatureIndex, Case]) -> list[int]:
+    fired = indexed[0].fired
     return np.flatnonzero((fired > 30) & (fired < 90)).tolist()[:20]
 
 
 def test_shown_and_held_out_contexts_share_no_text(indexed: tuple[FeatureIndex, Case]):
     index, case = indexed
-    features = well_filled(indexed)
+    features = frequent(indexed)
     assert features
     for feature in features:
         examples = examples_of(index, feature)
@@ -63,11 +63,11 @@ def test_shown_and_held_out_contexts_share_no_text(indexed: tuple[FeatureIndex, 
             assert len(set(texts)) == len(texts)
 
 
-def test_a_feature_fires_on_its_examples_and_nowhere_in_the_silent_ones(
+def test_a_feature_fires_on_its_examples_and_not_in_silent_ones(
     indexed: tuple[FeatureIndex, Case],
 ):
     index, case = indexed
-    for feature in well_filled(indexed):
+    for feature in frequent(indexed):
         examples = examples_of(index, feature)
         for context, place in [
             *zip(examples.shown, places(case, examples.shown), strict=True),
@@ -80,11 +80,11 @@ def test_a_feature_fires_on_its_examples_and_nowhere_in_the_silent_ones(
             assert all(feature not in case.codes[n] for n in range(start, end))
 
 
-def test_the_strongest_is_shown_and_both_sides_come_from_the_whole_range(
+def test_the_strongest_example_is_shown_and_both_sides_cover_the_whole_range(
     indexed: tuple[FeatureIndex, Case],
 ):
     index, case = indexed
-    for feature in well_filled(indexed):
+    for feature in frequent(indexed):
         examples = examples_of(index, feature)
         largest = index.feature(feature).max_activation
         assert examples.shown[0].activation == largest
@@ -100,7 +100,7 @@ def test_the_strongest_is_shown_and_both_sides_come_from_the_whole_range(
 
 
 def test_examples_are_the_same_for_the_same_seed(indexed: tuple[FeatureIndex, Case]):
-    feature = well_filled(indexed)[0]
+    feature = frequent(indexed)[0]
     assert examples_of(indexed[0], feature) == examples_of(indexed[0], feature)
     other = examples_of(indexed[0], feature, seed=1)
     assert other.held_out_silent != examples_of(indexed[0], feature).held_out_silent
@@ -137,7 +137,7 @@ def hand_made() -> Examples:
     )
 
 
-def test_the_explainer_sees_marks_and_nothing_that_is_held_out():
+def test_the_explain_question_marks_tokens_and_has_no_held_out_text():
     asked = explain_question(hand_made())[1]["content"]
     assert "a« cat↵» sat" in asked
     assert "no thing" in asked
@@ -145,7 +145,7 @@ def test_the_explainer_sees_marks_and_nothing_that_is_held_out():
     assert "dog0" not in asked
 
 
-def test_the_detector_sees_every_held_out_text_once_without_marks_and_without_the_truth():
+def test_the_detect_questions_have_every_held_out_text_once_unmarked_and_shuffled():
     questions = detect_questions("cats", hand_made(), seed=4)
     assert [len(truths) for _, truths in questions] == [10, 3]
     asked = [line for messages, _ in questions for line in messages[1]["content"].splitlines()]
@@ -194,11 +194,11 @@ def test_a_label_is_read_from_an_answer(answer: str, label: str | None):
         ("", None),
     ],
 )
-def test_judgments_are_read_only_where_every_text_is_judged(answer: str, judged: list[bool] | None):
+def test_judgments_are_read_only_if_every_text_is_judged(answer: str, judged: list[bool] | None):
     assert read_judgments(answer, 3) == judged
 
 
-def test_the_score_is_what_counting_by_hand_gives():
+def test_the_score_agrees_with_counting_by_hand():
     truths = [True] * 4 + [False] * 6
     judged = [True, True, True, False] + [True] + [False] * 5
     score = detection_score(truths, judged)
@@ -208,7 +208,7 @@ def test_the_score_is_what_counting_by_hand_gives():
     assert (score.activating, score.silent) == (4, 6)
 
 
-def test_a_score_without_a_yes_has_no_precision_and_one_kind_alone_no_score():
+def test_without_predictions_there_is_no_precision_and_without_both_kinds_no_score():
     silent = detection_score([True, False], [False, False])
     assert silent is not None
     assert (silent.precision, silent.recall, silent.balanced_accuracy) == (None, 0.0, 0.5)

@@ -1,7 +1,7 @@
-"""SAELens itself, in a process of its own: `python saelens_peer.py FOLDER`.
+"""Runs SAELens in its own process: `python saelens_peer.py FOLDER`.
 
-Makes SAEs of every kind that it saves, each in a folder under FOLDER/theirs, and opens those under
-FOLDER/ours. Beside each it writes `codes.npz`: what SAELens makes of FOLDER/x.npy with it.
+Makes an SAE of every kind in FOLDER/theirs, and opens those in FOLDER/ours. Next to each it writes
+`codes.npz`: SAELens's codes and reconstructions of FOLDER/x.npy.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ for name, sae in (training | inference).items():
     else:
         sae.save_model(where)
         run(sae, where)
-checkpoint = folder / "theirs" / "checkpoint"  # of a BatchTopK SAE in training: not yet JumpReLU
+checkpoint = folder / "theirs" / "checkpoint"  # of a BatchTopK SAE in training, not yet JumpReLU
 training["batchtopk"].save_model(checkpoint)
 run(SAE.load_from_disk(folder / "theirs" / "batchtopk"), checkpoint)
 

@@ -1,4 +1,4 @@
-"""Our own files, read back and exported."""
+"""Our own SAE files, loaded and exported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_our_own_file_comes_back_bit_for_bit(tmp_path: Path, kind: str):
+def test_our_own_file_is_loaded_bit_for_bit(tmp_path: Path, kind: str):
     sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
     folder = published(tmp_path, sae)
     for path in (folder.path, folder.sae):
@@ -31,7 +31,7 @@ def test_our_own_file_comes_back_bit_for_bit(tmp_path: Path, kind: str):
 
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
-def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: str):
+def test_an_export_describes_the_sae_in_saelens_terms(tmp_path: Path, kind: str):
     sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
     folder = published(tmp_path / "run", sae)
     model = {"name": "some/model", "layer": 2, "site": "attn_out"}
@@ -51,7 +51,7 @@ def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: s
     assert (again.format, again.layer, again.site) == ("SAELens", 2, "attn_out")
     x = torch.randn(30, 6)
     torch.testing.assert_close(again.sae(x), sae(x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export_saelens(folder, tmp_path / "export")
 
 
@@ -66,7 +66,7 @@ def test_an_export_says_in_saelens_terms_what_the_sae_is(tmp_path: Path, kind: s
         (None, "model.layers.2"),
     ],
 )
-def test_an_export_names_what_was_read_as_transformerlens_does(
+def test_an_export_has_the_transformerlens_name_of_the_hook_point(
     tmp_path: Path, model: dict | None, hook_name: str
 ):
     folder = published(tmp_path / "run", random_sae(1).folded(1.0))

@@ -1,4 +1,4 @@
-"""SAEs of other libraries, against their formulas written out: what each library would compute."""
+"""SAEs of other libraries compute the same here, by the formulas of each library."""
 
 from __future__ import annotations
 
@@ -81,9 +81,7 @@ def saelens(folder: Path, parts: Parts, extra: dict[str, Tensor], **config: obje
 
 
 def assert_same(got: PretrainedSAE, x: Tensor, z: Tensor, x_hat: Tensor) -> None:
-    """Same latents and reconstructions; activations in units of the decoder rows' norms, which
-    are 1 afterwards.
-    """
+    """Check codes and reconstructions; `z` is in the convention of unit-norm decoder rows."""
     sae = got.sae
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
     code = sae.encode(x)
@@ -126,20 +124,20 @@ def test_saelens_topk_of_version_3_with_unit_rows(unit: Parts, tmp_path: Path):
     assert got[1:] == ("SAELens", [], "gpt2", 3, "mlp_out")
 
 
-def test_a_format_that_is_insisted_on_is_the_one_that_is_read(unit: Parts, tmp_path: Path):
+def test_a_requested_format_overrides_detection(unit: Parts, tmp_path: Path):
     folder = saelens(tmp_path, unit, {}, architecture="topk", k=K)
     assert load_pretrained(folder, "saelens").format == "SAELens"
     with pytest.raises(UserError, match=r"config\.json' cannot be read"):
         load_pretrained(folder, "dictionary_learning")
 
 
-def test_topk_by_pre_activations_alone_is_refused_where_norms_differ(parts: Parts, tmp_path: Path):
+def test_topk_of_pre_activations_is_refused_if_norms_differ(parts: Parts, tmp_path: Path):
     folder = saelens(tmp_path, parts, {}, architecture="topk", k=K)
     with pytest.raises(UserError, match=r"decoder rows differ in norm \(.* to .*\)"):
         load_pretrained(folder)
 
 
-def test_nearly_equal_norms_are_taken_with_a_note(unit: Parts, tmp_path: Path):
+def test_nearly_equal_norms_are_accepted_with_a_note(unit: Parts, tmp_path: Path):
     unit.W_dec = unit.W_dec * torch.linspace(1, 1.005, D_SAE)[:, None]
     got = load_pretrained(saelens(tmp_path, unit, {}, architecture="topk", k=K))
     assert ["differ in norm by 0.5%" in note for note in got.notes] == [True]
@@ -187,14 +185,14 @@ def test_saelens_standard_with_a_finetuned_scale(parts: Parts, tmp_path: Path):
         ({"architecture": "topk", "k": 4, "normalize_activations": "layer_norm"}, "'layer_norm'"),
     ],
 )
-def test_saelens_files_that_cannot_be_the_same_here_are_refused(
+def test_saelens_files_that_cannot_be_converted_exactly_are_refused(
     parts: Parts, tmp_path: Path, config: dict, sentence: str
 ):
     with pytest.raises(UserError, match=sentence):
         load_pretrained(saelens(tmp_path, parts, {}, **config))
 
 
-def test_saelens_attention_heads_come_with_a_note_how_to_read_them(unit: Parts, tmp_path: Path):
+def test_saelens_attention_saes_have_a_note_with_the_hook_point(unit: Parts, tmp_path: Path):
     got = load_pretrained(
         saelens(tmp_path, unit, {}, hook_name="blocks.3.attn.hook_z", hook_point_head_index=None)
     )
@@ -204,7 +202,8 @@ def test_saelens_attention_heads_come_with_a_note_how_to_read_them(unit: Parts, 
 
 @pytest.mark.parametrize("release", [1, 2])
 def test_gemma_scope_does_not_center_its_inputs(parts: Parts, tmp_path: Path, release: int):
-    folder = tmp_path / "gemma-scope-9b-it-res" / "layer_20" / "width_16k" / "average_l0_91"
+    release_folder = tmp_path / "my-transcoders" / "gemma-scope-9b-it-res"
+    folder = release_folder / "layer_20" / "width_16k" / "average_l0_91"
     folder.mkdir(parents=True)
     tensors = parts.tensors | {"threshold": parts.threshold}
     if release == 1:
@@ -236,7 +235,7 @@ def test_gemma_scope_with_a_finetuned_scale(parts: Parts, tmp_path: Path):
         ("gemma-scope-2b-pt-res/embedding", "is an SAE of the token embeddings"),
     ],
 )
-def test_what_gemma_scope_has_beside_saes_of_layers_is_refused(
+def test_gemma_scope_transcoders_and_embedding_saes_are_refused(
     parts: Parts, tmp_path: Path, folder: str, sentence: str
 ):
     path = tmp_path / folder / "params.npz"
@@ -246,9 +245,7 @@ def test_what_gemma_scope_has_beside_saes_of_layers_is_refused(
         load_pretrained(path)
 
 
-def test_gemma_scopes_attention_saes_come_with_a_note_how_to_read_them(
-    parts: Parts, tmp_path: Path
-):
+def test_gemma_scope_attention_saes_have_a_note_with_the_hook_point(parts: Parts, tmp_path: Path):
     path = tmp_path / "gemma-scope-2b-pt-att" / "layer_3" / "params.npz"
     path.parent.mkdir(parents=True)
     tensors = parts.tensors | {"threshold": parts.threshold}
@@ -301,7 +298,7 @@ def test_dictionary_learning_topk_ignores_its_threshold(unit: Parts, tmp_path: P
 
 
 @pytest.mark.parametrize("threshold", [0.9, -1.0])
-def test_dictionary_learning_batchtopk_keeps_what_passes_one_threshold(
+def test_dictionary_learning_batchtopk_uses_one_threshold(
     parts: Parts, tmp_path: Path, threshold: float
 ):
     tensors = parts.linear | {"k": torch.tensor(K), "threshold": torch.tensor(threshold)}
@@ -338,23 +335,23 @@ def test_dictionary_learning_gated_is_refused(unit: Parts, tmp_path: Path):
         load_pretrained(folder)
 
 
-def test_a_pickle_is_refused_with_the_line_that_converts_it(parts: Parts, tmp_path: Path):
+def test_a_pickle_is_refused_with_code_that_converts_it(parts: Parts, tmp_path: Path):
     torch.save(parts.linear, tmp_path / "ae.pt")
     with pytest.raises(UserError, match=r"is a pickle.*save_file\((.*)\)\.$") as caught:
         load_pretrained(tmp_path)
     call = str(caught.value).split("save_file(")[1].removesuffix(").")
     argument = call.rsplit(", ", 1)[0].replace("'ae.pt'", repr(str(tmp_path / "ae.pt")))
-    tensors = eval(argument, {"torch": torch})  # the line does what it says
+    tensors = eval(argument, {"torch": torch})  # the suggested code works
     assert torch.equal(tensors["encoder.weight"], parts.W_enc.T)
 
 
-def test_what_is_no_sae_is_refused_by_name(tmp_path: Path):
+def test_paths_without_an_sae_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"There is no SAE at .*nowhere"):
         load_pretrained(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"holds none of sae\.safetensors"):
+    with pytest.raises(UserError, match=r"has none of sae\.safetensors"):
         load_pretrained(tmp_path)
     save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="holds lm_head: no SAE of"):
+    with pytest.raises(UserError, match=r"has the tensors lm_head\. That is not an SAE of"):
         load_pretrained(tmp_path / "model.safetensors")
 
 
@@ -373,5 +370,5 @@ def test_what_is_no_sae_is_refused_by_name(tmp_path: Path):
         (None, (None, None)),
     ],
 )
-def test_layer_and_site_are_read_from_a_hooks_name(hook_name: str | None, place: tuple):
+def test_layer_and_site_are_read_from_a_hook_name(hook_name: str | None, place: tuple):
     assert place_of(hook_name) == place

@@ -1,4 +1,4 @@
-"""SAELens's own code reads what is exported for it, and its SAEs are the same here."""
+"""SAELens itself reads our exports, and its SAEs compute the same here."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ours(kind: str) -> SAE:
 
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which SAELens has been at work; see `saelens_peer`."""
+    """A folder in which `saelens_peer` has run."""
     folder = tmp_path_factory.mktemp("saelens")
     np.save(folder / "x.npy", torch.randn(200, 6, generator=torch.Generator().manual_seed(1)))
     config = resolve_config("tiny", {"model": {"layer": 2}})
@@ -69,10 +69,10 @@ def test_an_sae_that_saelens_saved_computes_the_same_here(peer: Path, kind: str)
         assert ((z > 0) == (theirs["z"] > 0)).all()
         assert 1 < (z > 0).sum(1).mean() < 30
         np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-4, atol=1e-4)
-        # each latent's activations may be in other units: here its decoder row has norm 1
+        # the scale of each latent may differ, because here its decoder row has norm 1
         np.testing.assert_allclose(of_largest(z), of_largest(theirs["z"]), rtol=1e-3, atol=1e-5)
 
 
 def of_largest(z: np.ndarray) -> np.ndarray:
-    """Activations as shares of their latent's largest."""
+    """Activations as shares of each latent's maximum."""
     return z / np.maximum(z.max(0), 1e-9)

@@ -162,5 +162,5 @@ def test_one_that_cannot_be_read_leaves_the_others_to_go_on(inspecting, topk: Pa
     ]
     last = dict(train_together(members))
     assert isinstance(last[0], FailureRecord)
-    assert "no SAE of SAE Workbench" in last[0].message
+    assert "not an SAE of SAE Workbench" in last[0].message
     assert last[1] == EndRecord(reason="finished", step=0, tokens=0)

@@ -1,7 +1,7 @@
 "use strict";
-/* Loading of data chunks, pieces of pages, and which page the address names.
+/* Data loading, page elements and addresses.
 
-   Text from a corpus or a person only ever becomes a text node or an attribute set by name. */
+   Text from the corpus or from users only becomes text nodes or attributes set by name. */
 
 const wb = {
   data: {},
@@ -11,7 +11,7 @@ const wb = {
     (wb.waiting[name] || []).forEach((done) => done(value));
     delete wb.waiting[name];
   },
-  /* A chunk; its script is loaded when it is asked for first. */
+  /* Returns a promise of a chunk; its script is loaded on first use. */
   get(name) {
     if (name in wb.data) return Promise.resolve(wb.data[name]);
     return new Promise((done, fail) => {
@@ -25,7 +25,7 @@ const wb = {
   },
 };
 
-/* An element; strings among its children become text, null is left out. */
+/* Creates an element; strings among its children become text, null is ignored. */
 function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -39,7 +39,7 @@ function el(tag, attributes = {}, ...children) {
 
 const PICTURES = { "\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\xa0": "⍽" };
 
-/* Text in which nothing is invisible or reorders its surroundings. */
+/* Text with visible symbols for characters that are invisible or reorder text. */
 function visible(text) {
   return text.replace(/[\x00-\x1f\x7f\xa0]|[\p{Cf}\p{Cc}\p{Zl}\p{Zp}]/gu, (character) => {
     const code = character.codePointAt(0);
@@ -49,7 +49,7 @@ function visible(text) {
   });
 }
 
-/* A token by itself, its outer spaces made visible. */
+/* A single token with visible outer spaces. */
 function chip(text, note) {
   const [, before, bare, after] = text.match(/^( *)([^]*?)( *)$/);
   const spaces = (run) => !run ? null : el("i", {}, run.length > 3 ? `␣×${run.length}` : "␣".repeat(run.length));
@@ -66,15 +66,16 @@ function number(value, digits = 3) {
   return value.toLocaleString("en-US", { minimumFractionDigits: Math.min(decimals, 20), maximumFractionDigits: Math.min(decimals, 20) });
 }
 const count = (value) => value.toLocaleString("en-US");
+const counted = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
 const percent = (share) => share == null ? "–" : `${number(share * 100)} %`;
 
-/* 0.05 + 0.95 log10(1 + 9 r), as in the pages of the app. */
+/* 0.05 + 0.95 log10(1 + 9 r), as in the app. */
 function opacity(activation, largest) {
   if (!(activation > 0 && largest > 0)) return 0;
   return 0.05 + 0.95 * Math.log10(1 + 9 * Math.min(activation / largest, 1));
 }
 
-/* A stored context as tokens with their activations. */
+/* Decodes a stored context into tokens and activations. */
 function unpacked([numbers, active, peak], texts) {
   const activations = new Array(numbers.length).fill(0);
   for (let i = 0; i < active.length; i += 2) activations[active[i]] = active[i + 1];
@@ -102,7 +103,7 @@ function centered(context, largest, reach) {
     el("span", { class: "r" }, el("span", {}, spans(context, at + 1, at + 1 + reach, largest))));
 }
 
-/* What stands after # in the address: a page and its state. */
+/* The page and its state, from the part of the address after #. */
 function address() {
   const [page, query] = location.hash.replace(/^#\/?/, "").split("?");
   return { page: page || "features", query: new URLSearchParams(query || "") };
@@ -121,7 +122,7 @@ function changed(changes) {
   return to(page, Object.fromEntries(query));
 }
 
-/* Light or dark: what was chosen, else what the system prefers. */
+/* Light or dark: the chosen theme, or else that of the system. */
 function theme() {
   return document.documentElement.style.colorScheme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
 }
@@ -139,9 +140,9 @@ function head(title, crumbs) {
 }
 
 function search() {
-  const box = el("input", { id: "search", class: "search", type: "search", placeholder: "Look up a token, such as import   ( / )", "aria-label": "Look up a token" });
+  const box = el("input", { id: "search", class: "search", type: "search", placeholder: "Look up a token, e.g. import (press /)", "aria-label": "Look up a token" });
   box.addEventListener("keydown", (event) => { if (event.key === "Enter" && box.value) location.hash = to("lookup", { q: box.value }); });
-  const turn = el("button", { title: "Light or dark", "aria-label": "Light or dark", onclick: () => {
+  const turn = el("button", { title: "Toggle dark mode", "aria-label": "Toggle dark mode", onclick: () => {
     document.documentElement.style.colorScheme = theme() === "dark" ? "light" : "dark";
   } }, "◐");
   return el("span", { class: "wide" }, box, " ", turn);

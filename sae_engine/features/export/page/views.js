@@ -1,11 +1,11 @@
 "use strict";
-/* The three pages: the list of features, one feature, and the features of a token. */
+/* The pages: feature list, feature, and token lookup. */
 
 const PAGE_SIZE = 50;
 const DENSE = 0.1;
 const REACH = 24;
 
-/* Where each feature stands in the columns of the list. */
+/* Place of each feature in the columns of the list. */
 let places = new Map();
 
 const density = (place) => wb.data.list.fired[place] / wb.data.list.numTokens;
@@ -60,11 +60,11 @@ async function featuresPage(query) {
     head(visible(list.run), []),
     el("div", { class: "wb-bar" },
       states.map((name) => el("button", { class: name === now ? "on" : null, onclick: () => { location.hash = changed({ state: name === "all" ? null : name, page: null }); } }, name)),
-      box, el("span", { class: "wb-muted" }, `${count(kept.length)} features`), search()),
+      box, el("span", { class: "wb-muted" }, counted(kept.length, "feature")), search()),
     kept.length ? el("table", { class: "wb-table features" },
       el("thead", {}, el("tr", {}, heading("index", "Feature"), heading("density", "Density"), heading("max", "Max"),
         el("th", {}, "State"), heading("label", "Label"), el("th", {}, "Top tokens"), el("th", { class: "wide" }, "Strongest example"))),
-      el("tbody", {}, rows)) : notice("No feature matches; widen the filter above."),
+      el("tbody", {}, rows)) : notice("No features match this filter."),
     el("div", { class: "wb-bar" },
       el("button", { disabled: page === 1, onclick: () => { location.hash = changed({ page: page - 1 }); } }, "‹ Previous"),
       el("span", { class: "wb-muted" }, `page ${count(page)} of ${count(pages)}`),
@@ -119,7 +119,7 @@ async function featurePage(index, query) {
 
 function facts(index, place, page, texts) {
   const list = wb.data.list;
-  const score = page.score && `Detects held-out contexts with precision ${percent(page.score[0])}, recall ${percent(page.score[1])} (by ${page.labeler}).`;
+  const score = page.score && `On held-out contexts: precision ${percent(page.score[0])}, recall ${percent(page.score[1])} (label by ${page.labeler})`;
   return el("div", {},
     label(index) ? el("p", { class: "wb-label" }, visible(label(index))) : null,
     score ? el("p", { class: "wb-muted" }, score) : null,
@@ -132,7 +132,7 @@ function facts(index, place, page, texts) {
       el("tbody", {}, page.tokens.map(([n, fires, precision, recall]) => el("tr", {},
         el("td", {}, el("a", { href: to("lookup", { q: texts[n] }) }, chip(texts[n]))),
         [count(fires), percent(precision), percent(recall)].map((cell) => el("td", { class: "num" }, cell))))))] : [],
-    page.neighbours.length ? [el("h3", { class: "wb-panel", title: "By the cosine between decoder rows" }, "Nearest features"),
+    page.neighbours.length ? [el("h3", { class: "wb-panel", title: "By cosine between decoder rows" }, "Nearest features"),
       el("ul", { class: "wb-neighbours" }, page.neighbours.map(([near, cosine]) => el("li", {},
         el("a", { href: to(`feature/${near}`) }, String(near)), el("span", {}, visible(label(near))),
         el("span", { class: "num" }, cosine.toFixed(2)))))] : []);
@@ -161,7 +161,7 @@ function evidence(place, page, texts, full) {
       groups.flatMap(([title, contexts]) => [
         title ? el("h3", { class: "wb-section" }, title) : null,
         el("div", { class: `wb-contexts${full ? " full" : ""}` }, contexts.map((stored) => contextLine(stored, texts, largest, full)))]),
-    ] : notice(`It never fired in the ${count(wb.data.list.numTokens)} tokens of this index.`));
+    ] : notice(`This feature never fired in the ${count(wb.data.list.numTokens)} tokens of this index.`));
 }
 
 function contextLine(stored, texts, largest, full) {
@@ -188,13 +188,13 @@ function histogram(counts, max) {
     el("div", { class: "wb-muted" }, el("span", {}, "0"), el("span", {}, number(max))));
 }
 
-/* `cat`, ` cat` and ` Cat` are one, as are `ß` and `SS`; spaces alone stand for themselves. */
+/* `cat`, ` cat` and ` Cat` are equal, and so are `ß` and `SS`; only spaces are kept as they are. */
 const folded = (text) => text.toUpperCase().toLowerCase().replace(/ς/g, "σ").replace(/^[ ▁]+|[ ▁]+$/g, "") || text;
 
 async function lookupPage(query) {
   const list = wb.data.list, tokens = wb.data.tokens;
   const q = query.get("q") || "";
-  const box = el("input", { type: "search", value: q, placeholder: "A token, such as import", "aria-label": "Token" });
+  const box = el("input", { type: "search", value: q, placeholder: "Token, e.g. import", "aria-label": "Token" });
   box.addEventListener("change", () => { location.hash = changed({ q: box.value }); });
   const top = [head("Look up a token", [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/")]),
     el("div", { class: "wb-bar" }, box, search())];
@@ -203,9 +203,9 @@ async function lookupPage(query) {
   const group = tokens.texts.indexOf(wanted);
   const similar = tokens.texts.flatMap((text, n) => n !== group && text.includes(wanted) ? [n] : [])
     .sort((a, b) => tokens.counts[b] - tokens.counts[a]).slice(0, 30);
-  const more = similar.length ? el("div", { class: "wb-matched" }, "Tokens that contain it: ",
+  const more = similar.length ? el("div", { class: "wb-matched" }, "Tokens that contain this text: ",
     similar.map((n) => el("a", { href: to("lookup", { q: tokens.texts[n] }) }, chip(tokens.texts[n], count(tokens.counts[n]))))) : null;
-  if (group < 0) return [...top, notice(`“${visible(q)}” is no token that occurs in the ${count(list.numTokens)} tokens of this index. Phrases are looked up in the app.`), more];
+  if (group < 0) return [...top, notice(`The token “${visible(q)}” does not occur in the ${count(list.numTokens)} tokens of this index. For phrases, use the app.`), more];
   const [members, features] = (await wb.get(`lookup-${Math.floor(group / list.groupsPerChunk)}`))[group % list.groupsPerChunk];
   const total = tokens.counts[group];
   const sort = query.get("rank") || "f1";
@@ -224,8 +224,8 @@ async function lookupPage(query) {
     el("div", { class: "wb-matched" }, members.map(([text, times]) => chip(text, count(times)))),
     rows.length ? el("table", { class: "wb-table lookup" }, el("thead", {}, el("tr", {}, el("th", {}, "Feature"), heading("f1", "F1"), heading("precision", "Precision"), heading("recall", "Recall"),
       heading("lift", "Lift"), heading("mean", "Mean"), heading("max", "Max"), heading("hits", "Fires"), el("th", {}, "Label"), el("th", {}, "Strongest example"))), el("tbody", {}, rows))
-      : notice("No feature fires on it."),
-    features.length === list.featuresPerGroup ? el("p", { class: "wb-muted" }, `The ${list.featuresPerGroup} features with the best F1; the app ranks all of them.`) : null,
+      : notice("No features fire on this token."),
+    features.length === list.featuresPerGroup ? el("p", { class: "wb-muted" }, `Top ${list.featuresPerGroup} features by F1; the app ranks all features.`) : null,
     more];
 }
 

@@ -1,4 +1,4 @@
-"""Densities, map and comparison of features: against counting by hand."""
+"""Density histogram, map and comparison of features against brute force."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from sae_engine.errors import UserError
-from sae_engine.features.geometry.answers import compare_features, feature_map
+from sae_engine.features.analysis import compare_features, density_histogram, feature_map
 from sae_engine.features.geometry.files import Layout, Matches
-from sae_engine.features.index.densities import density_histogram
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import FeatureComparison, MatchSection
 from tests.sae_engine.features.index_reference import built, case_of_rows, random_case
@@ -29,7 +28,7 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureIndex, Fea
 
 @pytest.fixture(scope="module")
 def cosines() -> np.ndarray[Any, Any]:
-    """[d_sae of A, d_sae of B], the first few rows of A as good as the same as rows of B."""
+    """[d_sae of A, d_sae of B]; the first rows of A are nearly equal to rows of B."""
     values = np.random.default_rng(0).uniform(-0.2, 0.8, (D_SAE_A, D_SAE_B)).astype(np.float32)
     values[np.arange(6), np.arange(6) * 3] = np.linspace(0.9, 1.0, 6)
     return values
@@ -58,7 +57,7 @@ def expected_pairs(
     section: MatchSection,
     threshold: float,
 ) -> list[tuple[int, int]]:
-    """Pairs of a section, best first, by looking at every pair."""
+    """Pairs of a section, best first, by checking every pair."""
     a, b = indexes
     pairs: list[tuple[float, int, int]] = []
     for i in range(D_SAE_A):
@@ -78,7 +77,7 @@ def expected_pairs(
 
 @pytest.mark.parametrize("threshold", [0.5, 0.75, 0.97])
 @pytest.mark.parametrize("section", ["mutual", "only_a", "only_b"])
-def test_a_section_holds_the_pairs_that_brute_force_finds(
+def test_the_pairs_of_a_section_agree_with_brute_force(
     indexes: tuple[FeatureIndex, FeatureIndex],
     cosines: np.ndarray[Any, Any],
     matches: Matches,
@@ -99,7 +98,7 @@ def test_a_section_holds_the_pairs_that_brute_force_finds(
     assert (found.num_mutual, found.num_only_a, found.num_only_b) == tuple(counts.values())
 
 
-def test_pairs_come_best_first_and_lonely_features_loneliest_first(
+def test_pairs_are_sorted_best_first_and_unmatched_features_worst_first(
     indexes: tuple[FeatureIndex, FeatureIndex], matches: Matches
 ) -> None:
     best = [item.cosine for item in ask(indexes, matches, "mutual").items]
@@ -109,7 +108,7 @@ def test_pairs_come_best_first_and_lonely_features_loneliest_first(
     assert len(worst) > 5
 
 
-def test_pages_follow_each_other_without_repetition(
+def test_pages_cover_a_section_once(
     indexes: tuple[FeatureIndex, FeatureIndex], matches: Matches
 ) -> None:
     whole = ask(indexes, matches, "only_b", threshold=0.99, limit=500).items
@@ -123,11 +122,11 @@ def test_pages_follow_each_other_without_repetition(
             break
     assert seen == [item.b.index for item in whole]
     assert len(seen) > 14
-    with pytest.raises(UserError, match="not one that a feature list gave"):
+    with pytest.raises(UserError, match="is not a cursor of a feature list"):
         ask(indexes, matches, "mutual", cursor="nonsense")
 
 
-def test_the_histograms_count_every_feature_that_fires_once(
+def test_the_histograms_count_every_live_feature_once(
     indexes: tuple[FeatureIndex, FeatureIndex], cosines: np.ndarray[Any, Any], matches: Matches
 ) -> None:
     found = ask(indexes, matches, "mutual")
@@ -139,7 +138,7 @@ def test_the_histograms_count_every_feature_that_fires_once(
     assert found.snapshots == [5, 9]
 
 
-def test_a_match_shows_both_features_as_their_lists_do(
+def test_a_match_has_both_features_as_in_their_lists(
     indexes: tuple[FeatureIndex, FeatureIndex], matches: Matches
 ) -> None:
     [item] = [i for i in ask(indexes, matches, "mutual").items if i.a.index == 0]
@@ -152,7 +151,7 @@ def test_a_match_shows_both_features_as_their_lists_do(
         assert page.items == [row]
 
 
-def test_a_map_tells_of_each_feature_where_it_is_and_what_it_is_about(
+def test_a_map_has_position_density_and_top_tokens_of_each_live_feature(
     indexes: tuple[FeatureIndex, FeatureIndex],
 ) -> None:
     index, _ = indexes
@@ -169,7 +168,7 @@ def test_a_map_tells_of_each_feature_where_it_is_and_what_it_is_about(
         assert found.density[place] == row.density.fraction
 
 
-def test_densities_are_counted_between_edges_a_bar_can_be_filtered_by(
+def test_each_density_bin_counts_the_features_that_its_edges_select_in_the_list(
     indexes: tuple[FeatureIndex, FeatureIndex],
 ) -> None:
     for index in indexes:
@@ -184,7 +183,7 @@ def test_densities_are_counted_between_edges_a_bar_can_be_filtered_by(
             assert listed.total == count + sum(d == high < 1 for d in densities)
 
 
-def test_a_feature_that_always_fires_has_the_last_bar(tmp_path: Path) -> None:
+def test_a_feature_that_always_fires_is_in_the_last_density_bin(tmp_path: Path) -> None:
     case = case_of_rows([[5, 6, 7, 8]], lambda n: {0: 1.0} if n else {0: 1.0, 1: 1.0}, d_sae=3)
     found = density_histogram(built(tmp_path, case))
     assert found.num_dead == 1

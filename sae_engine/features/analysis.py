@@ -1,7 +1,11 @@
-"""Answers from what was computed about decoder rows and from feature indexes, without torch."""
+"""Analyses of all features at once, without torch: density histogram, map, comparison of two SAEs.
+
+Map and comparison need results of `geometry`, which are computed in another process.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +16,7 @@ from sae_engine.features.index.listing import cursor_at, offset_of
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,
+    DensityHistogram,
     FeatureComparison,
     FeatureMap,
     MatchedFeatures,
@@ -19,14 +24,30 @@ from sae_engine.schema.analysis import (
 )
 from sae_engine.schema.features import SortOrder
 
+BINS_PER_DECADE = 8
 NUM_MAP_TOKENS = 3
-NUM_BINS = 50
+NUM_COSINE_BINS = 50
 
 Labels = Mapping[int, str]
 
 
+def density_histogram(index: FeatureIndex) -> DensityHistogram:
+    """Histogram of feature densities with logarithmic bins, from one position to 1."""
+    least = math.floor(BINS_PER_DECADE * -math.log10(index.num_tokens))
+    # Three digits, because people read, type and filter by the edges.
+    edges = [float(f"{10 ** (i / BINS_PER_DECADE):.3g}") for i in range(least, 1)]
+    alive = index.fired[index.fired > 0]
+    counts, _ = np.histogram(alive / index.num_tokens, [0.0, *edges[1:]])
+    return DensityHistogram(
+        snapshot=index.step,
+        edges=edges,
+        counts=counts.tolist(),
+        num_dead=index.d_sae - len(alive),
+    )
+
+
 def feature_map(index: FeatureIndex, layout: Layout, labels: Labels) -> FeatureMap:
-    """The features that fire in an index, where `layout` places them."""
+    """The features that fire in an index, at their positions in `layout`."""
     latents = layout.latents.astype(np.int64)
     x, y = layout.points.astype(np.float64).round(3).T
     return FeatureMap(
@@ -56,8 +77,8 @@ def compare_features(
 ) -> FeatureComparison:
     """How the features of two SAEs match, and a page of one `section`.
 
-    Sorted by cosine: pairs best first and the others worst first, unless `order` says otherwise.
-    Raises `UserError` for a foreign cursor.
+    Sorted by cosine; by default descending in `mutual` and ascending in the other sections. Raises
+    `UserError` for an invalid cursor.
     """
     offset = offset_of(cursor) if cursor else 0
     fires_a, fires_b = a.fired > 0, b.fired > 0
@@ -91,7 +112,7 @@ def compare_features(
             strict=True,
         )
     ]
-    edges = np.linspace(0, 1, NUM_BINS + 1).round(3)
+    edges = np.linspace(0, 1, NUM_COSINE_BINS + 1).round(3)
     return FeatureComparison(
         snapshots=[a.step, b.step],
         num_features=[int(fires_a.sum()), int(fires_b.sum())],
@@ -109,5 +130,5 @@ def compare_features(
 
 
 def _counts(cosines: NDArray[np.float32], edges: NDArray[np.float64]) -> list[int]:
-    """Negative cosines, which are no match at all, count as 0; rounding may lead beyond 1."""
+    """Histogram in which negative cosines count as 0, and rounding errors above 1 as 1."""
     return np.histogram(cosines.clip(0, 1), edges)[0].tolist()

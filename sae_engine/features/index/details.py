@@ -1,0 +1,151 @@
+"""What an index knows about single features, in REST shapes. Used by `reader`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_engine.errors import UserError
+from sae_engine.features.index.associations import Associations
+from sae_engine.features.index.contexts import ContextReader
+from sae_engine.features.index.format import IndexArrays
+from sae_engine.features.index.listing import NO_TOKEN, is_in_state
+from sae_engine.features.index.vocabulary import Vocabulary
+from sae_engine.schema.features import (
+    Density,
+    Feature,
+    FeatureRow,
+    FeatureState,
+    Histogram,
+    Logits,
+    Neighbour,
+    TokenLogit,
+    TokenStatistics,
+)
+from sae_engine.schema.lookup import FeatureMatch
+
+NUM_TOP_TOKENS = 10
+"""Top tokens on a feature's page; the search of the list covers them too."""
+NUM_ROW_TOKENS = 5
+NUM_BINS = 40
+EXAMPLE_WINDOW = 8
+
+Labels = Mapping[int, str]
+
+
+class NoSuchFeatureError(UserError):
+    """The SAE has no feature with that index."""
+
+
+class FeatureDetails:
+    """Everything about the features of one index, one feature at a time."""
+
+    def __init__(
+        self, arrays: IndexArrays, vocabulary: Vocabulary, contexts: ContextReader
+    ) -> None:
+        self._arrays = arrays
+        self._vocabulary = vocabulary
+        self._contexts = contexts
+
+    def feature(self, index: int, labels: Labels) -> Feature:
+        """Raises `NoSuchFeatureError`."""
+        if not 0 <= index < self._arrays.d_sae:
+            raise NoSuchFeatureError(
+                f"There is no feature {index}; this SAE has features 0 to {self._arrays.d_sae - 1}."
+            )
+        fired, seen = self._arrays.fired[index], self._arrays.num_tokens
+        states: Sequence[FeatureState] = ("dead", "dense", "alive")
+        return Feature(
+            index=index,
+            density=Density(fraction=self._density(index), fired=int(fired), seen=seen),
+            max_activation=float(self._arrays.max_activations([index])[0]),
+            state=next(state for state in states if is_in_state(fired, seen, state)),
+            label=labels.get(index) or None,
+        )
+
+    def row(self, index: int, labels: Labels) -> FeatureRow:
+        """A feature in a list."""
+        top = self._best_tokens(index, NUM_ROW_TOKENS)
+        return FeatureRow(
+            **dict(self.feature(index, labels)),
+            example=self._contexts.example(index, EXAMPLE_WINDOW),
+            top_tokens=[self._vocabulary.text(i) for i in top],
+        )
+
+    def match(self, associations: Associations, place: int, labels: Labels) -> FeatureMatch:
+        """A feature found by a lookup."""
+        index = int(associations.latents[place])
+        return FeatureMatch(
+            index=index,
+            **associations.at(place),
+            density=self._density(index),
+            label=labels.get(index) or None,
+            example=self._contexts.example(index, EXAMPLE_WINDOW),
+        )
+
+    def histogram(self, index: int) -> Histogram:
+        """Counts of activations in (low, high] between equally spaced edges from 0 to the max."""
+        _, acts = self._contexts.activations(index)
+        if not len(acts):
+            return Histogram(edges=[], counts=[])
+        edges = np.linspace(0, acts[0], NUM_BINS + 1)
+        at_most = np.searchsorted(acts[::-1], edges, side="right")
+        return Histogram(edges=edges.tolist(), counts=np.diff(at_most).tolist())
+
+    def token_statistics(self, index: int) -> list[TokenStatistics]:
+        """Statistics of the feature's top tokens, best first."""
+        return [self._pair(token, index) for token in self._best_tokens(index, NUM_TOP_TOKENS)]
+
+    def _pair(self, token: int, index: int) -> TokenStatistics:
+        """Statistics of a token and a latent that is active on it."""
+        start, end = self._arrays.pair_starts[token : token + 2]
+        place = start + np.searchsorted(self._arrays.pair_latents[start:end], index)
+        pair = Associations.of_pairs(self._arrays, token, slice(place, place + 1))
+        return TokenStatistics(id=token, text=self._vocabulary.text(token), **pair.at(0))
+
+    def logits(self, index: int) -> Logits | None:
+        """The tokens whose logits the feature raises and lowers most; None if not final."""
+        arrays = self._arrays
+
+        def listed(ids: NDArray[np.uint32], values: NDArray[np.float32]) -> list[TokenLogit]:
+            pairs = zip(ids[index].tolist(), values[index].tolist(), strict=True)
+            return [TokenLogit(id=i, text=self._vocabulary.text(i), value=v) for i, v in pairs]
+
+        if arrays.positive_logit_ids is None:
+            return None
+        assert arrays.positive_logits is not None
+        assert arrays.negative_logit_ids is not None
+        assert arrays.negative_logits is not None
+        return Logits(
+            positive=listed(arrays.positive_logit_ids, arrays.positive_logits),
+            negative=listed(arrays.negative_logit_ids, arrays.negative_logits),
+        )
+
+    def neighbours(self, index: int, labels: Labels) -> list[Neighbour] | None:
+        """The features with the nearest decoder rows; None if not final."""
+        indices, cosines = self._arrays.neighbour_indices, self._arrays.neighbour_cosines
+        if indices is None or cosines is None:
+            return None
+        pairs = zip(indices[index].tolist(), cosines[index].tolist(), strict=True)
+        return [Neighbour(index=i, cosine=c, label=labels.get(i) or None) for i, c in pairs]
+
+    @cached_property
+    def top_tokens(self) -> NDArray[np.int64]:
+        """[d_sae, NUM_TOP_TOKENS] tokens with the highest F1, padded with `NO_TOKEN`."""
+        starts = self._arrays.latent_token_starts
+        where = starts[:-1, None] + np.arange(NUM_TOP_TOKENS)
+        exists = where < starts[1:, None]
+        top = np.full(where.shape, NO_TOKEN, np.int64)
+        top[exists] = self._arrays.latent_tokens[where[exists]]
+        return top
+
+    def _density(self, index: int) -> float:
+        return float(self._arrays.fired[index]) / self._arrays.num_tokens
+
+    def _best_tokens(self, index: int, num: int) -> list[int]:
+        """Up to `num` tokens with the highest F1, best first."""
+        start, end = self._arrays.latent_token_starts[index : index + 2]
+        return self._arrays.latent_tokens[start : min(end, start + num)].tolist()
