@@ -47,7 +47,7 @@ def test_a_run_compiles_nothing_after_the_kernels_were_compiled(tmp_path: Path):
     assert left == []
 
 
-def test_a_second_process_compiles_nothing_and_neither_writes_beside_the_source(tmp_path: Path):
+def test_a_second_process_compiles_nothing_and_nothing_is_written_beside_the_source(tmp_path: Path):
     library = tmp_path / "library"
     shutil.copytree(
         ROOT / "sae_engine", library / "sae_engine", ignore=shutil.ignore_patterns("__pycache__")
