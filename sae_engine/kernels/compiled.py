@@ -1,8 +1,8 @@
 """How the CPU kernels are compiled, and how they share the processor's cores.
 
 Machine code is kept in the user's cache folder, in a subfolder named after the digest of all kernel
-sources: numba alone checks only the file a function is defined in, and would run outdated code after
-a change to a file of its callees. Python, numba and processor are part of numba's own keys.
+sources: numba alone checks only the file that a function is defined in, and would run outdated code
+after a change to a file of its callees. Python, numba and the processor are in numba's own keys.
 """
 
 from __future__ import annotations

@@ -195,7 +195,11 @@ def test_a_package_imports_with_its_own_dependencies_alone(room: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-_UP = "from backend.cli.__main__ import main; sys.argv[1:] = ['up', '--port', '0']; sys.exit(main())"
+_UP = """
+from backend.cli.__main__ import main
+sys.argv[1:] = ["up", "--port", "0"]
+sys.exit(main())
+"""
 _MAP = """
 import torch
 from sae_engine.errors import UserError
