@@ -1,57 +1,57 @@
-# `make` alone lists the commands. Each of them works on a fresh machine: it makes .venv first.
+# `make` alone lists the commands. Each works on a fresh machine: it creates .venv first.
 .DEFAULT_GOAL := help
 .PHONY: help run test check coverage chaos
 
 BIN := .venv/bin
-# Passed on: make run ARGS="--port 9000", make test ARGS="tests/sae_engine -x".
+# Arguments for the command, as in: make run ARGS="--port 9000", make test ARGS="tests/sae_engine -x".
 ARGS ?=
-# How many tests run at the same time.
+# Number of processes that run tests.
 WORKERS ?= 2
-# Extra options for pip, such as the index of another build of PyTorch.
+# More options for pip, such as the index of another build of PyTorch.
 PIP_ARGS ?=
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
-# Once here, or for ten seconds in a machine's first training step.
+# Compiles the kernels now; otherwise the first training step takes ten seconds longer.
 COMPILE = $(BIN)/python -m sae_engine.compile_kernels
 
 help:  ## list these commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 	  || sed -nE 's/^([a-z]+):.*## (.*)/make \1   \2/p' $(MAKEFILE_LIST)
 
-run: .venv/installed  ## install what is missing and start everything; ARGS="--port 9000"
+run: .venv/installed  ## install what is missing and start the program; ARGS="--port 9000"
 	@$(BIN)/sae-workbench up $(ARGS)
 
 test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/sae_engine -x"
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-coverage: .venv/installed-dev  ## run the test suite and show which lines it leaves out
+coverage: .venv/installed-dev  ## run the test suite and list the lines it does not reach
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-chaos: .venv/installed-dev  ## kill jobs and servers 50 times, an hour or so; make test does it 5 times
+chaos: .venv/installed-dev  ## kill jobs and servers 50 times (about an hour); make test does so 5 times
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
-check: .venv/installed-dev  ## lint, formatting, types, and who may import whom
+check: .venv/installed-dev  ## check style, formatting, types and the rules for imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
-.venv/installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) .
+.venv/installed: pyproject.toml setup.py constraints.txt | $(BIN)/python
+	$(INSTALL) ".[app,map,postgresql]"
 	@$(COMPILE)
 	@touch $@
 
-.venv/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+.venv/installed-dev: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	$(INSTALL) ".[dev]"
 	@$(COMPILE)
 	@touch .venv/installed $@
 
-# The first Python that answers and is new enough; a version manager's shim may exist and still fail.
+# The first Python that runs and is new enough; a shim of a version manager may exist and still fail.
 $(BIN)/python:
 	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
 	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-	  echo "Making .venv with $$($$python --version)"; \
-	  $$python -m venv .venv || { rm -rf .venv; echo "$$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv." >&2; exit 1; }; \
+	  echo "Creating .venv with $$($$python --version)"; \
+	  $$python -m venv .venv || { rm -rf .venv; echo "$$python cannot create a virtual environment; on Debian and Ubuntu, install python3-venv." >&2; exit 1; }; \
 	  exit 0; \
 	done; \
-	echo "SAE Workbench needs Python 3.11 or newer, and none was found; install one, or name it: make run PYTHON=/path/to/python3" >&2; \
+	echo "SAE Workbench needs Python 3.11 or newer and found none; install it, or give its path: make run PYTHON=/path/to/python3" >&2; \
 	exit 1

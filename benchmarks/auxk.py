@@ -1,22 +1,20 @@
-"""What AuxK adds to a training step when some latents are dead.
+"""Cost of AuxK in a training step when some latents are dead.
 
     python benchmarks/auxk.py [--dead 0.05] [--positive 0.06] [--sizes S1 S3]
 
-Steps with and without dead latents take turns, on normal activations. In training the dead latents
-of S1 are positive on 4 to 10 % of tokens, the fewer the more are dead; `--positive` sets their
-biases so. The sizes are those of `peers/compare.py`, the batch and k too.
+Steps with and without dead latents alternate, on normally distributed activations. During training,
+the dead latents of S1 are positive on 4 to 10% of the tokens (fewer the more latents are dead);
+`--positive` sets their biases accordingly. Sizes, batch and k are those of `peers/compare.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from _common import machine, parser, seconds
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
@@ -42,27 +40,22 @@ def step_times(size: Size, dead_share: float, positive: float) -> tuple[float, f
     times: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(TURNS + 1):
         for has_dead in (False, True):
-            began = time.perf_counter()
-            stepper.step(x, objective, Dead.of(dead[: len(dead) * has_dead], size.d_sae), 0.0)
+            given = Dead.of(dead[: len(dead) * has_dead], size.d_sae)
+            taken = seconds(lambda given=given: stepper.step(x, objective, given, 0.0))
             if turn:  # the first compiles
-                times[has_dead].append(time.perf_counter() - began)
+                times[has_dead].append(taken)
     return statistics.median(times[False]), statistics.median(times[True])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--dead", type=float, default=0.05)
-    parser.add_argument("--positive", type=float, default=0.06)
-    parser.add_argument("--sizes", nargs="+", default=["S1", "S2", "S3", "S4"], choices=SIZES)
-    options = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}\n{options.dead:.0%} of latents dead, positive on "
-        f"{options.positive:.0%} of tokens\n\n| size | step, ms | with AuxK | AuxK's share |\n"
-        "|---|---|---|---|"
-    )
+    arguments = parser(__doc__)
+    arguments.add_argument("--dead", type=float, default=0.05)
+    arguments.add_argument("--positive", type=float, default=0.06)
+    arguments.add_argument("--sizes", nargs="+", default=["S1", "S2", "S3", "S4"], choices=SIZES)
+    options = arguments.parse_args()
+    print(machine())
+    print(f"{options.dead:.0%} of latents dead, positive on {options.positive:.0%} of tokens\n")
+    print("| size | step, ms | with AuxK | AuxK's share |\n|---|---|---|---|")
     for name in options.sizes:
         without, with_auxk = step_times(SIZES[name], options.dead, options.positive)
         share = 1 - without / with_auxk

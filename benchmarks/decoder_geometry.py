@@ -1,26 +1,23 @@
-"""Matching the decoders of two SAEs, and laying one out on a map: time and memory.
+"""Time and memory of matching the decoders of two SAEs, and of the map of one.
 
     python benchmarks/decoder_geometry.py [--latents 65536] [--width 2304] [--map 16384]
 
-Random rows, a tenth of them shared by both SAEs. Each part is a process of its own; memory is its
-largest resident size over what it had before, pages of the SAEs' files, which the system can drop,
-left out.
+The rows are random, and the SAEs share a tenth of them. Each part runs in its own process. Memory
+is the increase of anonymous memory; pages of the SAEs' files, which the system can drop, do not
+count.
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
-import platform
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import torch
+from _common import MemoryWatch, machine, parser, seconds
 from safetensors.torch import save_file
 
 from sae_engine.features.geometry.layout import map_of
@@ -28,7 +25,7 @@ from sae_engine.features.geometry.matches import match_decoders
 
 
 def write_decoders(folder: Path, num_latents: int, width: int) -> tuple[Path, Path]:
-    """Two files with `W_dec`; row i of the first is row i of the second for the first tenth."""
+    """Write two files with `W_dec`, whose first tenth of rows is the same."""
     paths = folder / "a.safetensors", folder / "b.safetensors"
     shared = torch.randn(num_latents // 10, width)
     for path in paths:
@@ -42,7 +39,7 @@ def match(folder: Path, num_latents: int) -> str:
     matches = match_decoders(folder / "a.safetensors", folder / "b.safetensors")
     num_shared = num_latents // 10
     found = matches.best_in_b[:num_shared] == np.arange(num_shared)
-    assert found.all(), "a shared row has another one as its match"
+    assert found.all(), "a shared row is matched with another row"
     return f"matching {num_latents:,} x {num_latents:,} rows"
 
 
@@ -52,57 +49,39 @@ def lay_out(num_rows: int, width: int) -> str:
     return f"a map of {num_rows:,} rows"
 
 
-def own_bytes() -> int:
-    """Resident memory that is no file's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+def measure(sender: Connection, work: Callable[..., str], *arguments: object) -> None:
+    names: list[str] = []
+    with MemoryWatch() as memory:
+        taken = seconds(lambda: names.append(work(*arguments)))
+    more_bytes = memory.peak_bytes - memory.before_bytes
+    sender.send(f"{names[0]}: {taken:.0f} s, {more_bytes / 2**20:,.0f} MiB")
 
 
-def measured(sender: Connection, work: Callable[..., str], *given: object) -> None:
-    before, largest, done = own_bytes(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not done.wait(0.02):
-            largest = max(largest, own_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    name = work(*given)
-    seconds = time.perf_counter() - began
-    done.set()
-    watcher.join()
-    sender.send(f"{name}: {seconds:.0f} s, {(largest - before) / 2**20:,.0f} MiB")
-
-
-def apart(work: Callable[..., str], *given: object) -> str:
-    """What `work` took, done in a process of its own."""
+def measure_in_process(work: Callable[..., str], *arguments: object) -> str:
+    """What `work` took in its own process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measured, args=(sender, work, *given))
+    process = context.Process(target=measure, args=(sender, work, *arguments))
     process.start()
     sender.close()
-    answer = receiver.recv()
+    result = receiver.recv()
     process.join()
-    return answer
+    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--latents", type=int, default=65_536)
-    parser.add_argument("--width", type=int, default=2_304)
-    parser.add_argument("--map", type=int, default=16_384)
-    options = parser.parse_args()
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, width {options.width:,}")
+    arguments = parser(__doc__)
+    arguments.add_argument("--latents", type=int, default=65_536)
+    arguments.add_argument("--width", type=int, default=2_304)
+    arguments.add_argument("--map", type=int, default=16_384)
+    options = arguments.parse_args()
+    print(f"{machine()}, width {options.width:,}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = write_decoders(folder, options.latents, options.width)
         print(f"decoders of {paths[0].stat().st_size / 2**20:,.0f} MiB each")
-        print(apart(match, folder, options.latents), flush=True)
-    print(apart(lay_out, options.map, options.width), flush=True)
+        print(measure_in_process(match, folder, options.latents), flush=True)
+    print(measure_in_process(lay_out, options.map, options.width), flush=True)
 
 
 if __name__ == "__main__":

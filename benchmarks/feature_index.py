@@ -1,31 +1,28 @@
-"""How fast a feature index is built and answers, on synthetic power-law latents and tokens.
+"""Speed of building a feature index and of its queries, on synthetic power-law latents and tokens.
 
     python benchmarks/feature_index.py [--latents 16384] [--tokens 200000] [--k 64] [--vocab 32768]
     python benchmarks/feature_index.py --latents 131072 --tokens 10000000 --k 32   # 12 GB of disk
 
-Prints the machine, the build's rate and size without the encoder's time, the largest memory of its
-own that it took (pages of mapped files, which the system takes back at will, not among it), and a
-table of latencies in milliseconds. Queries of one kind ask for different features and tokens. Warm
-ones find the index open and its files in the page cache; for cold ones they have been dropped from
-it and the index is opened anew, within the time (the vocabulary, which indexes share, stays).
+Prints the rate of the build without the encoder's time, the size of the index, the peak of
+anonymous memory, and a table of latencies in milliseconds. Queries of one kind ask for different
+features and tokens. Warm queries find the index open and its files in the page cache. Before a cold
+query, the files are dropped from the cache, and its time includes opening the index (but not
+reading the vocabulary, which indexes share).
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
-import platform
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
+from _common import MemoryWatch, machine, parser, seconds
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
@@ -40,13 +37,13 @@ Ask = Callable[[FeatureIndex, int], object]
 
 
 def power_law(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np.ndarray:
-    """Numbers below `count`, number i about as often as 1 / (i + 3)."""
+    """Random numbers below `count`, where i has a probability proportional to 1 / (i + 3)."""
     shares = np.cumsum(1 / (np.arange(count) + 3))
     return np.searchsorted(shares / shares[-1], rng.random(size)).clip(max=count - 1)
 
 
 class SyntheticEncoder:
-    """Codes of which half follow from the token and half are drawn; counts its own time."""
+    """Codes of which one half depends on the token and the other is random; measures its time."""
 
     def __init__(self, token_ids: np.ndarray, k: int, d_sae: int) -> None:
         self._token_ids, self._k, self._d_sae = token_ids, k, d_sae
@@ -61,41 +58,20 @@ class SyntheticEncoder:
         indices[:, half] = (self._token_ids[positions, None] * 7919 + half * 104_729) % self._d_sae
         indices.sort(axis=1)
         acts = rng.gamma(2.0, 1.0, indices.shape).astype(np.float32)
-        # A latent stands in a code once: repeated draws are not active.
+        # A latent occurs in a code once, so repeated draws are not active.
         acts[:, 1:][indices[:, 1:] == indices[:, :-1]] = 0
         self.seconds += time.perf_counter() - began
         return torch.from_numpy(acts), torch.from_numpy(indices)
 
 
-class MemoryWatch:
-    """The most anonymous memory that this process has while it is watched, looked at often."""
-
-    def __enter__(self) -> Self:
-        self.peak_bytes = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.02):
-            status = Path("/proc/self/status").read_text("utf-8")
-            line = next(line for line in status.splitlines() if line.startswith("RssAnon"))
-            self.peak_bytes = max(self.peak_bytes, int(line.split()[1]) * 1024)
-
-
 def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> FeatureIndex:
-    """Build an index, print how fast, open it."""
+    """Build an index, print the rate, and open the index."""
     rng = np.random.default_rng(0)
     token_ids = power_law(rng, vocab, (num_tokens,)).astype(np.uint32)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     encoder = SyntheticEncoder(token_ids.astype(np.int64), k, d_sae)
-    # Positions stand for activations; float32 counts exactly up to 2**24.
+    # Positions serve as activations; float32 represents integers exactly up to 2**24.
     assert num_tokens <= 2**24, "at most 16,777,216 tokens"
     corpus = IndexCorpus(
         np.arange(num_tokens, dtype=np.float32)[:, None],
@@ -115,19 +91,19 @@ def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> Feat
             vocab_size=vocab,
             write_sae=Path.touch,
         )
-    seconds = record.seconds - encoder.seconds
+    taken = record.seconds - encoder.seconds
     path = RunFolder(folder).feature_index(0)
     size = sum(file.stat().st_size for file in path.iterdir())
     print(
-        f"build: {seconds:.1f} s without the encoder, {num_tokens / seconds:,.0f} tokens/s, "
-        f"{num_tokens * k / seconds / 1e6:.1f} M activations/s, {size / 2**20:,.0f} MiB on disk, "
+        f"build: {taken:.1f} s without the encoder, {num_tokens / taken:,.0f} tokens/s, "
+        f"{num_tokens * k / taken / 1e6:.1f} M activations/s, {size / 2**20:,.0f} MiB on disk, "
         f"{memory.peak_bytes / 2**20:,.0f} MiB of memory"
     )
     return FeatureIndex.open(path)
 
 
 def queries(index: FeatureIndex) -> Iterator[tuple[str, Ask]]:
-    """Kinds of questions; the number is that of the repetition."""
+    """Kinds of queries: a name, and a function of the index and the number of the repetition."""
     by_density = [row.index for row in index.features(limit=REPEATS).items]
     rare = [row.index for row in index.features(order="asc", min_density=1e-9, limit=REPEATS).items]
     yield "open", lambda index, _: FeatureIndex.open(index.folder)
@@ -135,7 +111,7 @@ def queries(index: FeatureIndex) -> Iterator[tuple[str, Ask]]:
     yield "list, searched", lambda index, i: index.features(q=f"w{i + 10}", limit=50)
     yield "feature, dense", lambda index, i: index.feature(by_density[i % len(by_density)])
     yield "feature, rare", lambda index, i: index.feature(rare[i % len(rare)])
-    yield "lookup, commonest token", lambda index, _: index.lookup("w0")
+    yield "lookup, most common token", lambda index, _: index.lookup("w0")
     yield "lookup, common token", lambda index, i: index.lookup(f"w{i + 1}")
     yield "lookup, rare token", lambda index, i: index.lookup(f"w{i + 2000}", min_count=1)
     yield (
@@ -146,35 +122,29 @@ def queries(index: FeatureIndex) -> Iterator[tuple[str, Ask]]:
 
 
 def drop_from_page_cache(folder: Path) -> None:
-    """Files that no process has mapped are read from the disk again."""
+    """Drop the folder's files, which no process may have mapped, from the page cache."""
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def milliseconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return (time.perf_counter() - began) * 1000
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--latents", type=int, default=16_384)
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--vocab", type=int, default=32_768)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--latents", type=int, default=16_384)
+    arguments.add_argument("--tokens", type=int, default=200_000)
+    arguments.add_argument("--k", type=int, default=64)
+    arguments.add_argument("--vocab", type=int, default=32_768)
+    options = arguments.parse_args()
 
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, numpy {np.__version__}")
+    print(f"{machine()}, numpy {np.__version__}")
     print(f"{options.latents:,} latents, {options.tokens:,} tokens, k {options.k}")
     with tempfile.TemporaryDirectory() as folder:
         index = build(Path(folder), options.latents, options.tokens, options.k, options.vocab)
         print(f"{'milliseconds':32}{'p50':>10}{'p95':>10}{'cold p50':>10}{'cold p95':>10}")
         asked = list(queries(index))
         warm = {
-            name: [milliseconds(partial(ask, index, i)) for i in range(REPEATS)]
+            name: [1000 * seconds(partial(ask, index, i)) for i in range(REPEATS)]
             for name, ask in asked
         }
         path = index.folder
@@ -184,7 +154,7 @@ def main() -> None:
             for i in range(COLD_REPEATS):
                 gc.collect()
                 drop_from_page_cache(path)
-                cold.append(milliseconds(lambda i=i, ask=ask: ask(FeatureIndex.open(path), i)))
+                cold.append(1000 * seconds(lambda i=i, ask=ask: ask(FeatureIndex.open(path), i)))
             figures = [*np.percentile(warm[name], [50, 95]), *np.percentile(cold, [50, 95])]
             print(f"{name:32}" + "".join(f"{figure:10.2f}" for figure in figures))
 

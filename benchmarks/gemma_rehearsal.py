@@ -1,12 +1,12 @@
-"""Gemma-2-2b's true configuration at reduced depth, random weights: an SAE is trained on it on the
-CPU, and the memory that this takes is compared with the estimate.
+"""Memory of training an SAE on Gemma-2-2b on a CPU, compared with the estimate.
 
     python benchmarks/gemma_rehearsal.py                        # about 10 GiB of memory
-    python benchmarks/gemma_rehearsal.py --hidden 256 --vocab 16000 --d-sae 2048   # a small try
+    python benchmarks/gemma_rehearsal.py --hidden 256 --vocab 16000 --d-sae 2048   # a small trial
 
-Prints, phase by phase, the largest resident memory over what the program itself takes, which is
-what it has after a small run. The model's files are mapped while they are read, and a mapped page
-counts; so the comparison begins when the model is loaded.
+The model has Gemma-2-2b's configuration with fewer layers and random weights. Prints, for each
+phase, the peak of resident memory beyond the program's own, which is its memory after a small run.
+Resident memory includes the pages of the model's files while they are read, so the comparison
+begins when the model is loaded.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from _common import parser, status_bytes, write_gemma
+
 from sae_engine.estimate import estimate
-from sae_engine.preflight import embedded_model_folder
 from sae_engine.presets import resolve_config
 
 GIB = 2**30
@@ -31,11 +31,12 @@ MOST_BYTES = 20 * GIB
 
 
 def write_model(folder: Path, options: argparse.Namespace) -> None:
-    """Gemma-2-2b's configuration with other sizes where asked for, and random weights."""
+    """Save Gemma-2-2b's configuration with the options' sizes, and random weights in bfloat16."""
     import torch
-    from transformers import Gemma2Config, Gemma2ForCausalLM
 
-    config = Gemma2Config(
+    torch.set_default_dtype(torch.bfloat16)
+    write_gemma(
+        folder,
         hidden_size=options.hidden,
         intermediate_size=4 * options.hidden,
         vocab_size=options.vocab,
@@ -48,15 +49,7 @@ def write_model(folder: Path, options: argparse.Namespace) -> None:
         max_position_embeddings=8192,
         attn_logit_softcapping=50.0,
         final_logit_softcapping=30.0,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=2,
     )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    Gemma2ForCausalLM(config).save_pretrained(folder)
-    for file in embedded_model_folder().glob("tokenizer*.json"):
-        shutil.copy(file, folder)
 
 
 def run_config(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -79,86 +72,70 @@ def run_config(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def resident() -> tuple[int, int]:
-    """Bytes resident now, and the most since the last `forget_peak`."""
-    status = Path("/proc/self/status").read_text("utf-8")
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    return int(lines["VmRSS"].split()[0]) * 1024, int(lines["VmHWM"].split()[0]) * 1024
-
-
 def forget_peak() -> None:
+    """Reset VmHWM, the peak of resident memory."""
     Path("/proc/self/clear_refs").write_text("5", "utf-8")
 
 
 def train(tree: dict[str, Any], folder: Path) -> None:
-    """Train in this process and print the peaks as JSON, in order of the phases."""
+    """Train in this process and print each phase's peak as JSON, in order."""
     from sae_engine.files import RunFolder
     from sae_engine.schema.records import MetricsRecord, PhaseRecord
     from sae_engine.training.loop import train
 
     config = resolve_config(None, tree)
-    # What is imported and compiled on the way is the program's own, not the run's.
+    # Memory for imported modules and compiled code belongs to the program, not to the run.
     for _ in train(resolve_config("quick-test", {}), RunFolder(folder.with_name("first"))):
         pass
     gc.collect()
-    before, _ = resident()
+    before = status_bytes("VmRSS")
     forget_peak()
     peaks: list[tuple[str, int]] = []
     phase = "start"
     for record in train(config, RunFolder(folder)):
         if isinstance(record, PhaseRecord):
-            peaks.append((phase, resident()[1] - before))
+            peaks.append((phase, status_bytes("VmHWM") - before))
             forget_peak()
             phase = record.phase
         elif isinstance(record, MetricsRecord) and "fvu" in record.values:
             print(f"step {record.step}: FVU {record.values['fvu']:.3f}", file=sys.stderr)
-    peaks.append((phase, resident()[1] - before))
+    peaks.append((phase, status_bytes("VmHWM") - before))
     print(json.dumps(peaks))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Rehearse Gemma-2-2b on the CPU.")
-    parser.add_argument("--hidden", type=int, default=2304)
-    parser.add_argument("--vocab", type=int, default=256_000)
-    parser.add_argument("--layers", type=int, default=4, help="of Gemma-2-2b's 26")
-    parser.add_argument("--layer", type=int, default=2, help="where the SAE reads")
-    parser.add_argument("--ctx-len", type=int, default=1024)
-    parser.add_argument("--d-sae", type=int, default=16_384)
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=1024, help="tokens in a step")
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--train", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--hidden", type=int, default=2304)
+    arguments.add_argument("--vocab", type=int, default=256_000)
+    arguments.add_argument("--layers", type=int, default=4, help="of Gemma-2-2b's 26")
+    arguments.add_argument("--layer", type=int, default=2, help="whose activations the SAE reads")
+    arguments.add_argument("--ctx-len", type=int, default=1024)
+    arguments.add_argument("--d-sae", type=int, default=16_384)
+    arguments.add_argument("--k", type=int, default=64)
+    arguments.add_argument("--batch", type=int, default=1024, help="tokens per step")
+    arguments.add_argument("--steps", type=int, default=40)
+    arguments.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.write:
+        return write_model(options.write, options)
     with tempfile.TemporaryDirectory(prefix="gemma-rehearsal-") as scratch:
-        folder = Path(options.train or Path(scratch) / "model")
+        folder = options.train or Path(scratch) / "model"
         tree = run_config(folder, options)
         if options.train:
-            train(tree, Path(scratch) / "run")
-            return
-        writer = subprocess.run(
-            [sys.executable, "-c", _WRITE.format(folder=str(folder), options=vars(options))]
-        )
-        writer.check_returncode()
+            return train(tree, Path(scratch) / "run")
+        # Processes of their own, so that neither's memory counts for the other.
+        again = [sys.executable, __file__, *sys.argv[1:]]
+        subprocess.run([*again, "--write", folder], check=True)
         done = subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--train", str(folder)],
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
+            [*again, "--train", folder], stdout=subprocess.PIPE, check=True, text=True
         )
         expected = estimate(resolve_config(None, tree), gpu=False)
         report(json.loads(done.stdout), expected.memory_bytes, expected.model_dump())
 
 
-_WRITE = """
-import argparse
-from pathlib import Path
-from benchmarks.gemma_rehearsal import write_model
-write_model(Path({folder!r}), argparse.Namespace(**{options!r}))
-"""
-
-
 def report(peaks: list[tuple[str, int]], expected: int, parts: dict[str, Any]) -> None:
-    print("\nlargest resident memory over the program's own, by phase:")
+    print("\npeak of resident memory beyond the program's own, by phase:")
     for phase, size in peaks:
         print(f"  {size / GIB:7.2f} GiB  {phase}")
     print("\nestimated:")

@@ -1,16 +1,16 @@
-"""From text to a trained SAE on a GPU, beside what the language model's matmuls alone would allow.
+"""Throughput from text to a trained SAE on a GPU, compared with the language model's matmuls alone.
 
     python benchmarks/gpu_end_to_end.py [--d-sae 16384 65536] [--k 64] [--batch 4096]
     python benchmarks/gpu_end_to_end.py --device cpu --hidden 64 --layer 2 --vocab 4096 \\
-        --d-sae 256 --k 16 --batch 256 --ctx-len 128 --steps 6   # does the script itself work?
+        --d-sae 256 --k 16 --batch 256 --ctx-len 128 --steps 6   # tests the script itself
 
-Gemma-2-2b's configuration with random weights, read at layer 12, on random tokens. The bound is the
-time of the layers' matmuls up to the hook at the rate that bfloat16 matmuls of the MLP's shapes
-reach on the same card in the same run. Printed are tokens/s of the language model with eager
-attention and with the one that runs take, of the SAE's step, and of all together as in a run; and
-where SAELens is installed, of its own trainer's step on the same card.
+The model is Gemma-2-2b's configuration with random weights, read at layer 12, on random tokens. The
+bound is the time of the layers' matmuls up to the hook, at the rate that bfloat16 matmuls of the
+MLP's shapes reach on the same GPU in the same run. Prints tokens/s of the language model with eager
+attention and with the attention that runs use, of the SAE's step, and of everything together as in
+a run; if SAELens is installed, also of its trainer's step on the same GPU.
 
-Not yet measured: this script has never run on a GPU, and no figure of it is known.
+Never run on a GPU yet, so there are no results.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _common import parser
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma2Config, Gemma2Model
 
@@ -43,26 +44,26 @@ TURNS = 5
 BOS = 2
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds(device: torch.device, work: Callable[[], object]) -> float:
-    """Median of a few calls, after one that compiles and chooses algorithms."""
+def median_seconds(device: torch.device, work: Callable[[], object]) -> float:
+    """Median of a few calls, after one that compiles and selects algorithms."""
     work()
     times: list[float] = []
     for _ in range(TURNS):
-        wait(device)
+        synchronize(device)
         began = time.perf_counter()
         work()
-        wait(device)
+        synchronize(device)
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
 class RandomText:
-    """Blocks of activations of random tokens, as `activations.TextSource` gives them."""
+    """A source of activations of random tokens, for `ActivationStream`."""
 
     def __init__(self, model: LanguageModel, ctx_len: int) -> None:
         self._model, self._ctx_len = model, ctx_len
@@ -83,7 +84,7 @@ class RandomText:
 
 
 def new_model(options: argparse.Namespace, dtype: torch.dtype, attention: str) -> LanguageModel:
-    """The layers up to the hook, with random weights."""
+    """A model of the layers up to the hook, with random weights."""
     config = gemma(options)
     config._attn_implementation = attention
     torch.manual_seed(0)
@@ -106,14 +107,14 @@ def gemma(options: argparse.Namespace) -> Gemma2Config:
 
 
 def bound(model: LanguageModel, dtype: torch.dtype) -> float:
-    """Tokens/s that the layers' matmuls would allow at the rate of the MLP's shapes."""
+    """Tokens/s if there were only the layers' matmuls, at the rate of the MLP's shapes."""
     layers: Any = model._model.layers
     linears = [m for m in layers.modules() if isinstance(m, nn.Linear)]
     operations = 2 * sum(m.weight.numel() for m in linears)
     mlp = layers[0].mlp
     x = torch.randn(TOKENS_PER_FORWARD, model.d_in, device=model.device, dtype=dtype)
     up, down = mlp.up_proj.weight, mlp.down_proj.weight
-    taken = seconds(model.device, lambda: (x @ up.T) @ down.T)
+    taken = median_seconds(model.device, lambda: (x @ up.T) @ down.T)
     rate = 2 * TOKENS_PER_FORWARD * (up.numel() + down.numel()) / taken
     print(f"bfloat16 matmuls of the MLP's shapes: {rate / 1e12:.1f} TFLOP/s")
     return rate / operations
@@ -122,7 +123,7 @@ def bound(model: LanguageModel, dtype: torch.dtype) -> float:
 def model_tokens_per_second(model: LanguageModel, ctx_len: int) -> float:
     source = RandomText(model, ctx_len)
     ids = source.rows(max(1, TOKENS_PER_FORWARD // ctx_len))
-    return ids.numel() / seconds(model.device, lambda: extract(model, ids))
+    return ids.numel() / median_seconds(model.device, lambda: extract(model, ids))
 
 
 def new_trainer(options: argparse.Namespace, d_in: int, d_sae: int, steps: int) -> SAETrainer:
@@ -134,7 +135,7 @@ def new_trainer(options: argparse.Namespace, d_in: int, d_sae: int, steps: int) 
 
 
 def train(model: LanguageModel, options: argparse.Namespace, d_sae: int) -> dict[str, float]:
-    """Tokens/s of all together and of the SAE's step alone, and the model's share of the time."""
+    """Tokens/s of everything and of the SAE's step alone, and the model's share of the time."""
     warm_up = max(2, options.steps // 5)
     trainer = new_trainer(options, model.d_in, d_sae, options.steps + warm_up)
     source = RandomText(model, options.ctx_len)
@@ -142,14 +143,14 @@ def train(model: LanguageModel, options: argparse.Namespace, d_sae: int) -> dict
     trainer.fit_input_(stream.first_window[0], 0)
     for _ in range(warm_up):
         trainer.step(next(stream)[0], measured=False)
-    wait(model.device)
+    synchronize(model.device)
     began, source.model_seconds = time.perf_counter(), 0.0
     for _ in range(options.steps):
         trainer.step(next(stream)[0], measured=False)
-    wait(model.device)
+    synchronize(model.device)
     taken = time.perf_counter() - began
     batch = next(stream)[0]
-    step = seconds(model.device, lambda: trainer.step(batch, measured=False))
+    step = median_seconds(model.device, lambda: trainer.step(batch, measured=False))
     return {
         "all": options.steps * options.batch / taken,
         "step": options.batch / step,
@@ -158,7 +159,7 @@ def train(model: LanguageModel, options: argparse.Namespace, d_sae: int) -> dict
 
 
 def sae_lens_tokens_per_second(options: argparse.Namespace, d_in: int, d_sae: int) -> float:
-    """Of SAELens's trainer's steps on one batch that lies on the device."""
+    """Tokens/s of the steps of SAELens's trainer on one batch on the device."""
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer as Theirs
@@ -177,7 +178,7 @@ def sae_lens_tokens_per_second(options: argparse.Namespace, d_in: int, d_sae: in
 
     def batches() -> Iterator[Tensor]:
         while True:
-            wait(device)
+            synchronize(device)
             times.append(time.perf_counter())
             yield batch
 
@@ -187,19 +188,17 @@ def sae_lens_tokens_per_second(options: argparse.Namespace, d_in: int, d_sae: in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--d-sae", type=int, nargs="+", default=[16_384, 65_536])
-    parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--ctx-len", type=int, default=1024)
-    parser.add_argument("--layer", type=int, default=12)
-    parser.add_argument("--hidden", type=int, default=2304)
-    parser.add_argument("--vocab", type=int, default=256_000)
-    parser.add_argument("--device", default="cuda")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--d-sae", type=int, nargs="+", default=[16_384, 65_536])
+    arguments.add_argument("--k", type=int, default=64)
+    arguments.add_argument("--batch", type=int, default=4096)
+    arguments.add_argument("--steps", type=int, default=100)
+    arguments.add_argument("--ctx-len", type=int, default=1024)
+    arguments.add_argument("--layer", type=int, default=12)
+    arguments.add_argument("--hidden", type=int, default=2304)
+    arguments.add_argument("--vocab", type=int, default=256_000)
+    arguments.add_argument("--device", default="cuda")
+    options = arguments.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("This benchmark needs a CUDA device, and PyTorch finds none.", file=sys.stderr)
@@ -215,7 +214,7 @@ def main() -> None:
         rates[attention] = model_tokens_per_second(model, options.ctx_len)
     most = bound(model, dtype)
     print(f"the layers' matmuls alone: {most:,.0f} tokens/s\n")
-    print("| part | d_sae | tokens/s | of what the matmuls would allow |\n|---|---|---|---|")
+    print("| part | d_sae | tokens/s | share of the matmuls' rate |\n|---|---|---|---|")
 
     def line(part: str, d_sae: int | str, rate: float) -> None:
         print(f"| {part} | {d_sae} | {rate:,.0f} | {rate / most:.2f} |", flush=True)
@@ -224,7 +223,7 @@ def main() -> None:
         line(f"language model, {attention}", "", rate)
     for d_sae in options.d_sae:
         found = train(model, options, d_sae)
-        line(f"all, the model {found['model_share']:.0%} of it", d_sae, found["all"])
+        line(f"all, {found['model_share']:.0%} of it the model", d_sae, found["all"])
         line("SAE step", d_sae, found["step"])
         if find_spec("sae_lens"):
             theirs = sae_lens_tokens_per_second(options, model.d_in, d_sae)

@@ -1,19 +1,18 @@
-"""What an SAE's training step costs on a GPU, beside the least that it could cost.
+"""Cost of an SAE's training step on a GPU, compared with a lower bound.
 
     python benchmarks/gpu_step.py [--d-sae 16384 65536] [--k 64 32] [--batch 4096] [--dead 0.0]
 
-Shapes are those of Gemma-2-2b: d_in 2304. Autograd, the Triton kernels with a float32 search and
-those with a bfloat16 search take turns on the same normal activations. The floor is one encoder
-matmul in bfloat16 at the rate measured and Adam's traffic (weights and both moments of both
-matrices, read and written) at the bandwidth measured; the same matmul in TF32 and float32 stands
-beside it. Needs a CUDA device; without one it says so and ends with exit code 2.
+Compares autograd and the Triton kernels with a float32 and a bfloat16 search, on the same normally
+distributed activations of Gemma-2-2b's width, 2304. The floor is one encoder matmul in bfloat16 at
+the measured rate, plus Adam's memory traffic (weights and both moments of both matrices, read and
+written) at the measured bandwidth; the matmul's times in TF32 and float32 are printed too. Needs a
+CUDA device; without one, it exits with code 2.
 
-Not yet measured: this script has never run on a GPU, and no figure of it is known.
+Never run on a GPU yet, so there are no results.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import statistics
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from _common import parser
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -42,7 +42,7 @@ class Size(NamedTuple):
 
 
 def seconds(work: Callable[[], object], times: int = STEPS) -> float:
-    """Of one call, on average over `times`."""
+    """Duration of one call, averaged over `times`."""
     torch.cuda.synchronize()
     began = time.perf_counter()
     for _ in range(times):
@@ -52,7 +52,7 @@ def seconds(work: Callable[[], object], times: int = STEPS) -> float:
 
 
 def bandwidth() -> float:
-    """Bytes per second that are read and written when a large tensor is copied."""
+    """Bytes read and written per second while a large tensor is copied."""
     source = torch.empty(2**28, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)
@@ -60,13 +60,13 @@ def bandwidth() -> float:
 
 
 def matmul_seconds(size: Size) -> dict[str, float]:
-    """Of the encoder's forward pass, by precision."""
+    """Seconds of the encoder's forward pass, by precision."""
     x = torch.randn(size.batch, D_IN, device="cuda")
     W = torch.randn(size.d_sae, D_IN, device="cuda")
     found: dict[str, float] = {}
     for name, precision in (("float32", "highest"), ("tf32", "high")):
         torch.set_float32_matmul_precision(precision)
-        seconds(lambda: x @ W.T, 1)  # the first chooses an algorithm
+        seconds(lambda: x @ W.T, 1)  # the first call selects an algorithm
         found[name] = seconds(lambda: x @ W.T)
     torch.set_float32_matmul_precision("highest")
     x, W = x.bfloat16(), W.bfloat16()
@@ -90,7 +90,7 @@ WAYS = ["autograd", "triton float32", "triton bfloat16"]
 
 
 class Steps:
-    """One way's steps on one batch; with nothing logged, as most steps are."""
+    """One implementation's steps on one batch, without logging, like most steps of a run."""
 
     def __init__(self, way: str, size: Size, x: Tensor) -> None:
         torch.cuda.reset_peak_memory_stats()
@@ -111,7 +111,7 @@ class Steps:
         self._stepper.step(self._x, self._objective, self._dead, 1e-4)
 
     def kernels(self) -> list[tuple[str, float]]:
-        """Names and seconds per step of what runs on the GPU, the longest first."""
+        """Names and seconds per step of the GPU kernels, longest first."""
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
             for _ in range(STEPS):
                 self()
@@ -131,15 +131,15 @@ def report(size: Size) -> None:
         f"Encoder matmul {', '.join(f'{n} {s * 1e3:.2f} ms' for n, s in matmuls.items())}; "
         f"{rate / 1e12:.2f} TB/s copied, Adam's traffic {traffic / rate * 1e3:.2f} ms; "
         f"floor {floor * 1e3:.2f} ms = {size.batch / floor:,.0f} tokens/s.\n\n"
-        "| way | tokens/s | ms | floor is | peak GB |\n|---|---|---|---|---|"
+        "| implementation | tokens/s | ms | floor / time | peak GB |\n|---|---|---|---|---|"
     )
-    for way in WAYS:  # one in memory at a time
+    for way in WAYS:  # only one in memory at a time
         gc.collect()
         torch.cuda.empty_cache()
         steps = Steps(way, size, x)
         step = statistics.median(seconds(steps) for _ in range(TURNS))
         print(
-            f"| {way} | {size.batch / step:,.0f} | {step * 1e3:.2f} | {floor / step:.0%} of it | "
+            f"| {way} | {size.batch / step:,.0f} | {step * 1e3:.2f} | {floor / step:.0%} | "
             f"{steps.peak_bytes / 1e9:.2f} |",
             flush=True,
         )
@@ -151,14 +151,12 @@ def report(size: Size) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--d-sae", type=int, nargs="+", default=[16384, 65536])
-    parser.add_argument("--k", type=int, nargs="+", default=[64, 32])
-    parser.add_argument("--batch", type=int, default=4096)
-    parser.add_argument("--dead", type=float, default=0.0)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--d-sae", type=int, nargs="+", default=[16384, 65536])
+    arguments.add_argument("--k", type=int, nargs="+", default=[64, 32])
+    arguments.add_argument("--batch", type=int, default=4096)
+    arguments.add_argument("--dead", type=float, default=0.0)
+    options = arguments.parse_args()
     if not torch.cuda.is_available():
         print("This benchmark needs a CUDA device, and PyTorch finds none.", file=sys.stderr)
         sys.exit(2)

@@ -1,53 +1,34 @@
-"""The main job as a person does it, timed: start, watch, browse, look up.
+"""Times of the main job as a user does it: start a run, watch it, browse features, look up tokens.
 
     python benchmarks/main_job.py                       # preset tiny, a server and a real browser
     python benchmarks/main_job.py --preset quick-test
 
-Starts `sae-workbench up` on a free port with an empty data folder, drives Chromium through the
-pages and asks the REST API. Prints one table: click to first point, the run's length and what it
-reached, first paint, feature to feature in the browser, lookups over REST. Needs the `dev` extra
-and Chromium.
+Starts `sae-workbench up` with an empty data folder, drives Chromium through the pages, and queries
+the REST API. Prints one table: click to first point, the run's duration and final metrics, first
+paint, feature to feature in the browser, lookups over REST. Needs the `dev` extra and Chromium.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
 import shutil
-import socket
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
+import numpy as np
+from _common import parser, seconds, serving, wait_for
 from playwright.sync_api import Page, sync_playwright
 
 TOKENS = ["import", "self", " return", "the", ".", "yield from", "zzzz"]
 
 
-def percentile(values: list[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float, *, every: float = 0.25) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := condition():
-            return answer
-        time.sleep(every)
-    raise TimeoutError("the condition did not become true in time")
-
-
 def click_start(page: Page, base: str, preset: str) -> str:
-    """Open the launch page, click Start; returns the run's id."""
+    """Open the launch page and click Start; returns the run's id."""
     page.goto(f"{base}/launch?preset={preset}")
     button = page.get_by_role("button", name="Start training")
     button.wait_for()
@@ -58,42 +39,44 @@ def click_start(page: Page, base: str, preset: str) -> str:
 
 
 def feature_to_feature(page: Page, base: str, run: str, navigations: int) -> list[float]:
-    """Seconds from a press of the right arrow until the next feature's contexts are shown."""
+    """Seconds from pressing the right arrow until the next feature is shown."""
     page.goto(f"{base}/feature?id={run}&index=100")
     page.get_by_role("heading", name="Feature 100").wait_for()
-    seconds: list[float] = []
+    times: list[float] = []
     for number in range(101, 101 + navigations):
         page.wait_for_timeout(300)
         began = time.perf_counter()
         page.keyboard.press("ArrowRight")
         page.get_by_role("heading", name=f"Feature {number}", exact=True).wait_for()
-        seconds.append(time.perf_counter() - began)
-    return seconds
+        times.append(time.perf_counter() - began)
+    return times
 
 
 def first_paints(page: Page, addresses: dict[str, tuple[str, str]]) -> dict[str, float]:
     """Seconds from opening a cold address to its first useful content."""
-    seconds: dict[str, float] = {}
+    times: dict[str, float] = {}
     for name, (address, selector) in addresses.items():
         began = time.perf_counter()
         page.goto(address)
         page.locator(selector).first.wait_for()
-        seconds[name] = time.perf_counter() - began
-    return seconds
+        times[name] = time.perf_counter() - began
+    return times
 
 
 def lookups(api: httpx.Client, run: str, repeats: int) -> list[float]:
-    seconds: list[float] = []
-    for _ in range(repeats):
-        for token in TOKENS:
-            began = time.perf_counter()
-            api.get(f"runs/{run}/lookup", params={"text": token}).raise_for_status()
-            seconds.append(time.perf_counter() - began)
-    return seconds
+    def ask(token: str) -> None:
+        api.get(f"runs/{run}/lookup", params={"text": token}).raise_for_status()
+
+    return [seconds(lambda t=token: ask(t)) for _ in range(repeats) for token in TOKENS]
+
+
+def p50_p95(times: list[float], digits: int) -> str:
+    """Median and 95th percentile in milliseconds."""
+    return " / ".join(f"{1e3 * t:.{digits}f}" for t in np.percentile(times, [50, 95]))
 
 
 def end_runs(base: str) -> None:
-    """Stop what still runs, so that a measurement that failed leaves no job behind."""
+    """Stop unfinished runs, so that a failed measurement leaves no job behind."""
     api = httpx.Client(base_url=f"{base}/api/")
     for run in api.get("runs").json()["items"]:
         if run["ended_at"] is None:
@@ -118,12 +101,12 @@ def measure(base: str, preset: str, navigations: int) -> dict[str, str]:
 
         wait_for(points, 300)
         table["click to first point, s"] = f"{time.perf_counter() - clicked:.1f}"
-        page.goto("about:blank")  # nobody watches: the run is timed alone
+        page.goto("about:blank")  # without a page open, so that the run is timed alone
 
         def ended() -> bool:
             return api.get(f"runs/{run}").json()["ended_at"] is not None
 
-        wait_for(ended, 1800, every=2)  # asking costs the run time
+        wait_for(ended, 1800, every=2)  # rarely, because polling slows the run down
         lasted = time.perf_counter() - clicked
         table["click to end, index included, s"] = f"{lasted:.1f}"
         described = api.get(f"runs/{run}").json()
@@ -136,8 +119,8 @@ def measure(base: str, preset: str, navigations: int) -> dict[str, str]:
         built = re.findall(
             r"indexed the features .* in ([\d.]+) s", api.get(f"runs/{run}/log").text
         )
-        seconds = sum(map(float, built[:early]))
-        table["building those, s, of the whole run"] = f"{seconds:.1f}, {seconds / lasted:.1%}"
+        building = sum(map(float, built[:early]))
+        table["building those, s, of the whole run"] = f"{building:.1f}, {building / lasted:.1%}"
 
         cold = first_paints(
             page,
@@ -149,54 +132,31 @@ def measure(base: str, preset: str, navigations: int) -> dict[str, str]:
                 "lookup": (f"{base}/lookup?id={run}&q=import", "text=positions"),
             },
         )
-        for name, seconds in cold.items():
-            table[f"first useful paint, {name}, s"] = f"{seconds:.2f}"
+        for name, taken in cold.items():
+            table[f"first useful paint, {name}, s"] = f"{taken:.2f}"
         steps = feature_to_feature(page, base, run, navigations)
-        table[f"feature to feature, {navigations} times, p50 / p95, ms"] = (
-            f"{1e3 * statistics.median(steps):.0f} / {1e3 * percentile(steps, 0.95):.0f}"
-        )
+        table[f"feature to feature, {navigations} times, p50 / p95, ms"] = p50_p95(steps, 0)
         browser.close()
-    asked = lookups(api, run, 20)
-    table["lookup over REST, p50 / p95, ms"] = (
-        f"{1e3 * statistics.median(asked):.1f} / {1e3 * percentile(asked, 0.95):.1f}"
-    )
+    table["lookup over REST, p50 / p95, ms"] = p50_p95(lookups(api, run, 20), 1)
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--navigations", type=int, default=50)
-    args = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as data:
-        server = subprocess.Popen(
-            [Path(sys.executable).with_name("sae-workbench"), "up", "--port", str(port)],
-            env=os.environ | {"SAE_WORKBENCH_DATA_DIR": data},
-            stdout=subprocess.DEVNULL,
-        )
+    arguments = parser(__doc__)
+    arguments.add_argument("--preset", default="tiny")
+    arguments.add_argument("--navigations", type=int, default=50)
+    options = arguments.parse_args()
+    command = [Path(sys.executable).with_name("sae-workbench"), "up"]
+    with serving(command) as (base, _):
         try:
-            base = f"http://127.0.0.1:{port}"
-
-            def healthy() -> bool:
-                try:
-                    return httpx.get(f"{base}/api/health").status_code == 200
-                except httpx.TransportError:
-                    return False
-
-            wait_for(healthy, 60)
-            table = measure(base, args.preset, args.navigations)
+            table = measure(base, options.preset, options.navigations)
         finally:
             end_runs(base)
-            server.terminate()
-            server.wait()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    cores, python = os.cpu_count(), platform.python_version()
-    print(f"preset {args.preset}, {cores} cores, {platform.machine()}, {python}, commit {commit}")
+    described = f"{os.cpu_count()} cores, {platform.machine()}, {platform.python_version()}"
+    print(f"preset {options.preset}, {described}, commit {commit}")
     for name, value in table.items():
         print(f"{name:52s} {value}")
 

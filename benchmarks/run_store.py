@@ -1,24 +1,24 @@
-"""How fast runs are listed and curves are read and written when there are many of both.
+"""Speed of listing runs and of reading and writing curves, with many of both.
 
     python benchmarks/run_store.py [--runs 1000] [--long 100] [--points 100000] [--folder DIR]
     python benchmarks/run_store.py --long 2 --database-url postgresql://user@/name?host=/socket
 
-Fills a database through the repository's own functions: runs with tags, notes and latest metrics,
-the newest of them with long curves of twelve metrics a point. Then asks the REST API, in the same
-process, each question `REPEATS` times. Prints the machine and a table of milliseconds.
+Fills a database through `backend.store`: runs with tags, notes and latest metrics, the newest of
+them with long curves of twelve metrics per point. Then sends each kind of query to the REST API, in
+the same process, `REPEATS` times. Prints the machine and a table of milliseconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sqlite3
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from _common import parser, seconds
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
@@ -39,8 +39,8 @@ NAMES: tuple[str, ...] = (
 
 
 def curve(seed: int, points: int) -> Iterator[list[MetricsRecord]]:
-    """Measurements as the engine yields them, some at a time: float32 losses, float64 speeds and
-    shares; every hundredth point has held-out ones.
+    """Metrics as the engine yields them, in batches: float32 losses, float64 speeds and shares, and
+    held-out metrics at every hundredth point.
     """
     rng = np.random.default_rng(seed)
     for start in range(0, points, POINTS_AT_ONCE):
@@ -58,7 +58,7 @@ def curve(seed: int, points: int) -> Iterator[list[MetricsRecord]]:
 
 
 def fill(database: Database, num_runs: int, num_long: int, num_points: int) -> list[str]:
-    """Make the runs; returns the ids of those with long curves."""
+    """Add the runs; returns the ids of those with long curves."""
     config = resolve_config("tiny", {})
     long: list[str] = []
     for number in range(num_runs):
@@ -86,7 +86,7 @@ def fill(database: Database, num_runs: int, num_long: int, num_points: int) -> l
 def questions(
     client: TestClient, database: Database, long: list[str], num_points: int
 ) -> Iterator[tuple[str, Callable[[int], object]]]:
-    """Kinds of questions; the argument numbers the repetition."""
+    """Kinds of queries: a name, and a function of the number of the repetition."""
 
     def get(path: str) -> None:
         answer = client.get(f"/api{path}")
@@ -123,17 +123,17 @@ def questions(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--long", type=int, default=100)
-    parser.add_argument("--points", type=int, default=100_000)
-    parser.add_argument(
-        "--folder", type=Path, help="where the database is made; temporary if unset"
+    arguments = parser(__doc__)
+    arguments.add_argument("--runs", type=int, default=1000)
+    arguments.add_argument("--long", type=int, default=100)
+    arguments.add_argument("--points", type=int, default=100_000)
+    arguments.add_argument(
+        "--folder", type=Path, help="folder of the SQLite database; temporary if unset"
     )
-    parser.add_argument(
-        "--database-url", help="of an empty database; SQLite in the folder if unset"
+    arguments.add_argument(
+        "--database-url", help="URL of an empty database; SQLite in the folder if unset"
     )
-    options = parser.parse_args()
+    options = arguments.parse_args()
     print(
         f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
@@ -142,20 +142,17 @@ def main() -> None:
         url = options.database_url or f"sqlite:///{folder}/workbench.sqlite3"
         settings = load_settings(data_dir=folder, database_url=url)
         with open_database(settings.resolved_database_url) as database:
-            began = time.perf_counter()
-            long = fill(database, options.runs, options.long, options.points)
-            seconds = time.perf_counter() - began
-            rate = options.long * options.points / seconds
+            long: list[str] = []
+            taken = seconds(
+                lambda: long.extend(fill(database, options.runs, options.long, options.points))
+            )
+            rate = options.long * options.points / taken
             size = sum(file.stat().st_size for file in Path(folder).glob("*.sqlite3*"))
-            print(f"filled in {seconds:.0f} s, {rate:,.0f} points/s, {size / 2**20:,.0f} MiB")
+            print(f"filled in {taken:.0f} s, {rate:,.0f} points/s, {size / 2**20:,.0f} MiB")
             print(f"{'milliseconds':32}{'p50':>10}{'p95':>10}{'first':>10}")
             with TestClient(create_app(settings), "http://127.0.0.1") as client:
                 for name, ask in questions(client, database, long, options.points):
-                    times: list[float] = []
-                    for i in range(REPEATS):
-                        began = time.perf_counter()
-                        ask(i)
-                        times.append((time.perf_counter() - began) * 1000)
+                    times = [1000 * seconds(partial(ask, i)) for i in range(REPEATS)]
                     p50, p95 = np.percentile(times, [50, 95])
                     print(f"{name:32}{p50:10.2f}{p95:10.2f}{times[0]:10.2f}")
 

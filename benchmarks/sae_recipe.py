@@ -1,23 +1,22 @@
-"""How width, batch and learning rate decide what a short run of the embedded model reaches.
+"""Effect of layer, batch and learning rate on a short run on the embedded model.
 
     python benchmarks/sae_recipe.py                                # the table in LOG.md
     python benchmarks/sae_recipe.py "layer=2,batch=512,lr=0.004"   # one recipe of your own
 
-The activations are extracted once per layer (about a minute each on two cores) and every recipe
-sees the same tokens. Prints one line per recipe: held-out FVU, share of latents alive, seconds.
+Activations are extracted once per layer (about a minute each on two cores), and every recipe trains
+on the same tokens. Prints one line per recipe: held-out FVU, share of latents alive, seconds.
 """
 
 from __future__ import annotations
 
-import platform
 import sys
-import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from _common import machine, seconds
 
 from sae_engine.activations.feed import TextFeed
 from sae_engine.activations.stream import ActivationStream
@@ -72,19 +71,21 @@ def run(
     sae = TopKSAE(train.shape[1], d_sae, k, tied=tied)
     trainer = SAETrainer(sae, shape, config, Budget(steps, steps * batch))
     trainer.fit_input_(train[:16_384], seed=0)
-    began = time.perf_counter()
-    for i in range(steps):
-        trainer.step(train[i * batch : (i + 1) * batch])
-    seconds = time.perf_counter() - began
+
+    def train_all() -> None:
+        for i in range(steps):
+            trainer.step(train[i * batch : (i + 1) * batch])
+
+    taken = seconds(train_all)
     metrics = reconstruction_metrics(sae.folded(trainer.scale), heldout)
     return (
         f"lr {trainer.peak_lr:.2g}  FVU {metrics['eval_fvu']:.4f}  "
-        f"alive {metrics['frac_alive']:.4f}  {seconds:.0f} s"
+        f"alive {metrics['frac_alive']:.4f}  {taken:.0f} s"
     )
 
 
 def main() -> None:
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine())
     for recipe in sys.argv[1:] or RECIPES:
         settings = dict(part.split("=") for part in recipe.split(","))
         values: dict[str, Any] = {name: _value(text) for name, text in settings.items()}

@@ -1,30 +1,25 @@
-"""Digests of seeded runs, to show that a change left every loss and every weight as it was.
+"""Digests of seeded runs, to show that a change alters no loss and no weight.
 
     python benchmarks/same_bits.py > before.txt     # in one checkout
     python benchmarks/same_bits.py > after.txt      # in the other, on the same machine
     diff before.txt after.txt
 
-Trains each recipe through the REST API of a server of its own and prints one line per run: the
-SHA-256 of its logged metrics and of `sae.safetensors`. Metrics that measure time are left out.
-The presets for Gemma-2-2b keep their SAE and schedule and read the embedded model. It uses only
-names that are fixed for callers, so it runs in an older checkout too.
+Starts the server of the current folder, trains each recipe through the REST API, and prints one
+line per run: the SHA-256 of its logged metrics, except those that measure time, and of
+`sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
+model. Only names that are fixed for callers are used, so this also measures an older checkout.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import os
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
+from _common import parser, serving, wait_for
 
 EMBEDDED = {
     "model": {"name": "tiny-gemma2", "layer": 2, "dtype": "auto"},
@@ -48,15 +43,18 @@ TIMES = {"tokens_per_second", "lm_share", "sae_share", "buffer_share"}
 def digest_of(api: httpx.Client, run: str, data: Path) -> str:
     metrics = api.get(f"runs/{run}/metrics", params={"max_points": 100_000}).json()
     series = {k: v for k, v in metrics["series"].items() if k not in TIMES}
-    told = json.dumps([metrics["step"], metrics["tokens"], series], sort_keys=True)
+    curves = json.dumps([metrics["step"], metrics["tokens"], series], sort_keys=True)
     (weights,) = data.glob(f"runs/{run}*/sae.safetensors")
-    parts = (told.encode(), weights.read_bytes())
+    parts = (curves.encode(), weights.read_bytes())
     return "  ".join(hashlib.sha256(part).hexdigest()[:32] for part in parts)
 
 
 def wait_for_end(api: httpx.Client, run: str) -> None:
-    while (found := api.get(f"runs/{run}").json())["ended_at"] is None:
-        time.sleep(1)
+    def ended() -> dict[str, Any] | None:
+        found = api.get(f"runs/{run}").json()
+        return None if found["ended_at"] is None else found
+
+    found = wait_for(ended, 24 * 3600, every=1)
     if found["status"] != "finished":
         raise SystemExit(f"{found['name']} is {found['status']}: {found['error']}")
 
@@ -74,31 +72,15 @@ def measure(api: httpx.Client, data: Path, names: list[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=list(RECIPES))
-    args = parser.parse_args()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "backend.app:app", "--port", str(port)],
-            env=os.environ | {"SAE_WORKBENCH_DATA_DIR": folder, "PYTHONPATH": str(Path.cwd())},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/", timeout=60) as api:
-                for _ in range(120):
-                    try:
-                        api.get("health").raise_for_status()
-                        break
-                    except httpx.TransportError:
-                        time.sleep(0.5)
-                measure(api, Path(folder), args.recipes)
-        finally:
-            server.terminate()
-            server.wait()
+    arguments = parser(__doc__)
+    arguments.add_argument("recipes", nargs="*", default=list(RECIPES))
+    options = arguments.parse_args()
+    command = [sys.executable, "-m", "uvicorn", "backend.app:app"]
+    with (
+        serving(command, PYTHONPATH=str(Path.cwd())) as (base, data),
+        httpx.Client(base_url=f"{base}/api/", timeout=60) as api,
+    ):
+        measure(api, data, options.recipes)
 
 
 if __name__ == "__main__":

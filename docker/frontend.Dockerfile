@@ -1,9 +1,9 @@
-# The pages. Neither the engine nor PyTorch is in here, only the vocabulary.
+# The pages. Of the engine, the image holds only the vocabulary, and no PyTorch.
 FROM python:3.11-slim
 
 WORKDIR /app
 COPY pyproject.toml constraints.txt ./
-# pip reads dependency groups since 25.1.
+# pip supports dependency groups since 25.1.
 # hadolint ignore=DL3042
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install pip==26.3 && \

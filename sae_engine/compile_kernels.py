@@ -1,5 +1,6 @@
-"""Compile what is compiled now, instead of in the first run:
-`python -m sae_engine.compile_kernels`. The machine code is kept beside the source.
+"""Compile the CPU kernels ahead of the first run: `python -m sae_engine.compile_kernels`.
+
+Run when installing; `kernels.compiled` says where the machine code is kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from sae_engine.sae.inference import open_coder
 from sae_engine.sae.stepper import Dead, Objective
 
 WIDE = 2**16 + 1
-"""So many latents have wider numbers in an index."""
+"""The fewest latents whose numbers an index stores in 32 bits instead of 16."""
 
 
 def compile_all() -> None:
-    """Do one step with all that a step can have, rebuild activations as an evaluation does, and
-    build an index with narrow numbers and one with wide ones.
+    """Run each kernel once with every combination of types that a run uses: a training step with
+    all its options, a reconstruction as in an evaluation, and a narrow and a wide feature index.
     """
     x = torch.randn(8, 4)
     sae = TopKSAE(4, 32, 2)

@@ -27,8 +27,12 @@ def model_path(config: ModelConfig) -> str:
 
 
 def embedded_model_folder() -> Path:
-    """The folder of the embedded model, in the source tree."""
-    return Path(__file__).resolve().parent.parent / "data" / "tiny_gemma2"
+    """The folder of the embedded model: in this package if a wheel was installed, else in the
+    checkout.
+    """
+    package = Path(__file__).resolve().parent
+    installed = package / "tiny_gemma2"
+    return installed if installed.is_dir() else package.parent / "data" / "tiny_gemma2"
 
 
 def check_config(config: RunConfig) -> None:

@@ -42,7 +42,13 @@ class Database:
             _use_sqlite(self.engine)
             readers = self.engine
         else:
-            self.engine = create_engine(self._url, pool_pre_ping=True)
+            try:
+                self.engine = create_engine(self._url, pool_pre_ping=True)
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    f"A {self._url.get_backend_name()} database needs the package {error.name}: "
+                    "pip install 'sae-workbench[postgresql]'."
+                ) from None
             event.listen(self.engine, "begin", _take_turns)
             readers = self.engine.execution_options(isolation_level="REPEATABLE READ")
         writers = self.engine.execution_options(writes=True)

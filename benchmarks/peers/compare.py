@@ -1,12 +1,12 @@
-"""Our trainer beside SAELens, sparsify, dictionary_learning and a textbook one.
+"""Our trainer compared with SAELens, sparsify, dictionary_learning and a textbook implementation.
 
     python benchmarks/peers/compare.py --venvs DIR --data DIR speed     # tokens/s at four sizes
-    python benchmarks/peers/compare.py --venvs DIR --data DIR quality   # what 2M tokens give at S1
+    python benchmarks/peers/compare.py --venvs DIR --data DIR quality   # results of 2M tokens at S1
 
-DIR of `--venvs` gets one virtual environment per peer (made here, with pip, if it is not there).
-Runs are processes of their own, one at a time, in turns, so that the machine's drift meets all
-alike: read the ratios, not the figures. `floor` is one float32 encoder matmul and Adam's traffic,
-measured in the same turns. `--only` and `--sizes` choose.
+The folder `--venvs` gets one virtual environment per peer, created with pip if missing. Each run is
+its own process; trainers alternate, so that the machine's drift affects all alike: read the ratios,
+not the absolute figures. `floor` is one float32 encoder matmul plus Adam's memory traffic, measured
+in the same turns. `--only` selects trainers, `--sizes` sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,10 @@ from typing import Any, NamedTuple
 
 import torch
 from planted import plant
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _common import machine, parser, peer_python, seconds  # pyright: ignore[reportMissingImports]
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = {
@@ -60,21 +63,13 @@ SIZES = {
 
 
 def python_of(trainer: str, venvs: Path) -> str:
-    """The interpreter of a trainer's environment, which is made if it is not there."""
+    """The interpreter that a trainer runs in."""
     if trainer not in PACKAGES:
         return sys.executable
-    venv = venvs / trainer.removesuffix("-adam")
-    python = venv / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-        pip = [python, "-m", "pip", "install", "--quiet"]
-        release = f"torch=={torch.__version__.split('+')[0]}"
-        subprocess.run([*pip, release, "numpy"], check=True)
-        # named again: some peers bring packages for whose sake pip would take another PyTorch
-        subprocess.run([*pip, release, *PACKAGES[trainer]], check=True)
-        # beside the CPU build of PyTorch it breaks transformers, and nothing here needs it
-        subprocess.run([python, "-m", "pip", "uninstall", "-qy", "torchvision"], check=True)
-    return str(python)
+    # with this release of PyTorch, whatever the peer's packages would prefer
+    release = f"torch=={torch.__version__.split('+')[0]}"
+    packages = [release, "numpy", *PACKAGES[trainer]]
+    return peer_python(venvs / trainer.removesuffix("-adam"), packages)
 
 
 def run(trainer: str, size: Size, data: Path, venvs: Path, **task: Any) -> dict[str, float] | None:
@@ -96,21 +91,15 @@ def run(trainer: str, size: Size, data: Path, venvs: Path, **task: Any) -> dict[
 
 
 def floor(size: Size) -> float:
-    """Tokens/s of one float32 encoder matmul and Adam's traffic over both matrices."""
+    """Tokens/s of one float32 encoder matmul plus Adam's memory traffic over both matrices."""
     x, W = torch.randn(size.batch, size.d_in), torch.randn(size.d_sae, size.d_in)
     out = torch.empty(size.batch, size.d_sae)
-    matmul = min(_seconds(lambda: torch.mm(x, W.T, out=out)) for _ in range(5))
+    matmul = min(seconds(lambda: torch.mm(x, W.T, out=out)) for _ in range(5))
     parameter = torch.nn.Parameter(torch.randn(2 * size.d_sae, size.d_in))
     parameter.grad = torch.randn_like(parameter)
     adam = torch.optim.Adam([parameter], fused=True)
     adam.step()
-    return size.batch / (matmul + min(_seconds(adam.step) for _ in range(3)))
-
-
-def _seconds(action: Any) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
+    return size.batch / (matmul + min(seconds(adam.step) for _ in range(3)))
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -151,7 +140,7 @@ def quality(options: argparse.Namespace) -> None:
     steps = size.num_tokens // size.batch
     print("| trainer | settings | FVU | MMCS | dead | tokens/s |\n|---|---|---|---|---|---|")
     for trainer in options.only:
-        # tuned, sparsify is sparsify-adam
+        # sparsify, tuned, would be the same as sparsify-adam
         for tuned in (False,) if trainer in ("ours", "sparsify") else (False, True):
             lr = {"lr": 1e-3} if tuned else {}
             result = run(
@@ -167,20 +156,15 @@ def quality(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("what", choices=["speed", "quality"])
-    parser.add_argument("--venvs", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=TRAINERS, choices=TRAINERS)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {time.strftime('%Y-%m-%d')}\n"
-    )
+    arguments = parser(__doc__)
+    arguments.add_argument("what", choices=["speed", "quality"])
+    arguments.add_argument("--venvs", type=Path, required=True)
+    arguments.add_argument("--data", type=Path, required=True)
+    arguments.add_argument("--only", nargs="+", default=TRAINERS, choices=TRAINERS)
+    arguments.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    arguments.add_argument("--repeats", type=int, default=3)
+    options = arguments.parse_args()
+    print(f"{machine()}, {time.strftime('%Y-%m-%d')}\n")
     {"speed": speed, "quality": quality}[options.what](options)
 
 

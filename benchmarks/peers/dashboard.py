@@ -1,12 +1,12 @@
-"""The features of one SAE made browsable: our index of all of them, sae-dashboard's data of some.
+"""Making one SAE's features browsable: our index of all of them, sae-dashboard's data for some.
 
     python benchmarks/peers/dashboard.py --venvs DIR [--run RUN_FOLDER] [--features 512]
 
-Both read the same rows of text through the embedded language model and look at the same SAE, the
-`tiny` preset's; RUN_FOLDER is a finished run of it, else one is trained. sae-dashboard gets a
-virtual environment in DIR (made here, with pip, if it is not there) and reads the SAE through
-SAELens. Loading model and SAE is not counted. That both saw the same is checked: the largest
-activation of each feature.
+Both read the same rows of text through the embedded language model and analyze the same SAE, that
+of preset `tiny`; RUN_FOLDER is a finished run of it, otherwise one is trained. sae-dashboard gets a
+virtual environment in DIR, created with pip if missing, and reads the SAE through SAELens. Loading
+the model and the SAE is not counted. The largest activation of each feature is compared to check
+that both analyzed the same.
 """
 
 # pyright: reportMissingImports=false
@@ -25,59 +25,50 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _common import parser, peer_python
+
 PACKAGES = ["torch>=2.11,<2.14", "sae-dashboard==0.8.0", "pyarrow<21"]
 MODEL = Path(__file__).resolve().parents[2] / "data" / "tiny_gemma2"
 LAYER, BOS, EOS = 2, 2, 1
-# All that a process of either side leaves behind.
 RESULT = "result.json"
+"""Written by the process of either side."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--venvs", type=Path, required=True)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.side == "ours":
-        return ours(args.folder, args.tokens)
-    if args.side == "theirs":
-        return theirs(args.folder, args.features)
-    theirs_python = peer_python(args.venvs)
+    arguments = parser(__doc__)
+    arguments.add_argument("--venvs", type=Path, required=True)
+    arguments.add_argument("--run", type=Path)
+    arguments.add_argument("--features", type=int, default=512)
+    arguments.add_argument("--tokens", type=int, default=200_000)
+    arguments.add_argument("--repeats", type=int, default=2)
+    arguments.add_argument("--side", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    arguments.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    if options.side == "ours":
+        return ours(options.folder, options.tokens)
+    if options.side == "theirs":
+        return theirs(options.folder, options.features)
+    theirs_python = peer_python(options.venvs / "sae-dashboard", PACKAGES)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, args.run, args.tokens)
+        prepare(folder, options.run, options.tokens)
         results: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-        for _ in range(args.repeats):
+        for _ in range(options.repeats):
             for side, python in (("ours", sys.executable), ("theirs", theirs_python)):
-                command = [str(python), __file__, "--venvs", str(args.venvs), "--side", side]
-                command += ["--folder", name, "--features", str(args.features)]
-                command += ["--tokens", str(args.tokens)]
+                command = [python, __file__, "--venvs", str(options.venvs), "--side", side]
+                command += ["--folder", name, "--features", str(options.features)]
+                command += ["--tokens", str(options.tokens)]
                 environment = os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
                 subprocess.run(command, check=True, env=environment)
                 results[side].append(json.loads((folder / RESULT).read_text()))
-        report(results, args.features)
+        report(results, options.features)
     return None
 
 
-def peer_python(venvs: Path) -> Path:
-    """The interpreter of sae-dashboard's environment, which is made if it is missing."""
-    environment = venvs / "sae-dashboard"
-    python = environment / "bin" / "python"
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        pip = [str(python), "-m", "pip"]
-        subprocess.run([*pip, "install", "-q", *PACKAGES], check=True)
-        # They may be builds for another torch, and then transformers cannot be imported.
-        subprocess.run([*pip, "uninstall", "-q", "-y", "torchvision", "torchaudio"], check=True)
-    return python
-
-
 def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
-    """The SAE in both forms, and the rows of tokens."""
+    """Write the SAE in both formats and the rows of tokens."""
     from tokenizers import Tokenizer
 
     from sae_engine.files import RunFolder
@@ -98,7 +89,7 @@ def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
 
 
 def ours(folder: Path, num_tokens: int) -> None:
-    """A run that only looks into the SAE: activations, codes, index of all features."""
+    """A run that only analyzes the SAE: activations, codes, index of all features."""
     from sae_engine.features.index.reader import FeatureIndex
     from sae_engine.files import RunFolder
     from sae_engine.presets import resolve_config
@@ -130,7 +121,7 @@ def ours(folder: Path, num_tokens: int) -> None:
 
 
 def theirs(folder: Path, num_features: int) -> None:
-    """`SaeVisRunner` as its documentation has it, then its pages' data as JSON."""
+    """`SaeVisRunner` as documented, which computes the data of its pages."""
     import torch
     from sae_dashboard.sae_vis_data import SaeVisConfig
     from sae_dashboard.sae_vis_runner import SaeVisRunner
@@ -166,7 +157,7 @@ def theirs(folder: Path, num_features: int) -> None:
     weights = convert_gemma_weights(source, config)
     model.load_state_dict(model.state_dict() | weights)
     sae = SAE.load_from_disk(str(folder / "saelens"))
-    sae.fold_W_dec_norm = lambda: None  # the rows have unit norm; it refuses TopK SAEs
+    sae.fold_W_dec_norm = lambda: None  # rows have unit norm already, and it refuses TopK SAEs
     wanted = SaeVisConfig(
         hook_point=f"blocks.{LAYER}.hook_resid_post",
         features=list(range(num_features)),
@@ -194,7 +185,7 @@ def write(folder: Path, **result: object) -> None:
 def report(results: dict[str, list[dict[str, Any]]], num_features: int) -> None:
     a, b = (np.array(results[side][-1]["largest"][:num_features]) for side in ("ours", "theirs"))
     agree = np.isclose(a, b, rtol=0.01, atol=0.01)
-    print(f"largest activation alike in {agree.sum()} of {num_features} features")
+    print(f"largest activation equal in {agree.sum()} of {num_features} features")
     medians = {s: float(np.median([r["seconds"] for r in found])) for s, found in results.items()}
     per_feature = {s: medians[s] / results[s][-1]["features"] for s in results}
     for side, found in results.items():

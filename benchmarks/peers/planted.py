@@ -1,8 +1,9 @@
-"""Activations with a planted dictionary, and the one judge of every trainer's result.
+"""Activations with a planted dictionary, and the metrics of every trainer's result.
 
-x = scale (sum_i z_i d_i + noise) + offset: G random unit directions d_i of which about 20 are
-active at a time, some often and most rarely (p_i falls like 1 / (i + G/64)), with activations 0.5
-plus an exponential; isotropic noise; one common offset. Scaled to unit variance per coordinate.
+x = scale (sum_i z_i d_i + noise) + offset, with G random unit directions d_i, of which about 20 are
+active at a time: a few often, most rarely (p_i is proportional to 1 / (i + G/64)), with activations
+0.5 plus an exponential variable; isotropic noise; one common offset. The scale gives each
+coordinate unit variance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ACTIVE, NOISE, HELDOUT = 20, 0.5, 20_000
 
 
 class Planted(NamedTuple):
-    """What was planted, in files."""
+    """Files of the activations and of the planted directions."""
 
     train: Path
     heldout: Path
@@ -28,8 +29,8 @@ class Planted(NamedTuple):
 
 
 def plant(folder: Path, d_in: int, num_directions: int, num_tokens: int) -> Planted:
-    """Make the files unless they are there; the random stream is keyed by chunk, so shorter data
-    are the beginning of longer ones.
+    """Create the files unless they exist. The random stream is keyed by chunk, so shorter data are
+    a prefix of longer data.
     """
     made = Planted(*(folder / f"{name}.npy" for name in Planted._fields))
     if all(path.exists() for path in made):
@@ -63,7 +64,7 @@ def plant(folder: Path, d_in: int, num_directions: int, num_tokens: int) -> Plan
 
 
 class Exported(NamedTuple):
-    """A trained SAE as every trainer gives it: TopK(relu(x W_enc + b_enc), k) W_dec + b_dec."""
+    """A trained SAE as all trainers return it: TopK(relu(x W_enc + b_enc), k) W_dec + b_dec."""
 
     W_enc: Tensor
     """[d_in, d_sae]"""
@@ -75,7 +76,9 @@ class Exported(NamedTuple):
 
 @torch.no_grad()
 def judge(planted: Planted, sae: Exported, k: int) -> dict[str, float]:
-    """FVU, L0 and share of dead latents on held-out rows; mean max cosine of the directions."""
+    """FVU, L0 and share of dead latents on held-out rows; and MMCS, the mean over the planted
+    directions of the largest cosine with a decoder row.
+    """
     W_enc, b_enc, W_dec, b_dec = (t.detach().float().contiguous() for t in sae)
     x = torch.from_numpy(np.load(planted.heldout))
     variance = (x.double() - x.double().mean(0)).pow(2).sum()

@@ -1,22 +1,21 @@
-"""What each part of the recipe makes of our trainer on the planted dictionary S1.
+"""Effect of each part of the recipe on our trainer, on the planted dictionary S1.
 
     python benchmarks/peers/recipe.py --data DIR                       # the table in LOG.md
     python benchmarks/peers/recipe.py --data DIR "lr=0.001,auxk=0.1"   # one recipe of your own
 
-2,097,152 tokens, 2,048 steps; about a minute each on two cores. `lr` unset is the default, `dead`
-is `dead_feature_threshold`, `tokens` shortens the run, `scale=0` leaves the input as it is, `bias`
-(`mean`, `zero`) is where `b_dec` starts instead of at the geometric median.
+2,097,152 tokens, 2,048 steps; about a minute each on two cores. Without `lr`, the default is used;
+`dead` is `dead_feature_threshold`, `tokens` shortens the run, `scale=0` turns input scaling off,
+and `bias` (`mean`, `zero`) is the initial value of `b_dec` instead of the geometric median.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from compare import SIZES
+from compare import SIZES, parser
 from planted import Exported, judge, plant
 from torch import Tensor
 from trainers import Feed, Task
@@ -78,7 +77,7 @@ def run(data: Path, recipe: dict[str, str]) -> str:
 
 
 def begin(trainer: SAETrainer, x: Tensor, recipe: dict[str, str]) -> None:
-    """Scale, variance and initialization from the first activations."""
+    """Set scale, variance and initial weights from the first activations."""
     seed = int(recipe.get("seed", "0"))
     trainer.fit_input_(x, seed)
     if recipe.get("scale") == "0":
@@ -90,12 +89,10 @@ def begin(trainer: SAETrainer, x: Tensor, recipe: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("recipes", nargs="*", default=RECIPES)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--data", type=Path, required=True)
+    arguments.add_argument("recipes", nargs="*", default=RECIPES)
+    options = arguments.parse_args()
     print("| recipe | peak lr | FVU | MMCS | dead | time |\n|---|---|---|---|---|---|")
     for recipe in options.recipes:
         settings = dict(part.split("=") for part in recipe.split(",") if part)

@@ -1,8 +1,8 @@
-"""One trainer on one size, in a process of its own: `python trainers.py '{"trainer": ...}'`.
+"""One trainer on one size, in its own process: `python trainers.py '{"trainer": ...}'`.
 
 Every trainer reads the same bytes in the same order. A step is the time between two requests for a
-batch, so it holds the reading, forward, backward, optimizer and the trainer's own bookkeeping. What
-is imported from a peer is its own trainer; only activations come from here.
+batch, so it includes reading, forward and backward pass, optimizer and the trainer's bookkeeping.
+Peers use their own trainers; only the activations come from here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 
 class Task(NamedTuple):
-    """What a trainer is asked to do; `lr` None leaves it the trainer's own default, and `tuned`
-    takes warm-up, linear decay and AuxK where it has them.
+    """A trainer's task. `lr` None is the trainer's default; `tuned` turns on warm-up, linear decay
+    and AuxK in the trainers that have them.
     """
 
     trainer: str
@@ -48,8 +48,8 @@ WARM_STEPS = 0.1
 
 
 class Feed:
-    """Batches of the file, read one by one, wrapping around; keeps when each was asked for, in the
-    latest pass over it.
+    """Batches of the file, read one by one, wrapping around. Records the time of each request in
+    the latest iteration.
     """
 
     def __init__(self, path: Path, task: Task) -> None:
@@ -61,10 +61,10 @@ class Feed:
         self._task = task
         self.times: list[float] = []
         self.peak = 0
-        """Largest memory in use until the last request; what exporting takes is not in it."""
+        """Peak memory until the last request, so without exporting."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        self.times = []  # a trainer may have read it before, to measure norms
+        self.times = []  # a trainer may have iterated before, to measure norms
         for number in range(self._task.steps):
             self.times.append(time.perf_counter())
             self.peak = peak_bytes()
@@ -86,8 +86,8 @@ def ours(task: Task, feed: Feed) -> Exported:
     from sae_engine.schema.config import SAEConfig, TrainConfig
 
     sae = TopKSAE(feed.shape[1], task.d_sae, task.k)
-    # The default threshold is a share of the run: in a few timed steps all would soon be dead. The
-    # peers' is 10M or many steps, so nothing of theirs dies while they are timed.
+    # The default threshold is a share of the run, so in a few timed steps all latents would soon be
+    # dead. That of the peers is 10M tokens or many steps, so none of theirs die while timed.
     dead = None if task.judged else 10_000_000
     config = TrainConfig(batch_size_tokens=task.batch, lr=task.lr, dead_feature_threshold=dead)
     budget = Budget(task.steps, task.steps * task.batch)
@@ -101,7 +101,7 @@ def ours(task: Task, feed: Feed) -> Exported:
 
 
 def dense(task: Task, feed: Feed) -> Exported:
-    """The textbook: dense matmuls, autograd, Adam; no AuxK, free decoder rows."""
+    """The textbook version: dense matmuls, autograd, Adam; no AuxK, unconstrained decoder rows."""
     rows = nn.functional.normalize(torch.randn(task.d_sae, feed.shape[1]), dim=1)
     W_enc, W_dec = nn.Parameter(rows.T.clone()), nn.Parameter(rows.clone())
     b_enc = nn.Parameter(torch.zeros(task.d_sae))
@@ -124,14 +124,14 @@ def sparsify_lr(task: Task) -> float:
 
 
 def shape_of(task: Task, step: int) -> float:
-    """Warm-up, constant, linear decay over the last fifth."""
+    """The learning rate's factor: warm-up, constant, linear decay over the last fifth."""
     if not task.tuned:
         return 1.0
     return min(1.0, (step + 1) / WARM_UP, (task.steps - step) / (task.steps / 5))
 
 
 def sparsify(task: Task, feed: Feed) -> Exported:
-    """EleutherAI's Trainer on a stand-in language model that emits our batches."""
+    """EleutherAI's Trainer, on a fake language model that emits our batches."""
     from schedulefree import ScheduleFreeWrapper
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
@@ -279,7 +279,7 @@ def peak_bytes() -> int:
 def main() -> None:
     warnings.filterwarnings("ignore")
     task = Task(**json.loads(sys.argv[1]))
-    exec(f"import torch._dynamo; {IMPORTS[task.trainer]}")  # PyTorch's optimizers import the former
+    exec(f"import torch._dynamo; {IMPORTS[task.trainer]}")  # torch's optimizers import _dynamo
     torch.manual_seed(task.seed)
     planted = Planted(*(Path(task.data) / f"{name}.npy" for name in Planted._fields))
     feed = Feed(planted.train, task)

@@ -2,9 +2,9 @@
 
     python data/tiny_gemma2/train.py --steps 2400      # about an hour on two cores
 
-Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json`
-(what was run and what came out, the n-gram baselines included) beside this script. Interrupted, it
-goes on from its last checkpoint. The held-out files are never read while training; see
+Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json` (the
+settings and results, with n-gram baselines) to the folder of this script. After an interruption, it
+continues from its last checkpoint. Held-out files are not used for training; see
 `sae_engine/text/stdlib.py`.
 """
 
@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 CONTEXT = 256
 VOCAB = 4096
 PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
-# Words keep their leading space; punctuation, digits and runs of white space are tokens of their
-# own, so that `self` is the same token in `(self` and in `f(x, self)` but for the space.
+# Words keep their leading space; punctuation, digits and runs of white space are separate tokens,
+# so that `self` is the same token in `(self` and, apart from the space, in `f(x, self)`.
 PIECES = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -68,7 +68,7 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndarray:
-    """All documents' ids, each closed by one eos."""
+    """The token ids of all documents, each followed by eos."""
     encoded = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
     return np.concatenate([np.array([*e.ids, 1], np.int64) for e in encoded])
 
@@ -95,12 +95,12 @@ def model_config() -> Gemma2Config:
 
 @torch.no_grad()
 def initialize_(model: Gemma2ForCausalLM) -> None:
-    """Start with a residual stream in which the token can be heard.
+    """Initialize the weights so that the embedding does not drown in the residual stream.
 
-    Gemma's norms after attention and MLP give each layer's contribution unit size whatever its
-    weights are, so by default twelve random unit contributions drown an embedding of size 0.28.
-    Embeddings start at unit size (they are scaled by sqrt(width) on the way in), contributions at 1
-    / sqrt(12), matrices at 1 / sqrt(fan_in).
+    Gemma's norms after attention and MLP give each layer's contribution unit size for any weights,
+    so by default twelve random contributions of unit size are added to an embedding of size 0.28.
+    Here embeddings have unit size (the model multiplies them by sqrt(width)), contributions 1 /
+    sqrt(12), and matrices 1 / sqrt(fan_in).
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
@@ -110,7 +110,7 @@ def initialize_(model: Gemma2ForCausalLM) -> None:
 
 
 def batches(stream: np.ndarray, rows: int, step: int, seed: int = 0) -> torch.Tensor:
-    """Batch number `step`: rows of BOS and CONTEXT - 1 tokens at a fresh offset in every epoch."""
+    """Batch number `step`: rows of BOS and CONTEXT - 1 tokens, at a new offset in each epoch."""
     per_row = CONTEXT - 1
     per_epoch = (len(stream) - per_row) // per_row // rows
     epoch, at = divmod(step, per_epoch)
@@ -123,7 +123,7 @@ def batches(stream: np.ndarray, rows: int, step: int, seed: int = 0) -> torch.Te
 
 @torch.no_grad()
 def heldout_loss(model: Gemma2ForCausalLM, stream: np.ndarray, max_tokens: int) -> float:
-    """Mean cross-entropy in nats over packed rows, every predicted token counted once."""
+    """Mean cross-entropy in nats over packed rows; each token is predicted once."""
     per_row = CONTEXT - 1
     rows = min(len(stream), max_tokens) // per_row
     body = torch.from_numpy(stream[: rows * per_row].reshape(rows, per_row))
@@ -138,8 +138,8 @@ def heldout_loss(model: Gemma2ForCausalLM, stream: np.ndarray, max_tokens: int) 
 
 
 def ngram_losses(train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
-    """Interpolated Kneser-Ney bigram and trigram on the same tokens, nats per token (discount
-    0.75).
+    """Nats per token of interpolated Kneser-Ney bigrams and trigrams (discount 0.75) on the same
+    tokens.
     """
     discount = 0.75
     pairs = Counter(zip(train[:-1].tolist(), train[1:].tolist(), strict=True))
@@ -159,7 +159,7 @@ def ngram_losses(train: np.ndarray, heldout: np.ndarray) -> dict[str, float]:
             return unigram[b]
         return (max(counts[a, b] - discount, 0) + discount * kinds[a] * unigram[b]) / totals[a]
 
-    # The trigram backs off to the continuation counts of bigrams, as Kneser and Ney prescribe.
+    # Trigrams back off to the continuation counts of bigrams (Kneser and Ney 1995).
     middle: Counter = Counter()
     middle_total, middle_kinds = np.zeros(VOCAB), np.zeros(VOCAB)
     context_total: Counter = Counter()
@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--scratch", type=Path, default=Path("data/local/tiny_gemma2"))
-    parser.add_argument("--stop-after", type=int, help="end early, to time a few steps")
+    parser.add_argument("--stop-after", type=int, help="last step, to time a few")
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     checkpoint = args.scratch / "checkpoint.pt"

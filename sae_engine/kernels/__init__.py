@@ -1,7 +1,7 @@
-"""Selection and sparse decoding: one dispatch point for all devices.
+"""Numerical kernels: top-k selection, sparse decoding, training steps, and sorts for the index.
 
-The readable reference serves every device; a faster path for a device is chosen here and nowhere
-else.
+`reference` is the readable version, for any device; `cpu` and `gpu` hold the fast ones. Called by
+`sae` and `features`.
 """
 
 from sae_engine.kernels.reference import decode, select_topk

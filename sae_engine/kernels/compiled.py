@@ -1,9 +1,18 @@
-"""How the CPU kernels are compiled, and how they share the processor's cores."""
+"""How the CPU kernels are compiled, and how they share the processor's cores.
+
+Machine code is kept in the user's cache folder, in a subfolder named after the digest of all kernel
+sources: numba alone checks only the file that a function is defined in, and would run outdated code
+after a change to a file of its callees. Python, numba and the processor are in numba's own keys.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -14,44 +23,71 @@ from typing import Any
 import numba
 import torch
 
-_FOLDER = Path(__file__).parent
-_CACHED = os.access(_FOLDER, os.W_OK)
+OUTDATED_SECONDS = 30 * 24 * 3600
+"""Machine code of other sources is removed after this time without use."""
+
+_log = logging.getLogger(__name__)
 
 
-def drop_outdated(folder: Path) -> None:
-    """Delete the machine code beside a folder's sources if any of them has changed since.
-
-    numba looks only at the file a function stands in, not at those of the functions it calls.
-    """
+def source_digest(folder: Path) -> str:
+    """Digest of all Python files in a folder and its subfolders."""
     sources = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
-    digest, stamp = hashlib.sha256(sources).hexdigest(), folder / "__pycache__" / "sources.sha256"
-    if stamp.exists() and stamp.read_text() == digest:
-        return
-    for path in folder.rglob("*.nb[ci]"):
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # no room: then all is compiled again next time
-        stamp.parent.mkdir(exist_ok=True)
-        stamp.write_text(digest)
+    return hashlib.sha256(sources).hexdigest()[:32]
 
 
-if _CACHED:
-    drop_outdated(_FOLDER)
+def open_cache(root: Path, digest: str) -> Path:
+    """Make the cache folder of the sources with this digest; raises `OSError` if not writable."""
+    folder = root / digest
+    if not folder.is_dir():
+        for other in root.glob("*"):
+            with suppress(OSError):  # another process may remove it at the same time
+                if time.time() - other.stat().st_mtime > OUTDATED_SECONDS:
+                    shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+    # Proves that the folder is writable, as numba demands, and renews its modification time.
+    tempfile.NamedTemporaryFile(dir=folder).close()
+    return folder
 
-compiled: Callable[..., Any] = numba.njit(
-    nogil=True, cache=_CACHED, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}
-)
-"""Compile a function at its first call and keep the machine code beside the source, if that
-can be written. It releases the interpreter, so that threads run it side by side.
+
+def _user_cache() -> Path | None:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sae-workbench" / "kernels"
+    try:
+        return open_cache(root.expanduser(), source_digest(Path(__file__).parent))
+    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
+        _log.warning(
+            "Every process compiles the kernels again, because '%s' is not writable (%s); set "
+            "XDG_CACHE_HOME to a writable folder.", root, error,
+        )  # fmt: skip
+        return None
+
+
+_CACHE = _user_cache()
+
+
+def _compiler(*fastmath: str) -> Callable[..., Any]:
+    jit = numba.njit(
+        nogil=True, cache=_CACHE is not None, error_model="numpy", fastmath=set(fastmath)
+    )
+
+    def compile_lazily(function: Callable[..., Any]) -> Any:
+        others = numba.config.CACHE_DIR  # other users of numba keep their own folder
+        numba.config.CACHE_DIR = str(_CACHE or others)
+        try:
+            return jit(function)
+        finally:
+            numba.config.CACHE_DIR = others
+
+    return compile_lazily
+
+
+compiled = _compiler("reassoc", "contract", "nsz", "arcp")
+"""Compile a function at its first call. Compiled functions release the GIL, so threads run them in
+parallel.
 """
 
-compiled_finite: Callable[..., Any] = numba.njit(
-    nogil=True,
-    cache=_CACHED,
-    error_model="numpy",
-    fastmath={"reassoc", "contract", "nsz", "arcp", "nnan"},
-)
-"""The same for functions that take maxima, which vectorize only where NaN need not be kept: theirs
-is an arbitrary number then.
+compiled_finite = _compiler("reassoc", "contract", "nsz", "arcp", "nnan")
+"""The same for functions that take maxima: LLVM vectorizes a maximum only if it may ignore NaN. If
+an argument holds NaN, the result is arbitrary.
 """
 
 
@@ -61,7 +97,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def num_threads() -> int:
-    """As many as PyTorch uses."""
+    """As many threads as PyTorch uses."""
     return torch.get_num_threads()
 
 

@@ -1,8 +1,8 @@
-"""Bringing the entries of a feature index from corpus order into groups, by latent and by token.
+"""Grouping the entries of a feature index, which are in corpus order, by latent and by token.
 
-Linear time throughout: entries are counted, dealt out to where their group begins, and sorted
-inside their group by radix. Parts of one kernel touch different groups, so that threads can share
-the work.
+Linear time throughout: a counting sort moves entries into their groups (the `deal_*` kernels), and
+a radix sort orders each group. Threads call a kernel for disjoint ranges of groups, so they share
+no writes. Called by `features.index`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ Int64 = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 LOW_BITS = 32
-"""Bits of a key that hold what is sorted; those above hold its rank."""
+"""The low bits of a key hold a position or token; the bits above hold its rank."""
 DIGITS = 256
+"""Values of a radix sort's digit: 8 bits a pass."""
+SHORT = 48
+"""Up to this length, an insertion sort is faster than a radix sort."""
 
 
 @compiled
 def deal_codes(
     indices: Any, act_bits: Any, first_position: int, low: int, high: int, free: Int64, keys: Keys
 ) -> None:
-    """Deal a stretch of codes [n, k] out to the latents `low` to `high`.
+    """Write the active entries of codes [n, k] of the latents in [low, high) to their groups.
 
-    A key is 0xFFFF minus the activation's bits, then the position; latent j's next one goes to
-    keys[free[j - low]]. Zeros are not active.
+    `act_bits` are float16 activations as integers. The low bits of a key are the position and its
+    rank is 0xFFFF - act_bits, so that ascending keys mean descending activations. Latent j's next
+    key is written to keys[free[j - low]], and `free` advances.
     """
     for r in range(indices.shape[0]):
         for i in range(indices.shape[1]):
@@ -54,8 +58,11 @@ def deal_pairs(
     free: Int64,
     keys: Keys,
 ) -> None:
-    """Deal the tokens `first_token` to `last_token` out to the latents `low` to `high` on which
-    they fire: a key ranks the token's F1 for the latent, best first, then holds the token.
+    """Write the tokens in [first_token, last_token) to the groups of the latents in [low, high)
+    that fire on them.
+
+    The low bits of a key are the token; its rank orders tokens by their F1 for the latent,
+    descending.
     """
     scale = float(2**32 - 1)
     for t in range(first_token, last_token):
@@ -70,7 +77,9 @@ def deal_pairs(
 
 @compiled
 def deal_positions(token_ids: Any, free: Int64, positions: Any) -> None:
-    """Deal all positions out to their tokens, ascending."""
+    """Write all positions to the groups of their tokens, ascending; token t's next position is
+    written to positions[free[t]].
+    """
     for position in range(token_ids.shape[0]):
         token = token_ids[position]
         positions[free[token]] = position
@@ -79,7 +88,9 @@ def deal_positions(token_ids: Any, free: Int64, positions: Any) -> None:
 
 @compiled
 def radix_sort(keys: Any, scratch: Any, first_bit: int, num_bits: int) -> None:
-    """Sort by the given bits, stable. `scratch` is at least as long as `keys`."""
+    """Sort keys in place by `num_bits` bits from `first_bit` on, stable. `scratch` is at least as
+    long as `keys`.
+    """
     n = keys.shape[0]
     counts = np.empty(DIGITS + 1, np.int64)
     here, there = keys, scratch[:n]
@@ -113,13 +124,13 @@ def insertion_sort(keys: Any) -> None:
 
 @compiled
 def sort_groups(keys: Keys, bounds: Int64, rank_bits: int, scratch: Keys) -> None:
-    """Sort every group of keys by rank. Inside a rank the keys must ascend already.
+    """Sort the keys of every group by rank; keys of equal rank must already be ascending.
 
-    Group g is keys[bounds[g]:bounds[g + 1]]; `scratch` is as long as the largest.
+    Group g is keys[bounds[g]:bounds[g + 1]]; `scratch` is at least as long as the largest group.
     """
     for g in range(bounds.shape[0] - 1):
         group = keys[bounds[g] : bounds[g + 1]]
-        if group.shape[0] <= 48:
+        if group.shape[0] <= SHORT:
             insertion_sort(group)
         else:
             radix_sort(group, scratch, LOW_BITS, rank_bits)
@@ -141,12 +152,12 @@ def count_pairs(
     maxes: Any,
     num_pairs: Int64,
 ) -> int:
-    """The table of (token, latent) for the tokens `first_token` to `last_token`.
+    """The table of (token, latent) pairs of the tokens in [first_token, last_token).
 
-    indices and act_bits [N, k] are the codes; half [2^16] maps bits to float16's value. Writes
-    latents, counts, sums of activations and the bits of the largest, by token and then latent, from
-    the beginning of the outputs, and to num_pairs [V] how many each token has; returns how many all
-    have.
+    indices and act_bits [N, k] are the codes; half [2^16] maps bits to float16 values. For each
+    pair, by token and then latent, writes the latent, the number of positions, the sum of the
+    activations and the bits of the largest to the start of the outputs; and the number of pairs of
+    each token to num_pairs [V]. Returns the total number of pairs.
     """
     count = np.zeros(d_sae, np.int64)
     total = np.zeros(d_sae, np.float64)
@@ -171,7 +182,7 @@ def count_pairs(
                     total[j] += half[act]
                     most[j] = max(most[j], act)
         here = touched[:found]
-        if found <= 48:
+        if found <= SHORT:
             insertion_sort(here)
         else:
             radix_sort(here, scratch, 0, bits)

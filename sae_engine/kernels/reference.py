@@ -1,6 +1,4 @@
-"""Readable PyTorch versions of what the SAE does with sparse codes; autograd gives their
-gradients.
-"""
+"""Readable PyTorch versions of top-k selection and sparse decoding, differentiable by autograd."""
 
 from __future__ import annotations
 
@@ -12,10 +10,9 @@ from torch import Tensor
 def select_topk(
     pre: Float[Tensor, "n d_sae"], norms: Float[Tensor, " d_sae"], k: int
 ) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
-    """The k largest of relu(pre) * norms in each row: their relu(pre) and their latents' numbers.
+    """relu(pre) and the indices of the k latents of each row with the largest relu(pre) * norms.
 
-    A row with fewer than k positive pre-activations is filled with zeros, which count as not
-    active.
+    If fewer than k pre-activations are positive, the remaining activations are 0.
     """
     with torch.no_grad():
         indices = (pre * norms).topk(k, dim=-1, sorted=False).indices
@@ -25,6 +22,6 @@ def select_topk(
 def decode(
     acts: Float[Tensor, "n k"], indices: Int[Tensor, "n k"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "n d_in"]:
-    """Sum of the chosen decoder rows, weighted by the activations."""
+    """The sums of the chosen decoder rows, weighted by the activations; without the bias."""
     dense = torch.zeros(len(acts), len(W_dec), dtype=acts.dtype, device=acts.device)
     return dense.scatter(-1, indices, acts) @ W_dec

@@ -1,4 +1,4 @@
-"""The containers' files are valid, without a container engine to try them."""
+"""The container files are valid, as far as that can be checked without a container engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_dockerfile_passes_the_linter(dockerfile: Path) -> None:
 
 
 @pytest.mark.parametrize("dockerfile", _DOCKERFILES, ids=lambda path: path.name)
-def test_a_dockerfile_copies_only_what_is_tracked_and_sent_to_the_engine(dockerfile: Path) -> None:
+def test_a_dockerfile_copies_only_tracked_files_of_the_build_context(dockerfile: Path) -> None:
     ignore = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     sent = [Path(line[1:]) for line in ignore if line.startswith("!")]
     tracked = tracked_files()
@@ -58,8 +58,19 @@ def test_an_image_runs_as_an_ordinary_user_and_reports_its_health(dockerfile: Pa
     assert "HEALTHCHECK" in text
 
 
+def test_the_backend_compiles_kernels_into_a_cache_that_its_user_can_write() -> None:
+    lines = (ROOT / "docker/backend.Dockerfile").read_text("utf-8").splitlines()
+    compiling = lines.index("RUN python -m sae_engine.compile_kernels")
+    (cache,) = re.findall(r"XDG_CACHE_HOME=(\S+)", "\n".join(lines[:compiling]))
+    assert any(line.startswith("USER ") for line in lines[:compiling])
+    assert not any(line.startswith("USER ") for line in lines[compiling:])
+    assert re.search(rf"-o workbench .*\n? .*{cache}\b", "\n".join(lines[:compiling]))
+    mounted = [volume.split(":")[1] for volume in _SERVICES["backend"]["volumes"]]
+    assert not any(Path(cache, "sae-workbench").is_relative_to(folder) for folder in mounted)
+
+
 @pytest.mark.parametrize("service", _SERVICES)
-def test_a_service_is_built_from_a_file_that_exists_and_published_on_loopback_only(
+def test_a_service_has_a_dockerfile_and_is_published_on_loopback_only(
     service: str,
 ) -> None:
     assert (ROOT / _SERVICES[service]["build"]["dockerfile"]).is_file()
@@ -72,7 +83,7 @@ def test_the_containers_do_not_start_without_a_token() -> None:
     assert _SERVICES["frontend"]["environment"]["SAE_WORKBENCH_TOKEN"] == token
 
 
-def test_the_pages_find_the_api_under_a_name_that_it_answers_to() -> None:
+def test_the_pages_reach_the_api_under_an_allowed_host_name() -> None:
     url = _SERVICES["frontend"]["environment"]["SAE_WORKBENCH_API_URL"]
     assert url == "http://backend:8000"
     assert _SERVICES["backend"]["environment"]["SAE_WORKBENCH_ALLOWED_HOSTS"] == "backend"

@@ -7,22 +7,23 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import (
     PackageNotFoundError,
     distribution,
     distributions,
     packages_distributions,
 )
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from setuptools import find_packages
 
 from tests.house.repository import ROOT, tracked_files
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+_NAME: str = _PROJECT["project"]["name"]
 _DEPENDENCIES: list[str] = _PROJECT["project"]["dependencies"]
 _EXTRAS: dict[str, list[str]] = _PROJECT["project"]["optional-dependencies"]
 _FRONTEND: list[str] = _PROJECT["dependency-groups"]["frontend"]
@@ -31,11 +32,27 @@ _PINS = dict(
     for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     if not line.startswith("#")
 )
-_ROOMS = {"sae_engine", "backend", "frontend"}
+_OPTIONAL = {"triton"}
+"""Used where a CUDA build of torch has brought it."""
+_ROOMS = {
+    "sae_engine": [*_DEPENDENCIES, *_EXTRAS["map"], *_EXTRAS["tracking"]],
+    "backend": [*_DEPENDENCIES, *_EXTRAS["app"]],
+    "frontend": _FRONTEND,
+}
+"""What the modules of each package may import."""
+_ALL = [
+    text
+    for text in (*_DEPENDENCIES, *(text for extra in _EXTRAS.values() for text in extra))
+    if Requirement(text).name != _NAME
+]
+
+
+def _names(requirements: Iterable[str]) -> set[str]:
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
 def _closure(requirements: list[str]) -> set[str]:
-    """Names of everything that `requirements` bring on this machine, as far as it is installed."""
+    """Names of all packages that `requirements` bring, of which those not installed bring none."""
     found: set[tuple[str, str]] = set()
     pending = [(Requirement(text), "") for text in requirements]
     while pending:
@@ -55,10 +72,10 @@ def _closure(requirements: list[str]) -> set[str]:
     return {name for name, _ in found}
 
 
-def _imported_packages() -> Iterator[tuple[str, str]]:
+def _imported_packages(room: str) -> Iterator[tuple[Path, str]]:
     """Pairs of a source file and a third-party top-level package that it imports."""
     for path in tracked_files():
-        if path.suffix == ".py" and path.parts[0] in _ROOMS:
+        if path.suffix == ".py" and path.parts[0] == room:
             for node in ast.walk(ast.parse((ROOT / path).read_text("utf-8"))):
                 names: list[str] = []
                 if isinstance(node, ast.Import):
@@ -67,28 +84,40 @@ def _imported_packages() -> Iterator[tuple[str, str]]:
                     names = [node.module]
                 for name in names:
                     package = name.partition(".")[0]
-                    if package not in sys.stdlib_module_names | _ROOMS:
-                        yield str(path), package
+                    if package not in sys.stdlib_module_names and package not in _ROOMS:
+                        yield path, package
 
 
-def test_every_package_that_the_source_imports_is_a_declared_dependency() -> None:
-    optional = [*_DEPENDENCIES, *_EXTRAS["tracking"]]
-    declared = {canonicalize_name(Requirement(text).name) for text in optional}
-    declared.add("triton")  # used where a CUDA build of torch has brought it
+@pytest.mark.parametrize("room", _ROOMS)
+def test_every_imported_package_is_a_declared_dependency(room: str) -> None:
+    declared = _names(_ROOMS[room]) | _OPTIONAL
     providers = packages_distributions()
     missing = {
         f"{path} imports {package}"
-        for path, package in _imported_packages()
+        for path, package in _imported_packages(room)
         if declared.isdisjoint(map(canonicalize_name, providers.get(package, [package])))
     }
     assert missing == set()
 
 
+def test_the_engine_alone_brings_no_server_no_pages_and_no_map() -> None:
+    apart = {"fastapi", "streamlit", "sqlalchemy", "psycopg", "umap-learn", "openai", "plotly"}
+    assert _closure(_DEPENDENCIES) & apart == set()
+
+
+def test_the_pages_need_nothing_that_the_program_does_not_bring() -> None:
+    assert set(_FRONTEND) <= {*_DEPENDENCIES, *_EXTRAS["app"]}
+
+
+def test_development_installs_every_extra() -> None:
+    (own,) = [r for r in map(Requirement, _EXTRAS["dev"]) if r.name == _NAME]
+    assert own.extras == set(_EXTRAS) - {"dev"}
+
+
 def test_every_package_that_an_installation_brings_is_pinned() -> None:
-    brought = _closure([*_DEPENDENCIES, *(text for extra in _EXTRAS.values() for text in extra)])
     # A CUDA build of torch brings its own libraries, which differ from machine to machine.
-    own = {name for name in brought if name.startswith(("nvidia-", "cuda-"))}
-    assert brought - own - set(_PINS) == set()
+    brought = {n for n in _closure(_ALL) if not n.startswith(("nvidia-", "cuda-"))}
+    assert (brought | _names(_ALL)) - set(_PINS) == set()
 
 
 def test_a_pin_is_a_name_and_a_release_and_nothing_else() -> None:
@@ -97,7 +126,7 @@ def test_a_pin_is_a_name_and_a_release_and_nothing_else() -> None:
         assert re.fullmatch(r"[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)*", release), name
 
 
-def test_the_tests_run_with_what_is_pinned() -> None:
+def test_the_tests_run_with_the_pinned_versions() -> None:
     installed: dict[str, str] = {}
     for found in distributions():  # the first is the one that is imported
         installed.setdefault(canonicalize_name(found.name), found.version)
@@ -106,53 +135,103 @@ def test_the_tests_run_with_what_is_pinned() -> None:
     assert {name: installed[name].partition("+")[0] for name in pinned} == pinned
 
 
-@pytest.mark.parametrize("text", [*_DEPENDENCIES, *(t for e in _EXTRAS.values() for t in e)])
+@pytest.mark.parametrize("text", _ALL)
 def test_a_pin_satisfies_its_requirement(text: str) -> None:
     requirement = Requirement(text)
     assert requirement.specifier.contains(_PINS[canonicalize_name(requirement.name)])
 
 
-def test_every_module_lies_in_a_package_that_the_wheel_contains() -> None:
-    include = _PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    packages = set(find_packages(str(ROOT), include=include))
-    folders = {p.parent for p in tracked_files() if p.suffix == ".py" and p.parts[0] in _ROOMS}
-    assert {".".join(folder.parts) for folder in folders} - packages == set()
-    assert "backend.migrations.versions" in packages
+_WITH_ONLY = """
+import sys
 
-
-def test_the_pages_need_nothing_that_the_project_does_not_declare() -> None:
-    assert set(_FRONTEND) <= set(_DEPENDENCIES)
-
-
-_IMPORT_WITH_ONLY = """
-import importlib, pkgutil, sys
-
-class Absent:
-    allowed = set(sys.argv[1].split(","))
+class Only:
+    def __init__(self, finder, allowed):
+        self.finder, self.allowed = finder, allowed
     def find_spec(self, name, path=None, target=None):
         package = name.partition(".")[0]
         if package in sys.stdlib_module_names or package in self.allowed or package[0] == "_":
-            return None
-        raise ModuleNotFoundError(f"{name} is not part of the pages' installation", name=name)
+            return self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
-sys.meta_path.insert(0, Absent())
-import frontend
-for module in pkgutil.walk_packages(frontend.__path__, "frontend."):
-    if module.name != "frontend.app" and ".pages." not in module.name:
-        importlib.import_module(module.name)
+sys.meta_path[:] = [Only(finder, set(sys.argv[1].split(","))) for finder in sys.meta_path]
+"""
+_IMPORT_ALL = """
+import importlib, pkgutil
+room = importlib.import_module(sys.argv[2])
+for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+    if module.name != "frontend.app":
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            if error.name != "triton":
+                raise
 """
 
 
-def test_the_pages_modules_import_with_the_packages_of_their_image_alone() -> None:
-    brought = _closure(_FRONTEND)
+def _python_with_only(
+    requirements: list[str], code: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that finds the packages that `requirements` bring, and no others."""
+    brought = _closure(requirements) | _OPTIONAL
     packages = {
         package
         for package, providers in packages_distributions().items()
         if not brought.isdisjoint(map(canonicalize_name, providers))
     }
-    assert "torch" not in packages
-    allowed = ",".join(packages | {"frontend", "sae_engine"})
-    done = subprocess.run(
-        [sys.executable, "-c", _IMPORT_WITH_ONLY, allowed], cwd=ROOT, capture_output=True, text=True
-    )
+    allowed = ",".join(packages | set(_ROOMS))
+    return subprocess.run(
+        [sys.executable, "-c", _WITH_ONLY + code, allowed, *arguments],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("room", ["sae_engine", "frontend"])
+def test_a_package_imports_with_its_own_dependencies_alone(room: str) -> None:
+    """The engine as an installed library, and the pages in their image."""
+    requirements = _FRONTEND if room == "frontend" else _DEPENDENCIES
+    assert ("torch" in _closure(requirements)) == (room == "sae_engine")
+    done = _python_with_only(requirements, _IMPORT_ALL, room)
     assert done.returncode == 0, done.stderr
+
+
+_UP = """
+from backend.cli.__main__ import main
+sys.argv[1:] = ["up", "--port", "0"]
+sys.exit(main())
+"""
+_MAP = """
+import torch
+from sae_engine.errors import UserError
+from sae_engine.features.geometry.layout import map_of
+try:
+    map_of(torch.nn.functional.normalize(torch.randn(40, 8), dim=1))
+except UserError as error:
+    sys.exit(str(error))
+"""
+_POSTGRESQL = """
+from backend.store.database import Database
+from sae_engine.errors import UserError
+try:
+    Database("postgresql://user@127.0.0.1/name")
+except UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "brought", "extra"),
+    [
+        (_UP, _DEPENDENCIES, "app"),
+        (_MAP, _DEPENDENCIES, "map"),
+        (_POSTGRESQL, [*_DEPENDENCIES, *_EXTRAS["app"]], "postgresql"),
+    ],
+    ids=["the program", "the map", "postgresql"],
+)
+def test_what_needs_a_missing_extra_says_so_in_one_sentence(
+    code: str, brought: list[str], extra: str
+) -> None:
+    done = _python_with_only(brought, code)
+    assert done.returncode != 0
+    assert f"pip install 'sae-workbench[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1

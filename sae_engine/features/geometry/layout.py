@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Layout, Report, no_report
 from sae_engine.features.geometry.rows import DecoderRows
 from sae_engine.features.index.decoder_directions import nearest_rows
@@ -94,7 +95,12 @@ def _umap(
         # UMAP warns that a precomputed graph cannot transform new rows, and that a seed means one
         # thread; neither matters here.
         warnings.simplefilter("ignore")
-        from umap import UMAP  # seconds
+        try:
+            from umap import UMAP  # takes seconds
+        except ImportError:
+            raise UserError(
+                "The map needs the package umap-learn: pip install 'sae-workbench[map]'."
+            ) from None
 
         return UMAP(
             n_neighbors=NUM_NEIGHBOURS,

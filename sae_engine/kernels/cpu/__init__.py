@@ -1,4 +1,4 @@
-"""The exact sparse step on a CPU, compiled by Numba.
+"""The exact sparse training step on a CPU, compiled by numba.
 
-Fed by `kernels`; read by `sae`.
+Called by `sae`; `step` is the entry point.
 """

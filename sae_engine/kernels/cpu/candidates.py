@@ -1,4 +1,7 @@
-"""From a block of tokens' scores with bounds to the few latents that are looked at exactly."""
+"""Selects, from approximate scores with error bounds, the few latents whose exact scores decide.
+
+Called by `searcher`; `search` computes the scores and explains the bounds.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,16 @@ from sae_engine.kernels.cpu.products import GROUP
 from sae_engine.kernels.cpu.vectors import Float32, Int32
 
 BISECTIONS = 12
-"""Steps in which a threshold is found; it may be too low by a 4096th of the largest score."""
+"""Steps of the search for a threshold, which may be too low by 1/4096 of the largest score."""
 
 
 @compiled_finite
 def reached_by(values: Float32, count: int, k: int) -> np.float32:
-    """A number above 0 that at least k of the first `count` values reach, and few more; or 0.
+    """A positive threshold that at least k of the first `count` values reach, and few more; 0 if
+    none is found.
 
-    By bisection: counting is vectorized, which makes it faster than a selection. So is a maximum of
-    integers, and as such positive numbers are in the same order.
+    Bisection, because counting vectorizes and is therefore faster than a selection. The maximum is
+    taken of the bits as integers, which vectorizes too: positive floats are in the same order.
     """
     bits, largest = values.view(np.int32), np.int32(0)
     for i in range(count):
@@ -52,18 +56,23 @@ def candidates_of(
     open_groups: Any,
     found: Any,
 ) -> int:
-    """Latents that may be among the k best of one token; their numbers go to `found`.
+    """Write to `found` the latents that may be among one token's k best; returns their number.
 
-    scores [>= P GROUP], group_bounds [>= P], errors [P GROUP], group_errors [P] (the group's
-    largest). Only positive scores count. `scratch` is as long as `scores`, `open_groups` [P] holds
-    the groups that are looked into. Returns how many were found.
+    For P groups: approximate scores [>= P GROUP], lower bounds of each group's best score
+    group_bounds [>= P], the latents' errors [P GROUP] and the largest error of each group,
+    group_errors [P]. Only positive scores count. `scratch`, as long as `scores`, and `open_groups`
+    [P] are work space.
+
+    At least k latents reach the k-th largest group bound, so a latent whose upper bound is below it
+    is not among the k best; neither is any latent of a group whose upper bound is below it. The
+    lower bounds of the remaining latents then give a higher threshold.
     """
     num_groups = group_errors.shape[0]
     threshold = reached_by(group_bounds, num_groups, k)
     num_open = 0
     for p in range(num_groups):
         if group_bounds[p] + 2 * x_error * group_errors[p] >= threshold:
-            products.fetch(np.uint64(scores.ctypes.data + 4 * GROUP * p))
+            products.prefetch(np.uint64(scores.ctypes.data + 4 * GROUP * p))
             open_groups[num_open] = p
             num_open += 1
     count = 0
@@ -98,9 +107,9 @@ def find_candidates(
     found: Int32,
     counts: Int32,
 ) -> None:
-    """The candidates of a block of n tokens: the first `counts[r]` of `found[r]`.
+    """The candidates of a block of n tokens: the first counts[r] of found[r], found [n, d_sae].
 
-    Arguments are those of `candidates_of`, for n tokens; found is [n, d_sae].
+    The other arguments are those of `candidates_of` for n tokens.
     """
     scratch = np.empty(scores.shape[1], np.float32)
     open_groups = np.empty(group_errors.shape[0], np.int32)
@@ -120,7 +129,7 @@ def find_positive(
     found: Int32,
     counts: Int32,
 ) -> None:
-    """Those of the latents `which` that may be positive, like `find_candidates`."""
+    """Of the latents `which` those that may be positive, written like `find_candidates`."""
     for r in range(counts.shape[0]):
         count = 0
         for i in range(which.shape[0]):

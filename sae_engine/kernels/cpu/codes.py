@@ -1,8 +1,8 @@
-"""Codes on a CPU: from a search's candidates to each token's k best, and what they decode to.
+"""Codes on a CPU: from candidates to each token's k best latents, and their decoding.
 
-The candidates' exact scores are found in order of latents, so that a row of the encoder is read
-once per batch; decoding goes by tokens, several rows at a time, so that their memory is waited for
-together. How candidates are found is `candidates`' business, gradients and Adam are `rows`'.
+Exact scores are computed latent by latent, so each encoder row is read once per batch. Decoding
+goes token by token, several decoder rows at a time, so that their cache misses overlap. Called by
+`step`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Pairs(NamedTuple):
     tokens: Int32
     """[pairs]"""
     slots: Int32
-    """[pairs]: the place of each within its token's row of latents."""
+    """[pairs]: position within the token's row of latents."""
 
 
 @compiled
@@ -58,7 +58,10 @@ def exact_scores(
     norms: Float32,
     scores: Float32,
 ) -> None:
-    """scores[token, slot] = pre_j |W_dec,j| for the pairs of the share's latents."""
+    """scores[token, slot] = (x . W_enc,j + b_enc,j) |W_dec,j| for the pairs of the share's latents.
+
+    centered [n, d_in] is x - b_dec, `norms` are the |W_dec,j|.
+    """
     products = np.empty(centered.shape[0], np.float32)
     for part in range(share.first, share.sums.shape[0], share.step):
         for j in range(share.bounds[part], share.bounds[part + 1]):
@@ -71,7 +74,7 @@ def exact_scores(
 
 @compiled
 def kth_largest(values: Float32, count: int, k: int) -> float:
-    """The k-th largest of the first `count` values, which are reordered (Hoare's selection)."""
+    """The k-th largest of the first `count` values, which it reorders (Hoare's quickselect)."""
     low, high, wanted = 0, count - 1, k - 1
     while low < high:
         pivot = values[(low + high) // 2]
@@ -107,8 +110,8 @@ def keep_row(
 ) -> int:
     """One token's code: of its first `count` candidates the k with the largest positive scores.
 
-    Writes activations and latents [k], filled up with zeros; returns how many are active. `scratch`
-    has room for `count`.
+    Writes activations and latents [k], padded with zeros; returns the number of active ones.
+    `scratch` has space for `count` values.
     """
     positive = 0
     for i in range(count):
@@ -123,7 +126,7 @@ def keep_row(
             acts[n] = scores[i] / norms[found[i]]
             latents[n] = found[i]
             n += 1
-    if is_choice:  # those equal to the k-th fill what is left
+    if is_choice:  # scores equal to the k-th fill the remaining slots
         for i in range(count):
             if scores[i] == threshold and n < k:
                 acts[n] = threshold / norms[found[i]]
@@ -145,7 +148,9 @@ def keep_best(
     latents: Int32,
     kept: Int32,
 ) -> None:
-    """The codes [n, k] of n tokens from their candidates, and how many are active, kept [n]."""
+    """The codes [n, k] of n tokens from their candidates, and their numbers of active latents,
+    kept [n].
+    """
     scratch = np.empty(max(1, counts.max()), np.float32)
     for r in range(counts.shape[0]):
         kept[r] = keep_row(found[r], counts[r], scores[r], norms, k, scratch, acts[r], latents[r])
@@ -153,7 +158,7 @@ def keep_best(
 
 @compiled
 def decode(acts: Float32, latents: Int32, kept: Int32, W_dec: Float32, decoded: Float32) -> None:
-    """decoded [n, d_in] = the sums of the codes' decoder rows, without the bias."""
+    """decoded [n, d_in] = sums of the codes' decoder rows, weighted by activations; no bias."""
     for r in range(kept.shape[0]):
         weighted_sum(acts[r], latents[r], kept[r], W_dec, True, decoded[r])
 
@@ -169,10 +174,11 @@ def compare(
     norms: Float32,
     projections: Float32,
 ) -> None:
-    """residual [n, d_in] = target - what the codes decode to, and its rows' `norms` [n].
+    """residual [n, d_in] = target - decoded codes, and the norms [n] of its rows.
 
-    Also its dot products with the decoder rows of the codes, projections [n, k], as long as those
-    are near: of them the activations' gradients are made. Those beyond `kept` are not written.
+    Also projections [n, k], the residual's dot products with the codes' decoder rows, from which
+    the activations' gradients are computed; here, because the rows are still in cache. Those beyond
+    `kept` are not written.
     """
     for r in range(kept.shape[0]):
         row = residual[r]

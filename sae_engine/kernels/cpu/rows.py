@@ -1,11 +1,11 @@
-"""A training step's gradients on a CPU and what Adam makes of them, row by row of latents.
+"""Gradients of a training step on a CPU, and Adam, one row of weights at a time.
 
-No gradient of the whole [d_sae, d_in] is ever held. The batch's (latent, token) pairs are sorted by
-latent once; then the gradient rows of a group of latents are summed in cache, used and forgotten:
-in one pass that applies Adam and writes weights and moments once, and, only when clipping may be
-needed or the norm is asked for, in another one before it. A group and not a latent, so that the
-memory that Adam waits for is read in longer stretches. Latents are independent, so threads share
-them without atomics and the result does not depend on timing.
+The dense gradient [d_sae, d_in] is never stored. The batch's (latent, token) pairs are sorted by
+latent once; then the gradient rows of a group of latents are summed in cache, used and discarded.
+One pass applies Adam and writes weights and moments once. Only if clipping may be needed or the
+norm is reported, another pass before it computes the norm. Groups of latents instead of single ones
+make Adam's memory accesses longer and more sequential. Latents are independent, so threads need no
+atomics and results do not depend on timing. Called by `step`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sae_engine.kernels.adam import AdamStep
 from sae_engine.kernels.compiled import compiled
 from sae_engine.kernels.cpu.codes import Pairs
 from sae_engine.kernels.cpu.division import Share
@@ -23,37 +24,36 @@ from sae_engine.kernels.cpu.vectors import Float32, dot, norm, weighted_sum
 
 
 class PairGradients(NamedTuple):
-    """What a reconstruction from sparse codes gives the rows, by pairs.
+    """Gradients that one reconstruction from sparse codes contributes, by (latent, token) pair.
 
-    Its loss is a multiple of |residual|^2, the residual being what was to be rebuilt less what was
-    decoded.
+    Its loss is a multiple of |residual|^2, residual = target - decoded.
     """
 
     pairs: Pairs
     residual: Float32
     """[n, d_in]"""
     dec_weights: Float32
-    """[pairs]: by what a decoder row's gradient is the sum of residuals."""
+    """[pairs]: a decoder row's gradient is the sum of the residuals with these weights."""
     pre_grads: Float32
     """[pairs]: gradients of the pre-activations."""
 
 
 class RowGradients(NamedTuple):
-    """All that the gradients of the rows are summed from."""
+    """Everything that the gradients of the weights' rows are computed from."""
 
     code: PairGradients
     auxk: PairGradients
-    """Of the dead latents' own reconstruction; without pairs if there is none."""
+    """From the dead latents' reconstruction of the residual; without pairs if AuxK is off."""
     centered: Float32
     """[n, d_in]: x - b_dec."""
     project: bool
-    """Whether the part of a decoder gradient along its row is removed."""
+    """Whether the component of a decoder gradient along its row is removed."""
     tied: bool
 
 
 class Weights(NamedTuple):
-    """Rows [d_sae, d_in] and Adam's running means of their gradients and of the squares; when tied,
-    those of the encoder are the decoder's own.
+    """Weights [d_sae, d_in] and Adam's running means of their gradients and of the squares; if
+    tied, the encoder's arrays are the decoder's.
     """
 
     dec: Float32
@@ -62,20 +62,6 @@ class Weights(NamedTuple):
     enc: Float32
     enc_mean: Float32
     enc_square: Float32
-
-
-class AdamStep(NamedTuple):
-    """One step of Adam."""
-
-    clip: float
-    """What gradients are multiplied by."""
-    size: float
-    """lr / (1 - beta1^t)"""
-    root_correction: float
-    """1 / sqrt(1 - beta2^t)"""
-    beta1: float
-    beta2: float
-    epsilon: float
 
 
 @compiled
@@ -90,24 +76,24 @@ def pair_gradients(
     x_norms: Float32,
     bias_grads: Float32,
 ) -> None:
-    """Fill `dec_weights` and `pre_grads` for the share's latents from [n, k] of a code.
+    """Fill in `dec_weights` and `pre_grads` of the share's latents from codes [n, k].
 
-    `projections` are residual . W_dec,j; the gradient of what is decoded is `factor` times the
-    residual; `act_grad` is what every activation adds to L's derivative (the L1 term). The norms
-    [n] are those of the residual's and the centered inputs' rows. Writes the sums of `pre_grads`
-    over each latent's tokens, `bias_grads` [d_sae]. The share's sums are upper bounds of the
-    squared norm of the latents' gradients in W_dec and W_enc, by the triangle inequality.
+    `projections` are residual . W_dec,j. dL/d(decoded) = factor * residual, and `act_grad` is the
+    derivative of the L1 term with respect to each activation. residual_norms and x_norms [n] are
+    the norms of the rows of the residual and of the centered inputs. Writes bias_grads [d_sae], the
+    sums of `pre_grads` over each latent's tokens. The share's sums are upper bounds of the squared
+    norm of the latents' gradients in W_dec and W_enc, by the triangle inequality.
     """
     pairs = gradients.pairs
-    times, more = np.float32(factor), np.float32(act_grad)
+    scale, l1_grad = np.float32(factor), np.float32(act_grad)
     for part in range(share.first, share.sums.shape[0], share.step):
         squares = 0.0
         for j in range(share.bounds[part], share.bounds[part + 1]):
             bias, dec, enc = np.float32(0), np.float32(0), np.float32(0)
             for p in range(pairs.starts[j], pairs.starts[j + 1]):
                 t, slot = pairs.tokens[p], pairs.slots[p]
-                weight = times * acts[t, slot]
-                gradient = times * projections[t, slot] + more
+                weight = scale * acts[t, slot]
+                gradient = scale * projections[t, slot] + l1_grad
                 gradients.dec_weights[p] = weight
                 gradients.pre_grads[p] = gradient
                 bias += gradient
@@ -122,7 +108,7 @@ def pair_gradients(
 def add_pairs(
     j: int, g: PairGradients, centered: Float32, is_first: bool, dec: Float32, enc: Float32
 ) -> None:
-    """Add a latent's pairs to its gradients, or write them over them."""
+    """Add the pairs of latent j to its gradients; with `is_first`, overwrite the gradients."""
     first, last = g.pairs.starts[j], g.pairs.starts[j + 1]
     tokens, count = g.pairs.tokens[first:last], last - first
     weighted_sum(g.dec_weights[first:last], tokens, count, g.residual, is_first, dec)
@@ -146,8 +132,8 @@ def has_gradient(j: int, gradients: RowGradients) -> bool:
 def row_gradients(
     j: int, gradients: RowGradients, W_dec: Float32, dec: Float32, enc: Float32
 ) -> None:
-    """The gradients of a latent that has some: its decoder row's and its encoder row's (both in
-    `dec` when tied).
+    """Write the gradients of latent j, which has pairs, in its decoder and encoder row; if tied,
+    `dec` becomes their sum.
     """
     starts = gradients.code.pairs.starts
     has_code = starts[j] < starts[j + 1]
@@ -173,9 +159,9 @@ def squared_norm(
     bias_grads: Float32,
     sums: Float32,
 ) -> None:
-    """The share's sums are the squared norms of its latents' gradients in W_dec and W_enc.
+    """Write the squared norms of the latents' gradients in W_dec and W_enc to the share's sums.
 
-    Also writes the part's row of `sums`, see `update`.
+    Also writes the parts' rows of `sums`; see `update`.
     """
     d_in = W_dec.shape[1]
     dec, enc = np.empty(d_in, np.float32), np.empty(d_in, np.float32)
@@ -196,7 +182,7 @@ def squared_norm(
 def adam(
     weight: Float32, gradient: Float32, mean: Float32, square: Float32, step: AdamStep
 ) -> None:
-    """Adam on one row."""
+    """Adam on one row, in place."""
     b1, b2 = np.float32(step.beta1), np.float32(step.beta2)
     rest1 = np.float32((1 - step.beta1) * step.clip)
     rest2 = np.float32((1 - step.beta2) * step.clip * step.clip)
@@ -214,7 +200,7 @@ def adam(
 def update_row(
     j: int, gradients: RowGradients, weights: Weights, dec: Float32, enc: Float32, step: AdamStep
 ) -> None:
-    """Adam on one latent, whose gradients are `dec` and `enc`."""
+    """Adam on the rows of latent j, whose gradients are `dec` and `enc`."""
     row = weights.dec[j]
     adam(row, dec, weights.dec_mean[j], weights.dec_square[j], step)
     if gradients.project:
@@ -238,10 +224,11 @@ def update(
     rounding: Rounding,
     shadow: Shadow,
 ) -> None:
-    """Adam on the share's latents; decoder rows get unit norm again with `project`.
+    """Adam on the share's latents; with `project`, decoder rows are scaled to unit norm again.
 
-    Rewrites the latents' norms and, unless it is empty, their shadow. On the way each part's row
-    of sums [parts, d_in] becomes the sum of bias_grads[j] W_enc,j as they were before.
+    Updates the latents' norms and, unless it is empty, the shadow. Also writes each part's row of
+    sums [parts, d_in], the sum of bias_grads[j] W_enc,j over its latents with W_enc as it was
+    before, because here each encoder row is read anyway.
     """
     d_in = weights.dec.shape[1]
     dec, enc = np.zeros((GROUP, d_in), np.float32), np.zeros((GROUP, d_in), np.float32)

@@ -1,14 +1,14 @@
-"""Finding each token's k strongest latents on a CPU, without a dense float32 matmul.
+"""Approximate scores of all latents on a CPU, with error bounds, without a dense float32 matmul.
 
-The encoder matmul is only a search, so rows of `x` and `W_enc` are rounded to 16 bits: to bfloat16
-where the processor multiplies tiles of them, else to integers, multiples of a scale of the row's
-own, chosen so that their 32-bit dot products cannot overflow (Cauchy-Schwarz). How far rounding
-moved a row is measured, which bounds how far it moves a dot product; so the latents whose upper
-bound reaches the k-th largest lower bound are certain to hold the k strongest. Those few are
-computed again in float32. What comes out is what a float32 search gives; the rounded dot products
-only say where to look.
+The encoder matmul only has to find each token's k strongest latents, so the rows of x and W_enc are
+rounded to 16 bits: to bfloat16 where the processor multiplies bfloat16 tiles, else to integers with
+one scale per row, chosen so that 32-bit dot products cannot overflow (Cauchy-Schwarz). How far
+rounding moved each row is measured, and this bounds the error of every dot product. So the latents
+whose upper bound reaches the k-th largest lower bound certainly include the k strongest.
+Only those few are computed again, in float32: the result equals that of a float32 search.
 
-A processor without either gets its scores from a float32 matmul and the same selection.
+On a processor without such instructions, scores come from a float32 matmul. Called by `searcher`;
+docs/decisions/0007 and 0023 give the reasons.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sae_engine.kernels.cpu.products import GROUP, INTEGER_ROWS, TILE
 from sae_engine.kernels.cpu.vectors import Float32, norm
 
 PAIRS_PER_PASS = 256
-"""Pairs of coordinates after which a panel's part leaves the first-level cache."""
+"""Pairs of coordinates per pass over a panel, so that its part stays in the first-level cache."""
 
 
 class Search(Enum):
-    """What the scores that say where to look are computed from."""
+    """Number format in which the approximate scores are computed."""
 
     TILES = "bfloat16"
     INTEGERS = "integers"
@@ -38,11 +38,12 @@ class Search(Enum):
 
     @property
     def token_multiple(self) -> int:
-        """Tokens are searched by multiples of so many."""
+        """Blocks of tokens are padded to a multiple of this."""
         return {Search.TILES: 2 * TILE, Search.INTEGERS: INTEGER_ROWS, Search.FLOATS: 1}[self]
 
     @property
     def group_multiple(self) -> int:
+        """Groups of latents are padded to a multiple of this."""
         return 2 if self is Search.TILES else 1
 
     def pairs(self, d_in: int) -> int:
@@ -57,58 +58,60 @@ SEARCHES = [
     *[Search.INTEGERS] * products.HAS_INTEGERS,
     Search.FLOATS,
 ]
-"""Those this processor has, fastest first."""
+"""Those that this processor supports, fastest first."""
 
 
 class Rounding(NamedTuple):
-    """How rows are rounded, and what that does to dot products.
+    """How rows are rounded, and how that bounds the errors of dot products.
 
-    With |x - x'| and |w - w'| known for rounded rows, x'.w' is off by at most |x - x'| |w| + |x'|
-    |w - w'| and what float32 sums add. As one number for each row, whose product bounds that:
-    |x'| + |x - x'| / typical, and max(|w - w'|, typical |w|) + accumulated |w'|, for any `typical`.
+    For rows x, w rounded to x', w', the error of x'.w' is at most |x - x'| |w| + |x'| |w - w'|,
+    plus the error of summing in float32. It is bounded by the product of one number per row:
+    |x'| + |x - x'| / typical and max(|w - w'|, typical |w|) + accumulated |w'|, for any `typical`.
     """
 
     norm_limit: float
-    """Norm to which rows are scaled, so that no dot product of integers reaches 2^31; 0: bfloat16,
-    which is not scaled.
+    """Norm to which rows are scaled before rounding, so that no integer dot product reaches 2^31; 0
+    for bfloat16, which is not scaled.
     """
     typical: float
-    """About |w - w'| / |w|, for which the bound is narrowest."""
+    """Estimate of |w - w'| / |w|; the bound is narrowest if it is exact."""
     accumulated: float
-    """What float32 adds to a dot product's error and the score's, over the norms."""
+    """Error of float32 arithmetic in a dot product and its score, relative to the norms."""
 
     @staticmethod
     def of(search: Search, d_in: int) -> Rounding:
         if search is Search.TILES:
-            # Coordinates move by a root mean square of .4 of 2^-8, the most they can; sums are of
-            # one product after the other.
+            # Rounding moves a coordinate by at most 2^-8 of itself, root mean square 0.4 of that.
+            # The tile instruction adds products one at a time, so errors grow with d_in.
             return Rounding(0.0, 0.4 * 2.0**-8, (d_in + 16) * 2.0**-24)
         limit = 2.0**15.5 - 0.5 * (d_in + 1) ** 0.5 - 1
         return Rounding(limit, (d_in / 12) ** 0.5 / limit, 4e-6)
 
 
 class Shadow(NamedTuple):
-    """The encoder's rounded rows; all padded to P groups."""
+    """Copy of the encoder with rounded rows, padded to P groups of latents."""
 
     panels: Any
-    """int32 [P, pairs, GROUP]: two 16-bit coordinates in each."""
+    """int32 [P, pairs, GROUP]: two 16-bit coordinates in each number."""
     scales: Float32
-    """[P GROUP]: what a row's integers are multiplied by."""
+    """[P GROUP]: factor from a row's integers to its values."""
     errors: Float32
-    """[P GROUP]: a row's part of the bounds, see `Rounding`."""
+    """[P GROUP]: the row's factor of the bounds; see `Rounding`."""
 
 
 @compiled_finite
 def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
     """Round a row [d] to int16, or to the bits of bfloat16, in `rounded` [>= d].
 
-    Returns what they are to be multiplied by, the row's norm and how far it was moved.
+    Returns the scale (factor from integers to values), the row's norm |w|, and an upper bound of
+    |w - w'|.
     """
     squares, moved, scale = np.float32(0), np.float32(0), np.float32(1)
     if rounding.norm_limit == 0:
         bits = row.view(np.uint32)
         for i in range(row.shape[0]):
-            # numba makes sums of 32 bits 64 bits wide, which is twice as slow
+            # Round to nearest even. numba widens 32-bit sums to 64 bits, which is twice as slow,
+            # hence the casts.
             is_odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
             upper = np.uint32(bits[i] + np.uint32(0x7FFF) + is_odd)
             rounded[i] = np.uint16(upper >> np.uint32(16))
@@ -120,7 +123,7 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
         for i in range(row.shape[0]):
             squares += row[i] * row[i]
         length = np.sqrt(squares)
-        # sizes as integers: in the same order, and a maximum of those is vectorized
+        # The largest magnitude, taken of the bits as integers: the same order, and it vectorizes.
         bits, largest = row.view(np.int32), np.int32(0)
         for i in range(row.shape[0]):
             largest = max(largest, bits[i] & np.int32(0x7FFFFFFF))
@@ -132,7 +135,7 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
             rounded[i] = np.int16(whole)
             error = row[i] - whole * scale
             moved += error * error
-    # float32's own rounding, of the sums and of each difference
+    # The margins cover float32 rounding of the sums and of each difference.
     return scale, length, np.float32(1.001) * np.sqrt(moved) + np.float32(2e-7) * length
 
 
@@ -140,8 +143,8 @@ def round_row(row: Float32, rounding: Rounding, rounded: Any) -> Any:
 def round_rows(
     rows: Float32, rounding: Rounding, rounded: Any, scales: Float32, errors: Float32
 ) -> None:
-    """Round tokens [n, d] to int16 [n, >= d], multiples of `scales` [n]; their part of the bounds
-    goes to `errors` [n].
+    """Round tokens [n, d] to int16 [n, >= d] with scales [n]; writes their factors of the bounds to
+    errors [n].
     """
     for r in range(rows.shape[0]):
         scale, length, moved = round_row(rows[r], rounding, rounded[r])
@@ -153,8 +156,8 @@ def round_rows(
 def round_latent(
     j: int, row: Float32, rounding: Rounding, shadow: Shadow, rounded: Any
 ) -> np.float32:
-    """Write latent j's scale and part of the bounds, and its rounded row to its place in `rounded`,
-    int16 [GROUP, 2 pairs]; returns the row's norm.
+    """Write latent j's scale and factor of the bounds to the shadow, and its rounded row to its
+    place in its group, rounded int16 [GROUP, 2 pairs]; returns the row's norm.
     """
     scale, length, moved = round_row(row, rounding, rounded[j % GROUP])
     shadow.scales[j] = scale
@@ -165,7 +168,9 @@ def round_latent(
 
 @compiled
 def write_panel(rounded: Any, count: int, panel: Any) -> None:
-    """Write a group's panel [pairs, GROUP] from the rounded rows of its `count` latents."""
+    """Transpose a group's rounded rows to its panel [pairs, GROUP]; the first `count` are latents,
+    the others padding.
+    """
     rounded[count:] = 0
     pairs = rounded.view(np.int32)
     for i in range(panel.shape[0]):
@@ -183,8 +188,8 @@ def shadow_group(
     shadow: Shadow,
     rounded: Any,
 ) -> None:
-    """Write a group's part of the shadow, unless that is empty, and its latents' norms; `rounded`
-    is what `round_latent` takes.
+    """Write the norms of a group's latents, `first` to `last`, and unless the shadow is empty, the
+    group's part of it. `rounded` is work space; see `round_latent`.
     """
     for j in range(first, last):
         if shadow.panels.shape[0]:
@@ -199,7 +204,7 @@ def shadow_group(
 def write_shadow(
     share: Share, W_enc: Float32, norms: Float32, rounding: Rounding, shadow: Shadow
 ) -> None:
-    """Write the share's latents' part of the shadow, and their norms."""
+    """Write the shadow and the norms of the share's latents."""
     rounded = np.zeros((GROUP, 2 * shadow.panels.shape[1]), np.int16)
     for part in range(share.first, share.sums.shape[0], share.step):
         end = share.bounds[part + 1]
@@ -209,18 +214,18 @@ def write_shadow(
 
 
 class Tokens(NamedTuple):
-    """A block of n rounded tokens, a multiple of `Search.token_multiple`."""
+    """A block of n rounded tokens; n is a multiple of `Search.token_multiple`."""
 
     rounded: Any
     """int16 [n, >= 2 pairs]"""
     scales: Float32
     """[n]"""
     errors: Float32
-    """[n]: their part of the bounds, see `Rounding`."""
+    """[n]: their factors of the bounds; see `Rounding`."""
 
 
 def round_tokens(x: Float32, padded: int, search: Search, rounding: Rounding) -> Tokens:
-    """Round tokens [n, d_in], padded with zeros."""
+    """Round tokens [n, d_in] and pad them with zeros to `padded` tokens."""
     width = memory.odd_lines(2 * search.pairs(x.shape[1]), np.int16)
     rounded = memory.zeros((padded, width), np.int16)
     tokens = Tokens(rounded, *(np.zeros(padded, np.float32) for _ in range(2)))
@@ -229,14 +234,14 @@ def round_tokens(x: Float32, padded: int, search: Search, rounding: Rounding) ->
 
 
 class Latents(NamedTuple):
-    """What makes scores of dot products; each [P GROUP]."""
+    """What turns dot products into scores; each [P GROUP]."""
 
     gains: Float32
-    """The row's scale times the decoder's norm."""
+    """The row's scale times the norm of its decoder row."""
     offsets: Float32
-    """b_enc times the decoder's norm; -inf for those that only pad."""
+    """b_enc times the norm of the decoder row; -inf for padding."""
     errors: Float32
-    """The row's part of the bounds times the decoder's norm."""
+    """The row's factor of the bounds times the norm of the decoder row."""
 
 
 @compiled_finite
@@ -245,9 +250,8 @@ def integer_scores(
 ) -> None:
     """Approximate scores of a block of tokens, and a lower bound of each group's best score.
 
-    Writes scores [n, >= P GROUP] and group_bounds [n, >= P]; `sums`, int32 [2 n GROUP], is room
-    for its own use. The true score differs from `scores[r, j]` by at most `tokens.errors[r]
-    latents.errors[j]`.
+    Writes scores [n, >= P GROUP] and group_bounds [n, >= P]; sums, int32 [2 n GROUP], is work
+    space. The exact score differs from scores[r, j] by at most tokens.errors[r] latents.errors[j].
     """
     n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
@@ -280,7 +284,7 @@ def integer_scores(
 def tile_scores(
     tokens: Tokens, panels: Any, latents: Latents, sums: Any, scores: Float32, group_bounds: Float32
 ) -> None:
-    """The same from bfloat16, two panels at a time."""
+    """`integer_scores`, but with bfloat16 tiles, two panels at a time."""
     n, stride = len(tokens.rounded), tokens.rounded.strides[0]
     num_panels, pairs = panels.shape[:2]
     panel_bytes = 4 * GROUP * pairs
@@ -312,7 +316,7 @@ def tile_scores(
 
 @compiled_finite
 def float_group_bounds(scores: Float32, num_groups: int, group_bounds: Float32) -> None:
-    """Each group's best score, for scores [n, >= P GROUP] that are exact already."""
+    """Each group's best score, for scores [n, >= P GROUP] that are already exact."""
     for r in range(scores.shape[0]):
         for p in range(num_groups):
             best = np.float32(-np.inf)

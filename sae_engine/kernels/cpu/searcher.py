@@ -1,5 +1,5 @@
-"""The search for each token's candidates, with what it keeps from step to step: the shadow of the
-encoder, the rows' norms, and room to work in.
+"""The search for each token's candidates, with the state it keeps from step to step: the encoder's
+shadow, the norms of the rows, and work space. Used by `step`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sae_engine.kernels.cpu.search import Latents, Rounding, Search, Shadow
 
 
 class Candidates(NamedTuple):
-    """Latents that are looked at exactly, of each of n tokens the first `counts`."""
+    """Latents whose exact scores are computed: for token r, the first counts[r] of latents[r]."""
 
     latents: NDArray[np.int32]
     """[n, d_sae]"""
     counts: NDArray[np.int32]
     """[n]"""
     scores: NDArray[np.float32]
-    """[n, d_sae]: exact, once they are."""
+    """[n, d_sae]: exact scores, to be filled in."""
 
     @staticmethod
-    def of(n: int, d_sae: int) -> Candidates:
-        """Room for as many as there are latents. So many are rare: only the beginnings of rows are
-        touched, in small pages, as PyTorch's memory is.
+    def empty(n: int, d_sae: int) -> Candidates:
+        """Space for all latents as candidates. Few are the rule, so only the start of each row is
+        ever accessed; hence PyTorch's memory, which is in small pages.
         """
         latents = torch.empty((n, d_sae), dtype=torch.int32).numpy()
         return Candidates(latents, np.empty(n, np.int32), torch.empty(n, d_sae).numpy())
@@ -42,26 +42,26 @@ class Candidates(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A thread's room for searching a block of tokens; rows are longer than needed."""
+    """A thread's work space for a block of tokens; see `memory.odd_lines` for the row lengths."""
 
     scores: NDArray[np.float32]
     group_bounds: NDArray[np.float32]
     sums: NDArray[np.int32]
 
     @staticmethod
-    def of(num_tokens: int, num_latents: int) -> Scratch:
-        def room(width: int) -> NDArray[np.float32]:
+    def new(num_tokens: int, num_latents: int) -> Scratch:
+        def rows(width: int) -> NDArray[np.float32]:
             return memory.zeros((num_tokens, memory.odd_lines(width, np.float32)))
 
         sums = memory.zeros((num_tokens * 2 * GROUP,), np.int32)
-        return Scratch(room(num_latents), room(num_latents // GROUP), sums)
+        return Scratch(rows(num_latents), rows(num_latents // GROUP), sums)
 
 
 class Searcher:
-    """Finds candidates in an encoder whose rows are [d_sae, d_in], ranked with the decoder's norms.
+    """Finds candidates for the k best scores (x . W_enc,j + b_enc,j) |W_dec,j| of each token.
 
-    `norms` and `enc_norms` [d_sae] and `shadow` are made when the weights have been changed from
-    outside, and kept up to date by who changes them in place.
+    `norms` (of decoder rows) and `enc_norms` [d_sae] and `shadow` are computed again when PyTorch
+    has changed the weights; `rows.update`, which PyTorch does not notice, updates them itself.
     """
 
     def __init__(self, W_dec: Tensor, W_enc: Tensor, k: int, how: Search) -> None:
@@ -77,15 +77,16 @@ class Searcher:
             np.zeros(groups * GROUP, np.float32),
         )
         self.norms, self.enc_norms = (np.zeros(d_sae, np.float32) for _ in range(2))
-        self._seen = (-1, -1)
+        self._versions = (-1, -1)
         self._scratch: dict[int, Scratch] = {}
         self._candidates: dict[str, Candidates] = {}
 
     def find(
         self, centered: Tensor, b_enc: Tensor, dead: NDArray[np.int32]
     ) -> tuple[Candidates, Candidates]:
-        """What may be among each token's k best, and which of the dead may be positive; both until
-        the next search.
+        """Latents that may be among each token's k best, and those of `dead` that may be positive.
+
+        The next call overwrites both.
         """
         self._refresh()
         norms = self._pad(self.norms)
@@ -94,7 +95,7 @@ class Searcher:
         latents = Latents(norms * self.shadow.scales, offsets, norms * self.shadow.errors)
         group_errors = latents.errors.reshape(-1, GROUP).max(axis=1)
         n = len(centered)
-        found, positive = self._room("code", n), self._room("dead", n)
+        found, positive = self._candidates_for("code", n), self._candidates_for("dead", n)
         bounds = self.division.token_bounds(n)
 
         def block(part: int, thread: int) -> None:
@@ -112,11 +113,11 @@ class Searcher:
         return found, positive
 
     def _refresh(self) -> None:
-        """Make norms and shadow again if the weights were changed by anything but `update`."""
-        now = (self._W_dec._version, self._W_enc._version)
-        if now == self._seen:
+        """Compute norms and shadow if anything but `rows.update` has changed the weights."""
+        versions = (self._W_dec._version, self._W_enc._version)
+        if versions == self._versions:
             return
-        self._seen = now
+        self._versions = versions
         vectors.row_norms(self._W_dec.detach().numpy(), self.norms)
         W_enc = self._W_enc.detach().numpy()
         self.division.over_latents(
@@ -128,12 +129,12 @@ class Searcher:
     def _scores(
         self, x: Tensor, b_enc: Tensor, latents: Latents, thread: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """Scores of a block of tokens, their groups' bounds, and the tokens' part of the errors."""
+        """A block's scores, the bounds of their groups, and the tokens' factors of the errors."""
         n, multiple = len(x), self._how.token_multiple
         padded = -(-n // multiple) * multiple
         scratch = self._scratch.get(thread)
         if scratch is None or len(scratch.scores) < padded:
-            scratch = self._scratch[thread] = Scratch.of(padded, self.division.padded)
+            scratch = self._scratch[thread] = Scratch.new(padded, self.division.padded)
         scores, group_bounds = scratch.scores[:padded], scratch.group_bounds[:padded]
         if self._how is Search.FLOATS:
             raw = torch.addmm(b_enc.detach(), x, self._W_enc.detach().T).numpy()
@@ -146,11 +147,11 @@ class Searcher:
         find(tokens, self.shadow.panels, latents, scratch.sums, scores, group_bounds)
         return scores, group_bounds, tokens.errors
 
-    def _room(self, name: str, n: int) -> Candidates:
-        room = self._candidates.get(name)
-        if room is None or len(room.counts) < n:
-            room = self._candidates[name] = Candidates.of(n, self.division.d_sae)
-        return room.first(n)
+    def _candidates_for(self, name: str, n: int) -> Candidates:
+        kept = self._candidates.get(name)
+        if kept is None or len(kept.counts) < n:
+            kept = self._candidates[name] = Candidates.empty(n, self.division.d_sae)
+        return kept.first(n)
 
     def _pad(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.pad(values, (0, self.division.padded - self.division.d_sae))

@@ -1,7 +1,7 @@
-"""A TopK SAE's training step on a CPU, with compiled kernels on the tensors' own memory.
+"""A TopK SAE's training step on a CPU: compiled kernels that work in place on PyTorch's memory.
 
-Read `search` and `candidates` for how a code's latents are found, `codes` for what becomes of them
-and `rows` for how gradients and Adam are done.
+`search` and `candidates` explain how a code's latents are found, `codes` how they are evaluated and
+decoded, `rows` how gradients and Adam work. Used by `sae.autograd_step` and `sae.inference`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_engine.kernels.adam import BETA1, BETA2, EPSILON, Moments
+from sae_engine.kernels.adam import AdamStep, Moments
 from sae_engine.kernels.cpu import codes, rows, vectors
 from sae_engine.kernels.cpu.search import SEARCHES, Search
 from sae_engine.kernels.cpu.searcher import Candidates, Searcher
@@ -27,48 +27,47 @@ class Codes(NamedTuple):
     indices: Int[Tensor, "n k"]
     """int32"""
     kept: NDArray[np.int32]
-    """[n]: how many of a row are active, the first ones; the others are 0."""
+    """[n]: number of active latents; they come first in a row, and the other activations are 0."""
 
 
 class Rest(NamedTuple):
-    """What codes leave of what they should decode to."""
+    """The residual of codes: target - decoded."""
 
     residual: Float[Tensor, "n d_in"]
     norms: NDArray[np.float32]
-    """[n], of the residual's rows."""
+    """[n]: norms of the residual's rows."""
     projections: NDArray[np.float32]
     """[n, k]: residual . W_dec,j for the active latents j."""
 
 
 class Reconstruction(NamedTuple):
-    """Codes, what they leave, and how that enters L."""
+    """Codes, their residual, and how both enter the loss L."""
 
     codes: Codes
     rest: Rest
     factor: float
-    """The gradient of L in what the codes decode to is so many times the residual."""
+    """dL/d(decoded) = factor * residual"""
     act_grad: float
-    """What each activation adds to L's derivative besides."""
+    """Derivative of L with respect to each activation, apart from the reconstruction: L1's."""
 
 
 class Gradients(NamedTuple):
-    """What `CpuKernels.gradients` found."""
+    """Result of `CpuKernels.gradients`."""
 
     rows: rows.RowGradients
     code_bias_grads: Float[Tensor, " d_sae"]
-    """Sum of each latent's pre-activation gradients, without AuxK's."""
+    """Sums of each latent's pre-activation gradients, without AuxK's."""
     auxk_bias_grads: Float[Tensor, " d_sae"]
     norm_bound: float
-    """At least the norm of the gradients in W_dec and W_enc."""
+    """Upper bound of the norm of the gradients in W_dec and W_enc."""
     centering_bound: float
-    """At least the norm of W_enc^T code_bias_grads."""
+    """Upper bound of the norm of W_enc^T code_bias_grads."""
 
 
 class CpuKernels:
-    """Encodes, decodes and updates rows of latents in place; all tensors float32, contiguous.
+    """Encodes, decodes, and updates weights in place; all tensors are float32 and contiguous.
 
-    `W_enc` may be `W_dec` itself (tied). The shadow for the search is made when the encoder has
-    been changed from outside, and kept up to date by `update`.
+    `W_enc` may be `W_dec` itself (tied).
     """
 
     def __init__(
@@ -85,10 +84,8 @@ class CpuKernels:
         self.d_sae, self.d_in = W_dec.shape
 
     def encode(self, centered: Float[Tensor, "n d_in"], b_enc: Float[Tensor, " d_sae"]) -> Codes:
-        """Codes of x - b_dec.
-
-        The latents are those that `reference.select_topk` chooses, up to float32 rounding; the
-        activations are computed in float32.
+        """Codes of x - b_dec: the latents that `reference.select_topk` selects, up to float32
+        rounding.
         """
         found, _ = self._searcher.find(centered, b_enc, np.empty(0, np.int32))
         return self._best_of(found, centered, b_enc, self._k)
@@ -100,8 +97,8 @@ class CpuKernels:
         dead: Int[Tensor, " D"],
         k_aux: int,
     ) -> tuple[Codes, Codes]:
-        """The same, and codes of the `k_aux` strongest among the dead latents that are positive,
-        which the same search finds.
+        """The same codes, and those of the up to `k_aux` strongest positive latents of `dead`, from
+        one search.
         """
         found, positive = self._searcher.find(centered, b_enc, dead.numpy().astype(np.int32))
         return (
@@ -128,7 +125,7 @@ class CpuKernels:
         return best
 
     def decode(self, code: Codes) -> Float[Tensor, "n d_in"]:
-        """What codes decode to, without the bias."""
+        """The decoded codes, without the bias."""
         decoded = torch.empty(len(code.acts), self.d_in)
         W_dec = self._W_dec.detach().numpy()
         self._division.over_tokens(
@@ -138,7 +135,7 @@ class CpuKernels:
         return decoded
 
     def compare(self, code: Codes, target: Float[Tensor, "n d_in"]) -> Rest:
-        """What codes leave of `target`, which they should decode to without the bias."""
+        """The residual of codes whose decoding, without the bias, approximates `target`."""
         n = len(target)
         rest = Rest(
             torch.empty(n, self.d_in),
@@ -173,9 +170,9 @@ class CpuKernels:
         *,
         normalize: bool,
     ) -> Gradients:
-        """All that `update` needs, from the code's reconstruction of x - b_dec and AuxK's.
+        """All gradients, from the code's reconstruction of x - b_dec and AuxK's of the residual.
 
-        With `normalize`, decoder gradients lose their part along the row.
+        With `normalize`, decoder gradients lose their component along the row.
         """
         x = centered.numpy()
         x_norms = np.empty(len(x), np.float32)
@@ -194,7 +191,9 @@ class CpuKernels:
     def _by_pairs(
         self, made: Reconstruction, x_norms: NDArray[np.float32]
     ) -> tuple[rows.PairGradients, Tensor, float]:
-        """A reconstruction's gradients, those of the biases, and a bound of the rows' norm."""
+        """A reconstruction's gradients by pairs, those of the pre-activation biases, and an upper
+        bound of the norm of the weights' gradients.
+        """
         (acts, indices, kept), rest, factor, act_grad = made
         pairs = self._pairs(indices.numpy(), kept)
         weights, pre_grads = (np.empty(len(pairs.tokens), np.float32) for _ in range(2))
@@ -211,7 +210,7 @@ class CpuKernels:
     def squared_norm(self, found: Gradients) -> tuple[float, Float[Tensor, " d_in"]]:
         """Squared norm of the gradients in W_dec and W_enc, and W_enc^T code_bias_grads."""
         W_dec, W_enc = self._W_dec.detach().numpy(), self._W_enc.detach().numpy()
-        bias_grads, sums = found.code_bias_grads.numpy(), self._room_for_sums()
+        bias_grads, sums = found.code_bias_grads.numpy(), self._empty_sums()
         squares = self._division.over_latents(
             lambda share: rows.squared_norm(share, found.rows, W_dec, W_enc, bias_grads, sums)
         )
@@ -220,19 +219,17 @@ class CpuKernels:
     def update(
         self, found: Gradients, dec: Moments, enc: Moments, *, clip: float, lr: float, step: int
     ) -> Float[Tensor, " d_in"]:
-        """Adam's step number `step` (from 1) on all rows, gradients multiplied by `clip`.
+        """Adam's step number `step` (from 1) on all rows, with gradients multiplied by `clip`.
 
-        Returns W_enc^T code_bias_grads, of the encoder as it was before.
+        Returns W_enc^T code_bias_grads, of the encoder before the step.
         """
         weights = rows.Weights(
             self._W_dec.detach().numpy(), dec.mean.numpy(), dec.square.numpy(),
             self._W_enc.detach().numpy(), enc.mean.numpy(), enc.square.numpy(),
         )  # fmt: skip
-        bias_grads, sums = found.code_bias_grads.numpy(), self._room_for_sums()
+        bias_grads, sums = found.code_bias_grads.numpy(), self._empty_sums()
         searcher = self._searcher
-        adam = rows.AdamStep(
-            clip, lr / (1 - BETA1**step), (1 - BETA2**step) ** -0.5, BETA1, BETA2, EPSILON
-        )
+        adam = AdamStep.at(step, lr=lr, clip=clip)
         self._division.over_latents(
             lambda share: rows.update(
                 share, found.rows, weights, adam, bias_grads, sums, searcher.norms,
@@ -241,12 +238,12 @@ class CpuKernels:
         )  # fmt: skip
         return torch.from_numpy(sums.sum(0))
 
-    def _room_for_sums(self) -> NDArray[np.float32]:
+    def _empty_sums(self) -> NDArray[np.float32]:
         return np.empty((len(self._division.latent_bounds()) - 1, self.d_in), np.float32)
 
 
 def _part(
     code: Codes, here: slice
 ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int32]]:
-    """Some tokens' codes, as kernels take them."""
+    """The codes of a block of tokens, as the kernels' arguments."""
     return code.acts.numpy()[here], code.indices.numpy()[here], code.kept[here]

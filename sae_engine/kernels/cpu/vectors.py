@@ -1,4 +1,4 @@
-"""Arithmetic on rows of matrices, for the kernels of a CPU."""
+"""Arithmetic on rows of float32 matrices, for the other CPU kernels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def dot(a: Float32, b: Float32) -> np.float32:
 def four_dots(
     a: Float32, b: Float32, c: Float32, d: Float32, row: Float32
 ) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    """The dot products of four rows with one; their memory is waited for together."""
+    """The dot products of four rows with one; the cache misses of the four overlap."""
     of_a, of_b, of_c, of_d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for i in range(row.shape[0]):
         of_a += a[i] * row[i]
@@ -36,7 +36,7 @@ def four_dots(
 def dots(rows: Float32, which: Int32, count: int, row: Float32, products: Float32) -> None:
     """products[i] = rows[which[i]] . row for the first `count`."""
     for i in range(0, count - 1, 4):
-        # beyond the last one, that one again
+        # past the end, the last one again
         j, k, m = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
         products[i], products[j], products[k], products[m] = four_dots(
             rows[which[i]], rows[which[j]], rows[which[k]], rows[which[m]], row
@@ -60,8 +60,8 @@ def row_norms(rows: Float32, norms: Float32) -> None:
 def weighted_sum(
     weights: Float32, which: Int32, count: int, rows: Float32, is_first: bool, total: Float32
 ) -> None:
-    """Add weights[i] rows[which[i]] for the first `count` to `total`, or write them over it if
-    `is_first`; four at a time, as their memory is waited for together.
+    """total += the sum of weights[i] rows[which[i]] over the first `count`; with `is_first`, total
+    is overwritten instead. Four rows at a time, so that their cache misses overlap.
     """
     for i in range(count % 4):
         a, row_a = weights[i], rows[which[i]]

@@ -1,4 +1,1 @@
-"""The same step on a GPU, as Triton kernels.
-
-Fed by nothing of the project; read by `sae`.
-"""
+"""The same training step on a GPU, as Triton kernels. Called by `sae.triton_step`."""

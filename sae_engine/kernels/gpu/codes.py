@@ -1,9 +1,7 @@
-"""Sparse codes against rows of weights on a GPU: decoding and dot products, as Triton kernels.
+"""Sparse codes and rows of weights on a GPU: decoding and gathered dot products, as Triton kernels.
 
-Rows are gathered a few at a time, in blocks of columns, so that many loads are under way and
-inactive slots cost none.
-
-Used by `triton_step` and `triton_rows`.
+Rows are gathered a few at a time, in blocks of columns, so that many loads are in flight and
+inactive slots load nothing. Used by `sae.triton_step` and `rows`.
 """
 
 from __future__ import annotations
@@ -17,13 +15,13 @@ from sae_engine.kernels.gpu.compiled import blocks, power_of_2, triton_kernel
 from sae_engine.kernels.gpu.select import Codes
 
 MAX_COLUMNS = 256
-"""Columns of a row that a program reads at once."""
+"""Upper limit of the columns that a program loads at once."""
 ROWS = 8
-"""Rows that a program reads at once."""
+"""Rows that a program loads at once."""
 
 
 def column_block(d_in: int) -> int:
-    """Columns that are read at once of rows of length d_in."""
+    """Columns that a program loads at once from rows of length d_in."""
     return min(MAX_COLUMNS, power_of_2(d_in))
 
 
@@ -31,8 +29,8 @@ def column_block(d_in: int) -> int:
 def _decode(
     acts, indices, kept, table, decoded, k, d_in, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """decoded [n, d_in] = the sums of the kept rows of table [d_sae, d_in], weighted by acts
-    [n, k]; one program per token and block of columns.
+    """decoded [n, d_in] = sums of the active rows of table [d_sae, d_in], weighted by acts [n, k];
+    one program per token and block of columns.
     """
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -58,7 +56,7 @@ def _gather_dot(
     HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dots[n, j] = <rows[n], table[indices[n, j]]> + bias[indices[n, j]] + added for the first
-    lengths[n] of each row's k, 0 for the others; one program per token and ROWS slots.
+    lengths[n] of a row's k slots, 0 for the others; one program per token and ROWS slots.
     """
     token = tl.program_id(0).to(tl.int64)
     slots = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -83,7 +81,7 @@ def _gather_dot(
 
 
 def decode(codes: Codes, table: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "n d_in"]:
-    """Sums of the table's rows that the codes choose, weighted by the activations."""
+    """Sums of the table rows that the codes select, weighted by the activations."""
     (n, k), d_in = codes.acts.shape, table.shape[1]
     columns = column_block(d_in)
     decoded = torch.empty(n, d_in, dtype=torch.float32, device=table.device)
@@ -100,8 +98,8 @@ def gather_dot(
     bias: Float[Tensor, " d_sae"] | None = None,
     added: float = 0.0,
 ) -> Float[Tensor, "n k"]:
-    """Dot products of each row with the first lengths[n] table rows that it names, plus their bias
-    and `added`; 0 for the others. `indices` and `lengths` are int32.
+    """Dot products of row n with the table rows indices[n, :lengths[n]], plus their bias and
+    `added`; 0 in the other slots. `indices` and `lengths` are int32.
     """
     (n, k), d_in = indices.shape, table.shape[1]
     dots = torch.empty(n, k, dtype=torch.float32, device=table.device)

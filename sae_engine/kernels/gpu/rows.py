@@ -1,11 +1,9 @@
-"""What a training step does to rows of weights on a GPU: gradients and Adam, as Triton kernels.
+"""Gradients of the rows of weights and Adam on a GPU, as Triton kernels.
 
-As in `rows`, no gradient of the whole [d_sae, d_in] is ever held: the batch's (latent, row) pairs
-are sorted by latent once, then each program sums a latent's gradient in some columns in registers
-and uses it at once. Nothing is added by atomics, so that results do not depend on timing, and
-nothing is read back by the host.
-
-Used by `triton_step`.
+As in `kernels.cpu.rows`, the dense gradient [d_sae, d_in] is never stored: the batch's (latent,
+row) pairs are sorted by latent once, then each program sums a latent's gradient for a block of
+columns in registers and uses it immediately. There are no atomics, so results do not depend on
+timing, and the host reads nothing back. Used by `sae.triton_step`.
 """
 
 from __future__ import annotations
@@ -17,62 +15,50 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_engine.kernels.adam import AdamStep
 from sae_engine.kernels.gpu.codes import ROWS, column_block
 from sae_engine.kernels.gpu.compiled import blocks, triton_kernel
 from sae_engine.kernels.gpu.select import Codes
 
 PAIRS = 64
-"""Pairs of a latent whose scalars are read at once."""
+"""Pairs of a latent whose scalars are loaded at once."""
 VECTOR = 1024
+"""Elements of a vector that a program updates."""
 
 
 class Pairs(NamedTuple):
-    """(latent, row) pairs in order of latent; pairs of inactive codes stand at the end."""
+    """(latent, row) pairs in order of latent; those of inactive slots come last."""
 
     starts: Int[Tensor, " d_sae+1"]
     """int32: where each latent's pairs begin."""
     rows: Int[Tensor, " pairs"]
-    """int32: of `RowGradients.out_grad`."""
+    """int32: rows of `RowGradients.out_grad`."""
     acts: Float[Tensor, " pairs"]
     pre_grads: Float[Tensor, " pairs"]
     """Gradients of the pre-activations."""
 
 
 class RowGradients(NamedTuple):
-    """All that the gradients of the rows of weights are summed from."""
+    """Everything that the gradients of the weights' rows are computed from."""
 
     pairs: Pairs
     out_grad: Float[Tensor, "m d_in"]
-    """Gradients of the n tokens' reconstructions; with AuxK m = 2n, those of its own follow."""
+    """Gradients of the n tokens' reconstructions; with AuxK m = 2n, followed by those of AuxK's."""
     centered: Float[Tensor, "n d_in"]
     """x - b_dec"""
     tied: bool
     along: Float[Tensor, " d_sae"] | None = None
-    """What part of each decoder row its gradient has along it, which is removed: <gradient, row> /
-    |row|^2; None leaves it.
+    """<gradient, row> / |row|^2 for each decoder row; the gradient's component along the row is
+    removed. None keeps it.
     """
 
 
 class Weights(NamedTuple):
-    """One parameter [d_sae, d_in] and Adam's running means of its gradient and the square."""
+    """One parameter [d_sae, d_in] and Adam's running means of its gradient and of the square."""
 
     weight: Tensor
     mean: Tensor
     square: Tensor
-
-
-class AdamStep(NamedTuple):
-    """One step of Adam."""
-
-    clip: Float[Tensor, ""]
-    """What gradients are multiplied by."""
-    size: float
-    """lr / (1 - beta1^t)"""
-    root_correction: float
-    """1 / sqrt(1 - beta2^t)"""
-    beta1: float
-    beta2: float
-    epsilon: float
 
 
 @triton_kernel
@@ -80,10 +66,11 @@ def _sum_pairs(
     starts, rows, acts, pre_grads, out_norms, x_norms, code_bias_grads, bias_grads, bounds, n,
     PAIRS: tl.constexpr,
 ):  # fmt: skip
-    """Of one latent (program) the sums of its pre-activation gradients, without and with AuxK's,
-    and a bound of the squared norm of its weights' gradients, by the triangle inequality.
+    """For one latent per program: the sums of its pre-activation gradients, without and with
+    AuxK's, and an upper bound of the squared norm of its weights' gradients, by the triangle
+    inequality.
 
-    out_norms [m] and x_norms [n] are the norms of out_grad's and the centered inputs' rows.
+    out_norms [m] and x_norms [n] are the norms of the rows of out_grad and of the centered inputs.
     """
     latent = tl.program_id(0)
     first, last = tl.load(starts + latent), tl.load(starts + latent + 1)
@@ -111,7 +98,7 @@ def _row_gradients(
     latent, columns, inside, starts, rows, acts, pre_grads, out_grad, centered, n, d_in,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One latent's gradients in some columns of its decoder row and of its encoder row."""
+    """One latent's gradients in a block of columns of its decoder row and its encoder row."""
     first, last = tl.load(starts + latent), tl.load(starts + latent + 1)
     dec = tl.zeros([COLUMNS], tl.float32)
     enc = tl.zeros([COLUMNS], tl.float32)
@@ -134,10 +121,10 @@ def _reduce_rows(
     MEASURES_ALONG: tl.constexpr, PROJECT: tl.constexpr, TIED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """sums[latent, block] = of one latent's gradients in a block of columns either the squared norm
-    or, with MEASURES_ALONG, the decoder gradient's dot product with its row of W_dec.
+    """sums[latent, block] = the squared norm of one latent's gradients in a block of columns or,
+    with MEASURES_ALONG, the dot product of its decoder gradient with its row of W_dec.
 
-    Writes nothing unless `needed`, a scalar on the device, says so.
+    Does nothing unless `needed`, a scalar on the device, is true.
     """
     if tl.load(needed):
         latent = tl.program_id(0).to(tl.int64)
@@ -165,7 +152,7 @@ def _adam(
     gradient, weights, means, squares, at, inside, clip, size, root_correction,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """Adam in place on the elements `at`, as `torch.optim.Adam`; returns the new weights."""
+    """Adam as in `torch.optim.Adam`, in place, on the elements `at`; returns the new weights."""
     gradient *= clip
     mean = BETA1 * tl.load(means + at, inside, 0.0) + (1 - BETA1) * gradient
     square = BETA2 * tl.load(squares + at, inside, 0.0) + (1 - BETA2) * gradient * gradient
@@ -185,8 +172,8 @@ def _update(
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One latent's gradients in a block of columns, and Adam with them; latents without pairs have
-    gradient 0. `shadow` gets the new encoder row in bfloat16.
+    """Compute one latent's gradients in a block of columns and apply Adam; latents without pairs
+    have gradient 0. `shadow` receives the new encoder row in bfloat16.
     """
     latent = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -219,7 +206,7 @@ def _update_vector(
     gradients, weights, means, squares, length, clip, size, root_correction,
     BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Adam on a vector whose gradient is at hand."""
+    """Adam on a vector, given its gradient."""
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = at < length
     _adam(
@@ -229,8 +216,8 @@ def _update_vector(
 
 
 def sort_pairs(codes: list[tuple[Codes, Float[Tensor, "n _"]]], d_sae: int) -> Pairs:
-    """The active pairs of several codes of the same tokens, with their pre-activation gradients,
-    by latent, then code, then token. Code number c reads row c n + t for token t.
+    """The active pairs of several codes of the same n tokens, with their pre-activation gradients,
+    sorted by latent, then code, then token. For token t, code number c refers to row c n + t.
     """
     n, device = len(codes[0][0].acts), codes[0][0].acts.device
     acts = torch.cat([code.acts.flatten() for code, _ in codes])
@@ -250,14 +237,14 @@ def sort_pairs(codes: list[tuple[Codes, Float[Tensor, "n _"]]], d_sae: int) -> P
 
 
 class PairSums(NamedTuple):
-    """What is known about every latent from its pairs alone."""
+    """Sums over each latent's pairs."""
 
     code_bias_grads: Float[Tensor, " d_sae"]
     """Sums of the pre-activation gradients, without AuxK's."""
     bias_grads: Float[Tensor, " d_sae"]
-    """With them: b_enc's gradient."""
+    """The same with AuxK's: the gradient of b_enc."""
     square_bounds: Float[Tensor, " d_sae"]
-    """At least the squared norms of the gradients in W_dec and W_enc."""
+    """Upper bounds of the squared norms of the gradients in W_dec and W_enc."""
 
 
 def sum_pairs(found: RowGradients) -> PairSums:
@@ -273,7 +260,7 @@ def sum_pairs(found: RowGradients) -> PairSums:
 def without_parallel(
     found: RowGradients, W_dec: Float[Tensor, "d_sae d_in"], norms: Float[Tensor, " d_sae"]
 ) -> RowGradients:
-    """The same with the decoder gradients' parts along the rows of W_dec removed."""
+    """The same gradients, with the decoder's components along the rows of W_dec removed."""
     always = torch.ones((), dtype=torch.bool, device=W_dec.device)
     along = _reduce(found, W_dec, always, measures_along=True)
     return found._replace(along=along / norms.square().clamp_min_(1e-12))
@@ -282,7 +269,7 @@ def without_parallel(
 def squared_norms(
     found: RowGradients, W_dec: Float[Tensor, "d_sae d_in"], needed: Bool[Tensor, ""]
 ) -> Float[Tensor, " d_sae"]:
-    """Squared norms of each latent's gradients in W_dec and W_enc; 0 if not `needed`."""
+    """Squared norms of each latent's gradients in W_dec and W_enc; 0 unless `needed`."""
     return _reduce(found, W_dec, needed, measures_along=False)
 
 
@@ -307,9 +294,8 @@ def update(
     shadow: Float[Tensor, "d_sae d_in"] | None,
     adam: AdamStep,
 ) -> None:
-    """Adam on all rows, in place; `shadow` becomes the encoder in bfloat16.
-
-    When tied, `enc` is `dec`.
+    """Adam on all rows, in place; `shadow` becomes the new encoder in bfloat16. If tied, `enc` is
+    `dec`.
     """
     d_sae, d_in = dec.weight.shape
     columns = column_block(d_in)

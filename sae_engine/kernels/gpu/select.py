@@ -1,11 +1,10 @@
-"""Selecting each token's k best latents on a GPU: Triton kernels.
+"""Selection of each token's k best latents on a GPU, as Triton kernels.
 
-Scores are compared as integers in the same order, so that the k-th largest is found bit by bit and
-exactly. A row of d latents is read twice: first for the maxima of groups, whose k-th largest is a
-floor that k latents certainly reach; then for the few that reach it, among which the choice is made
-in registers. Equal scores go to the lowest latent number.
-
-Used by `triton_step`.
+Scores are mapped to integers in the same order (their "images"), so that the k-th largest can be
+found exactly, bit by bit. A row of d latents is read twice: first to take the maxima of groups,
+whose k-th largest is a lower bound, or floor, that at least k latents reach; then to gather the few
+latents that reach it, from which the k best are chosen in registers. Of equal scores, the lowest
+latent index wins. Used by `sae.triton_step`.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from torch import Tensor
 from sae_engine.kernels.gpu.compiled import power_of_2, triton_kernel
 
 MIN_GROUPS = 1024
-"""Groups whose maxima are taken, at least; also how many scores of a row are read at once."""
+"""Smallest number of groups whose maxima are taken; as many scores of a row are loaded at once."""
 
 LOWEST = tl.constexpr(-(2**31))
-"""Below the image of every score."""
+"""Less than the image of any score."""
 
 
 class Codes(NamedTuple):
@@ -33,12 +32,12 @@ class Codes(NamedTuple):
     indices: Int[Tensor, "n k"]
     """int32"""
     kept: Int[Tensor, " n"]
-    """int32: how many of a row are active, the first ones; the others are 0."""
+    """int32: number of active latents, which come first in a row; the others have activation 0."""
 
 
 @triton_kernel
 def _image(scores):
-    """int32 numbers in the same order as float32 scores; NaN is as low as minus infinity."""
+    """int32 numbers in the same order as the float32 scores; NaN is mapped like minus infinity."""
     scores = tl.where(scores == scores, scores, float("-inf"))
     bits = scores.to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -46,7 +45,7 @@ def _image(scores):
 
 @triton_kernel
 def _kth_largest(images, k):
-    """The k-th largest of a block of images, of which there are at least k."""
+    """The k-th largest of a block of at least k images, determined bit by bit."""
     found = tl.where(tl.sum((images >= 0).to(tl.int32)) >= k, 0, LOWEST)
     for i in range(31):
         tried = found + (1 << (30 - i))
@@ -56,7 +55,7 @@ def _kth_largest(images, k):
 
 @triton_kernel
 def _read(dots, bias, norms, row, latents, d):
-    """Pre-activations of a row's latents, and the images of their scores pre * norm."""
+    """Pre-activations of a row's latents and the images of their scores pre * norm."""
     inside = latents < d
     pre = tl.load(dots + row * d + latents, inside, 0.0).to(tl.float32)
     pre += tl.load(bias + latents, inside, 0.0)
@@ -66,7 +65,7 @@ def _read(dots, bias, norms, row, latents, d):
 
 @triton_kernel
 def _count_in_row(dots, bias, norms, row, d, floor, BLOCK: tl.constexpr):
-    """How many of a row's images are at least `floor`."""
+    """Number of a row's images that are at least `floor`."""
     count = 0
     for first in range(0, d, BLOCK):
         _, images = _read(dots, bias, norms, row, first + tl.arange(0, BLOCK), d)
@@ -76,7 +75,7 @@ def _count_in_row(dots, bias, norms, row, d, floor, BLOCK: tl.constexpr):
 
 @triton_kernel
 def _kth_largest_of_row(dots, bias, norms, row, d, k, BLOCK: tl.constexpr):
-    """The same as `_kth_largest` for a whole row, read 32 times."""
+    """`_kth_largest` of a whole row, which is read 32 times."""
     count = _count_in_row(dots, bias, norms, row, d, 0, BLOCK)
     found = tl.where(count >= k, 0, LOWEST)
     for i in range(31):
@@ -91,10 +90,10 @@ def _gather(
     dots, bias, norms, pre_found, found, row, d, floor, ties_wanted,
     LIMIT_TIES: tl.constexpr, CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write a row's latents whose image reaches `floor`, ascending, and their pre-activations;
-    return how many there are. No more than CAPACITY are written.
+    """Write a row's latents whose images reach `floor`, ascending, and their pre-activations; at
+    most CAPACITY of them. Returns how many reach it.
 
-    With LIMIT_TIES only the first `ties_wanted` of those equal to the floor.
+    With LIMIT_TIES, only the first `ties_wanted` of those equal to the floor.
     """
     count = 0
     ties = 0
@@ -122,11 +121,10 @@ def find_candidates(
     dots, bias, norms, pre_found, found, counts, d, k,
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one row (program) of dots [n, d] some latents among which its k best are.
+    """For one row of dots [n, d] per program: at least k candidates, among them its k best latents.
 
-    Writes their numbers, ascending, and pre-activations dots + bias to found and pre_found
-    [n, CAPACITY], and how many they are, at least k, to counts [n]. CAPACITY is at least 2k, or
-    as much as d.
+    Writes their indices, ascending, to found [n, CAPACITY], their pre-activations dots + bias to
+    pre_found [n, CAPACITY], and their number to counts [n]. CAPACITY is at least min(2k, d).
     """
     row = tl.program_id(0).to(tl.int64)
     best = tl.full([BLOCK], LOWEST, tl.int32)
@@ -137,10 +135,10 @@ def find_candidates(
     count = _gather(
         dots, bias, norms, pre_found, found, row, d, floor, 0, False, CAPACITY, BLOCK
     )  # fmt: skip
-    if count > CAPACITY:  # many ties, or good latents that crowd in few groups
-        tl.debug_barrier()  # what was written is written over
+    if count > CAPACITY:  # many ties, or many of the best latents in few groups
+        tl.debug_barrier()  # all threads have written before it is overwritten
         floor = _kth_largest_of_row(dots, bias, norms, row, d, k, BLOCK)
-        # Fewer than k above it and k equal to it are no more than CAPACITY.
+        # Fewer than k above it and at most k equal to it: these fit into CAPACITY.
         count = _gather(
             dots, bias, norms, pre_found, found, row, d, floor, k, True, CAPACITY, BLOCK
         )  # fmt: skip
@@ -149,11 +147,12 @@ def find_candidates(
 
 @triton_kernel
 def keep_best(pre_found, found, counts, norms, acts, indices, kept, stride, k, WIDTH: tl.constexpr):
-    """Of one row's (program's) candidates the k with the largest scores.
+    """For one row per program: of its candidates, the k with the largest scores.
 
-    Its first counts[row] of found and pre_found [n, stride] are candidates, ascending, at least k
-    and at most WIDTH. Writes relu(pre) and the latents to acts and indices [n, k], active ones
-    first, each kind in the candidates' order, and how many are active to kept [n].
+    The candidates are the first counts[row] entries of found and pre_found [n, stride], ascending,
+    at least k and at most WIDTH. Writes relu(pre) and the latents to acts and indices [n, k],
+    active ones first and otherwise in the candidates' order, and the number of active ones to kept
+    [n].
     """
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, WIDTH)
@@ -178,7 +177,7 @@ def keep_best(pre_found, found, counts, norms, acts, indices, kept, stride, k, W
 
 
 def num_warps(width: int) -> int:
-    """So many that a thread's share of a block of numbers fits in its registers."""
+    """Warps per program, such that a thread's share of a block fits into its registers."""
     return 4 if width <= MIN_GROUPS else 8
 
 
@@ -190,9 +189,9 @@ def select(
     *,
     min_groups: int = MIN_GROUPS,
 ) -> Codes:
-    """The k largest of (dots + bias) * norms in each row, exactly, as `reference.select_topk`.
+    """The k largest of (dots + bias) * norms in each row, exactly as `reference.select_topk`.
 
-    `dots` is float32 or bfloat16; all are contiguous.
+    `dots` is float32 or bfloat16; all tensors are contiguous.
     """
     n, d = dots.shape
     capacity = power_of_2(min(d, max(min_groups, 2 * k)))
@@ -213,9 +212,9 @@ def best_of(
     norms: Float[Tensor, " d"],
     k: int,
 ) -> Codes:
-    """The codes made of the best k of each row's first counts[row] >= k candidates.
+    """Codes of the best k of each row's first counts[row] >= k candidates.
 
-    `found` and `counts` are int32; all are contiguous.
+    `found` and `counts` are int32; all tensors are contiguous.
     """
     n, stride = found.shape
     width = power_of_2(stride)

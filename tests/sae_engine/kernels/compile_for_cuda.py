@@ -1,5 +1,6 @@
-"""Compile every GPU kernel for a GPU that need not be there, without Triton's interpreter; print
-each one's name. Run as a program by `test_triton_kernels`.
+"""Compile every Triton kernel for a CUDA GPU, which need not exist, and print the kernels' names.
+
+Run as a program by `test_triton_kernels`, without Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ TYPES = {
     "needed": "*i1",
     "shadow": "*bf16",
 }
-"""Of arguments; pointers to float32 if nothing else is said."""
+"""Types of arguments; all others are pointers to float32."""
 TILE = {"ROWS": triton_codes.ROWS, "COLUMNS": triton_codes.MAX_COLUMNS}
 ADAM = {"BETA1": BETA1, "BETA2": BETA2, "EPSILON": EPSILON}
 
 
 def kernels() -> Iterator[tuple[Any, dict[str, Any], dict[str, str]]]:
-    """Kernels with constants, and types that differ from `TYPES`."""
+    """Kernels with their constants and the types that differ from `TYPES`."""
     for scores, width in (("*fp32", 4096), ("*bf16", 1024)):
         block = {"CAPACITY": width, "BLOCK": width}
         yield triton_select.find_candidates, block, {"dots": scores}

@@ -1,5 +1,6 @@
-"""Print the kernels that a run still has to compile after those were that are when installing; a
-program by itself, because other tests compile more. Run by `test_compile_kernels`.
+"""Print the number of kernels, and those that a run compiles after `compile_all` compiled its own.
+
+A program of its own, because other tests compile further types. Run by `test_compile_kernels`.
 """
 
 from __future__ import annotations

@@ -1,38 +1,111 @@
-"""What is compiled when installing is all that a run needs."""
+"""Machine code is compiled once per version of the sources, outside the source tree."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from sae_engine.kernels.compiled import drop_outdated
+import pytest
 
-ROOT = Path(__file__).parents[3]
+from sae_engine.kernels.compiled import OUTDATED_SECONDS, open_cache, source_digest
+from tests.house.repository import ROOT
+
+_COUNT_COMPILATIONS = """
+import torch
+from sae_engine.kernels.cpu import candidates, codes, rows, search, vectors
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.inference import open_coder
+
+sae = TopKSAE(4, 32, 2)
+sae.initialize_(0, torch.zeros(4))
+open_coder(sae).encode(torch.randn(8, 4))
+kernels = [k for m in (candidates, codes, rows, search, vectors) for k in vars(m).values()]
+print(sum(k.stats.cache_misses.total() for k in kernels if hasattr(k, "stats")))
+"""
 
 
-def test_nothing_is_left_to_compile_for_a_run(tmp_path: Path):
+def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.sae_engine.kernels.compiled_in_a_run", str(tmp_path)],
-        cwd=ROOT,
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    count, *left = done.stdout.split()
+    return done.stdout
+
+
+def test_a_run_compiles_nothing_after_the_kernels_were_compiled(tmp_path: Path):
+    told = _run("-m", "tests.sae_engine.kernels.compiled_in_a_run", str(tmp_path))
+    count, *left = told.split()
     assert int(count) > 30
     assert left == []
 
 
-def test_machine_code_is_dropped_when_any_source_beside_it_changes(tmp_path: Path):
-    """A function's callees are part of its machine code, wherever they stand."""
-    for name in ("callee.py", "caller.py"):
+def test_a_second_process_compiles_nothing_and_nothing_is_written_beside_the_source(tmp_path: Path):
+    library = tmp_path / "library"
+    shutil.copytree(
+        ROOT / "sae_engine", library / "sae_engine", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    files = sorted(library.rglob("*"))
+    environment = {
+        "PYTHONPATH": str(library),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    first, second = (
+        int(_run("-c", _COUNT_COMPILATIONS, cwd=library, **environment)) for _ in range(2)
+    )
+    assert first > 5
+    assert second == 0
+    assert sorted(library.rglob("*")) == files
+
+
+def test_a_change_in_any_source_file_changes_the_digest(tmp_path: Path):
+    """A function's machine code contains its callees, whatever file they are defined in."""
+    (tmp_path / "cpu").mkdir()
+    for name in ("caller.py", "cpu/callee.py"):
         (tmp_path / name).write_text("x = 1")
-    drop_outdated(tmp_path)
-    compiled = tmp_path / "__pycache__" / "caller.f-1.py311.1.nbc"
-    compiled.touch()
-    drop_outdated(tmp_path)
-    assert compiled.exists()
-    (tmp_path / "callee.py").write_text("x = 2")
-    drop_outdated(tmp_path)
-    assert not compiled.exists()
+    before = source_digest(tmp_path)
+    assert source_digest(tmp_path) == before
+    (tmp_path / "cpu/callee.py").write_text("x = 2")
+    assert source_digest(tmp_path) != before
+
+
+def test_unused_machine_code_of_other_sources_is_removed_after_a_while(tmp_path: Path):
+    old, recent = open_cache(tmp_path, "old"), open_cache(tmp_path, "recent")
+    (old / "kernel.nbc").touch()
+    before = time.time() - OUTDATED_SECONDS - 1
+    os.utime(old, (before, before))
+    assert open_cache(tmp_path, "recent") == recent
+    assert old.exists()
+    open_cache(tmp_path, "new")
+    assert not old.exists()
+    assert recent.exists()
+
+
+def test_using_machine_code_keeps_it_from_being_removed(tmp_path: Path):
+    old = open_cache(tmp_path, "old")
+    before = time.time() - OUTDATED_SECONDS - 1
+    os.utime(old, (before, before))
+    open_cache(tmp_path, "old")
+    open_cache(tmp_path, "new")
+    assert old.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        open_cache(tmp_path / "file", "digest")
+
+
+def test_kernels_work_without_a_writable_cache(tmp_path: Path):
+    (tmp_path / "file").touch()
+    script = "from sae_engine.kernels.cpu.vectors import norm; import numpy as np\n"
+    script += "print(norm(np.array([3, 4], np.float32)), norm.stats.cache_path)"
+    assert _run("-c", script, XDG_CACHE_HOME=str(tmp_path / "file")).split() == ["5.0", "None"]

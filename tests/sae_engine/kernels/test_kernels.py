@@ -1,4 +1,4 @@
-"""The compiled kernels against the readable reference: the same codes, gradients and updates."""
+"""The compiled kernels give the same codes, gradients and updates as the readable reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = st.tuples(
 
 
 def random_rows(seed: int, d_sae: int, d_in: int, spread: float = 1.0) -> tuple[Tensor, ...]:
-    """W_dec, W_enc [d_sae, d_in] with rows of different norms, and b_enc."""
+    """W_dec and W_enc [d_sae, d_in], rows of different norms, and b_enc."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -38,7 +38,7 @@ def random_rows(seed: int, d_sae: int, d_in: int, spread: float = 1.0) -> tuple[
 def assert_same_code(
     acts: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor, W_enc: Tensor, b_enc: Tensor, k: int
 ) -> None:
-    """The dense codes agree, but where a score is within rounding of the k-th."""
+    """The dense codes agree, except where a score is within rounding of the k-th."""
     pre = (x.double() @ W_enc.double().T + b_enc.double()).relu()
     scores = pre * W_dec.double().norm(dim=1)
     kth = scores.topk(k).values[:, -1:]
@@ -56,7 +56,7 @@ def assert_same_code(
 @pytest.mark.parametrize("how", SEARCHES)
 @settings(deadline=None)  # the first call compiles
 @given(SIZES, st.integers(0, 10_000))
-def test_forward_finds_the_codes_of_the_reference(how: Search, size, seed: int):
+def test_encoding_and_decoding_agree_with_the_reference(how: Search, size, seed: int):
     n, d_in, d_sae, k = size
     W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
@@ -79,14 +79,14 @@ def test_forward_finds_the_codes_of_the_reference(how: Search, size, seed: int):
 
 
 @pytest.mark.parametrize("how", SEARCHES)
-def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size(how: Search):
+def test_kernels_and_reference_select_the_same_latents_at_a_realistic_size(how: Search):
     W_dec, W_enc, b_enc = random_rows(0, 4096, 256, spread=0.2)
     x = torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
     acts, indices, _ = CpuKernels(W_dec, W_enc, 32, how).encode(x, b_enc)
     pre = torch.addmm(b_enc, x, W_enc.T)
     reference_acts, reference = select_topk(pre, W_dec.norm(dim=1), 32)
     same = (indices.sort(1).values == reference.sort(1).values).all(1)
-    assert same.float().mean() > 0.995  # float32 sums in another order can swap a near tie
+    assert same.float().mean() > 0.995  # another order of summation can swap a near tie
     torch.testing.assert_close(
         acts.sort(1).values[same], reference_acts.sort(1).values[same], rtol=1e-4, atol=1e-5
     )
@@ -94,7 +94,7 @@ def test_the_reference_and_the_kernels_choose_the_same_latents_at_a_real_size(ho
 
 @pytest.mark.parametrize("how", SEARCHES)
 @pytest.mark.parametrize("case", ["negative", "zero rows", "equal rows", "spikes", "huge", "tiny"])
-def test_forward_on_degenerate_input(case: str, how: Search):
+def test_degenerate_input_is_encoded_like_the_reference(case: str, how: Search):
     W_dec, W_enc, b_enc = random_rows(3, 50, 12)
     x = torch.randn(7, 12, generator=torch.Generator().manual_seed(4))
     if case == "negative":
@@ -115,7 +115,7 @@ def test_forward_on_degenerate_input(case: str, how: Search):
     kernels = CpuKernels(W_dec, W_enc, 5, how)
     codes = kernels.encode(x, b_enc)
     acts, indices, _ = codes
-    if case == "equal rows":  # any k of them are right
+    if case == "equal rows":  # any k latents are correct
         expected = (x @ W_enc[0]).relu()[:, None].expand(-1, 5)
         torch.testing.assert_close(acts, expected, rtol=1e-4, atol=1e-6)
         assert all(
@@ -133,7 +133,7 @@ def test_forward_on_degenerate_input(case: str, how: Search):
 @pytest.mark.parametrize("grad_clip", [0.05, float("inf")])
 @settings(deadline=None)  # the first call compiles
 @given(SIZES, st.integers(0, 10_000), st.booleans())
-def test_many_compiled_steps_equal_autograd_and_torchs_adam(
+def test_several_compiled_steps_equal_autograd_and_torch_adam(
     tied: bool, grad_clip: float, size, seed: int, normalize: bool
 ):
     n, d_in, d_sae, k = size
@@ -150,7 +150,7 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
         x = torch.randn(n, d_in, generator=generator) + start
         dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
         if near_tie(twins[0][0], x, dead) or is_perfect(twins[0][0], x):
-            return  # rounding decides: from here on the twins may differ
+            return  # rounding decides, so the twins may diverge
         outcomes = [s.step(x, objective, Dead.of(dead, d_sae), 1e-5) for _, s in twins]
         torch.testing.assert_close(
             outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
@@ -166,9 +166,7 @@ def test_many_compiled_steps_equal_autograd_and_torchs_adam(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(0, 10_000), st.booleans(), st.booleans())
-def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(
-    size, seed: int, tied: bool, has_auxk: bool
-):
+def test_the_bounds_of_the_gradient_norms_hold(size, seed: int, tied: bool, has_auxk: bool):
     n, d_in, d_sae, k = size
     generator = torch.Generator().manual_seed(seed)
     sae = TopKSAE(d_in, d_sae, k, tied=tied)
@@ -194,7 +192,7 @@ def test_the_bound_of_the_gradients_norm_is_no_less_than_the_norm(
 @pytest.mark.parametrize("how", SEARCHES)
 @settings(deadline=None)
 @given(SIZES, st.integers(0, 10_000), st.integers(1, 6))
-def test_the_dead_latents_codes_are_those_of_a_dense_search(how: Search, size, seed: int, k_aux):
+def test_dead_latents_get_the_codes_of_a_dense_search(how: Search, size, seed: int, k_aux):
     n, d_in, d_sae, k = size
     W_dec, W_enc, b_enc = random_rows(seed, d_sae, d_in)
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(seed + 1))
@@ -218,7 +216,9 @@ def test_the_dead_latents_codes_are_those_of_a_dense_search(how: Search, size, s
 
 @pytest.mark.parametrize("how", SEARCHES)
 @pytest.mark.parametrize("d_sae", [16, 37, 96])
-def test_an_update_keeps_norms_and_shadow_as_they_would_be_made_anew(how: Search, d_sae: int):
+def test_an_update_leaves_the_same_norms_and_shadow_as_a_new_searcher_computes(
+    how: Search, d_sae: int
+):
     W_dec, W_enc, b_enc = random_rows(7, d_sae, 20)
     kernels = CpuKernels(W_dec, W_enc, 4, how)
     x = torch.randn(30, 20, generator=torch.Generator().manual_seed(8))
@@ -230,15 +230,15 @@ def test_an_update_keeps_norms_and_shadow_as_they_would_be_made_anew(how: Search
         kernels.update(found, dec, enc, clip=1.0, lr=0.01, step=step)
     fresh = CpuKernels(W_dec, W_enc, 4, how)
     fresh.encode(x, b_enc)
-    for kept, anew in zip(kernels._searcher.shadow, fresh._searcher.shadow, strict=True):
-        np.testing.assert_array_equal(kept[:d_sae], anew[:d_sae])
+    for kept, new in zip(kernels._searcher.shadow, fresh._searcher.shadow, strict=True):
+        np.testing.assert_array_equal(kept[:d_sae], new[:d_sae])
     np.testing.assert_array_equal(kernels._searcher.norms, fresh._searcher.norms)
     np.testing.assert_array_equal(kernels._searcher.enc_norms, fresh._searcher.enc_norms)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, 1000.0])
-def test_the_residuals_variance_from_its_norms_is_the_total_variance(shift: float):
-    """Also where the mean is nearly all there is, and differences of squares mean nothing."""
+def test_the_variance_computed_from_a_residuals_norms_is_its_total_variance(shift: float):
+    """Also where the mean dominates, so that a difference of squares would be all rounding."""
     residual = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) + shift
     norms = residual.norm(dim=1).numpy()
     rest = Rest(residual, norms, np.empty((40, 1), np.float32))
@@ -286,7 +286,7 @@ def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float
 
 
 def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
-    """Whether rounding may decide which latents are in some token's code, or AuxK's."""
+    """Whether rounding may decide which latents are in a token's code, or in AuxK's."""
     scores = (sae.pre_activations(x) * sae.W_dec.norm(dim=1)).detach()
 
     def is_close(scores: Tensor, k: int) -> bool:
@@ -301,11 +301,11 @@ def near_tie(sae: TopKSAE, x: Tensor, dead: Tensor) -> bool:
 
 
 def is_perfect(sae: TopKSAE, x: Tensor) -> bool:
-    """Whether all of the residual's variance, by which AuxK is divided, is rounding."""
+    """Whether the residual's variance, by which AuxK is divided, is nothing but rounding."""
     return bool(total_variance((x - sae(x)).detach()) < 1e-6)
 
 
-def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
+def test_the_next_search_notices_weights_changed_outside_the_kernels():
     W_dec, W_enc, b_enc = random_rows(5, 40, 10)
     kernels = CpuKernels(W_dec, W_enc, 3)
     x = torch.randn(6, 10, generator=torch.Generator().manual_seed(6))
@@ -316,8 +316,8 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_search():
         assert_same_code(acts, indices, x, W_dec, W_enc, b_enc, 3)
 
 
-def test_a_step_sees_weights_loaded_after_another_step():
-    """A stepper that went another way before does the same as one that begins with the weights."""
+def test_a_step_notices_weights_loaded_after_another_step():
+    """A used stepper behaves like a new one for the loaded weights."""
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     objective, none = Objective(8.0, 0.0, 0.0, 1.0, False), Dead.of(torch.empty(0).long(), 20)
     used, fresh = TopKSAE(8, 20, 3), TopKSAE(8, 20, 3)
@@ -331,7 +331,7 @@ def test_a_step_sees_weights_loaded_after_another_step():
     torch.testing.assert_close(outcome.residual, expected.residual, rtol=0, atol=0)
 
 
-def test_adam_state_moves_between_the_two_ways():
+def test_adam_state_moves_from_the_compiled_to_the_autograd_stepper():
     sae = TopKSAE(8, 20, 3)
     sae.initialize_(0, torch.zeros(8))
     objective = Objective(8.0, 0.0, 0.0, 1.0, False)
@@ -350,8 +350,8 @@ def test_adam_state_moves_between_the_two_ways():
     torch.testing.assert_close(twin.b_dec, sae.b_dec, rtol=0, atol=1e-5)
 
 
-def test_a_number_that_is_no_number_is_seen_in_the_step_and_after_it():
-    """The search skips such a token; what it leaves of it does not."""
+def test_nan_in_an_activation_shows_in_this_step_and_the_next():
+    """The search skips such a token, but its residual is NaN."""
     sae = TopKSAE(16, 64, 4)
     sae.initialize_(0, torch.zeros(16))
     stepper = CompiledStepper(sae)

@@ -1,4 +1,4 @@
-"""What the compiled search relies on: bounds that hold, products that are exact."""
+"""What the compiled search relies on: its bounds hold and its integer products are exact."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from sae_engine.kernels.cpu import candidates, products, search
 from sae_engine.kernels.cpu.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.kernels.cpu.step import CpuKernels
 
+needs_integers = pytest.mark.skipif(not products.HAS_INTEGERS, reason="this processor has no AVX2")
+
 
 @pytest.mark.parametrize("how", SEARCHES[:-1])
 @settings(deadline=None)  # the first call compiles
 @given(st.integers(1, 300), st.integers(0, 10_000), st.floats(0, 4))
-def test_approximate_scores_keep_within_their_bound(how: Search, d_in: int, seed: int, tail: float):
-    """Also for heavy-tailed rows, where one coordinate takes most of the range."""
+def test_approximate_scores_stay_within_their_bounds(
+    how: Search, d_in: int, seed: int, tail: float
+):
+    """Also for heavy-tailed rows, where one coordinate uses most of the range."""
     generator, n, d_sae = torch.Generator().manual_seed(seed), how.token_multiple, 32
 
     def heavy_tailed(count: int) -> Tensor:
@@ -49,7 +53,7 @@ def test_approximate_scores_keep_within_their_bound(how: Search, d_in: int, seed
 
 @pytest.mark.parametrize("how", SEARCHES[:-1])
 def test_bounds_are_narrow(how: Search):
-    """Of ordinary rows: half a percent of the norms for bfloat16, a tenth for integers."""
+    """For normal rows: 0.5% of the norms for bfloat16, 0.1% for integers."""
     x = torch.randn(how.token_multiple, 2304, generator=torch.Generator().manual_seed(0))
     rounding = Rounding.of(how, 2304)
     tokens = search.round_tokens(x.numpy(), len(x), how, rounding)
@@ -58,10 +62,9 @@ def test_bounds_are_narrow(how: Search):
 
 
 @pytest.mark.parametrize("is_wide", [False] + [True] * products.HAS_WIDE_INTEGERS)
+@needs_integers
 def test_integer_products_are_exact(is_wide: bool):
-    """Both ways, whichever this processor's scores are made with."""
-    if not products.HAS_INTEGERS:
-        return
+    """Both widths, whichever this processor uses for its scores."""
     multiply = products.add_wide_products if is_wide else products.add_narrow_products
     n, pairs = (12, 7) if is_wide else (6, 7)
     random = np.random.default_rng(0)
@@ -86,23 +89,22 @@ def test_integer_products_are_exact(is_wide: bool):
     st.lists(st.floats(-1e3, 1e3, width=32, allow_subnormal=False), min_size=1, max_size=60),
     st.integers(1, 70),
 )
-def test_k_values_reach_the_threshold_of_a_bisection(values: list[float], k: int):
+def test_at_least_k_values_reach_the_threshold_found_by_bisection(values: list[float], k: int):
     array = np.array(values, np.float32)
     threshold = candidates.reached_by(array, len(array), k)
     assert threshold >= 0
     reached = (array >= threshold).sum()
     if threshold > 0:
         assert reached >= k
-    if reached > k:  # no more than those within the last bisection of the k-th
+    if reached > k:  # only values within the last bisection of the k-th
         assert threshold >= np.sort(array)[-k] - max(values) / 2**candidates.BISECTIONS * 1.001
 
 
-def test_the_largest_integer_dot_product_does_not_overflow():
-    """A row with itself, scaled to the largest norm, is the extreme case of Cauchy-Schwarz."""
-    if Search.INTEGERS not in SEARCHES:
-        return
-    for d_in in (2, 16, 300, 2304, 9000):
-        row = torch.ones(1, d_in).expand(16, d_in).contiguous()
-        kernels = CpuKernels(row.clone(), row.clone(), 1, Search.INTEGERS)
-        acts, *_ = kernels.encode(row[:4], torch.zeros(16))
-        torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)
+@needs_integers
+@pytest.mark.parametrize("d_in", [2, 16, 300, 2304, 9000])
+def test_the_largest_integer_dot_product_does_not_overflow(d_in: int):
+    """A row times itself, scaled to the largest norm, is the extreme case of Cauchy-Schwarz."""
+    row = torch.ones(1, d_in).expand(16, d_in).contiguous()
+    kernels = CpuKernels(row.clone(), row.clone(), 1, Search.INTEGERS)
+    acts, *_ = kernels.encode(row[:4], torch.zeros(16))
+    torch.testing.assert_close(acts, torch.full((4, 1), float(d_in)), rtol=1e-4, atol=0)

@@ -1,6 +1,6 @@
-"""The GPU's kernels against the readable reference: the same codes, gradients and updates.
+"""The GPU kernels give the same codes, gradients and updates as the readable reference.
 
-Without a GPU they run in Triton's interpreter, as Python on the CPU, at small sizes.
+Without a GPU, they run in Triton's interpreter, as Python on the CPU, at small sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.house.repository import ROOT
 HAS_GPU = torch.cuda.is_available()
 pytest.importorskip("triton", reason="Triton is for Linux")
 if not HAS_GPU and os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("there is neither a GPU nor Triton's interpreter", allow_module_level=True)
+    pytest.skip("needs a GPU or Triton's interpreter", allow_module_level=True)
 
 from sae_engine.kernels.gpu import codes as triton_codes  # noqa: E402
 from sae_engine.kernels.gpu import select as triton_select  # noqa: E402
@@ -48,7 +48,7 @@ ALL_DEAD = Dead.of(torch.arange(D_SAE, device=DEVICE), D_SAE)
 
 
 def gpu(test):
-    """A test at a real size, on a GPU."""
+    """Mark a test that needs a GPU."""
     skipped = pytest.mark.skipif(not HAS_GPU, reason="there is no CUDA device")
     return pytest.mark.gpu(skipped(test))
 
@@ -60,7 +60,7 @@ def batch(seed: int, n: int = 6, d_in: int = D_IN) -> Tensor:
 def new_sae(
     *, tied: bool = False, d_in: int = D_IN, d_sae: int = D_SAE, k: int = K, seed: int = 0
 ) -> TopKSAE:
-    """With rows of different norms and an encoder that is not the decoder's transpose."""
+    """An SAE whose decoder rows differ in norm and whose encoder is not the decoder's transpose."""
     sae = TopKSAE(d_in, d_sae, k, tied=tied)
     sae.initialize_(seed, torch.full((d_in,), 0.1))
     generator = torch.Generator().manual_seed(seed + 1)
@@ -79,7 +79,7 @@ def objective_of(
 
 
 def expected_choice(pre: Tensor, norms: Tensor, k: int) -> list[list[int]]:
-    """The k best latents of each row, ascending; among equals the lowest numbers."""
+    """The k best latents of each row, ascending; of equal scores the lowest indices."""
     scores = (pre * norms).tolist()
     order = [sorted(range(len(row)), key=lambda j, row=row: (-row[j], j))[:k] for row in scores]
     return [sorted(row) for row in order]
@@ -98,7 +98,7 @@ def check_selection(pre: Tensor, norms: Tensor, k: int, **options: int) -> None:
 @given(
     st.integers(1, 40), st.data(), st.sampled_from([1, 8, 1024]), st.integers(1, 2), st.booleans()
 )
-def test_selection_is_exact_and_prefers_the_lowest_numbers_among_equals(
+def test_selection_is_exact_and_prefers_the_lowest_of_equal_scores(
     d_sae: int, data: st.DataObject, min_groups: int, n: int, has_ties: bool
 ):
     k = data.draw(st.integers(1, d_sae))
@@ -112,7 +112,7 @@ def test_selection_is_exact_and_prefers_the_lowest_numbers_among_equals(
 
 
 @pytest.mark.parametrize(("d_sae", "k"), [(1, 1), (37, 37), (300, 5), (2500, 40), (3000, 700)])
-def test_selection_at_widths_that_are_no_powers_of_two(d_sae: int, k: int):
+def test_selection_works_at_widths_that_are_not_powers_of_two(d_sae: int, k: int):
     generator = torch.Generator().manual_seed(d_sae)
     pre = torch.randn(2, d_sae, generator=generator).to(DEVICE)
     norms = torch.rand(d_sae, generator=generator).to(DEVICE) + 0.5
@@ -123,7 +123,7 @@ def test_selection_at_widths_that_are_no_powers_of_two(d_sae: int, k: int):
     assert torch.equal(codes.acts.sort(1).values, reference_acts.sort(1).values)
 
 
-def test_selection_of_rows_without_a_positive_pre_activation_keeps_nothing():
+def test_a_row_without_positive_pre_activations_has_no_active_latents():
     pre = -batch(0, 3, 50).abs() - 0.1
     codes = triton_select.select(pre, torch.zeros_like(pre[0]), torch.ones_like(pre[0]), 5)
     assert codes.kept.tolist() == [0, 0, 0]
@@ -131,14 +131,14 @@ def test_selection_of_rows_without_a_positive_pre_activation_keeps_nothing():
     assert all(len(set(row)) == 5 for row in codes.indices.tolist())
 
 
-def test_selection_finds_good_latents_that_crowd_in_one_group():
+def test_selection_finds_the_best_latents_if_all_are_in_one_group():
     pre = batch(1, 1, 200) - 10
-    pre[:, ::8] += 20  # 25 of group 0 of 8; they outnumber what a row of candidates holds
+    pre[:, ::8] += 20  # 25 in one of 8 groups, more than a row of candidates holds
     check_selection(pre, torch.ones_like(pre[0]), 3, min_groups=8)
 
 
 @pytest.mark.parametrize("value", [2.0, 0.0, -1.0])
-def test_selection_among_many_equals_takes_the_first(value: float):
+def test_selection_takes_the_first_of_many_equal_scores(value: float):
     """More of them than a row of candidates holds."""
     pre = torch.full((1, 50), value, device=DEVICE)
     pre[0, 30] = 3.0
@@ -152,7 +152,7 @@ def test_the_bias_takes_part_in_selection():
     assert codes.indices.sort(1).values.tolist() == expected_choice(dots + bias, norms, 4)
 
 
-def test_selection_passes_over_nan():
+def test_selection_ignores_nan():
     pre = batch(4, 3, 40)
     pre[0] = float("nan")
     pre[1, ::2] = float("nan")
@@ -164,7 +164,7 @@ def test_selection_passes_over_nan():
 
 
 @pytest.mark.parametrize("d_in", [1, 10, 300])
-def test_decoding_and_dot_products_equal_dense_ones(d_in: int):
+def test_decoding_and_gathered_dot_products_equal_dense_ones(d_in: int):
     n, d_sae, k = 3, 20, 11
     pre, table, rows = batch(0, n, d_sae), batch(1, d_sae, d_in), batch(2, n, d_in)
     pre[1] = -1
@@ -216,7 +216,7 @@ def assert_close_states(found: Stepper, expected: Stepper) -> None:
     ],
     ids=["plain", "clipped, l1, auxk", "tied", "unit norm", "tied, unit norm", "all dead"],
 )
-def test_steps_equal_autograd_and_torchs_adam(tied: bool, objective: Objective, dead: Dead):
+def test_steps_equal_autograd_and_torch_adam(tied: bool, objective: Objective, dead: Dead):
     sae = new_sae(tied=tied)
     twin = twin_of(sae)
     mine, reference = TritonStepper(sae), AutogradStepper(twin)
@@ -231,7 +231,7 @@ def test_steps_equal_autograd_and_torchs_adam(tied: bool, objective: Objective, 
         )
 
 
-def test_no_more_latents_than_are_dead_take_part_in_auxk_however_many_may_be():
+def test_only_dead_latents_take_part_in_auxk_if_the_upper_bound_of_their_number_is_larger():
     states = []
     for more in (0, D_SAE - 4):
         stepper = TritonStepper(new_sae())
@@ -259,7 +259,7 @@ def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(clip: float):
         assert torch.equal(tensor, found[1][1][name]), name
 
 
-def test_two_runs_and_one_that_goes_on_from_its_state_are_bit_identical():
+def test_repeated_and_resumed_runs_are_bit_identical():
     objective = objective_of(clip=0.05, normalize=True)
     ends = []
     for interrupted in (False, False, True):
@@ -278,7 +278,7 @@ def test_two_runs_and_one_that_goes_on_from_its_state_are_bit_identical():
 
 
 @pytest.mark.parametrize("other", [AutogradStepper, CompiledStepper])
-def test_adam_state_moves_between_the_ways(other):
+def test_adam_state_moves_between_triton_and_the_other_steppers(other):
     if HAS_GPU and other is CompiledStepper:
         pytest.skip("works on the CPU only")
     sae = new_sae()
@@ -297,9 +297,9 @@ def test_adam_state_moves_between_the_ways(other):
     assert_close_states(stepper, back)
 
 
-def test_a_bfloat16_search_gives_float32s_codes_activations_and_updates():
-    """Its candidates are more than enough here; what it keeps is computed in float32. Tokens and
-    dead latents may be taken in parts.
+def test_a_bfloat16_search_gives_the_codes_activations_and_updates_of_float32():
+    """Its margin of candidates is ample here, and the kept ones are computed in float32. Tokens and
+    dead latents are processed in blocks.
     """
     sae = new_sae(d_sae=40, k=4)
     twin = twin_of(sae)
@@ -318,7 +318,7 @@ def test_a_bfloat16_search_gives_float32s_codes_activations_and_updates():
     torch.testing.assert_close(mine._shadow.float(), sae.W_enc.detach(), rtol=2**-7, atol=0)
 
 
-def test_a_weight_changed_from_outside_is_seen_by_the_next_bfloat16_search():
+def test_the_next_bfloat16_search_notices_weights_changed_outside_the_stepper():
     sae = new_sae()
     stepper = TritonStepper(sae, "bfloat16")
     stepper.step(batch(0), objective_of(), NONE_DEAD, 1e-3)
@@ -332,7 +332,7 @@ def test_a_weight_changed_from_outside_is_seen_by_the_next_bfloat16_search():
 
 
 @pytest.mark.parametrize(("mean", "outlier"), [(0.0, 0.0), (1.0, 0.0), (1.0, 100.0)])
-def test_rounding_to_bfloat16_displaces_latents_by_far_less_than_the_margin(
+def test_rounding_to_bfloat16_changes_ranks_by_far_less_than_the_margin(
     mean: float, outlier: float
 ):
     n, d_in, d_sae, k = 64, 512, 8192, 32
@@ -345,8 +345,8 @@ def test_rounding_to_bfloat16_displaces_latents_by_far_less_than_the_margin(
     assert int(places.max()) < k + margin(k) // 2
 
 
-def test_a_trainer_gets_the_same_run_by_either_way():
-    """Latents die and AuxK joins in the middle of it."""
+def test_a_trainer_reports_the_same_metrics_with_triton_and_with_autograd():
+    """Latents die and AuxK starts in the middle of the run."""
     runs = []
     for stepper in (AutogradStepper, TritonStepper):
         sae = new_sae()
@@ -362,22 +362,22 @@ def test_a_trainer_gets_the_same_run_by_either_way():
 
 
 @pytest.mark.parametrize("search", ["float32", "bfloat16"])
-def test_what_keeps_kernels_from_running_is_found_and_told(search: Search):
+def test_the_obstacle_that_keeps_kernels_from_running_is_reported(search: Search):
     new_stepper = partial(TritonStepper, search=search)
     assert find_obstacle(torch.device(DEVICE), new_stepper) is None
     elsewhere = torch.device("cpu" if HAS_GPU else "meta")  # where no kernel can run
     assert "Error" in str(find_obstacle(elsewhere, new_stepper))
 
 
-def test_steps_that_come_out_wrong_are_not_trusted(monkeypatch: pytest.MonkeyPatch):
+def test_a_stepper_with_wrong_results_is_reported(monkeypatch: pytest.MonkeyPatch):
     right = triton_codes.decode
     monkeypatch.setattr(triton_codes, "decode", lambda *given: 1.01 * right(*given))
     found = find_obstacle(torch.device(DEVICE), TritonStepper)
     assert "of a trial step's result is wrong" in str(found)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is there on Linux only")
-def test_every_kernel_compiles_for_a_gpu(tmp_path: Path):
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler exists on Linux only")
+def test_every_kernel_compiles_for_cuda(tmp_path: Path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.sae_engine.kernels.compile_for_cuda"],
@@ -392,7 +392,7 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path):
 
 @gpu
 @pytest.mark.parametrize(("d_sae", "k"), [(16384, 64), (65536, 32)])
-def test_selection_at_a_real_size_on_a_gpu(d_sae: int, k: int):
+def test_selection_is_exact_at_a_realistic_size_on_a_gpu(d_sae: int, k: int):
     pre = batch(0, 64, d_sae)
     pre[:8, ::3] = 2.0  # many ties
     pre[8:16] = -pre[8:16].abs()
@@ -405,7 +405,7 @@ def test_selection_at_a_real_size_on_a_gpu(d_sae: int, k: int):
 @gpu
 @pytest.mark.parametrize("search", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("tied", "normalize"), [(False, False), (False, True), (True, True)])
-def test_steps_at_a_real_size_on_a_gpu_equal_autograd(search, tied: bool, normalize: bool):
+def test_steps_equal_autograd_at_a_realistic_size_on_a_gpu(search, tied: bool, normalize: bool):
     d_in, d_sae, k, n = 2304, 16384, 64, 1024
     sae = new_sae(tied=tied, d_in=d_in, d_sae=d_sae, k=k)
     twin = twin_of(sae)
@@ -417,7 +417,7 @@ def test_steps_at_a_real_size_on_a_gpu_equal_autograd(search, tied: bool, normal
         found = mine.step(x, objective, dead, 1e-5)
         expected = reference.step(x, objective, dead, 1e-5)
         same = (found.indices.long().sort(1).values == expected.indices.sort(1).values).all(1)
-        assert same.float().mean() > 0.99  # sums in another order can swap a near tie
+        assert same.float().mean() > 0.99  # another order of summation can swap a near tie
         torch.testing.assert_close(
             found.residual[same], expected.residual[same], rtol=1e-3, atol=1e-3
         )
@@ -430,7 +430,7 @@ def test_steps_at_a_real_size_on_a_gpu_equal_autograd(search, tied: bool, normal
 
 @gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_a_steady_step_on_a_gpu_never_waits_for_it():
+def test_a_steady_step_never_synchronizes_with_the_gpu():
     sae = new_sae(d_in=256, d_sae=2048, k=16)
     assert isinstance(open_stepper(sae), TritonStepper)
     config = TrainConfig(total_tokens=10_000_000, dead_feature_threshold=30_000)
