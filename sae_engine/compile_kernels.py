@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import CompiledStepper
+from sae_engine.sae.compiled_step import CompiledStepper
 from sae_engine.sae.inference import open_coder
 from sae_engine.sae.stepper import Dead, Objective
 

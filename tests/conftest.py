@@ -41,6 +41,7 @@ install_import_hook(
         "sae_engine.playground.steer",
         "sae_engine.sae.autoencoders",
         "sae_engine.sae.autograd_step",
+        "sae_engine.sae.compiled_step",
         "sae_engine.sae.trainer",
         "sae_engine.sae.triton_step",
     ],

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, for those who keep their curves there too. Fed by `train`."""
+"""Copies a run's metrics to TensorBoard and Weights & Biases. Fed by `run`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files under the run's folder, one scalar per metric, against the step."""
+    """Event files in the run's folder: one scalar per metric and step."""
 
     def __init__(self, folder: RunFolder) -> None:
         try:
@@ -34,7 +34,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run; key, mode and folder come from its own environment variables."""
+    """A Weights & Biases run, which takes its key and mode from `WANDB_*` variables."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         try:
@@ -63,7 +63,7 @@ class WandbTracker:
 
 
 class Trackers:
-    """All trackers that a run asked for; often none."""
+    """All trackers of a run; often none."""
 
     def __init__(self, trackers: list[Tracker]) -> None:
         self._trackers = trackers
@@ -78,7 +78,7 @@ class Trackers:
 
 
 def open_trackers(config: RunConfig, folder: RunFolder) -> Trackers:
-    """Raises `ConfigError` if a tracker is asked for that is not installed or cannot be used."""
+    """Open the configured trackers; raises `ConfigError` if one is not installed or unusable."""
     trackers: list[Tracker] = []
     if config.train.tensorboard:
         trackers.append(TensorBoardTracker(folder))

@@ -14,7 +14,8 @@ from sae_engine.kernels.adam import Moments
 from sae_engine.kernels.cpu.search import SEARCHES, Search
 from sae_engine.kernels.cpu.step import CpuKernels, Reconstruction, Rest
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper, variance_of
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper, variance_of
 from sae_engine.sae.loss import total_variance
 from sae_engine.sae.stepper import Dead, Objective, k_auxk
 

@@ -18,13 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import (
-    AutogradStepper,
-    CompiledStepper,
-    find_obstacle,
-    open_stepper,
-)
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper
 from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.sae.stepper_choice import find_obstacle, open_stepper
 from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from tests.house.repository import ROOT

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper
 from sae_engine.sae.stepper import Dead, Objective, Outcome
 from sae_engine.sae.trainer import Budget, SAETrainer, dead_threshold, default_lr, scheduled_lr
 from sae_engine.schema.config import SAEConfig, TrainConfig
