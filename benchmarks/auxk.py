@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from compare import SIZES, Size  # pyright: ignore[reportMissingImports]
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.stepper_choice import open_stepper
 from sae_engine.sae.stepper import Dead, Objective
+from sae_engine.sae.stepper_choice import open_stepper
 
 TURNS = 9
 

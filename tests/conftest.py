@@ -38,6 +38,7 @@ install_import_hook(
         "sae_engine.model.language_model",
         "sae_engine.sae.loss",
         "sae_engine.sae.stepper",
+        "sae_engine.playground.read",
         "sae_engine.playground.steer",
         "sae_engine.sae.autoencoders",
         "sae_engine.sae.autograd_step",
