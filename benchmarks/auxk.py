@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from compare import SIZES, Size  # pyright: ignore[reportMissingImports]
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.stepper import Dead, Objective
+from sae_engine.sae.stepper import DeadLatents, StepSettings
 from sae_engine.sae.stepper_choice import open_stepper
 
 TURNS = 9
@@ -38,12 +38,14 @@ def step_times(size: Size, dead_share: float, positive: float) -> tuple[float, f
     # pre-activations of unit rows on normal inputs are standard normal
     sae.b_enc.data[dead] = torch.distributions.Normal(0, 1).icdf(torch.tensor(positive))
     stepper = open_stepper(sae)
-    objective = Objective(float(size.d_in), 1 / 32, 0.0, float("inf"), False, wants_norm=False)
+    objective = StepSettings(float(size.d_in), 1 / 32, 0.0, float("inf"), False, wants_norm=False)
     times: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(TURNS + 1):
         for has_dead in (False, True):
             began = time.perf_counter()
-            stepper.step(x, objective, Dead.of(dead[: len(dead) * has_dead], size.d_sae), 0.0)
+            stepper.step(
+                x, objective, DeadLatents.of(dead[: len(dead) * has_dead], size.d_sae), 0.0
+            )
             if turn:  # the first compiles
                 times[has_dead].append(time.perf_counter() - began)
     return statistics.median(times[False]), statistics.median(times[True])

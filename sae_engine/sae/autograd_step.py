@@ -11,7 +11,7 @@ from torch import Tensor
 from sae_engine.kernels.adam import BETA1, BETA2, EPSILON
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import auxk_loss
-from sae_engine.sae.stepper import Dead, Objective, Outcome, k_auxk
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, StepSettings, k_auxk
 
 
 def auxk(
@@ -47,30 +47,30 @@ class AutogradStepper:
         )
 
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome:
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
         sae = self._sae
         code = sae.encode(x)
         x_hat = sae.decode(code)
-        loss = (x - x_hat).pow(2).sum(-1).mean() / objective.variance
-        loss = loss + objective.l1_lambda * code.acts.sum(-1).mean()
+        loss = (x - x_hat).pow(2).sum(-1).mean() / settings.variance
+        loss = loss + settings.l1_lambda * code.acts.sum(-1).mean()
         auxiliary = x.new_zeros(())
         latents = dead.latents()
-        if len(latents) and objective.auxk_alpha:
+        if len(latents) and settings.auxk_alpha:
             auxiliary = auxk(
                 sae, sae.W_dec[latents], sae.encoder_rows[latents], sae.b_enc[latents], x, x_hat
             )
-            loss = loss + objective.auxk_alpha * auxiliary
+            loss = loss + settings.auxk_alpha * auxiliary
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if objective.normalize_decoder:
+        if settings.normalize_decoder:
             sae.remove_parallel_gradient_()
-        grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), objective.grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), settings.grad_clip)
         self._optimizer.param_groups[0]["lr"] = lr
         self._optimizer.step()
-        if objective.normalize_decoder:
+        if settings.normalize_decoder:
             sae.normalize_decoder_()
-        return Outcome(
+        return StepOutcome(
             (x - x_hat).detach(), code.acts.detach(), code.indices, auxiliary.detach(), grad_norm
         )
 

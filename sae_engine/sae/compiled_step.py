@@ -16,7 +16,7 @@ from sae_engine.kernels.cpu.step import Codes, CpuKernels, Reconstruction, Rest
 from sae_engine.kernels.memory import settle_
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import total_variance
-from sae_engine.sae.stepper import Dead, KernelStepper, Objective, Outcome, k_auxk
+from sae_engine.sae.stepper import DeadLatents, KernelStepper, StepOutcome, StepSettings, k_auxk
 
 
 class CompiledStepper(KernelStepper):
@@ -29,37 +29,39 @@ class CompiledStepper(KernelStepper):
 
     @torch.no_grad()
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome:
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
         sae, kernels = self._sae, self._kernels
         centered = x - sae.b_dec
         latents = dead.latents()
-        if len(latents) and objective.auxk_alpha:
+        if len(latents) and settings.auxk_alpha:
             k_aux = min(k_auxk(sae.d_in), len(latents))
             codes, dead_codes = kernels.encode_with_dead(centered, sae.b_enc, latents, k_aux)
         else:
             codes, dead_codes = kernels.encode(centered, sae.b_enc), None
         rest = kernels.compare(codes, centered)
-        factor = -2 / (len(x) * objective.variance)  # dL/d(decoded) = factor * residual
-        code = Reconstruction(codes, rest, factor, objective.l1_lambda / len(x))
+        factor = -2 / (len(x) * settings.variance)  # dL/d(decoded) = factor * residual
+        code = Reconstruction(codes, rest, factor, settings.l1_lambda / len(x))
         residual_sum = rest.residual.sum(0)
-        auxiliary, auxk = self._auxk(dead_codes, rest, residual_sum, objective.auxk_alpha)
-        found = kernels.gradients(centered, code, auxk, normalize=objective.normalize_decoder)
+        auxiliary, auxk = self._auxk(dead_codes, rest, residual_sum, settings.auxk_alpha)
+        found = kernels.gradients(centered, code, auxk, normalize=settings.normalize_decoder)
         b_enc_grad = found.code_bias_grads + found.auxk_bias_grads
         decoded_grad = factor * residual_sum  # b_dec's, except for its part in centering the inputs
         b_dec_bound = decoded_grad.norm() + found.centering_bound
         grad_norm, clip = _norm(found.norm_bound, b_enc_grad, b_dec_bound), 1.0
         dec = self._adam.moments["W_dec"]
         enc = dec if sae.tied else self._adam.moments["W_enc"]
-        if objective.wants_norm or grad_norm > objective.grad_clip:
+        if settings.wants_norm or grad_norm > settings.grad_clip:
             squares, centering = kernels.squared_norm(found)
             grad_norm = _norm(squares**0.5, b_enc_grad, decoded_grad - centering)
-            clip = min(1.0, objective.grad_clip / (grad_norm + 1e-6))
+            clip = min(1.0, settings.grad_clip / (grad_norm + 1e-6))
         self._adam.steps += 1
         centering = kernels.update(found, dec, enc, clip=clip, lr=lr, step=self._adam.steps)
         self._update_bias("b_enc", b_enc_grad * clip, lr)
         self._update_bias("b_dec", (decoded_grad - centering) * clip, lr)
-        return Outcome(rest.residual, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm))
+        return StepOutcome(
+            rest.residual, codes.acts, codes.indices, auxiliary, torch.tensor(grad_norm)
+        )
 
     def _auxk(
         self, codes: Codes | None, rest: Rest, residual_sum: Tensor, alpha: float

@@ -15,7 +15,7 @@ from sae_engine.kernels.adam import AdamState
 from sae_engine.sae.autoencoders import TopKSAE
 
 
-class Objective(NamedTuple):
+class StepSettings(NamedTuple):
     """loss = |x - x_hat|^2 / variance + auxk_alpha auxk + l1_lambda mean |z|_1, and how its
     gradient is treated.
     """
@@ -33,25 +33,25 @@ class Objective(NamedTuple):
     """
 
 
-class Dead(NamedTuple):
+class DeadLatents(NamedTuple):
     """The latents that have not fired for so long that AuxK trains them."""
 
     mask: Bool[Tensor, " d_sae"]
-    most: int
+    max_count: int
     """An upper bound on their number, known without waiting for the device."""
 
     @staticmethod
-    def of(latents: Int[Tensor, " D"], d_sae: int) -> Dead:
+    def of(latents: Int[Tensor, " D"], d_sae: int) -> DeadLatents:
         """The latents with the given indices."""
         mask = torch.zeros(d_sae, dtype=torch.bool, device=latents.device)
-        return Dead(mask.index_fill_(0, latents.long(), True), len(latents))
+        return DeadLatents(mask.index_fill_(0, latents.long(), True), len(latents))
 
     def latents(self) -> Int[Tensor, " D"]:
         """Their indices, ascending; waits for the device."""
         return self.mask.nonzero().squeeze(-1)
 
 
-class Outcome(NamedTuple):
+class StepOutcome(NamedTuple):
     """What a step computed on its batch with the weights before the update."""
 
     residual: Float[Tensor, "n d_in"]
@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     indices: Int[Tensor, "n k"]
     auxk: Float[Tensor, ""]
     grad_norm: Float[Tensor, ""]
-    """Before clipping; see `Objective.wants_norm`."""
+    """Before clipping; see `StepSettings.wants_norm`."""
 
 
 @runtime_checkable
@@ -68,8 +68,8 @@ class Stepper(Protocol):
     """Holds an SAE's Adam state and takes its optimizer steps."""
 
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome: ...
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome: ...
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state by parameter, as `W_dec.mean`, `W_dec.square`, and the `step` count."""

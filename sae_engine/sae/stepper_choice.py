@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.autograd_step import AutogradStepper
 from sae_engine.sae.compiled_step import CompiledStepper
-from sae_engine.sae.stepper import Dead, Objective, Stepper
+from sae_engine.sae.stepper import DeadLatents, Stepper, StepSettings
 
 _log = logging.getLogger(__name__)
 
@@ -43,15 +43,15 @@ def find_obstacle(device: torch.device, new_stepper: Callable[[TopKSAE], Stepper
     """
     n, d_in, d_sae = 32, 48, 96
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(0)).to(device)
-    dead = Dead.of(torch.arange(8, device=device), d_sae)
-    objective = Objective(float(d_in), 1 / 32, 0.01, 1.0, normalize_decoder=True)
+    dead = DeadLatents.of(torch.arange(8, device=device), d_sae)
+    settings = StepSettings(float(d_in), 1 / 32, 0.01, 1.0, normalize_decoder=True)
 
     def trained_weights(new: Callable[[TopKSAE], Stepper]) -> Tensor:
         sae = TopKSAE(d_in, d_sae, k=4).to(device)
         sae.initialize_(0, torch.zeros(d_in, device=device))
         stepper = new(sae)
         for _ in range(2):
-            stepper.step(x, objective, dead, lr=1e-3)
+            stepper.step(x, settings, dead, lr=1e-3)
         return torch.cat([p.detach().flatten() for p in sae.parameters()])
 
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import fvu, geometric_median, total_variance
-from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, Stepper, StepSettings
 from sae_engine.sae.stepper_choice import open_stepper
 from sae_engine.schema.config import SAEConfig, TrainConfig
 
@@ -37,15 +37,15 @@ class StepResult(NamedTuple):
     """A step's scaled batch and what was computed on it."""
 
     x: Float[Tensor, "n d_in"]
-    outcome: Outcome
-    objective: Objective
+    outcome: StepOutcome
+    settings: StepSettings
 
     def metrics(self) -> StepMetrics:
-        x, outcome, objective = self.x, self.outcome, self.objective
+        x, outcome, settings = self.x, self.outcome, self.settings
         l1 = outcome.acts.sum(-1).mean()
-        error = outcome.residual.pow(2).sum(-1).mean() / objective.variance
+        error = outcome.residual.pow(2).sum(-1).mean() / settings.variance
         return StepMetrics(
-            loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
+            loss=error + settings.auxk_alpha * outcome.auxk + settings.l1_lambda * l1,
             fvu=fvu(x, outcome.residual),
             l0=(outcome.acts > 0).float().sum(-1).mean(),
             auxk_loss=outcome.auxk,
@@ -151,7 +151,7 @@ class SAETrainer:
     def step(self, batch: Float[Tensor, "n d_in"], *, measured: bool = True) -> StepResult:
         """Take one optimizer step on raw activations; `measured` if its metrics will be read."""
         x = batch.float() * self.scale
-        objective = Objective(
+        settings = StepSettings(
             variance=self.variance,
             auxk_alpha=self.config.auxk_alpha,
             l1_lambda=self.config.l1_lambda,
@@ -159,15 +159,15 @@ class SAETrainer:
             normalize_decoder=self._normalize_decoder,
             wants_norm=measured,
         )
-        outcome = self.stepper.step(x, objective, self._dead(len(x)), self.lr)
+        outcome = self.stepper.step(x, settings, self._dead(len(x)), self.lr)
         self.since_fired += len(x)
         self._foreseen_tokens -= len(x)
         self.since_fired.masked_fill_(self._fired(outcome), 0)
         self._seen_version = self.since_fired._version
         self.steps_done += 1
-        return StepResult(x, outcome, objective)
+        return StepResult(x, outcome, settings)
 
-    def _dead(self, num_tokens: int) -> Dead:
+    def _dead(self, num_tokens: int) -> DeadLatents:
         """The dead latents before a step on `num_tokens` tokens.
 
         Their upper bound is counted for many steps at a time, because counting waits for the
@@ -177,9 +177,9 @@ class SAETrainer:
             self._foreseen_tokens = min(STEPS_PER_COUNT * num_tokens, self.dead_threshold // 8)
             soon = self.since_fired > self.dead_threshold - self._foreseen_tokens
             self._most_dead = int(soon.sum())
-        return Dead(self.since_fired > self.dead_threshold, self._most_dead)
+        return DeadLatents(self.since_fired > self.dead_threshold, self._most_dead)
 
-    def _fired(self, outcome: Outcome) -> Bool[Tensor, " d_sae"]:
+    def _fired(self, outcome: StepOutcome) -> Bool[Tensor, " d_sae"]:
         """Which latents are active on the batch."""
         d_sae = self.sae.d_sae
         fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)

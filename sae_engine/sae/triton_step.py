@@ -23,13 +23,13 @@ from sae_engine.kernels.gpu.rows import AdamStep, PairSums, RowGradients, Weight
 from sae_engine.kernels.gpu.select import Codes, best_of, select
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import total_variance
-from sae_engine.sae.stepper import Dead, KernelStepper, Objective, Outcome, k_auxk
+from sae_engine.sae.stepper import DeadLatents, KernelStepper, StepOutcome, StepSettings, k_auxk
 
 DENSE_SCORES = 2**26
 """About how many pre-activations exist at a time; tokens are encoded in parts."""
 DEAD_BLOCK = 1024
 """Dead latents whose pre-activations are computed together. A fixed size, so that rounding does not
-depend on `Dead.most`.
+depend on `DeadLatents.max_count`.
 """
 
 Search = Literal["float32", "bfloat16"]
@@ -76,8 +76,8 @@ class TritonStepper(KernelStepper):
 
     @torch.no_grad()
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome:
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
         sae, n, x = self._sae, len(x), x.contiguous()
         with _on(x.device):
             norms = sae.decoder_norms
@@ -85,24 +85,24 @@ class TritonStepper(KernelStepper):
             codes = self._encode(centered, norms)
             x_hat = triton_codes.decode(codes, sae.W_dec.detach()).add_(sae.b_dec)
             residual = x - x_hat
-            x_hat_grad = residual * (-2 / (n * objective.variance))
-            parts = [(codes, x_hat_grad, objective.l1_lambda / n)]
+            x_hat_grad = residual * (-2 / (n * settings.variance))
+            parts = [(codes, x_hat_grad, settings.l1_lambda / n)]
             auxiliary = x.new_zeros(())
-            if dead.most and objective.auxk_alpha:
-                aux = self._auxk(residual, centered, norms, objective.auxk_alpha, dead)
+            if dead.max_count and settings.auxk_alpha:
+                aux = self._auxk(residual, centered, norms, settings.auxk_alpha, dead)
                 parts.append((aux.codes, aux.out_grad, 0.0))
                 auxiliary = aux.loss
             found = self._gradients(parts, centered)
-            if objective.normalize_decoder:
+            if settings.normalize_decoder:
                 found = triton_rows.without_parallel(found, sae.W_dec.detach(), norms)
             sums = triton_rows.sum_pairs(found)
             b_dec_grad = x_hat_grad.sum(0) - sums.code_bias_grads @ sae.encoder_rows
-            grad_norm = self._grad_norm(found, sums, b_dec_grad, objective)
-            clip = (objective.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
+            grad_norm = self._grad_norm(found, sums, b_dec_grad, settings)
+            clip = (settings.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
             self._update(found, sums.bias_grads, b_dec_grad, clip, lr)
-            if objective.normalize_decoder:
+            if settings.normalize_decoder:
                 sae.normalize_decoder_()
-        return Outcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
+        return StepOutcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
 
     def _encode(self, centered: Tensor, norms: Tensor) -> Codes:
         """Codes of x - b_dec, as `TopKSAE.code_of` defines them."""
@@ -130,16 +130,16 @@ class TritonStepper(KernelStepper):
         return Codes(*map(torch.cat, zip(*parts, strict=True))) if parts[1:] else parts[0]
 
     def _auxk(
-        self, residual: Tensor, centered: Tensor, norms: Tensor, alpha: float, dead: Dead
+        self, residual: Tensor, centered: Tensor, norms: Tensor, alpha: float, dead: DeadLatents
     ) -> AuxK:
         sae = self._sae
         # Dead latents first; the live ones that fill the last block are never chosen.
-        size = -(-dead.most // self._dead_block) * self._dead_block
+        size = -(-dead.max_count // self._dead_block) * self._dead_block
         latents = dead.mask.byte().argsort(descending=True, stable=True)[:size]
         is_alive = ~dead.mask[latents]
         bias = sae.b_enc.detach()[latents].masked_fill_(is_alive, -math.inf)
         norms = norms[latents].masked_fill_(is_alive, 1.0)
-        k_aux = min(k_auxk(sae.d_in), dead.most)
+        k_aux = min(k_auxk(sae.d_in), dead.max_count)
         encoder = sae.encoder_rows.detach()
 
         def part(centered: Tensor) -> Codes:
@@ -174,15 +174,15 @@ class TritonStepper(KernelStepper):
         return RowGradients(pairs, out_grad, centered, self._sae.tied)
 
     def _grad_norm(
-        self, found: RowGradients, sums: PairSums, b_dec_grad: Tensor, objective: Objective
+        self, found: RowGradients, sums: PairSums, b_dec_grad: Tensor, settings: StepSettings
     ) -> Float[Tensor, ""]:
         """The whole gradient's norm, or an upper bound that shows that nothing is clipped."""
         biases = sums.bias_grads.square().sum() + b_dec_grad.square().sum()
         bound = sums.square_bounds.sum() + biases
-        needed = bound > objective.grad_clip**2
-        if objective.wants_norm:
+        needed = bound > settings.grad_clip**2
+        if settings.wants_norm:
             needed = torch.ones_like(needed)
-        elif math.isinf(objective.grad_clip):
+        elif math.isinf(settings.grad_clip):
             return bound.sqrt()
         squares = triton_rows.squared_norms(found, self._sae.W_dec.detach(), needed)
         return torch.where(needed, squares.sum() + biases, bound).sqrt()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.autograd_step import AutogradStepper
 from sae_engine.sae.compiled_step import CompiledStepper
-from sae_engine.sae.stepper import Dead, Objective, Outcome
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, StepSettings
 from sae_engine.sae.trainer import Budget, SAETrainer, dead_threshold, default_lr, scheduled_lr
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from tests.sae_engine.sae.test_autoencoders import random_sae
@@ -139,8 +139,10 @@ class StepperThatCounts(CompiledStepper):
         super().__init__(sae)
         self.dead: list[tuple[int, int]] = []
 
-    def step(self, x: torch.Tensor, objective: Objective, dead: Dead, lr: float) -> Outcome:
-        self.dead.append((int(dead.mask.sum()), dead.most))
+    def step(
+        self, x: torch.Tensor, objective: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
+        self.dead.append((int(dead.mask.sum()), dead.max_count))
         return super().step(x, objective, dead, lr)
 
 
