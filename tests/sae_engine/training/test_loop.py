@@ -172,25 +172,19 @@ def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
-def test_a_stopped_run_keeps_a_usable_sae_and_its_features(config: RunConfig, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("request_", "snapshots"), [(StopRequest.STOP, [5]), (StopRequest.FORCE, [])]
+)
+def test_a_stopped_run_keeps_a_usable_sae_and_builds_its_features_unless_forced(
+    config: RunConfig, tmp_path: Path, request_: StopRequest, snapshots: list[int]
+):
     folder = RunFolder(tmp_path / "run")
     records: list[AnyRecord] = []
-    collected(train(config, folder, should_stop=stopping_at(5, StopRequest.STOP, records)), records)
+    collected(train(config, folder, should_stop=stopping_at(5, request_, records)), records)
     assert records[-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
-    assert folder.snapshots() == [5]
+    assert folder.snapshots() == snapshots
     assert TopKSAE.load(folder.sae).k == 4
     assert folder.checkpoint.exists()
-
-
-def test_a_forced_stop_keeps_the_sae_and_builds_no_features(config: RunConfig, tmp_path: Path):
-    folder = RunFolder(tmp_path / "run")
-    records: list[AnyRecord] = []
-    collected(
-        train(config, folder, should_stop=stopping_at(5, StopRequest.FORCE, records)), records
-    )
-    assert records[-1].reason == "stopped"
-    assert folder.snapshots() == []
-    assert TopKSAE.load(folder.sae).k == 4
 
 
 def test_a_stop_interrupts_an_evaluation(config: RunConfig, tmp_path: Path):
