@@ -97,11 +97,8 @@ class TrainingRun:
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
-        trainer.scale, trainer.variance, trainer.steps_done = (
-            state.scale,
-            state.variance,
-            state.step,
-        )
+        trainer.scale, trainer.variance = state.scale, state.variance
+        trainer.steps_done = state.step
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         return state.stream, notice
 
@@ -176,11 +173,13 @@ class TrainingRun:
     def tracked(self, record: AnyRecord) -> AnyRecord:
         """Pass a record to TensorBoard and Weights & Biases, if the run uses them; return it."""
         if isinstance(record, MetricsRecord):
-            self._trackers.log(record)
+            for tracker in self._trackers:
+                tracker.log(record)
         return record
 
     def close(self) -> None:
-        self._trackers.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _metrics(self, values: dict[str, float]) -> MetricsRecord:
         """A record of everything measured at this step so far; a later one of the same step

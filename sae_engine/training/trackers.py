@@ -62,29 +62,14 @@ class WandbTracker:
         self._run.finish()
 
 
-class Trackers:
-    """All trackers of a run; often none."""
-
-    def __init__(self, trackers: list[Tracker]) -> None:
-        self._trackers = trackers
-
-    def log(self, record: MetricsRecord) -> None:
-        for tracker in self._trackers:
-            tracker.log(record)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-
-def open_trackers(config: RunConfig, folder: RunFolder) -> Trackers:
-    """Open the configured trackers; raises `ConfigError` if one is not installed or unusable."""
+def open_trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
+    """Open the configured trackers, often none; raises `ConfigError` if one cannot be used."""
     trackers: list[Tracker] = []
     if config.train.tensorboard:
         trackers.append(TensorBoardTracker(folder))
     if config.train.wandb_project:
         trackers.append(WandbTracker(config, folder))
-    return Trackers(trackers)
+    return trackers
 
 
 def _missing(field: str, package: str) -> ConfigError:

@@ -154,15 +154,16 @@ def test_nan_and_infinity_are_recorded_as_such(tmp_path):
         config_of(tensorboard=True, wandb_project="features"), RunFolder(tmp_path)
     )
     values = {"fvu": math.nan, "loss": math.inf}
-    trackers.log(MetricsRecord(step=1, tokens=64, time=0.5, values=values))
-    trackers.close()
+    for tracker in trackers:
+        tracker.log(MetricsRecord(step=1, tokens=64, time=0.5, values=values))
+        tracker.close()
     for curves in (tensorboard_curves(tmp_path), wandb_curves(wandb_records(tmp_path))):
         assert math.isnan(curves["fvu"][1])
         assert curves["loss"][1] == math.inf
 
 
-def test_a_run_without_trackers_writes_nothing(tmp_path):
-    open_trackers(config_of(), RunFolder(tmp_path)).close()
+def test_a_run_has_no_trackers_by_default(tmp_path):
+    assert open_trackers(config_of(), RunFolder(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
