@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from compare import SIZES, Size  # pyright: ignore[reportMissingImports]
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import open_stepper
-from sae_engine.sae.stepper import Dead, Objective
+from sae_engine.sae.stepper import DeadLatents, StepSettings
+from sae_engine.sae.stepper_choice import open_stepper
 
 TURNS = 9
 
@@ -36,11 +36,11 @@ def step_times(size: Size, dead_share: float, positive: float) -> tuple[float, f
     # pre-activations of unit rows on normal inputs are standard normal
     sae.b_enc.data[dead] = torch.distributions.Normal(0, 1).icdf(torch.tensor(positive))
     stepper = open_stepper(sae)
-    objective = Objective(float(size.d_in), 1 / 32, 0.0, float("inf"), False, wants_norm=False)
+    objective = StepSettings(float(size.d_in), 1 / 32, 0.0, float("inf"), False, wants_norm=False)
     times: dict[bool, list[float]] = {False: [], True: []}
     for turn in range(TURNS + 1):
         for has_dead in (False, True):
-            given = Dead.of(dead[: len(dead) * has_dead], size.d_sae)
+            given = DeadLatents.of(dead[: len(dead) * has_dead], size.d_sae)
             taken = seconds(lambda given=given: stepper.step(x, objective, given, 0.0))
             if turn:  # the first compiles
                 times[has_dead].append(taken)

@@ -39,6 +39,7 @@ from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import ModelConfig, SAEConfig, TrainConfig
 from sae_engine.sizes import TOKENS_PER_FORWARD
 from sae_engine.text.packing import Cursor
+from sae_engine.training.clock import Stopwatch, open_timer
 
 TURNS = 5
 BOS = 2
@@ -69,7 +70,7 @@ class RandomText:
         self._model, self._ctx_len = model, ctx_len
         self._random = np.random.default_rng(0)
         self.cursor = Cursor()
-        self.model_seconds = 0.0
+        self.lm_call = Stopwatch(open_timer(model.device))
 
     def rows(self, count: int) -> Tensor:
         ids = self._random.integers(3, self._model.vocab_size, (count, self._ctx_len))
@@ -77,10 +78,8 @@ class RandomText:
         return torch.from_numpy(ids)
 
     def next_block(self) -> list[Tensor]:
-        return extract(self._model, self.rows(rows_per_block(self._ctx_len)), on_seconds=self._add)
-
-    def _add(self, more: float) -> None:
-        self.model_seconds += more
+        rows = self.rows(rows_per_block(self._ctx_len))
+        return extract(self._model, rows, time_call=self.lm_call)
 
 
 def new_model(options: argparse.Namespace, dtype: torch.dtype, attention: str) -> LanguageModel:
@@ -144,17 +143,18 @@ def train(model: LanguageModel, options: argparse.Namespace, d_sae: int) -> dict
     for _ in range(warm_up):
         trainer.step(next(stream)[0], measured=False)
     synchronize(model.device)
-    began, source.model_seconds = time.perf_counter(), 0.0
+    began, model_seconds = time.perf_counter(), source.lm_call.seconds()
     for _ in range(options.steps):
         trainer.step(next(stream)[0], measured=False)
     synchronize(model.device)
     taken = time.perf_counter() - began
+    model_share = (source.lm_call.seconds() - model_seconds) / taken
     batch = next(stream)[0]
     step = median_seconds(model.device, lambda: trainer.step(batch, measured=False))
     return {
         "all": options.steps * options.batch / taken,
         "step": options.batch / step,
-        "model_share": source.model_seconds / taken,
+        "model_share": model_share,
     }
 
 

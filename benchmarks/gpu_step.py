@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.autograd_step import AutogradStepper
-from sae_engine.sae.stepper import Dead, Objective, Stepper
+from sae_engine.sae.stepper import DeadLatents, Stepper, StepSettings
 
 D_IN = 2304
 TURNS, STEPS = 5, 10
@@ -97,11 +97,11 @@ class Steps:
         before = torch.cuda.memory_allocated()
         self._stepper = new_stepper(way, size)
         self._x = x
-        self._dead = Dead.of(
+        self._dead = DeadLatents.of(
             torch.randperm(size.d_sae, device="cuda")[: int(size.dead_share * size.d_sae)],
             size.d_sae,
         )
-        self._objective = Objective(float(D_IN), 1 / 32, 0.0, 1.0, False, wants_norm=False)
+        self._objective = StepSettings(float(D_IN), 1 / 32, 0.0, 1.0, False, wants_norm=False)
         for _ in range(3):  # the first compiles
             self()
         torch.cuda.synchronize()

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer, models
 from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import CompiledStepper
+from sae_engine.sae.compiled_step import CompiledStepper
 from sae_engine.sae.inference import open_coder
-from sae_engine.sae.stepper import Dead, Objective
+from sae_engine.sae.stepper import DeadLatents, StepSettings
 
 WIDE = 2**16 + 1
 """The fewest latents whose numbers an index stores in 32 bits instead of 16."""
@@ -30,8 +30,8 @@ def compile_all() -> None:
     x = torch.randn(8, 4)
     sae = TopKSAE(4, 32, 2)
     sae.initialize_(0, torch.zeros(4))
-    objective = Objective(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
-    CompiledStepper(sae).step(x, objective, Dead.of(torch.arange(16), 32), 0.0)
+    objective = StepSettings(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
+    CompiledStepper(sae).step(x, objective, DeadLatents.of(torch.arange(16), 32), 0.0)
     open_coder(sae).reconstruct(x)
     with tempfile.TemporaryDirectory() as folder:
         for d_sae in (sae.d_sae, WIDE):

@@ -67,7 +67,8 @@ def engine(report: Callable[[str], None]) -> Load:
     import costs.
     """
     from sae_engine.playground.cache import ModelCache
-    from sae_engine.playground.steer import read_text, steer
+    from sae_engine.playground.read import read_text
+    from sae_engine.playground.steer import steer
 
     cache = ModelCache(report)
 

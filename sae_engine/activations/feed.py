@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from sae_engine.activations.files import (
     open_set,
     write_part,
 )
-from sae_engine.activations.stream import Heldout, HeldoutText, Source, TextSource
+from sae_engine.activations.stream import Heldout, HeldoutText, Source, TextSource, TimeCall
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device
@@ -55,7 +56,9 @@ class Feed(Protocol):
         """Training tokens in one epoch."""
         ...
 
-    def open_source(self, cursor: Cursor, check_stop: CheckStop) -> Source: ...
+    def open_source(
+        self, cursor: Cursor, check_stop: CheckStop, time_call: TimeCall = nullcontext
+    ) -> Source: ...
     def open_heldout(self, num_tokens: int, folder: Path) -> Heldout: ...
     def fingerprint(self) -> str:
         """Changes with the training data and its order."""
@@ -91,9 +94,14 @@ class TextFeed:
     def count_tokens(self) -> int:
         return count_tokens(self._data, self._packing)
 
-    def open_source(self, cursor: Cursor, check_stop: CheckStop = lambda: None) -> TextSource:
+    def open_source(
+        self,
+        cursor: Cursor,
+        check_stop: CheckStop = lambda: None,
+        time_call: TimeCall = nullcontext,
+    ) -> TextSource:
         rows = training_rows(self._data, self._packing, cursor=cursor)
-        return TextSource(self.model, rows, check_stop)
+        return TextSource(self.model, rows, check_stop, time_call)
 
     def open_heldout(self, num_tokens: int, folder: Path) -> HeldoutText:
         spare = num_tokens // 50  # for the positions that do not count
@@ -140,7 +148,12 @@ class FileFeed:
     def count_tokens(self) -> int:
         return self._files.num_train_tokens
 
-    def open_source(self, cursor: Cursor, check_stop: CheckStop = lambda: None) -> FileSource:
+    def open_source(
+        self,
+        cursor: Cursor,
+        check_stop: CheckStop = lambda: None,
+        time_call: TimeCall = nullcontext,
+    ) -> FileSource:
         return FileSource(self._files, cursor, self.device, check_stop)
 
     def open_heldout(self, num_tokens: int, folder: Path) -> HeldoutFiles:

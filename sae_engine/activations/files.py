@@ -177,7 +177,6 @@ class FileSource:
         self._device = device
         self._check_stop = check_stop
         self.cursor = cursor
-        self.model_seconds = 0.0
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
         self._check_stop()

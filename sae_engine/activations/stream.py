@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,6 +24,9 @@ from sae_engine.files import room_needed
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 from sae_engine.text.packing import Cursor, PackedRows
+
+TimeCall = Callable[[], AbstractContextManager[object]]
+"""Opens a context around each call of the language model, to time it."""
 
 
 def rows_per_block(ctx_len: int) -> int:
@@ -39,11 +42,6 @@ class Source(Protocol):
         """Where the next block begins."""
         ...
 
-    @property
-    def model_seconds(self) -> float:
-        """Time spent in the language model so far."""
-        ...
-
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
         """The next block at every hook."""
         ...
@@ -53,12 +51,16 @@ class TextSource:
     """Reads text with the language model."""
 
     def __init__(
-        self, model: LanguageModel, rows: PackedRows, check_stop: Callable[[], None] = lambda: None
+        self,
+        model: LanguageModel,
+        rows: PackedRows,
+        check_stop: Callable[[], None] = lambda: None,
+        time_call: TimeCall = nullcontext,
     ) -> None:
         self._model = model
         self._rows = rows
         self._check_stop = check_stop
-        self.model_seconds = 0.0
+        self._time_call = time_call
         self.last_ids: Int[np.ndarray, "rows ctx"] = np.empty((0, 0), np.int64)
         """What the last block was read from."""
 
@@ -69,10 +71,7 @@ class TextSource:
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
         self.last_ids = self._rows.take(rows_per_block(self._rows.packing.ctx_len))
         ids = torch.from_numpy(self.last_ids)
-        return extract(self._model, ids, self._check_stop, self._count_model_time)
-
-    def _count_model_time(self, seconds: float) -> None:
-        self.model_seconds += seconds
+        return extract(self._model, ids, self._check_stop, self._time_call)
 
 
 class StreamState(NamedTuple):
@@ -176,7 +175,7 @@ def extract(
     model: LanguageModel,
     ids: Int[Tensor, "rows ctx"],
     check_stop: Callable[[], None] = lambda: None,
-    on_seconds: Callable[[float], None] = lambda seconds: None,
+    time_call: TimeCall = nullcontext,
 ) -> list[Float[Tensor, "n d_in"]]:
     """Activations at the ordinary positions of `ids`, in reading order, at every hook; BOS, pad and
     eos are dropped.
@@ -184,10 +183,9 @@ def extract(
     parts: list[list[Tensor]] = []
     for part in ids.split(max(1, TOKENS_PER_FORWARD // ids.shape[1])):
         check_stop()
-        began = time.perf_counter()
-        ordinary = ~model.special_mask(part)
-        parts.append([hook[ordinary.to(hook.device)] for hook in model.all_activations(part)])
-        on_seconds(time.perf_counter() - began)
+        with time_call():
+            ordinary = ~model.special_mask(part)
+            parts.append([hook[ordinary.to(hook.device)] for hook in model.all_activations(part)])
     return [torch.cat(hook) for hook in zip(*parts, strict=True)]
 
 

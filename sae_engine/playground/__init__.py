@@ -1,4 +1,4 @@
-"""A person's own text: which features fire on it, and how the model continues it steered.
+"""The user's own text: which features are active on it, and how the model continues it steered.
 
-Fed by `model`, `sae` and `features`; read by the process that holds a language model.
+Fed by `model`, `sae` and `features`; called by the playground's worker process.
 """

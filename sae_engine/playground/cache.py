@@ -1,6 +1,7 @@
-"""One language model and the SAEs asked for last, kept in memory between questions.
+"""Keeps one language model and the most recently used SAEs in memory between requests.
 
-Read by the inference process. Only one language model is held at a time, because two may not fit.
+Used by the playground's worker process. Only one language model is held at a time, because two may
+not fit.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ import torch
 from sae_engine.errors import UserError
 from sae_engine.features.index.vocabulary import token_bytes
 from sae_engine.model.language_model import LanguageModel, SpliceModel
-from sae_engine.playground.steer import ProbeModel
+from sae_engine.playground.read import ProbeModel
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.schema.config import ModelConfig
 
 MAX_SAES = 4
 
 Report = Callable[[str], None]
-"""Is told, in words, what is being waited for."""
+"""Called with a phrase that describes what is being loaded."""
 
 
 class ModelCache:
-    """Loads what a question needs and keeps it; `report` is told what takes long."""
+    """Loads language models and SAEs, and reports slow loads."""
 
     def __init__(self, report: Report = lambda phase: None) -> None:
         self._report = report
-        self._held: _Held | None = None
+        self._loaded: _LoadedModel | None = None
         self._saes: OrderedDict[tuple[Path, int, torch.device], SAE] = OrderedDict()
 
     def get(self, config: ModelConfig, sae_path: Path) -> tuple[ProbeModel, SAE]:
-        """A language model read where `config` says, and an SAE of its width beside it.
+        """The language model of `config`, read at its hook, and the SAE.
 
-        Raises `UserError` in one sentence where one of them cannot be had.
+        Raises `UserError` if one of them cannot be loaded or their widths differ.
         """
         model = self._model(config)
         sae = self._sae(sae_path, model.model.device)
@@ -49,18 +50,17 @@ class ModelCache:
         return model, sae
 
     def _model(self, config: ModelConfig) -> ProbeModel:
-        if self._held is not None and self._held.model_key == _model_key(config):
-            at_hook = self._held.at(config)
+        if self._loaded is not None and self._loaded.model_key == _model_key(config):
+            at_hook = self._loaded.at(config)
             if at_hook is not None:
                 return at_hook
-        # The old one goes first: two may not fit.
-        self._held = None
+        self._loaded = None  # before loading the next: two may not fit
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._report("loading the language model")
-        self._held = _Held(config, self._report)
-        at_hook = self._held.at(config)
+        self._loaded = _LoadedModel(config, self._report)
+        at_hook = self._loaded.at(config)
         assert at_hook is not None
         return at_hook
 
@@ -68,7 +68,7 @@ class ModelCache:
         try:
             key = (path, path.stat().st_ino, device)
         except FileNotFoundError:
-            raise UserError(f"The SAE's file '{path}' is gone.") from None
+            raise UserError(f"The SAE's file '{path}' no longer exists.") from None
         sae = self._saes.pop(key, None)
         if sae is None:
             self._report("reading the SAE")
@@ -79,21 +79,21 @@ class ModelCache:
         return sae
 
 
-class _Held:
-    """The language model in memory, at whichever of its hooks."""
+class _LoadedModel:
+    """The language model in memory, to be read at any hook within its loaded layers."""
 
     def __init__(self, config: ModelConfig, report: Report) -> None:
         self.model_key = _model_key(config)
         self._report = report
-        self._loaded = LanguageModel.load(config)
-        self._pieces = token_bytes(self._loaded.tokenizer, self._loaded.vocab_size)
-        self._by_hook = {config.model_dump_json(): self._probe_model(self._loaded)}
+        self._model = LanguageModel.load(config)
+        self._pieces = token_bytes(self._model.tokenizer, self._model.vocab_size)
+        self._by_hook = {config.model_dump_json(): self._probe_model(self._model)}
 
     def at(self, config: ModelConfig) -> ProbeModel | None:
-        """The model read at another hook; None where its layers do not reach it."""
+        """The model read at another hook; None if the loaded layers do not include it."""
         hook = config.model_dump_json()
         if hook not in self._by_hook:
-            model = self._loaded.at(config)
+            model = self._model.at(config)
             if model is None:
                 return None
             self._by_hook[hook] = self._probe_model(model)
@@ -105,7 +105,7 @@ class _Held:
     @cached_property
     def _whole(self) -> SpliceModel:
         self._report("loading the rest of the language model")
-        return self._loaded.full()
+        return self._model.full()
 
 
 def _model_key(config: ModelConfig) -> str:

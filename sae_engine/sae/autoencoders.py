@@ -1,12 +1,11 @@
-"""Sparse autoencoders: their equations, the trainable form of TopK, their published file.
+"""Sparse autoencoders: their equations, and the file they are saved to and loaded from.
 
-Fed by `train` and `interop`; read by `evaluate`, `feature_index.build` and anyone who loads
-`sae.safetensors`.
+Trained by `trainer`, made from other formats by `interop`; read by `training`, `features`,
+`playground` and callers of the library.
 """
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
@@ -21,16 +20,15 @@ from sae_engine.errors import UserError
 from sae_engine.kernels import decode, select_topk
 
 INIT_ROWS = 4096
-"""Rows that are drawn at once: no second copy of a large matrix."""
+"""Rows drawn at once, so that initializing makes no second copy of a large matrix."""
 
-
-# typing.Self cannot be checked function by function, as the tests do.
+# The tests check types function by function, where typing.Self has no meaning.
 _SAE = TypeVar("_SAE", bound="SAE")
 
 
 class Code(NamedTuple):
-    """A sparse code: the kept activations (some may be 0: not active) and their latents'
-    numbers.
+    """A sparse code: the kept activations, 0 where a latent is not active, and their latents'
+    indices.
     """
 
     acts: Float[Tensor, "n k"]
@@ -38,18 +36,17 @@ class Code(NamedTuple):
 
 
 class SAE(nn.Module, ABC):
-    """pre = (x - b_dec) W_enc + b_enc,  z = what is kept of pre,  x_hat = z W_dec + b_dec
+    """pre = (x - b_dec) W_enc + b_enc,  z = activation(pre),  x_hat = z W_dec + b_dec
 
-    What is kept is the subclass's business.
-    In memory both matrices are rows of latents, [d_sae, d_in]; the published file has Gemma Scope's
-    orientation, `W_enc [d_in, d_sae]`.
+    Subclasses define the activation. In memory both matrices have one row per latent,
+    [d_sae, d_in]; the published file has Gemma Scope's orientation, `W_enc [d_in, d_sae]`.
     """
 
     architecture: ClassVar[str]
     formula: ClassVar[str]
-    """The code, with the published file's names."""
+    """The code as a formula, with the names of the published file."""
     k: int | None
-    """Width of every code; None if it is as wide as the most active row needs."""
+    """Width of every code; None if it varies with the number of active latents."""
 
     def __init__(self, d_in: int, d_sae: int, *, tied: bool = False) -> None:
         super().__init__()
@@ -76,6 +73,15 @@ class SAE(nn.Module, ABC):
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         return self.W_dec.detach().norm(dim=1)
 
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        # aminmax propagates NaN and, unlike isfinite, allocates no copy of a large matrix.
+        return all(
+            bool(extreme.isfinite())
+            for tensor in self.state_dict().values()
+            for extreme in tensor.aminmax()
+        )
+
     def pre_activations(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
         return torch.addmm(self.b_enc, x - self.b_dec, self.encoder_rows.T)
 
@@ -84,7 +90,7 @@ class SAE(nn.Module, ABC):
 
     @abstractmethod
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
-        """What is kept of pre-activations."""
+        """The code of the given pre-activations."""
 
     def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
         return decode(code.acts, code.indices, self.W_dec) + self.b_dec
@@ -97,8 +103,8 @@ class SAE(nn.Module, ABC):
         """The same map on raw activations x instead of scaled ones `scale * x`, with unit-norm
         decoder rows.
 
-        With s the scale and n_i the row norms: W_enc n, W_dec / n, b_enc n / s, b_dec / s; codes
-        are divided by s and multiplied by n, their latents stay the same.
+        With s the scale and n_i the row norms: W_enc n, W_dec / n, b_enc n / s, b_dec / s. The same
+        latents are active, with their activations multiplied by n / s.
         """
         norms = self.decoder_norms.clamp_min(1e-12)
         plain = self._blank().to(self.W_dec.device)
@@ -113,9 +119,7 @@ class SAE(nn.Module, ABC):
         """An untied SAE of the same kind and shape, all zero."""
 
     def save(self, path: Path) -> None:
-        """Write the published file. Call it on a `folded` SAE; publish the path with
-        `files.published_file`.
-        """
+        """Write `sae.safetensors`. Call it on a `folded` SAE; see `published.publish_sae`."""
         metadata = {"activation": self.architecture}
         if self.k is not None:
             metadata["k"] = str(self.k)
@@ -127,9 +131,7 @@ class SAE(nn.Module, ABC):
 
     @classmethod
     def load(cls: type[_SAE], path: Path | str) -> _SAE:
-        """Read a published file; raises `UserError` if it is not one, or of another kind than
-        this class.
-        """
+        """Read `sae.safetensors`; raises `UserError` for another kind of file or of SAE."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -143,7 +145,7 @@ class SAE(nn.Module, ABC):
                 threshold=tensors["threshold"] if metadata["activation"] == "jumprelu" else None,
             )
         except Exception as error:
-            raise UserError(f"'{path}' is not an SAE in this format: {error}") from error
+            raise UserError(f"'{path}' is not an SAE in SAE Workbench's format: {error}") from error
         if not isinstance(sae, cls):
             raise UserError(f"'{path}' holds a {sae.architecture} SAE, not a {cls.architecture}.")
         return sae
@@ -153,8 +155,8 @@ class TopKSAE(SAE):
     """z = TopK(ReLU(pre)),  pre = (x - b_dec) W_enc + b_enc,  x_hat = z W_dec + b_dec
     (Gao et al. 2024, arXiv 2406.04093)
 
-    TopK keeps the k latents with the largest ReLU(pre_i) |W_dec,i|, so that a latent's row can be
-    given unit norm, the norm folded into its encoder, without changing any code.
+    TopK keeps the k latents with the largest ReLU(pre_i) |W_dec,i|, so that folding the norm of a
+    decoder row into the encoder never changes which latents are kept.
     """
 
     architecture = "topk"
@@ -177,7 +179,7 @@ class TopKSAE(SAE):
         self.b_dec.copy_(b_dec)
 
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
-        """Keep the k latents of each row that move the reconstruction most."""
+        """Keep the k latents of each row that contribute most to the reconstruction."""
         return Code(*select_topk(pre, self.decoder_norms, self.k))
 
     @torch.no_grad()
@@ -187,9 +189,7 @@ class TopKSAE(SAE):
 
     @torch.no_grad()
     def remove_parallel_gradient_(self) -> None:
-        """Take away the part of each decoder row's gradient that would only change the row's
-        norm.
-        """
+        """Remove the part of each decoder row's gradient that would only change the row's norm."""
         assert self.W_dec.grad is not None
         along = (self.W_dec.grad * self.W_dec).sum(dim=1, keepdim=True)
         self.W_dec.grad.sub_(
@@ -204,8 +204,8 @@ class JumpReLUSAE(SAE):
     """z = ReLU(pre) where pre > threshold, else 0,  pre = (x - b_dec) W_enc + b_enc,
     x_hat = z W_dec + b_dec   (Rajamanoharan et al. 2024, arXiv 2407.14435)
 
-    One threshold per latent, [d_sae]. Not trained here: Gemma Scope's SAEs are of this kind, and so
-    are BatchTopK and ReLU ones once they are trained.
+    One threshold per latent, [d_sae]. Loaded, never trained: Gemma Scope's SAEs, and trained
+    BatchTopK and ReLU SAEs, have this form.
     """
 
     architecture = "jumprelu"
@@ -218,9 +218,7 @@ class JumpReLUSAE(SAE):
         self.register_buffer("threshold", torch.zeros(d_sae))
 
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
-        """Keep what passes its threshold; rows with fewer latents than the fullest are filled
-        with zeros.
-        """
+        """Keep what exceeds its threshold; codes are as wide as the fullest row, padded with 0."""
         z = torch.where(pre > self.threshold, torch.relu(pre), 0)
         width = max(1, int((z > 0).sum(dim=1).max()))
         return Code(*z.topk(width, dim=-1, sorted=False))
@@ -252,7 +250,7 @@ def sae_of(
     """
     assert (k is None) != (threshold is None)
     if W_dec.ndim != 2:
-        raise UserError(f"W_dec has shape {list(W_dec.shape)}, not two axes.")
+        raise UserError(f"W_dec has shape {list(W_dec.shape)} instead of two axes.")
     d_sae, d_in = W_dec.shape
     sae = JumpReLUSAE(d_in, d_sae) if k is None else TopKSAE(d_in, d_sae, k)
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
@@ -261,35 +259,10 @@ def sae_of(
     for name, target in sae.state_dict().items():
         if given[name].shape != target.shape:
             raise UserError(
-                f"{name} has shape {list(given[name].shape)} where W_dec asks for "
+                f"{name} has shape {list(given[name].shape)}, but W_dec needs "
                 f"{list(target.shape)} (latents first)."
             )
         target.copy_(given[name])
     if k is not None and not 0 < k <= d_sae:
-        raise UserError(f"k = {k} does not lie between 1 and the {d_sae} latents.")
+        raise UserError(f"k = {k} is not between 1 and the number of latents, {d_sae}.")
     return sae.requires_grad_(False)
-
-
-def write_sae_config(
-    path: Path, sae: SAE, *, model_name: str, hook_name: str, dataset: str, ctx_len: int
-) -> None:
-    """Write `cfg.json`: what the published tensors are and where their inputs come from."""
-    path.write_text(
-        json.dumps(
-            {
-                "architecture": sae.architecture,
-                "d_in": sae.d_in,
-                "d_sae": sae.d_sae,
-                **({} if sae.k is None else {"k": sae.k}),
-                "activation": sae.formula,
-                "dtype": "float32",
-                "model_name": model_name,
-                "hook_name": hook_name,
-                "dataset": dataset,
-                "ctx_len": ctx_len,
-            },
-            indent=2,
-        )
-        + "\n",
-        "utf-8",
-    )

@@ -1,6 +1,6 @@
-"""What an SAE whose weights stay as they are makes of activations, the fastest way where it lies.
+"""Codes and reconstructions of an SAE that is not being trained, as fast as its device allows.
 
-Used by `evaluate` and `heldout`.
+Read by `training.evaluate` and `training.heldout`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from sae_engine.kernels.cpu.step import Codes, CpuKernels
 from sae_engine.sae.autoencoders import SAE, Code, TopKSAE
 
 TOKENS_AT_ONCE = 1024
-"""So many share a sort by latent, for which they have room for all their candidates."""
+"""Tokens searched together; memory for their candidates grows with it."""
 
 
 class Coder(NamedTuple):
-    """What an SAE does to activations [n, d_in], without gradients."""
+    """An SAE's functions on activations [n, d_in], without gradients."""
 
     encode: Callable[[Float[Tensor, "n d_in"]], Code]
     reconstruct: Callable[[Float[Tensor, "n d_in"]], tuple[Code, Float[Tensor, "n d_in"]]]
 
 
 def open_coder(sae: SAE) -> Coder:
-    """A TopK SAE on a CPU is searched as in training (`kernels.search`), without a dense matmul;
-    any other is asked itself, and so is one for numbers that are not finite, which a search skips.
+    """A TopK SAE on a CPU uses the kernels' sparse search, as in training; others use their own
+    `encode` and `decode`. So does any SAE where numbers are not finite, which the search skips.
     """
-    is_finite = all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
-    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and is_finite:
+    if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and sae.is_finite():
         return _sparse(sae)
     return _plain(sae)
 

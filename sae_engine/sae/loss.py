@@ -1,4 +1,4 @@
-"""The terms of the loss and the metrics that come from a reconstruction: pure functions."""
+"""Terms of the loss and metrics of a reconstruction, as pure functions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 
 def fvu(x: Float[Tensor, "n d"], residual: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
-    """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean x|^2, for the residual
-    x - x_hat.
+    """Fraction of variance unexplained: sum |residual|^2 / sum |x - mean x|^2, with
+    residual = x - x_hat.
     """
     return residual.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
 
@@ -22,10 +22,10 @@ def fvu(x: Float[Tensor, "n d"], residual: Float[Tensor, "n d"]) -> Float[Tensor
 def auxk_loss(
     residual: Float[Tensor, "n d"], residual_hat: Float[Tensor, "n d"]
 ) -> Float[Tensor, ""]:
-    """How badly the dead latents rebuild the residual, over its variance; Gao et al. 2024, appendix
-    A.2.
+    """Squared error of the dead latents' reconstruction of the residual, over the residual's
+    variance; Gao et al. 2024, appendix A.2.
 
-    `residual` is treated as a constant. A residual without variance gives 0 rather than NaN.
+    `residual` is treated as a constant. A residual without variance gives 0, not NaN.
     """
     residual = residual.detach()
     variance = total_variance(residual)
@@ -38,8 +38,8 @@ def auxk_loss(
 def geometric_median(
     x: Float[Tensor, "n d"], *, max_iterations: int = 100, tolerance: float = 1e-6
 ) -> Float[Tensor, " d"]:
-    """The point with the smallest sum of distances to `x`, by Weiszfeld's iteration from the
-    mean.
+    """The point with the smallest sum of distances to the rows of `x`, by Weiszfeld's iteration
+    from their mean.
     """
     x = x.float()
     median = x.mean(0)

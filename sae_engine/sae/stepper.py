@@ -1,6 +1,6 @@
-"""What an optimizer step is asked for and what it gives, however it is computed.
+"""The interface of one optimizer step: what it is given, what it returns.
 
-Used by `trainer`, which asks, and by `steps` and `triton_step`, which compute.
+Called by `trainer`; implemented by `autograd_step`, `compiled_step` and `triton_step`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_engine.kernels.adam import AdamState
+from sae_engine.sae.autoencoders import TopKSAE
 
-class Objective(NamedTuple):
-    """What the step minimizes: |x - x_hat|^2 / variance + auxk_alpha auxk + l1_lambda mean |z|_1,
-    and how its gradient is treated.
+
+class StepSettings(NamedTuple):
+    """loss = |x - x_hat|^2 / variance + auxk_alpha auxk + l1_lambda mean |z|_1, and how its
+    gradient is treated.
     """
 
     variance: float
@@ -23,32 +26,33 @@ class Objective(NamedTuple):
     grad_clip: float
     """Largest norm of the whole gradient; infinite never clips."""
     normalize_decoder: bool
+    """Keep decoder rows at unit norm, and remove the gradient's part along them."""
     wants_norm: bool = True
-    """Whether the gradient's norm is to be reported; else it may be a bound that shows that
-    nothing is clipped.
+    """Whether to report the gradient's exact norm; otherwise an upper bound will do that shows
+    that nothing is clipped.
     """
 
 
-class Dead(NamedTuple):
-    """Which latents have not fired for so long that AuxK takes care of them."""
+class DeadLatents(NamedTuple):
+    """The latents that have not fired for so long that AuxK trains them."""
 
     mask: Bool[Tensor, " d_sae"]
-    most: int
-    """No fewer than the mask has; known without waiting for the device."""
+    max_count: int
+    """An upper bound on their number, known without waiting for the device."""
 
     @staticmethod
-    def of(latents: Int[Tensor, " D"], d_sae: int) -> Dead:
-        """The latents with the given numbers."""
+    def of(latents: Int[Tensor, " D"], d_sae: int) -> DeadLatents:
+        """The latents with the given indices."""
         mask = torch.zeros(d_sae, dtype=torch.bool, device=latents.device)
-        return Dead(mask.index_fill_(0, latents.long(), True), len(latents))
+        return DeadLatents(mask.index_fill_(0, latents.long(), True), len(latents))
 
     def latents(self) -> Int[Tensor, " D"]:
-        """Their numbers, ascending; waits for the device."""
+        """Their indices, ascending; waits for the device."""
         return self.mask.nonzero().squeeze(-1)
 
 
-class Outcome(NamedTuple):
-    """What a step computed on its batch, before its update."""
+class StepOutcome(NamedTuple):
+    """What a step computed on its batch with the weights before the update."""
 
     residual: Float[Tensor, "n d_in"]
     """x - x_hat"""
@@ -56,16 +60,16 @@ class Outcome(NamedTuple):
     indices: Int[Tensor, "n k"]
     auxk: Float[Tensor, ""]
     grad_norm: Float[Tensor, ""]
-    """Before clipping; see `Objective.wants_norm`."""
+    """Before clipping; see `StepSettings.wants_norm`."""
 
 
 @runtime_checkable
 class Stepper(Protocol):
-    """Holds an SAE's Adam state and does its steps."""
+    """Holds an SAE's Adam state and takes its optimizer steps."""
 
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome: ...
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome: ...
 
     def state(self) -> dict[str, Tensor]:
         """Adam's state by parameter, as `W_dec.mean`, `W_dec.square`, and the `step` count."""
@@ -74,6 +78,20 @@ class Stepper(Protocol):
     def load_state(self, tensors: dict[str, Tensor]) -> None: ...
 
 
+class KernelStepper:
+    """What the steppers share that compute gradients and Adam's update with their own kernels."""
+
+    def __init__(self, sae: TopKSAE) -> None:
+        self._sae = sae
+        self._adam = AdamState(sae)
+
+    def state(self) -> dict[str, Tensor]:
+        return self._adam.tensors()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        self._adam.load(tensors)
+
+
 def k_auxk(d_in: int) -> int:
-    """How many dead latents rebuild a token's residual; Gao et al. 2024, appendix A.2."""
+    """How many dead latents reconstruct a token's residual; Gao et al. 2024, appendix A.2."""
     return max(1, d_in // 2)

@@ -1,6 +1,6 @@
-"""One SAE and its optimizer: a step takes a batch of activations and says what it cost.
+"""Trains one SAE, batch by batch of activations. Knows no language model, text or files.
 
-Knows no language model, no text and no files. Fed by `train`.
+Fed by `training.run`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import open_stepper
 from sae_engine.sae.loss import fvu, geometric_median, total_variance
-from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, Stepper, StepSettings
+from sae_engine.sae.stepper_choice import open_stepper
 from sae_engine.schema.config import SAEConfig, TrainConfig
 
 STEPS_PER_COUNT = 32
-"""Steps between two counts of the latents that may be dead, at most."""
+"""Most steps between two counts of the latents that may be dead."""
 
 
 class StepMetrics(NamedTuple):
-    """What one step measured on its batch; scalars, still on the device."""
+    """Metrics of one step on its batch: scalars, still on the device."""
 
     loss: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
@@ -34,18 +34,18 @@ class StepMetrics(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """A step's batch, scaled, and what was computed on it; measured when asked."""
+    """A step's scaled batch and what was computed on it."""
 
     x: Float[Tensor, "n d_in"]
-    outcome: Outcome
-    objective: Objective
+    outcome: StepOutcome
+    settings: StepSettings
 
     def metrics(self) -> StepMetrics:
-        x, outcome, objective = self.x, self.outcome, self.objective
+        x, outcome, settings = self.x, self.outcome, self.settings
         l1 = outcome.acts.sum(-1).mean()
-        error = outcome.residual.pow(2).sum(-1).mean() / objective.variance
+        error = outcome.residual.pow(2).sum(-1).mean() / settings.variance
         return StepMetrics(
-            loss=error + objective.auxk_alpha * outcome.auxk + objective.l1_lambda * l1,
+            loss=error + settings.auxk_alpha * outcome.auxk + settings.l1_lambda * l1,
             fvu=fvu(x, outcome.residual),
             l0=(outcome.acts > 0).float().sum(-1).mean(),
             auxk_loss=outcome.auxk,
@@ -55,7 +55,7 @@ class StepResult(NamedTuple):
 
 
 class Budget(NamedTuple):
-    """How long a run is, resolved from its configuration."""
+    """Length of a run, resolved from its configuration."""
 
     total_steps: int
     total_tokens: int
@@ -64,17 +64,17 @@ class Budget(NamedTuple):
 def default_lr(d_in: int, d_sae: int, total_steps: int) -> float:
     """Peak learning rate for a width and a budget.
 
-    `2e-4 / sqrt(d_sae / 2**14)` is what sparsify uses, after Gao et al. 2024, for long runs.
-    Short runs need more: here more by the 0.4th power of how far they fall short of 100,000 steps,
-    but never so much that a step moves a coordinate of a unit row, 1 / sqrt(d_in), by more than a
-    tenth. The measurements behind it stand in `benchmarks/LOG.md`.
+    Long runs use `2e-4 / sqrt(d_sae / 2**14)`, as sparsify does, after Gao et al. 2024. Runs
+    shorter than 100,000 steps multiply it by (100,000 / total_steps)^0.4, up to the rate at which
+    one step moves a coordinate of a unit row, 1 / sqrt(d_in), by a tenth. Measurements:
+    `benchmarks/LOG.md`.
     """
     long_run = 2e-4 / math.sqrt(d_sae / 2**14)
     return min(0.1 / math.sqrt(d_in), long_run * max(1.0, (100_000 / total_steps) ** 0.4))
 
 
 def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) -> float:
-    """Learning rate of step number `step`, counted from 0."""
+    """Learning rate of step `step`, counted from 0."""
     warm_up = min(config.warmup_steps, total_steps // 10)
     if step < warm_up:
         return peak * (step + 1) / warm_up
@@ -89,8 +89,8 @@ def scheduled_lr(config: TrainConfig, peak: float, step: int, total_steps: int) 
 def dead_threshold(config: TrainConfig, budget: Budget) -> int:
     """Tokens without firing after which a latent is dead.
 
-    Gao et al. 2024 take 10M in runs of billions. A share of a shorter run keeps AuxK at work in it:
-    see `benchmarks/LOG.md`.
+    Gao et al. 2024 use 10M in runs of billions of tokens. Shorter runs use a share of their length,
+    so that AuxK takes effect: see `benchmarks/LOG.md`.
     """
     return config.dead_feature_threshold or min(10_000_000, max(1, budget.total_tokens // 128))
 
@@ -99,8 +99,8 @@ class SAETrainer:
     """Trains one TopK SAE on scaled activations with Adam.
 
     loss = |x - x_hat|^2 / Var + auxk_alpha auxk + l1_lambda mean |z|_1, with x the input times
-    `scale` (unit mean square) and Var its variance, both fixed from the first activations. How a
-    step is computed is `stepper`'s business; by default the fastest way on the SAE's device.
+    `scale` (unit mean square) and Var its variance, both fixed from the first activations. The
+    `stepper` computes the steps; the default is the fastest on the SAE's device.
     """
 
     def __init__(
@@ -120,9 +120,10 @@ class SAETrainer:
         self.since_fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         """Tokens since each latent last fired."""
         self._most_dead = 0
-        """No fewer than are dead within the next `_foreseen_tokens`."""
+        """Upper bound on the number of dead latents within the next `_foreseen_tokens`."""
         self._foreseen_tokens = -1
-        self._seen = -1
+        self._seen_version = -1
+        """Of `since_fired` after the last step, to notice changes from outside."""
         self.scale = 1.0
         self.variance = 1.0
         self.steps_done = 0
@@ -148,11 +149,9 @@ class SAETrainer:
         return (self.since_fired > self.dead_threshold).float().mean().item()
 
     def step(self, batch: Float[Tensor, "n d_in"], *, measured: bool = True) -> StepResult:
-        """One optimizer step on raw activations; `measured` says that its metrics will be asked
-        for.
-        """
+        """Take one optimizer step on raw activations; `measured` if its metrics will be read."""
         x = batch.float() * self.scale
-        objective = Objective(
+        settings = StepSettings(
             variance=self.variance,
             auxk_alpha=self.config.auxk_alpha,
             l1_lambda=self.config.l1_lambda,
@@ -160,26 +159,27 @@ class SAETrainer:
             normalize_decoder=self._normalize_decoder,
             wants_norm=measured,
         )
-        outcome = self.stepper.step(x, objective, self._dead(len(x)), self.lr)
+        outcome = self.stepper.step(x, settings, self._dead(len(x)), self.lr)
         self.since_fired += len(x)
         self._foreseen_tokens -= len(x)
         self.since_fired.masked_fill_(self._fired(outcome), 0)
-        self._seen = self.since_fired._version
+        self._seen_version = self.since_fired._version
         self.steps_done += 1
-        return StepResult(x, outcome, objective)
+        return StepResult(x, outcome, settings)
 
-    def _dead(self, num_tokens: int) -> Dead:
-        """The dead latents before a step on so many tokens.
+    def _dead(self, num_tokens: int) -> DeadLatents:
+        """The dead latents before a step on `num_tokens` tokens.
 
-        How many they may be is counted for many steps at a time: counting waits for the device.
+        Their upper bound is counted for many steps at a time, because counting waits for the
+        device.
         """
-        if self._foreseen_tokens < 0 or self.since_fired._version != self._seen:
+        if self._foreseen_tokens < 0 or self.since_fired._version != self._seen_version:
             self._foreseen_tokens = min(STEPS_PER_COUNT * num_tokens, self.dead_threshold // 8)
             soon = self.since_fired > self.dead_threshold - self._foreseen_tokens
             self._most_dead = int(soon.sum())
-        return Dead(self.since_fired > self.dead_threshold, self._most_dead)
+        return DeadLatents(self.since_fired > self.dead_threshold, self._most_dead)
 
-    def _fired(self, outcome: Outcome) -> Bool[Tensor, " d_sae"]:
+    def _fired(self, outcome: StepOutcome) -> Bool[Tensor, " d_sae"]:
         """Which latents are active on the batch."""
         d_sae = self.sae.d_sae
         fired = torch.zeros(d_sae + 1, dtype=torch.bool, device=outcome.acts.device)

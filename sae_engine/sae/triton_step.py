@@ -1,10 +1,8 @@
-"""One optimizer step of a TopK SAE on a GPU, with Triton kernels and without a dense gradient.
+"""One optimizer step of a TopK SAE on a GPU, by Triton kernels and without a dense gradient.
+Tested against `autograd_step`.
 
-The same as `steps.AutogradStepper`, which it is tested against. Needs Triton, which a CUDA build of
-PyTorch brings, and therefore is imported only where it is used. The host never waits for the
-device: counts, norms and the clipping factor stay there.
-
-Chosen by `steps.open_stepper`; used by `trainer`.
+Needs Triton, which comes with CUDA builds of PyTorch, so it is imported only where it is used. The
+host never waits for the device: counts, norms and the clipping factor stay there.
 """
 
 from __future__ import annotations
@@ -18,45 +16,45 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.kernels.adam import BETA1, BETA2, EPSILON, AdamState
+from sae_engine.kernels.adam import BETA1, BETA2, EPSILON
 from sae_engine.kernels.gpu import codes as triton_codes
 from sae_engine.kernels.gpu import rows as triton_rows
 from sae_engine.kernels.gpu.rows import AdamStep, PairSums, RowGradients, Weights
 from sae_engine.kernels.gpu.select import Codes, best_of, select
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import total_variance
-from sae_engine.sae.stepper import Dead, Objective, Outcome, k_auxk
+from sae_engine.sae.stepper import DeadLatents, KernelStepper, StepOutcome, StepSettings, k_auxk
 
 DENSE_SCORES = 2**26
-"""Pre-activations that exist at a time, about; tokens are encoded in parts."""
+"""About how many pre-activations exist at a time; tokens are encoded in parts."""
 DEAD_BLOCK = 1024
-"""Dead latents whose pre-activations are computed together. One size, so that the rounding does not
-depend on how many may be dead.
+"""Dead latents whose pre-activations are computed together. A fixed size, so that rounding does not
+depend on `DeadLatents.max_count`.
 """
 
 Search = Literal["float32", "bfloat16"]
 
 
 def margin(k: int) -> int:
-    """Candidates besides k that a bfloat16 search finds."""
+    """How many candidates a bfloat16 search finds beyond k."""
     return max(16, k // 2)
 
 
 class AuxK(NamedTuple):
-    """The dead latents' own loss (`loss.auxk_loss`) and, times alpha, its gradients."""
+    """The dead latents' own loss (`loss.auxk_loss`) and alpha times its gradients."""
 
     loss: Float[Tensor, ""]
     codes: Codes
     out_grad: Float[Tensor, "n d_in"]
-    """In what the codes decode to."""
+    """With respect to the decoded codes."""
 
 
-class TritonStepper:
-    """The fast way on a GPU: see `kernels.triton_select` and `kernels.triton_rows`.
+class TritonStepper(KernelStepper):
+    """The fast way on a GPU; its kernels are in `kernels.gpu`.
 
-    A `search` in float32 finds exactly the latents of the reference. One in bfloat16 takes a few
-    more than k on tensor cores, from a copy of the encoder that the update keeps, computes those
-    again in float32 and keeps the best k: activations are float32's either way.
+    With `search="float32"` the latents are exactly those of the reference. With "bfloat16", tensor
+    cores find a few more than k candidates from a bfloat16 copy of the encoder, and the best k are
+    chosen by their float32 values. Activations are float32 either way.
     """
 
     def __init__(
@@ -67,19 +65,19 @@ class TritonStepper:
         dense_scores: int = DENSE_SCORES,
         dead_block: int = DEAD_BLOCK,
     ) -> None:
-        self._sae = sae
+        super().__init__(sae)
         self._tokens_at_once = max(1, dense_scores // sae.d_sae)
         self._dead_block = dead_block
-        self._adam = AdamState(sae)
         self._shadow: Tensor | None = None
+        """bfloat16 copy of the encoder, which the update keeps current."""
         if search == "bfloat16":
             self._shadow = torch.empty_like(sae.encoder_rows, dtype=torch.bfloat16)
-        self._seen = -1
+        self._seen_version = -1
 
     @torch.no_grad()
     def step(
-        self, x: Float[Tensor, "n d_in"], objective: Objective, dead: Dead, lr: float
-    ) -> Outcome:
+        self, x: Float[Tensor, "n d_in"], settings: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
         sae, n, x = self._sae, len(x), x.contiguous()
         with _on(x.device):
             norms = sae.decoder_norms
@@ -87,32 +85,32 @@ class TritonStepper:
             codes = self._encode(centered, norms)
             x_hat = triton_codes.decode(codes, sae.W_dec.detach()).add_(sae.b_dec)
             residual = x - x_hat
-            x_hat_grad = residual * (-2 / (n * objective.variance))
-            parts = [(codes, x_hat_grad, objective.l1_lambda / n)]
+            x_hat_grad = residual * (-2 / (n * settings.variance))
+            parts = [(codes, x_hat_grad, settings.l1_lambda / n)]
             auxiliary = x.new_zeros(())
-            if dead.most and objective.auxk_alpha:
-                aux = self._auxk(residual, centered, norms, objective.auxk_alpha, dead)
+            if dead.max_count and settings.auxk_alpha:
+                aux = self._auxk(residual, centered, norms, settings.auxk_alpha, dead)
                 parts.append((aux.codes, aux.out_grad, 0.0))
                 auxiliary = aux.loss
             found = self._gradients(parts, centered)
-            if objective.normalize_decoder:
+            if settings.normalize_decoder:
                 found = triton_rows.without_parallel(found, sae.W_dec.detach(), norms)
             sums = triton_rows.sum_pairs(found)
             b_dec_grad = x_hat_grad.sum(0) - sums.code_bias_grads @ sae.encoder_rows
-            grad_norm = self._grad_norm(found, sums, b_dec_grad, objective)
-            clip = (objective.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
+            grad_norm = self._grad_norm(found, sums, b_dec_grad, settings)
+            clip = (settings.grad_clip / (grad_norm + 1e-6)).clamp_max(1.0)
             self._update(found, sums.bias_grads, b_dec_grad, clip, lr)
-            if objective.normalize_decoder:
+            if settings.normalize_decoder:
                 sae.normalize_decoder_()
-        return Outcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
+        return StepOutcome(residual, codes.acts, codes.indices, auxiliary, grad_norm)
 
     def _encode(self, centered: Tensor, norms: Tensor) -> Codes:
-        """Codes of x - b_dec, as `TopKSAE.code_of`."""
+        """Codes of x - b_dec, as `TopKSAE.code_of` defines them."""
         sae, encoder = self._sae, self._sae.encoder_rows.detach()
         bias, shadow = sae.b_enc.detach(), self._shadow
-        if shadow is not None and encoder._version != self._seen:  # changed from outside
+        if shadow is not None and encoder._version != self._seen_version:  # set from outside
             shadow.copy_(encoder)
-            self._seen = encoder._version
+            self._seen_version = encoder._version
 
         def part(centered: Tensor) -> Codes:
             if shadow is None:
@@ -127,21 +125,21 @@ class TritonStepper:
         return self._by_parts(part, centered)
 
     def _by_parts(self, encode: Callable[[Tensor], Codes], centered: Tensor) -> Codes:
-        """Codes of all tokens, a part of them at a time."""
+        """Codes of all tokens, encoded in parts."""
         parts = [encode(c) for c in centered.split(self._tokens_at_once)]
         return Codes(*map(torch.cat, zip(*parts, strict=True))) if parts[1:] else parts[0]
 
     def _auxk(
-        self, residual: Tensor, centered: Tensor, norms: Tensor, alpha: float, dead: Dead
+        self, residual: Tensor, centered: Tensor, norms: Tensor, alpha: float, dead: DeadLatents
     ) -> AuxK:
         sae = self._sae
-        # Dead ones first; those beyond are never chosen.
-        size = -(-dead.most // self._dead_block) * self._dead_block
+        # Dead latents first; the live ones that fill the last block are never chosen.
+        size = -(-dead.max_count // self._dead_block) * self._dead_block
         latents = dead.mask.byte().argsort(descending=True, stable=True)[:size]
         is_alive = ~dead.mask[latents]
         bias = sae.b_enc.detach()[latents].masked_fill_(is_alive, -math.inf)
         norms = norms[latents].masked_fill_(is_alive, 1.0)
-        k_aux = min(k_auxk(sae.d_in), dead.most)
+        k_aux = min(k_auxk(sae.d_in), dead.max_count)
         encoder = sae.encoder_rows.detach()
 
         def part(centered: Tensor) -> Codes:
@@ -160,8 +158,8 @@ class TritonStepper:
     def _gradients(
         self, parts: list[tuple[Codes, Tensor, float]], centered: Tensor
     ) -> RowGradients:
-        """From codes, the gradients of what they decode to and what each activation adds to the
-        loss's derivative besides.
+        """Gradients of the rows, from `parts`: codes, the gradient with respect to what they decode
+        to, and a constant added to the gradient of every activation.
         """
         W_dec = self._sae.W_dec.detach()
         pairs = triton_rows.sort_pairs(
@@ -176,15 +174,15 @@ class TritonStepper:
         return RowGradients(pairs, out_grad, centered, self._sae.tied)
 
     def _grad_norm(
-        self, found: RowGradients, sums: PairSums, b_dec_grad: Tensor, objective: Objective
+        self, found: RowGradients, sums: PairSums, b_dec_grad: Tensor, settings: StepSettings
     ) -> Float[Tensor, ""]:
-        """The whole gradient's norm, or a bound that shows that nothing is clipped."""
+        """The whole gradient's norm, or an upper bound that shows that nothing is clipped."""
         biases = sums.bias_grads.square().sum() + b_dec_grad.square().sum()
         bound = sums.square_bounds.sum() + biases
-        needed = bound > objective.grad_clip**2
-        if objective.wants_norm:
+        needed = bound > settings.grad_clip**2
+        if settings.wants_norm:
             needed = torch.ones_like(needed)
-        elif math.isinf(objective.grad_clip):
+        elif math.isinf(settings.grad_clip):
             return bound.sqrt()
         squares = triton_rows.squared_norms(found, self._sae.W_dec.detach(), needed)
         return torch.where(needed, squares.sum() + biases, bound).sqrt()
@@ -207,15 +205,9 @@ class TritonStepper:
     def _weights(self, name: str) -> Weights:
         return Weights(self._sae.get_parameter(name).detach(), *self._adam.moments[name])
 
-    def state(self) -> dict[str, Tensor]:
-        return self._adam.tensors()
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        self._adam.load(tensors)
-
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Where kernels are launched meanwhile."""
+    """Launches kernels on the device inside."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""The shapes of what is asked about a person's own text: activations on it, steered text."""
+"""Requests and answers about the user's own text: feature activations, and steered text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PROMPT_CHARACTERS = 8_000
 
 _ALLOWED_CONTROLS = frozenset("\t\n\f\r")
 _NO_TEXT = {"Cc": "the control character", "Cs": "half a character,"}
-"""By Unicode's category."""
+"""By Unicode category."""
 
 ExcludedPosition = Literal["BOS", "eos", "pad"]
 Side = Literal["plain", "steered"]
@@ -23,7 +23,7 @@ FeatureIndex = Annotated[int, Field(ge=0)]
 
 
 def _readable(text: str, longest: int) -> str:
-    """The text itself; raises `ValueError` for one that cannot be read as text."""
+    """Return the text; raises `ValueError` if it is empty, too long or not plain text."""
     if not text:
         raise ValueError("The text is empty; give at least one character.")
     if len(text) > longest:
@@ -32,7 +32,7 @@ def _readable(text: str, longest: int) -> str:
         what = _NO_TEXT.get(unicodedata.category(character))
         if what and character not in _ALLOWED_CONTROLS:
             raise ValueError(
-                f"The text holds {what} U+{ord(character):04X} at position {place}; remove it."
+                f"The text contains {what} U+{ord(character):04X} at position {place}; remove it."
             )
     return text
 
@@ -46,13 +46,13 @@ def _readable_prompt(text: str) -> str:
 
 
 class ActivationsRequest(Shape):
-    """A text whose features are asked for."""
+    """Asks which features are active on a text."""
 
     text: Annotated[str, AfterValidator(_readable_text)]
     top: int = Field(default=10, ge=1, le=100)
-    """The strongest features listed with each token; those that are not active never are."""
+    """How many of each token's strongest features to list; inactive ones are never listed."""
     features: list[FeatureIndex] = Field(default_factory=lambda: list[int](), max_length=50)
-    """Features whose activation is wanted at every token, 0 included."""
+    """Features whose activations to return at every token, 0 included."""
 
 
 class FeatureActivation(Shape):
@@ -61,12 +61,12 @@ class FeatureActivation(Shape):
 
 
 class ReadToken(Shape):
-    """A token of the text, and the features that are active on it."""
+    """A token of the text and the features active on it."""
 
     id: int
     text: str
     excluded: ExcludedPosition | None
-    """Why no SAE is trained at this position and so none reads it; null at ordinary ones."""
+    """Why SAEs skip this position, as in training; null at ordinary positions."""
     num_active: int
     total: float
     """Sum of all activations."""
@@ -75,18 +75,18 @@ class ReadToken(Shape):
 
 
 class TextReading(Shape):
-    """What an SAE makes of a text."""
+    """An SAE's activations on a text."""
 
     tokens: list[ReadToken]
-    """As in training: rows of the run's `data.ctx_len` tokens, each after a BOS if the model has
-    one.
+    """As in training: rows of the run's `data.ctx_len` tokens, each starting with BOS if the model
+    has one.
     """
     activations: list[list[float]]
-    """Of each feature that was asked for, one per token."""
+    """For each requested feature, one value per token."""
 
 
 class WatchedFeature(Shape):
-    """A feature that was asked for, at every token."""
+    """A requested feature's activations at every token."""
 
     index: int
     max_activation: float
@@ -96,15 +96,15 @@ class WatchedFeature(Shape):
 
 
 class TextActivations(Shape):
-    """The features of a text."""
+    """The features active on a text."""
 
     tokens: list[ReadToken]
     features: list[WatchedFeature]
-    """Those that were asked for, in that order."""
+    """The requested features, in the order requested."""
     labels: dict[int, str]
-    """Labels of the features in this answer that have one."""
+    """Labels of the features in this answer, where they have one."""
     snapshot: int
-    """Step of the SAE that answered."""
+    """Step of the SAE used."""
 
 
 class SteeredFeature(Shape):
@@ -112,37 +112,37 @@ class SteeredFeature(Shape):
 
     index: FeatureIndex
     strength: float = Field(ge=-100, le=100)
-    """In units of the feature's largest activation on the index corpus; negative takes away."""
+    """In units of the feature's largest activation on the index corpus; negative subtracts."""
 
 
 class SteerRequest(Shape):
-    """A text to go on with, plain and steered."""
+    """Asks for continuations of a prompt, plain and steered."""
 
     prompt: Annotated[str, AfterValidator(_readable_prompt)]
     features: list[SteeredFeature] = Field(min_length=1, max_length=20)
     max_new_tokens: int = Field(default=40, ge=1, le=512)
     seed: int = Field(default=0, ge=0, le=2**53 - 1)
-    """Of the sampling; both texts are drawn with the same random numbers."""
+    """For sampling; both texts use the same random numbers."""
     temperature: float = Field(default=1.0, ge=0, le=10)
-    """0 always takes the likeliest token."""
+    """0 always takes the most likely token."""
 
 
 class SteerPhase(Shape):
-    """What the next token waits for, in words, such as `loading the language model`."""
+    """What the next token is waiting for, such as `loading the language model`."""
 
     phase: str
 
 
 class SteerToken(Shape):
-    """One more token of one of the two texts."""
+    """The next token of one of the two texts."""
 
     side: Side
     text: str
-    """Empty while a character is incomplete."""
+    """Empty if the token ends in the middle of a character."""
 
 
 class SteerResult(Shape):
-    """How the text goes on."""
+    """The two continuations."""
 
     plain: str
     steered: str
@@ -151,12 +151,11 @@ class SteerResult(Shape):
 
 
 class InferenceStatus(Shape):
-    """What the process that holds the language model is doing."""
+    """State of the process that holds the language model."""
 
     state: Literal["off", "warming-up", "ready", "busy"]
-    """`off`: started by the next question, and ended when there was none for a while."""
+    """`off`: the next request starts the process; it ends after a while without requests."""
     phase: str | None
-    """What it does now, in words, such as `loading the language model`; null when `off`, `ready`.
-    """
+    """What it is doing now, such as `loading the language model`; null when `off` or `ready`."""
     waiting: int
-    """Questions that are not yet answered in full."""
+    """Requests not yet fully answered."""

@@ -1,4 +1,4 @@
-"""What a training run yields while it works, and what each of its numbers means."""
+"""Records that a training run yields, and the definitions of its metrics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StopRequest(StrEnum):
-    """What a run has been asked to do; the engine polls it at least once a step."""
+    """Whether a run was asked to end; the engine polls it at least once per step."""
 
     NONE = "none"
     STOP = "stop"
-    """End soon, keep a usable SAE and build its features."""
+    """End soon, but save a usable SAE and build its features."""
     FORCE = "force"
-    """End soon, keep the checkpoint, build nothing."""
+    """End soon with a checkpoint only; build no features."""
 
 
 class Record(BaseModel):
@@ -23,14 +23,15 @@ class Record(BaseModel):
 
 
 class PhaseRecord(Record):
-    """The run entered a phase that takes a while; `phase` is a sentence fragment for people."""
+    """The run entered a phase that takes a while."""
 
     kind: Literal["phase"] = "phase"
     phase: str
+    """Shown to users, such as `loading the language model`."""
 
 
 class PlanRecord(Record):
-    """What the run resolved before its first step."""
+    """What follows from the configuration, known before the first step."""
 
     kind: Literal["plan"] = "plan"
     total_steps: int
@@ -42,27 +43,26 @@ class PlanRecord(Record):
 
 
 class StartRecord(Record):
-    """Training begins or goes on after `step`; what was reported of later steps, before the run was
-    cut off, holds no more.
+    """Training starts, or resumes after `step`; records of later steps, from before the
+    interruption, are void.
     """
 
     kind: Literal["start"] = "start"
     step: int
-    """0 for a run from its beginning."""
+    """0 for a run that starts from the beginning."""
     tokens: int
 
 
 class MetricsRecord(Record):
-    """Values measured at one step. `time` is seconds of training before it, earlier starts
-    included.
-    """
+    """Values measured at one step."""
 
     kind: Literal["metrics"] = "metrics"
     step: int
     tokens: int
     time: float
+    """Seconds of training so far, over all starts of the run."""
     values: dict[str, float]
-    """Metric name to value; may hold NaN and infinities."""
+    """By metric name; may be NaN or infinite."""
 
 
 class SnapshotRecord(Record):
@@ -73,12 +73,12 @@ class SnapshotRecord(Record):
     tokens: int
     index_tokens: int
     seconds: float
-    """How long the build took."""
+    """Duration of the build."""
     final: bool
 
 
 class NoticeRecord(Record):
-    """Something a person should know: a capped setting, a dropped row, a number gone wrong."""
+    """Something the user should know, such as a capped setting or a dropped row."""
 
     kind: Literal["notice"] = "notice"
     level: Literal["info", "warning"]
@@ -87,7 +87,7 @@ class NoticeRecord(Record):
 
 
 class EndRecord(Record):
-    """The last record of a run that ended by itself or on request."""
+    """The last record of a run that finished or was stopped."""
 
     kind: Literal["end"] = "end"
     reason: Literal["finished", "stopped"]
@@ -96,7 +96,7 @@ class EndRecord(Record):
 
 
 class FailureRecord(Record):
-    """The last record of a run that cannot go on, while others on the same pass may."""
+    """The last record of a run that cannot continue; others on the same pass can."""
 
     kind: Literal["failure"] = "failure"
     error_type: str
@@ -117,7 +117,7 @@ AnyRecord = (
 
 
 class Metric(NamedTuple):
-    """One metric's definition, shown wherever its value is shown."""
+    """A metric's definition, shown with its values."""
 
     title: str
     help: str
@@ -141,11 +141,11 @@ METRICS: dict[str, Metric] = {
     "l0": Metric("L0", "Mean number of latents with a positive activation per token.", "latents"),
     "auxk_loss": Metric(
         "AuxK loss",
-        "How badly the dead latents alone reconstruct what the live ones miss, over that "
-        "residual's variance; 0 when nothing is dead.",
+        "Squared error of the dead latents' reconstruction of what the live ones miss, over that "
+        "residual's variance; 0 when no latent is dead.",
         better="lower",
     ),
-    "l1_loss": Metric("L1", "Mean sum of the kept activations per token, before its weight."),
+    "l1_loss": Metric("L1", "Mean sum of the kept activations per token, without its weight."),
     "frac_dead": Metric(
         "Dead latents",
         "Share of latents that have not fired for `train.dead_feature_threshold` training tokens.",
@@ -155,17 +155,18 @@ METRICS: dict[str, Metric] = {
     "grad_norm": Metric("Gradient norm", "Norm of the whole gradient before clipping."),
     "tokens_per_second": Metric(
         "Throughput",
-        "Training tokens per second since the last start, evaluation and snapshots not counted.",
+        "Training tokens per second over the last half minute or so, without evaluations and "
+        "snapshots.",
         "tokens/s",
         "higher",
     ),
     "lm_share": Metric(
-        "Language-model share", "Share of the training time spent extracting activations."
+        "Language-model share", "Share of recent training time spent extracting activations."
     ),
     "buffer_share": Metric(
-        "Buffer share", "Share of the training time spent shuffling activations."
+        "Buffer share", "Share of recent training time spent shuffling activations."
     ),
-    "sae_share": Metric("SAE share", "Share of the training time spent in the SAE's steps."),
+    "sae_share": Metric("SAE share", "Share of recent training time spent in the SAE's steps."),
     "eval_fvu": Metric(
         "Held-out FVU",
         "Fraction of variance unexplained over the whole held-out set.",

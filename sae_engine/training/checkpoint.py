@@ -1,8 +1,8 @@
-"""The whole state of a run in one file: what a resumed run needs to go on as if it had never
+"""The whole state of a run in one file, from which a resumed run continues as if it had never
 stopped.
 
-Fed and read by `run`. Tensors and numbers only; nothing is unpickled. The newest state and the one
-before are kept: a file that a failing disk has damaged costs the steps between the two.
+Written and read by `run`. Tensors and numbers only; nothing is unpickled. The newest checkpoint and
+the one before it are kept, so a file damaged by a failing disk costs only the steps between them.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ FORMAT = 2
 
 
 class TrainState(NamedTuple):
-    """Everything but the tensors of SAE and optimizer."""
+    """Everything but the tensors of the SAE and the optimizer."""
 
     step: int
     tokens: int
     seconds: float
-    """Training time so far, over all starts."""
+    """Training time so far, over all starts of the run."""
     scale: float
-    """Inputs are multiplied by it while training."""
+    """Factor on the inputs during training."""
     variance: float
-    """Variance of the scaled input, the loss's denominator; fixed at the start."""
+    """Variance of the scaled inputs, the loss's denominator; fixed at the start."""
     best_fvu: float
     stream: StreamState
     fingerprint: str
-    """Identifies the text, the tokenizer and the shape the state belongs to."""
+    """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
 
 
 class UnreadableCheckpointError(UserError):
-    """A checkpoint is missing or is not what was written."""
+    """A checkpoint is missing or damaged."""
 
 
 def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:
-    """Publish the state as `checkpoints/last.safetensors`, in one rename; the last one before
-    becomes `previous.safetensors`. Raises `DiskFullError`, which leaves both as they were.
+    """Publish the state as `checkpoints/last.safetensors`, in one rename; the checkpoint before it
+    becomes `previous.safetensors`. Raises `DiskFullError`, and then leaves both unchanged.
     """
     tensors: dict[str, Tensor] = {"since_fired": trainer.since_fired}
     tensors |= {f"sae.{name}": p.detach() for name, p in trainer.sae.named_parameters()}
@@ -61,10 +61,10 @@ def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -
 
 
 def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState, str | None]:
-    """Fill the trainer's SAE, optimizer and counters in place; return the rest, and in a sentence
-    why it is not the newest state if it is not.
+    """Load the newest readable checkpoint into the trainer's SAE, optimizer and counters. Return
+    the rest, and a sentence about the damage if the newest file could not be read.
 
-    Raises `UserError` if there is no checkpoint or it does not fit.
+    Raises `UserError` if there is no readable checkpoint.
     """
     device = str(trainer.since_fired.device)
     notice = None
@@ -74,7 +74,8 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
         if not folder.previous_checkpoint.exists():
             raise
         described, tensors = _read(folder.previous_checkpoint, device)
-        notice = f"{error} The run goes on from the checkpoint before, at step {described['step']}."
+        step = described["step"]
+        notice = f"{error} The run continues from the previous checkpoint, at step {step}."
     with torch.no_grad():
         for name, parameter in trainer.sae.named_parameters():
             parameter.copy_(tensors[f"sae.{name}"])
@@ -91,7 +92,7 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What a checkpoint holds; raises `UnreadableCheckpointError`."""
+    """State and tensors of a checkpoint; raises `UnreadableCheckpointError`."""
     try:
         with safe_open(path, framework="pt", device=device) as file:
             described: dict[str, Any] = json.loads(file.metadata()["state"])
@@ -106,8 +107,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if described.pop("format") != FORMAT:
         raise UserError(f"The checkpoint '{path}' was written by another version of this program.")
-    checksum = described.pop("checksum", None)  # earlier versions wrote none
-    if checksum is not None and checksum != _checksum(tensors):
+    if described.pop("checksum") != _checksum(tensors):
         raise UnreadableCheckpointError(
             f"The checkpoint '{path}' is damaged: its checksum differs from what was written."
         )

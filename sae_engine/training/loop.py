@@ -1,9 +1,9 @@
-"""Training from configurations to browsable features, as a generator of records.
+"""Training, from configurations to browsable features, as a generator of records.
 
-`train_together` opens what feeds the runs, streams activations through their SAEs, lets each
-evaluate, checkpoint and build feature indexes into its own folder, and yields what happens. Who
-stores or shows it is not its business: the job process of the backend, the command line and
-notebooks all just iterate. `train` is the same for one run.
+`train_together` opens the feed, streams activations through the SAEs of the runs, lets each run
+evaluate, save checkpoints and build feature indexes in its own folder, and yields records of what
+happens. The backend's job process, the command line and notebooks iterate over it and store or
+show the records. `train` does the same for one run.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ from sae_engine.schema.records import (
     StartRecord,
     StopRequest,
 )
+from sae_engine.training.clock import Clock, open_timer
 from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
-from sae_engine.training.run import Clock, Halted, NonFiniteLossError, Run, StopSwitch
+from sae_engine.training.run import NonFiniteLossError, TrainingRun
+from sae_engine.training.stopping import Halted, StopSwitch
 
 
 def train(
@@ -43,9 +45,9 @@ def train(
     should_stop: Callable[[], StopRequest] = never,
     resume: bool = False,
 ) -> Iterator[AnyRecord]:
-    """Train one SAE as `config` says and leave everything in `folder`; see `Member`.
+    """Train one SAE as configured and write everything to `folder`; see `Member`.
 
-    Raises `UserError` in one sentence when the run cannot go on.
+    Raises `UserError` when the run cannot continue.
     """
     for _, record in train_together([Member(config, folder, should_stop, resume)]):
         if isinstance(record, FailureRecord):
@@ -55,13 +57,13 @@ def train(
 
 
 def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
-    """Train several SAEs on one pass of the language model; yield (place of the member, record).
+    """Train several SAEs on one pass of the language model; yield (index of the member, record).
 
-    All members have the same `RunConfig.pass_key`, and those that resume stand at the same place.
-    Each one's last record is an `EndRecord` or a `FailureRecord`: a member that is stopped or fails
-    leaves, the others go on. A member's SAE is what it would be if it were trained alone. Raises
-    `UserError` when none can start or go on. Those with `sae.pretrained` train nothing and take
-    turns.
+    All members must have the same `RunConfig.pass_key`, and resumed members must have stopped at
+    the same step. Each member's last record is an `EndRecord` or a `FailureRecord`; a member that
+    stops or fails leaves the pass and the others continue. Every SAE is bit for bit what it would
+    be if trained alone. Members with `sae.pretrained` are not trained; they are handled one after
+    the other. Raises `UserError` if no member can start or continue.
     """
     configs = [member.config for member in members]
     for config in configs:
@@ -87,9 +89,10 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
     with ExitStack() as stack:
         heldout = SharedHeldout(feed, configs, members[0].folder.index_corpus)
         stack.enter_context(closing(heldout))
-        runs: list[Run] = []
+        runs: list[TrainingRun] = []
         for number, member in enumerate(members):
-            run = Run(member.config, member.folder, feed, heldout, StopSwitch(member.should_stop))
+            stop = StopSwitch(member.should_stop)
+            run = TrainingRun(member.config, member.folder, feed, heldout, stop)
             runs.append(stack.enter_context(closing(run)))
             yield number, run.plan
         resume = [member.resume and member.folder.has_checkpoint for member in members]
@@ -97,7 +100,7 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
-    """A member whose SAE was trained elsewhere."""
+    """Publish, evaluate and index a member's pretrained SAE."""
     try:
         for record in inspect_pretrained(member):
             yield number, record
@@ -106,19 +109,20 @@ def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
 
 
 class _Pass:
-    """One pass of the language model and the runs that are still on it."""
+    """One pass of the language model and the runs still training on it."""
 
-    def __init__(self, feed: Feed, runs: Sequence[Run]) -> None:
+    def __init__(self, feed: Feed, runs: Sequence[TrainingRun]) -> None:
         self._feed = feed
         self._active = dict(enumerate(runs))
         self._batch_size = runs[0].config.train.batch_size_tokens
         self._seed = runs[0].config.data.seed
         self._stream: ActivationStream | None = None
+        self._clock: Clock | None = None
 
     def records(self, resume: Sequence[bool]) -> Iterator[tuple[int, AnyRecord]]:
         try:
             yield from self._steps(resume)
-        except Halted:  # while reading, when every run on the pass was asked to end
+        except Halted:  # while reading activations, once all runs were asked to end
             for number in list(self._active):
                 yield from self._end(number, "stopped")
 
@@ -126,9 +130,9 @@ class _Pass:
         """The training loop."""
         state = yield from self._restore(resume)
         yield from self._to_active(PhaseRecord(phase="reading the first activations"))
-        clock = Clock(self._batch_size)
+        clock = self._clock = Clock(self._batch_size, open_timer(self._feed.device))
         self._stream = stream = ActivationStream(
-            lambda cursor: self._feed.open_source(cursor, self._halt_if_all_end),
+            lambda cursor: self._feed.open_source(cursor, self._halt_if_all_end, clock.lm_call),
             batch_size=self._batch_size,
             seed=self._seed,
             state=state or BEGINNING,
@@ -148,12 +152,14 @@ class _Pass:
             batch = next(stream)
             clock.steps += 1
             for number, run in list(self._active.items()):
-                yield from self._step(number, run, batch[run.hook], clock)
+                yield from self._step(number, run, batch[run.hook])
 
     def _restore(
         self, resume: Sequence[bool]
     ) -> Generator[tuple[int, AnyRecord], None, StreamState | None]:
-        """Where the runs stand that resume; None if they all begin."""
+        """Load the checkpoints of resumed runs; return their stream position, None if all runs
+        start from the beginning.
+        """
         states: set[StreamState | None] = set()
         for number, run in self._active.items():
             state, notice = run.restore() if resume[number] else (None, None)
@@ -163,17 +169,18 @@ class _Pass:
                 yield number, NoticeRecord(level="warning", message=notice)
         if len(states) > 1:
             raise UserError(
-                "These runs stand at different places in their training; resume them one by one."
+                "These runs stopped at different steps of their training; resume them one by one."
             )
         return states.pop()
 
     def _step(
-        self, number: int, run: Run, batch: Tensor, clock: Clock
+        self, number: int, run: TrainingRun, batch: Tensor
     ) -> Iterator[tuple[int, AnyRecord]]:
-        """One run's step; a run that halts or fails leaves the pass."""
+        """One run's step; a run that is halted or fails leaves the pass."""
         assert self._stream is not None
+        assert self._clock is not None
         try:
-            for record in run.step(batch, self._stream, clock):
+            for record in run.step(batch, self._stream, self._clock):
                 yield number, run.tracked(record)
         except Halted:
             yield from self._end(number, "stopped")
@@ -183,13 +190,15 @@ class _Pass:
     def _end(
         self, number: int, reason: Literal["finished", "stopped"]
     ) -> Iterator[tuple[int, AnyRecord]]:
-        """A run leaves with all that it has learned."""
+        """Let a run save, evaluate and index its SAE, and leave the pass."""
         run = self._active[number]
         run.stop.finishing = True
         try:
             if self._stream is not None and run.trainer.steps_done > 0:
-                for record in run.finish(self._stream):
-                    yield number, run.tracked(record)
+                assert self._clock is not None
+                with self._clock.pause():  # the other runs' throughput does not count it
+                    for record in run.finish(self._stream):
+                        yield number, run.tracked(record)
         except Halted:
             reason = "stopped"
         except UserError as error:

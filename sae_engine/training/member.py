@@ -1,4 +1,4 @@
-"""One run of several on a pass of the language model: what the engine is given. No torch here."""
+"""What the engine is given for each run on a pass of the language model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ class Member(NamedTuple):
     should_stop: Callable[[], StopRequest] = never
     """Polled at least once per step and inside long work."""
     resume: bool = False
-    """Go on from the folder's checkpoint, exactly as if the run had not stopped."""
+    """Continue from the folder's checkpoint, exactly as if the run had not stopped."""

@@ -1,7 +1,7 @@
-"""A run that trains nothing: it takes an SAE trained elsewhere, measures it on held-out text, and
+"""A run without training: it publishes an SAE trained elsewhere, evaluates it on held-out text and
 builds its features.
 
-Called by `train` for configurations with `sae.pretrained`; yields the same records.
+Called by `loop` for configurations with `sae.pretrained`; yields the same records as training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from sae_engine.activations.feed import Feed, open_feed
 from sae_engine.errors import ConfigError
 from sae_engine.interop.load import PretrainedSAE, load_pretrained
+from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -26,26 +27,26 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
 from sae_engine.training.member import Member
-from sae_engine.training.run import Halted, StopSwitch, publish_sae
+from sae_engine.training.stopping import Halted, StopSwitch
 
 
 def inspect_pretrained(member: Member) -> Iterator[AnyRecord]:
     """Publish, evaluate and index the SAE at `sae.pretrained`, all at step 0.
 
-    A stop before the SAE is published ends the run; a later one leaves out the cross-entropy, and a
-    forced one also evaluation and features. Raises `UserError` if the SAE cannot be read or does
-    not fit the model.
+    A stop before the SAE is published ends the run; a later stop skips the cross-entropy, and a
+    forced one also the evaluation and the features. Raises `UserError` if the SAE cannot be read or
+    does not fit the model.
     """
     stop = StopSwitch(member.should_stop)
     try:
-        yield from _inspected(member, stop)
+        yield from _inspect(member, stop)
         stopped = member.should_stop() is not StopRequest.NONE
     except Halted:
         stopped = True
     yield EndRecord(reason="stopped" if stopped else "finished", step=0, tokens=0)
 
 
-def _inspected(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
+def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     config, folder = member.config, member.folder
     assert config.sae.pretrained is not None
     yield PhaseRecord(phase="reading the SAE")
@@ -99,23 +100,23 @@ def _require_width(config: RunConfig, feed: Feed, d_in: int) -> None:
             "sae.pretrained",
             f"'{config.sae.pretrained}' reads activations of width {d_in}, but those of "
             f"'{config.model.name}' at {feed.hook_name(hook)} have width {feed.d_in(hook)}; name "
-            "the model and the layer that it was trained on.",
+            "the model and layer the SAE was trained on.",
         )
 
 
 def _differences(config: RunConfig, pretrained: PretrainedSAE) -> list[str]:
-    """Where the configuration is not what the SAE's files say that it was trained on."""
-    said = {
+    """Sentences on where the configuration differs from what the SAE was trained on."""
+    described = {
         "model.name": (pretrained.model_name, config.model.name),
         "model.layer": (pretrained.layer, config.model.layer),
         "model.site": (pretrained.site, config.model.site),
     }
     if config.model.hook_point is not None:
-        del said["model.layer"], said["model.site"]
+        del described["model.layer"], described["model.site"]
     return [
         f"{field} is {here}, but its {pretrained.format} files say that this SAE was trained on "
         f"{theirs}."
-        for field, (theirs, here) in said.items()
+        for field, (theirs, here) in described.items()
         if theirs is not None and _short(theirs) != _short(here)
     ]
 

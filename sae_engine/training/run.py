@@ -1,6 +1,7 @@
-"""One run while it trains: its steps, and what it does with itself between them.
+"""One run while it trains: its optimizer steps, and the evaluations, feature snapshots and
+checkpoints due between them.
 
-Driven by `train`, which feeds it batches, alone or beside others on the same pass.
+Driven by `loop`, which feeds it batches, alone or beside other runs on the same pass.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,79 +18,25 @@ from torch import Tensor
 from sae_engine.activations.feed import Feed
 from sae_engine.activations.stream import ActivationStream, StreamState
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.files import RunFolder, published_file
-from sae_engine.sae.autoencoders import SAE, TopKSAE, write_sae_config
+from sae_engine.files import RunFolder
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.published import publish_sae
 from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import AnyRecord, MetricsRecord, PhaseRecord, PlanRecord, StopRequest
+from sae_engine.schema.records import AnyRecord, MetricsRecord, PhaseRecord, PlanRecord
 from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from sae_engine.training.clock import Clock
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
+from sae_engine.training.stopping import StopSwitch
 from sae_engine.training.trackers import open_trackers
 
 
 class NonFiniteLossError(UserError):
-    """The loss became NaN or infinite; the last good SAE is kept."""
+    """The loss or the weights became NaN or infinite; the SAE saved last is kept."""
 
 
-class Halted(Exception):  # noqa: N818 - it is a way out, not an error
-    """Unwinds evaluation, extraction and index building when a run is asked to end."""
-
-
-class StopSwitch:
-    """Asks whether a run should end, and raises `Halted` where it is called inside long work."""
-
-    def __init__(self, should_stop: Callable[[], StopRequest]) -> None:
-        self._should_stop = should_stop
-        self.finishing = False
-        """The run ends anyway: only a forced stop interrupts it now."""
-
-    @property
-    def is_on(self) -> bool:
-        request = self._should_stop()
-        return request is StopRequest.FORCE or (request is StopRequest.STOP and not self.finishing)
-
-    def __call__(self) -> None:
-        if self.is_on:
-            raise Halted
-
-
-class Clock:
-    """Where the time of a pass goes, since its start; what happens in `pause` does not count."""
-
-    def __init__(self, batch_size_tokens: int) -> None:
-        self.began = time.perf_counter()
-        self._batch_size = batch_size_tokens
-        self._sae_seconds = 0.0
-        self._paused_seconds = 0.0
-        self.steps = 0
-
-    @contextmanager
-    def sae_step(self) -> Generator[None]:
-        began = time.perf_counter()
-        yield
-        self._sae_seconds += time.perf_counter() - began
-
-    @contextmanager
-    def pause(self) -> Generator[None]:
-        began = time.perf_counter()
-        yield
-        self._paused_seconds += time.perf_counter() - began
-
-    def values(self, stream: ActivationStream) -> dict[str, float]:
-        """Throughput of each run on the pass, and the shares of model, shuffling and all SAEs."""
-        seconds = time.perf_counter() - self.began - self._paused_seconds
-        lm_share = stream.source.model_seconds / seconds
-        sae_share = self._sae_seconds / seconds
-        return {
-            "tokens_per_second": self.steps * self._batch_size / seconds,
-            "lm_share": lm_share,
-            "sae_share": sae_share,
-            "buffer_share": 1 - lm_share - sae_share,
-        }
-
-
-class Run:
-    """One run's SAE, its trainer, and the numbers that it carries from step to step."""
+class TrainingRun:
+    """One run's SAE, its trainer, and the numbers it carries from step to step."""
 
     def __init__(
         self,
@@ -124,7 +70,7 @@ class Run:
         self._seconds_before = 0.0
         self._began = time.perf_counter()
         self._measured: dict[str, float] = {}
-        """All that has been measured at the present step."""
+        """Everything measured at the current step."""
 
     @property
     def is_done(self) -> bool:
@@ -135,12 +81,14 @@ class Run:
         return self._tokens(self.trainer.steps_done)
 
     def begin(self, first_window: Float[Tensor, "n d_in"]) -> None:
-        """Start from nothing: scale and first weights come from the first activations."""
+        """Start from scratch: the first activations determine the input scale and the first
+        weights.
+        """
         self.trainer.fit_input_(first_window, self.config.seed)
 
     def restore(self) -> tuple[StreamState, str | None]:
-        """Take everything from the checkpoint; return where the stream stood, and in a sentence why
-        that is not the newest checkpoint if it is not.
+        """Load the checkpoint. Return the stream's position, and a sentence about the damage if the
+        newest checkpoint could not be read.
         """
         trainer = self.trainer
         state, notice = load_checkpoint(self.folder, trainer)
@@ -149,19 +97,17 @@ class Run:
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
-        trainer.scale, trainer.variance, trainer.steps_done = (
-            state.scale,
-            state.variance,
-            state.step,
-        )
+        trainer.scale, trainer.variance = state.scale, state.variance
+        trainer.steps_done = state.step
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         return state.stream, notice
 
     def step(
         self, batch: Float[Tensor, "n d_in"], stream: ActivationStream, clock: Clock
     ) -> Iterator[AnyRecord]:
-        """One optimizer step and whatever is due after it; that raises `Halted` when the run is
-        asked to end.
+        """Take one optimizer step and do what is due after it.
+
+        Raises `Halted` if the run is asked to end meanwhile, and `NonFiniteLossError`.
         """
         config, trainer = self.config.train, self.trainer
         self._began = clock.began
@@ -171,26 +117,32 @@ class Run:
         with clock.sae_step():
             result = trainer.step(batch, measured=is_logged)
         self._measured = {}
+        # What is due at the last step is done once, by `finish`.
+        looks = not is_last and _due(
+            step, config.eval_every, config.ce_every, config.snapshot_every
+        )
+        saves = not is_last and _due(step, config.save_every)
+        if not (is_logged or looks or saves):
+            return
         with clock.pause():
             if is_logged:
                 values = {n: v.item() for n, v in result.metrics()._asdict().items()}
                 values |= {"lr": lr, "frac_dead": trainer.frac_dead}
-                yield self._metrics(values | clock.values(stream))
-                self._refuse_nonfinite()
-            if not is_last:  # what the last step asks for is done once, by `finish`
-                yield from self._look_at_itself(step)
-                if _due(step, config.save_every):
-                    # Whoever stores the records has those of this step before its checkpoint is
-                    # there: a run that resumes from it leaves no gap.
-                    yield PhaseRecord(phase="saving a checkpoint")
-                    self._save(stream)
-                    yield PhaseRecord(phase="training")
+                yield self._metrics(values | clock.read())
+                if not math.isfinite(values["loss"]):
+                    raise self._non_finite(f"The loss became {values['loss']}")
+            if looks:
+                yield from self._evaluate_and_index(step)
+            if saves:
+                # Consumers have stored the records of this step before its checkpoint exists, so
+                # a run that resumes from it leaves no gap.
+                yield PhaseRecord(phase="saving a checkpoint")
+                self._save(stream)
+                yield PhaseRecord(phase="training")
 
-    def _look_at_itself(self, step: int) -> Iterator[AnyRecord]:
-        """Held-out evaluation and feature snapshots while the run trains."""
+    def _evaluate_and_index(self, step: int) -> Iterator[AnyRecord]:
+        """Evaluations and the feature snapshot due while the run trains."""
         config = self.config.train
-        if not _due(step, config.eval_every, config.ce_every, config.snapshot_every):
-            return
         yield from self._heldout.open()
         if _due(step, config.eval_every):
             yield PhaseRecord(phase="evaluating")
@@ -203,7 +155,7 @@ class Run:
         yield PhaseRecord(phase="training")
 
     def finish(self, stream: ActivationStream) -> Iterator[AnyRecord]:
-        """Whatever ended the training: publish the SAE, evaluate it and build its features."""
+        """Publish the SAE, evaluate it and build its features, however the training ended."""
         yield PhaseRecord(phase="saving a checkpoint")
         self._save(stream)
         yield from self._heldout.open()
@@ -219,13 +171,15 @@ class Run:
             yield self._metrics(values)
 
     def tracked(self, record: AnyRecord) -> AnyRecord:
-        """Show a record to TensorBoard and Weights & Biases, if the run has them."""
+        """Pass a record to TensorBoard and Weights & Biases, if the run uses them; return it."""
         if isinstance(record, MetricsRecord):
-            self._trackers.log(record)
+            for tracker in self._trackers:
+                tracker.log(record)
         return record
 
     def close(self) -> None:
-        self._trackers.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def _metrics(self, values: dict[str, float]) -> MetricsRecord:
         """A record of everything measured at this step so far; a later one of the same step
@@ -242,22 +196,13 @@ class Run:
         values = self._heldout.reconstruction(sae, num_tokens)
         if values["eval_fvu"] < self._best_fvu:
             self._best_fvu = values["eval_fvu"]
-            self._publish(sae, self.folder.best)
+            publish_sae(sae, self.folder.best, self.config, self._hook_name)
         return values
 
-    def _refuse_nonfinite(self) -> None:
-        loss = self._measured["loss"]
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"The loss became {loss} at step {self.trainer.steps_done}; lower train.lr (its "
-                f"peak was "
-                f"{self.trainer.peak_lr:.2g}). The last SAE and features that were saved are kept."
-            )
-
     def _save(self, stream: ActivationStream) -> None:
-        """Publish the SAE as it is now, and the state from which the run can be resumed."""
+        """Publish the current SAE and a checkpoint to resume from."""
         trainer = self.trainer
-        self._publish(self._folded(), self.folder)
+        publish_sae(self._folded(), self.folder, self.config, self._hook_name)
         state = TrainState(
             step=trainer.steps_done,
             tokens=self._tokens(trainer.steps_done),
@@ -270,11 +215,22 @@ class Run:
         )
         save_checkpoint(self.folder, trainer, state)
 
-    def _publish(self, sae: SAE, folder: RunFolder) -> None:
-        publish_sae(sae, folder, self.config, self._hook_name)
-
     def _folded(self) -> TopKSAE:
-        return self.trainer.sae.folded(self.trainer.scale)
+        """The current SAE on raw activations, for everything that is published.
+
+        Raises `NonFiniteLossError` unless all its weights are finite; the loss, which is looked at
+        only at logged steps, shows that too late or not at all.
+        """
+        sae = self.trainer.sae.folded(self.trainer.scale)
+        if not sae.is_finite():
+            raise self._non_finite("The SAE's weights became NaN or infinite")
+        return sae
+
+    def _non_finite(self, what: str) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"{what} at step {self.trainer.steps_done}; lower train.lr (its peak was "
+            f"{self.trainer.peak_lr:.2g}). The SAE and features saved last are kept."
+        )
 
     def _tokens(self, step: int) -> int:
         return step * self.config.train.batch_size_tokens
@@ -283,27 +239,12 @@ class Run:
         return self._seconds_before + time.perf_counter() - self._began
 
 
-def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) -> None:
-    """Write `sae.safetensors` and the `cfg.json` that says where its inputs come from."""
-    with published_file(folder.sae) as path:
-        sae.save(path)
-    with published_file(folder.sae_config) as path:
-        write_sae_config(
-            path,
-            sae,
-            model_name=config.model.name,
-            hook_name=hook_name,
-            dataset=config.data.dataset,
-            ctx_len=config.data.ctx_len,
-        )
-
-
 def _due(step: int, *intervals: int | None) -> bool:
     return any(interval is not None and step % interval == 0 for interval in intervals)
 
 
 def _budget(config: RunConfig, feed: Feed) -> Budget:
-    """Steps and tokens of the whole run; raises `ConfigError` if there is not one batch."""
+    """Steps and tokens of the whole run; raises `ConfigError` if they do not fill one batch."""
     batch = config.train.batch_size_tokens
     tokens = config.train.total_tokens
     if config.train.num_epochs is not None:
@@ -319,9 +260,7 @@ def _budget(config: RunConfig, feed: Feed) -> Budget:
 
 
 def _fingerprint(config: RunConfig, feed: Feed) -> str:
-    """Changes with the data, the model's place and the SAE's shape: what a checkpoint depends
-    on.
-    """
+    """Identifies what a checkpoint depends on: the data, the hook point and the SAE's shape."""
     same = config.model_dump(
         mode="json",
         include={

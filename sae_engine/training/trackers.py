@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, for those who keep their curves there too. Fed by `train`."""
+"""Copies a run's metrics to TensorBoard and Weights & Biases. Fed by `run`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files under the run's folder, one scalar per metric, against the step."""
+    """Event files in the run's folder: one scalar per metric and step."""
 
     def __init__(self, folder: RunFolder) -> None:
         try:
@@ -34,7 +34,7 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run; key, mode and folder come from its own environment variables."""
+    """A Weights & Biases run, which takes its key and mode from `WANDB_*` variables."""
 
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         try:
@@ -62,29 +62,14 @@ class WandbTracker:
         self._run.finish()
 
 
-class Trackers:
-    """All trackers that a run asked for; often none."""
-
-    def __init__(self, trackers: list[Tracker]) -> None:
-        self._trackers = trackers
-
-    def log(self, record: MetricsRecord) -> None:
-        for tracker in self._trackers:
-            tracker.log(record)
-
-    def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
-
-
-def open_trackers(config: RunConfig, folder: RunFolder) -> Trackers:
-    """Raises `ConfigError` if a tracker is asked for that is not installed or cannot be used."""
+def open_trackers(config: RunConfig, folder: RunFolder) -> list[Tracker]:
+    """Open the configured trackers, often none; raises `ConfigError` if one cannot be used."""
     trackers: list[Tracker] = []
     if config.train.tensorboard:
         trackers.append(TensorBoardTracker(folder))
     if config.train.wandb_project:
         trackers.append(WandbTracker(config, folder))
-    return Trackers(trackers)
+    return trackers
 
 
 def _missing(field: str, package: str) -> ConfigError:

@@ -154,7 +154,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
         assert_like_its_twin(workbench, run_id, *twin)
         [notice] = [text for text in workbench.notices(run_id) if "checkpoint" in text]
         assert f"'{folder.checkpoint}' is damaged" in notice
-        assert "goes on from the checkpoint before, at step" in notice
+        assert "continues from the previous checkpoint, at step" in notice
 
 
 @pytest.mark.parametrize("opened_before", [False, True])

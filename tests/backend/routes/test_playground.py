@@ -22,7 +22,8 @@ from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.model.language_model import LanguageModel
-from sae_engine.playground.steer import ProbeModel, read_text, steer
+from sae_engine.playground.read import ProbeModel, read_text
+from sae_engine.playground.steer import steer
 from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
 from sae_engine.schema.labels import LabelUpdate

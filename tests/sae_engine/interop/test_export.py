@@ -15,7 +15,8 @@ from sae_engine.files import RunFolder
 from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import load_pretrained
 from sae_engine.presets import resolve_config
-from sae_engine.sae.autoencoders import SAE, write_sae_config
+from sae_engine.sae.autoencoders import SAE
+from sae_engine.sae.published import write_sae_config
 from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 
 

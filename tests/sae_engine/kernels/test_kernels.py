@@ -14,9 +14,10 @@ from sae_engine.kernels.adam import Moments
 from sae_engine.kernels.cpu.search import SEARCHES, Search
 from sae_engine.kernels.cpu.step import CpuKernels, Reconstruction, Rest
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper, variance_of
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper, variance_of
 from sae_engine.sae.loss import total_variance
-from sae_engine.sae.stepper import Dead, Objective, k_auxk
+from sae_engine.sae.stepper import DeadLatents, StepSettings, k_auxk
 
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
@@ -137,7 +138,7 @@ def test_several_compiled_steps_equal_autograd_and_torch_adam(
     tied: bool, grad_clip: float, size, seed: int, normalize: bool
 ):
     n, d_in, d_sae, k = size
-    objective = Objective(float(d_in), 1 / 32, 0.01, grad_clip, normalize or tied)
+    objective = StepSettings(float(d_in), 1 / 32, 0.01, grad_clip, normalize or tied)
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(d_in, generator=generator)
     twins: list[tuple[TopKSAE, AutogradStepper | CompiledStepper]] = []
@@ -151,7 +152,7 @@ def test_several_compiled_steps_equal_autograd_and_torch_adam(
         dead = torch.randperm(d_sae, generator=generator)[: d_sae // 3 if step else 0]
         if near_tie(twins[0][0], x, dead) or is_perfect(twins[0][0], x):
             return  # rounding decides, so the twins may diverge
-        outcomes = [s.step(x, objective, Dead.of(dead, d_sae), 1e-5) for _, s in twins]
+        outcomes = [s.step(x, objective, DeadLatents.of(dead, d_sae), 1e-5) for _, s in twins]
         torch.testing.assert_close(
             outcomes[1].grad_norm, outcomes[0].grad_norm, rtol=1e-3, atol=1e-6
         )
@@ -259,8 +260,8 @@ def test_a_step_does_not_depend_on_the_number_of_threads(tied: bool):
             stepper = CompiledStepper(sae)
             for seed in range(2):
                 x = torch.randn(70, 24, generator=torch.Generator().manual_seed(seed))
-                objective = Objective(24.0, 1 / 32, 0.01, 0.01, tied)
-                stepper.step(x, objective, Dead.of(torch.arange(30), 200), 1e-3)
+                objective = StepSettings(24.0, 1 / 32, 0.01, 0.01, tied)
+                stepper.step(x, objective, DeadLatents.of(torch.arange(30), 200), 1e-3)
             states.append(stepper.state())
     finally:
         torch.set_num_threads(before)
@@ -277,8 +278,8 @@ def test_a_step_is_the_same_whether_or_not_its_norm_is_reported(grad_clip: float
         sae = TopKSAE(24, 80, 4, tied=tied)
         sae.initialize_(0, torch.zeros(24))
         stepper = CompiledStepper(sae)
-        objective = Objective(24.0, 1 / 32, 0.01, grad_clip, tied, wants_norm)
-        outcome = stepper.step(x, objective, Dead.of(torch.arange(20), 80), 1e-3)
+        objective = StepSettings(24.0, 1 / 32, 0.01, grad_clip, tied, wants_norm)
+        outcome = stepper.step(x, objective, DeadLatents.of(torch.arange(20), 80), 1e-3)
         states.append(stepper.state() | {"grad_norm": outcome.grad_norm})
     assert states[1].pop("grad_norm") >= states[0].pop("grad_norm")
     for name, tensor in states[0].items():
@@ -319,7 +320,10 @@ def test_the_next_search_notices_weights_changed_outside_the_kernels():
 def test_a_step_notices_weights_loaded_after_another_step():
     """A used stepper behaves like a new one for the loaded weights."""
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    objective, none = Objective(8.0, 0.0, 0.0, 1.0, False), Dead.of(torch.empty(0).long(), 20)
+    objective, none = (
+        StepSettings(8.0, 0.0, 0.0, 1.0, False),
+        DeadLatents.of(torch.empty(0).long(), 20),
+    )
     used, fresh = TopKSAE(8, 20, 3), TopKSAE(8, 20, 3)
     used.initialize_(0, torch.zeros(8))
     fresh.initialize_(1, torch.ones(8))
@@ -334,9 +338,9 @@ def test_a_step_notices_weights_loaded_after_another_step():
 def test_adam_state_moves_from_the_compiled_to_the_autograd_stepper():
     sae = TopKSAE(8, 20, 3)
     sae.initialize_(0, torch.zeros(8))
-    objective = Objective(8.0, 0.0, 0.0, 1.0, False)
+    objective = StepSettings(8.0, 0.0, 0.0, 1.0, False)
     x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
-    none = Dead.of(torch.empty(0, dtype=torch.long), 20)
+    none = DeadLatents.of(torch.empty(0, dtype=torch.long), 20)
     compiled = CompiledStepper(sae)
     for _ in range(2):
         compiled.step(x, objective, none, 1e-3)
@@ -355,7 +359,10 @@ def test_nan_in_an_activation_shows_in_this_step_and_the_next():
     sae = TopKSAE(16, 64, 4)
     sae.initialize_(0, torch.zeros(16))
     stepper = CompiledStepper(sae)
-    objective, none = Objective(16.0, 0.0, 0.0, 1.0, False), Dead.of(torch.empty(0).long(), 64)
+    objective, none = (
+        StepSettings(16.0, 0.0, 0.0, 1.0, False),
+        DeadLatents.of(torch.empty(0).long(), 64),
+    )
     x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     spoiled = x.clone()
     spoiled[3, 2] = float("nan")

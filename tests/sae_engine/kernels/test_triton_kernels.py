@@ -18,13 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import (
-    AutogradStepper,
-    CompiledStepper,
-    find_obstacle,
-    open_stepper,
-)
-from sae_engine.sae.stepper import Dead, Objective, Outcome, Stepper
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, Stepper, StepSettings
+from sae_engine.sae.stepper_choice import find_obstacle, open_stepper
 from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from tests.house.repository import ROOT
@@ -41,10 +38,10 @@ from sae_engine.sae.triton_step import Search, TritonStepper, margin  # noqa: E4
 
 DEVICE = "cuda" if HAS_GPU else "cpu"
 D_IN, D_SAE, K = 10, 24, 3
-NONE_DEAD = Dead.of(torch.empty(0, dtype=torch.long, device=DEVICE), D_SAE)
-FEW_DEAD = Dead.of(torch.tensor([1, 4, 9, 16], device=DEVICE), D_SAE)
-MANY_DEAD = Dead.of(torch.arange(0, D_SAE, 2, device=DEVICE), D_SAE)
-ALL_DEAD = Dead.of(torch.arange(D_SAE, device=DEVICE), D_SAE)
+NONE_DEAD = DeadLatents.of(torch.empty(0, dtype=torch.long, device=DEVICE), D_SAE)
+FEW_DEAD = DeadLatents.of(torch.tensor([1, 4, 9, 16], device=DEVICE), D_SAE)
+MANY_DEAD = DeadLatents.of(torch.arange(0, D_SAE, 2, device=DEVICE), D_SAE)
+ALL_DEAD = DeadLatents.of(torch.arange(D_SAE, device=DEVICE), D_SAE)
 
 
 def gpu(test):
@@ -74,8 +71,8 @@ def new_sae(
 
 def objective_of(
     *, l1: float = 0.0, clip: float = 1e9, normalize: bool = False, wants_norm: bool = True
-) -> Objective:
-    return Objective(float(D_IN), 1 / 32, l1, clip, normalize, wants_norm)
+) -> StepSettings:
+    return StepSettings(float(D_IN), 1 / 32, l1, clip, normalize, wants_norm)
 
 
 def expected_choice(pre: Tensor, norms: Tensor, k: int) -> list[list[int]]:
@@ -183,7 +180,7 @@ def twin_of(sae: TopKSAE) -> TopKSAE:
     return twin
 
 
-def assert_close_outcomes(found: Outcome, expected: Outcome) -> None:
+def assert_close_outcomes(found: StepOutcome, expected: StepOutcome) -> None:
     torch.testing.assert_close(found.residual, expected.residual, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.auxk, expected.auxk, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(
@@ -216,7 +213,9 @@ def assert_close_states(found: Stepper, expected: Stepper) -> None:
     ],
     ids=["plain", "clipped, l1, auxk", "tied", "unit norm", "tied, unit norm", "all dead"],
 )
-def test_steps_equal_autograd_and_torch_adam(tied: bool, objective: Objective, dead: Dead):
+def test_steps_equal_autograd_and_torchs_adam(
+    tied: bool, objective: StepSettings, dead: DeadLatents
+):
     sae = new_sae(tied=tied)
     twin = twin_of(sae)
     mine, reference = TritonStepper(sae), AutogradStepper(twin)
@@ -235,11 +234,11 @@ def test_only_dead_latents_take_part_in_auxk_if_the_upper_bound_of_their_number_
     states = []
     for more in (0, D_SAE - 4):
         stepper = TritonStepper(new_sae())
-        dead = FEW_DEAD._replace(most=FEW_DEAD.most + more)
+        dead = FEW_DEAD._replace(max_count=FEW_DEAD.max_count + more)
         outcome = stepper.step(batch(0), objective_of(), dead, 1e-3)
         states.append({**stepper.state(), "auxk": outcome.auxk})
     outcome = TritonStepper(new_sae()).step(
-        batch(0), objective_of(), NONE_DEAD._replace(most=5), 1e-3
+        batch(0), objective_of(), NONE_DEAD._replace(max_count=5), 1e-3
     )
     assert outcome.auxk.item() == 0
     for name, tensor in states[0].items():
@@ -305,7 +304,7 @@ def test_a_bfloat16_search_gives_the_codes_activations_and_updates_of_float32():
     twin = twin_of(sae)
     mine = TritonStepper(sae, "bfloat16", dense_scores=40 * 4, dead_block=4)
     exact = TritonStepper(twin)
-    dead = Dead.of(torch.arange(0, 40, 4, device=DEVICE), 40)
+    dead = DeadLatents.of(torch.arange(0, 40, 4, device=DEVICE), 40)
     for step in range(2):
         found, expected = (s.step(batch(step), objective_of(), dead, 1e-2) for s in (mine, exact))
         torch.testing.assert_close(found.auxk, expected.auxk, rtol=1e-5, atol=0)
@@ -410,8 +409,8 @@ def test_steps_equal_autograd_at_a_realistic_size_on_a_gpu(search, tied: bool, n
     sae = new_sae(tied=tied, d_in=d_in, d_sae=d_sae, k=k)
     twin = twin_of(sae)
     mine, reference = TritonStepper(sae, search), AutogradStepper(twin)
-    objective = Objective(float(d_in), 1 / 32, 1e-4, 0.05, normalize)
-    dead = Dead.of(torch.arange(0, d_sae, 7, device=DEVICE), d_sae)
+    objective = StepSettings(float(d_in), 1 / 32, 1e-4, 0.05, normalize)
+    dead = DeadLatents.of(torch.arange(0, d_sae, 7, device=DEVICE), d_sae)
     for step in range(3):
         x = batch(step, n, d_in)
         found = mine.step(x, objective, dead, 1e-5)

@@ -1,4 +1,4 @@
-"""What is kept in memory between questions, and what goes."""
+"""What the cache keeps in memory between requests, and what it drops."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_sae(path: Path, *, d_in: int = 32, seed: int = 0) -> Path:
     return path
 
 
-def test_a_second_question_loads_nothing(model_folders, tmp_path):
+def test_a_second_request_loads_nothing(model_folders, tmp_path):
     phases: list[str] = []
     cache, sae = ModelCache(phases.append), save_sae(tmp_path / "a.safetensors")
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=2)
@@ -46,7 +46,7 @@ def test_a_second_question_loads_nothing(model_folders, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["gemma2", "llama", "gpt2"])
-def test_another_hook_within_the_loaded_layers_shares_them(model_folders, tmp_path, architecture):
+def test_a_hook_within_the_loaded_layers_loads_nothing(model_folders, tmp_path, architecture):
     phases: list[str] = []
     cache, sae = ModelCache(phases.append), save_sae(tmp_path / "a.safetensors")
     folder = str(model_folders[architecture])
@@ -63,9 +63,7 @@ def test_another_hook_within_the_loaded_layers_shares_them(model_folders, tmp_pa
     assert phases == []
 
 
-def test_before_a_deeper_hook_or_another_model_is_loaded_the_old_one_is_gone(
-    model_folders, tmp_path
-):
+def test_the_old_model_is_freed_before_a_deeper_or_another_one_is_loaded(model_folders, tmp_path):
     old: list[weakref.ref[torch.nn.Module]] = []
     alive_at_load: list[bool] = []
 
@@ -87,7 +85,7 @@ def test_before_a_deeper_hook_or_another_model_is_loaded_the_old_one_is_gone(
     assert alive_at_load == [False] * 3
 
 
-def test_the_saes_asked_for_last_are_kept_and_the_oldest_goes(model_folders, tmp_path):
+def test_the_most_recently_used_saes_are_kept(model_folders, tmp_path):
     phases: list[str] = []
     cache = ModelCache(phases.append)
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=1)
@@ -102,7 +100,7 @@ def test_the_saes_asked_for_last_are_kept_and_the_oldest_goes(model_folders, tmp
     assert phases == [SAE_READ]
 
 
-def test_an_sae_that_was_replaced_on_disk_is_read_again(model_folders, tmp_path):
+def test_an_sae_replaced_on_disk_is_read_again(model_folders, tmp_path):
     cache, path = ModelCache(), tmp_path / "sae.safetensors"
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=1)
     _, before = cache.get(config, save_sae(path, seed=0))
@@ -110,14 +108,14 @@ def test_an_sae_that_was_replaced_on_disk_is_read_again(model_folders, tmp_path)
     assert not torch.equal(before.W_dec, after.W_dec)
 
 
-def test_what_cannot_be_loaded_is_said_and_the_next_question_works(model_folders, tmp_path):
+def test_a_failed_load_is_explained_and_the_next_request_works(model_folders, tmp_path):
     cache, sae = ModelCache(), save_sae(tmp_path / "a.safetensors")
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=1)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
         cache.get(ModelConfig(name="nobody/has-this-model"), sae)
     with pytest.raises(ConfigError, match="Layer 9 does not exist"):
         cache.get(config.model_copy(update={"layer": 9}), sae)
-    with pytest.raises(UserError, match=r"'.*gone.safetensors' is gone"):
+    with pytest.raises(UserError, match=r"'.*gone.safetensors' no longer exists"):
         cache.get(config, tmp_path / "gone.safetensors")
     with pytest.raises(UserError, match=r"width 16, but those of .* at model\.layers\.1 have"):
         cache.get(config, save_sae(tmp_path / "narrow.safetensors", d_in=16))

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE, sae_of
 def random_sae(
     seed: int, d_in: int = 6, d_sae: int = 20, k: int = 4, *, tied: bool = False
 ) -> TopKSAE:
-    """Weights, biases and row norms all random, so that no zero hides a bug."""
+    """Random weights, biases and row norms, so that no zero hides a bug."""
     generator = torch.Generator().manual_seed(seed)
     sae = TopKSAE(d_in, d_sae, k, tied=tied)
     with torch.no_grad():
@@ -24,7 +25,7 @@ def random_sae(
 
 
 def random_jumprelu(seed: int, d_in: int = 6, d_sae: int = 20) -> JumpReLUSAE:
-    """The same with thresholds; some are negative, which must not let negative values through."""
+    """With random thresholds; negative ones must not let negative values pass."""
     topk = random_sae(seed, d_in, d_sae)
     sae = JumpReLUSAE(d_in, d_sae)
     with torch.no_grad():
@@ -35,7 +36,7 @@ def random_jumprelu(seed: int, d_in: int = 6, d_sae: int = 20) -> JumpReLUSAE:
 
 
 def by_the_equations(sae: TopKSAE, x: torch.Tensor) -> tuple[list[set[int]], torch.Tensor]:
-    """Row by row, in float64, straight from the class's docstring."""
+    """Computed row by row in float64, as the class's docstring defines it."""
     W_enc, W_dec = sae.encoder_rows.detach().double(), sae.W_dec.detach().double()
     b_enc, b_dec = sae.b_enc.detach().double(), sae.b_dec.detach().double()
     kept, outputs = [], []
@@ -53,7 +54,7 @@ def active_sets(sae: SAE, x: torch.Tensor) -> list[set[int]]:
     return [set(i[a > 0].tolist()) for a, i in zip(code.acts.detach(), code.indices, strict=True)]
 
 
-def test_a_code_worked_out_by_hand():
+def test_a_code_computed_by_hand():
     sae = TopKSAE(2, 3, 1)
     with torch.no_grad():
         sae.W_enc.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
@@ -86,7 +87,7 @@ def test_folding_norms_and_scale_changes_no_code(seed: int, scale: float, tied: 
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(20))
 
 
-def test_a_row_without_positive_pre_activations_gives_the_bias_and_no_active_latent():
+def test_a_row_without_positive_pre_activations_decodes_to_the_bias():
     sae = random_sae(0)
     with torch.no_grad():
         sae.b_enc.fill_(-1e6)
@@ -110,7 +111,7 @@ def test_the_published_file_has_gemma_scopes_orientation_and_unit_norm_rows(tmp_
     torch.testing.assert_close(x_hat, sae(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_saved_sae_comes_back_the_same(tmp_path: Path):
+def test_a_saved_sae_is_loaded_unchanged(tmp_path: Path):
     sae = random_sae(2).folded(3.0)
     sae.save(tmp_path / "sae.safetensors")
     loaded = TopKSAE.load(tmp_path / "sae.safetensors")
@@ -131,12 +132,14 @@ def jumprelu_by_the_equations(sae: JumpReLUSAE, x: torch.Tensor) -> torch.Tensor
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 100))
-def test_jumprelu_keeps_what_passes_its_threshold_before_and_after_folding(seed: int, scale: float):
+def test_jumprelu_keeps_what_exceeds_its_threshold_before_and_after_folding(
+    seed: int, scale: float
+):
     sae = random_jumprelu(seed)
     x = torch.randn(7, 6, generator=torch.Generator().manual_seed(seed + 1))
     z = jumprelu_by_the_equations(sae, x)
     margins = sae.pre_activations(x) - sae.threshold.clamp_min(0)
-    assume(margins.abs().min() > 1e-4)  # rounding decides nothing
+    assume(margins.abs().min() > 1e-4)  # else rounding decides
     code = sae.encode(x)
     assert code.acts.shape[1] == max(1, int((z > 0).sum(1).max()))
     dense = torch.zeros_like(z).scatter(1, code.indices, code.acts)
@@ -148,14 +151,14 @@ def test_jumprelu_keeps_what_passes_its_threshold_before_and_after_folding(seed:
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(20))
 
 
-def test_jumprelu_codes_are_one_wide_where_nothing_passes():
+def test_jumprelu_codes_have_width_one_if_nothing_is_active():
     sae = random_jumprelu(0)
     sae.threshold.fill_(1e6)
     code = sae.encode(torch.randn(3, 6))
     assert code.acts.tolist() == [[0.0]] * 3
 
 
-def test_a_saved_jumprelu_sae_comes_back_the_same_and_is_no_topk_one(tmp_path: Path):
+def test_a_saved_jumprelu_sae_is_loaded_unchanged_and_not_as_topk(tmp_path: Path):
     sae = random_jumprelu(2).folded(3.0)
     sae.save(tmp_path / "sae.safetensors")
     tensors = load_file(tmp_path / "sae.safetensors")
@@ -168,15 +171,15 @@ def test_a_saved_jumprelu_sae_comes_back_the_same_and_is_no_topk_one(tmp_path: P
         TopKSAE.load(tmp_path / "sae.safetensors")
 
 
-def test_tensors_that_do_not_fit_are_refused_by_name():
+def test_the_error_for_a_tensor_of_the_wrong_shape_names_it():
     tensors = {"W_enc": torch.zeros(4, 3), "W_dec": torch.zeros(4, 3), "b_dec": torch.zeros(3)}
     with pytest.raises(UserError, match=r"b_enc has shape \[1\]"):
         sae_of(**tensors, b_enc=torch.zeros(1), k=2)
-    with pytest.raises(UserError, match="k = 5 does not lie between 1 and the 4 latents"):
+    with pytest.raises(UserError, match="k = 5 is not between 1 and the number of latents, 4"):
         sae_of(**tensors, b_enc=torch.zeros(4), k=5)
 
 
-def test_a_file_that_is_no_sae_is_refused_with_its_name(tmp_path: Path):
+def test_the_error_for_a_file_without_an_sae_names_it(tmp_path: Path):
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors here")
     with pytest.raises(UserError, match=r"broken\.safetensors"):
         TopKSAE.load(tmp_path / "broken.safetensors")
@@ -188,6 +191,17 @@ def test_initial_rows_are_unit_norm_and_the_encoder_is_their_transpose():
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(11))
     assert torch.equal(sae.W_enc, sae.W_dec)
     assert torch.equal(sae.b_dec, torch.arange(5.0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("make", [random_sae, random_jumprelu])
+def test_one_weight_that_is_not_finite_is_found_in_any_tensor_and_after_folding(make, bad: float):
+    assert make(5).is_finite()
+    for name in make(5).state_dict():
+        sae = make(5)
+        sae.state_dict()[name].view(-1)[3] = bad
+        assert not sae.is_finite(), name
+        assert not sae.folded(2.0).is_finite(), name
 
 
 def test_the_parallel_gradient_is_removed():

@@ -1,4 +1,4 @@
-"""The fast way to encode with a finished SAE against the SAE's own equations."""
+"""Fast encoding with a trained SAE, against the SAE's own equations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ def dense(code: Code, d_sae: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_topk_sae_gives_what_its_equations_give(tied: bool, monkeypatch: pytest.MonkeyPatch):
+def test_codes_and_reconstructions_of_a_topk_sae_equal_its_equations(
+    tied: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "TOKENS_AT_ONCE", 16)
     sae = TopKSAE(24, 80, 5, tied=tied)
     sae.initialize_(0, torch.randn(24))
@@ -34,7 +36,7 @@ def test_a_topk_sae_gives_what_its_equations_give(tied: bool, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
-def test_what_is_not_finite_is_not_passed_over(bad: float):
+def test_numbers_that_are_not_finite_reach_the_reconstruction(bad: float):
     sae = TopKSAE(6, 20, 3)
     sae.initialize_(0, torch.zeros(6))
     x = torch.randn(4, 6)
@@ -46,7 +48,7 @@ def test_what_is_not_finite_is_not_passed_over(bad: float):
     torch.testing.assert_close(x_hat, sae(torch.ones(4, 6)).detach(), equal_nan=True)
 
 
-def test_an_sae_of_another_kind_is_asked_itself():
+def test_an_sae_of_another_kind_uses_its_own_encoder():
     sae = JumpReLUSAE(6, 9)
     for parameter in sae.parameters():
         parameter.data.normal_()

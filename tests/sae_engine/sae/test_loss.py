@@ -29,7 +29,7 @@ def test_auxk_loss_is_the_error_over_the_residual_variance():
     assert auxk_loss(residual, residual / 2).item() == pytest.approx(0.25)
 
 
-def test_auxk_loss_of_a_residual_without_variance_is_zero_and_so_is_its_gradient():
+def test_auxk_loss_and_its_gradient_are_zero_for_a_residual_without_variance():
     guess = torch.ones(3, 2, requires_grad=True)
     loss = auxk_loss(torch.full((3, 2), 0.5), guess)
     loss.backward()
@@ -44,7 +44,7 @@ def test_auxk_loss_sends_no_gradient_into_the_residual():
     assert residual.grad is None
 
 
-def test_geometric_median_ignores_an_outlier_that_moves_the_mean():
+def test_an_outlier_moves_the_mean_but_not_the_geometric_median():
     x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1000.0, 1000.0]])
     median = geometric_median(x)
     assert median.norm() < 2

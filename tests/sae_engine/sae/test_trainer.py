@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.autograd_step import AutogradStepper, CompiledStepper
-from sae_engine.sae.stepper import Dead, Objective, Outcome
+from sae_engine.sae.autograd_step import AutogradStepper
+from sae_engine.sae.compiled_step import CompiledStepper
+from sae_engine.sae.stepper import DeadLatents, StepOutcome, StepSettings
 from sae_engine.sae.trainer import Budget, SAETrainer, dead_threshold, default_lr, scheduled_lr
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from tests.sae_engine.sae.test_autoencoders import random_sae
@@ -30,7 +31,7 @@ def trainer_of(sae: TopKSAE, stepper=CompiledStepper, **settings) -> SAETrainer:
 def reference_auxk(
     sae: TopKSAE, x: torch.Tensor, x_hat: torch.Tensor, dead: torch.Tensor
 ) -> torch.Tensor:
-    """Appendix A.2 of Gao et al. 2024, over the dense code, with every live latent masked away."""
+    """Appendix A.2 of Gao et al. 2024, over the dense code with all live latents masked."""
     pre = torch.relu((x - sae.b_dec.detach()) @ sae.W_enc.T + sae.b_enc)
     ranking = (pre * sae.W_dec.norm(dim=1)).detach().masked_fill(~dead, -1)
     k_aux = min(x.shape[1] // 2, int(dead.sum()))
@@ -53,7 +54,7 @@ def reference_loss(
 
 
 def gradients_of_first_step(trainer: SAETrainer) -> dict[str, torch.Tensor]:
-    """From Adam's first mean, which is a tenth of the gradient."""
+    """Adam's first mean is a tenth of the gradient."""
     state = trainer.stepper.state()
     return {name: state[f"{name}.mean"] * 10 for name, _ in trainer.sae.named_parameters()}
 
@@ -83,8 +84,8 @@ def test_loss_and_gradients_equal_an_independent_dense_implementation(
 
 
 @pytest.mark.parametrize("stepper", STEPPERS)
-def test_auxk_reaches_the_chosen_dead_latents_whole_and_no_live_one(stepper):
-    """By the difference that AuxK makes to every gradient of one step."""
+def test_auxk_trains_all_weights_of_the_chosen_dead_latents_and_no_live_one(stepper):
+    """Shown by the difference AuxK makes to every gradient of one step."""
     dead = torch.tensor([2, 5, 11, 17])
     x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(0))
     found: list[dict[str, torch.Tensor]] = []
@@ -132,20 +133,22 @@ def test_a_latent_is_dead_after_the_threshold_and_alive_once_it_fires():
 
 
 class StepperThatCounts(CompiledStepper):
-    """Keeps how many latents are dead, and at most, before each step."""
+    """Records the number of dead latents and its upper bound before each step."""
 
     def __init__(self, sae: TopKSAE) -> None:
         super().__init__(sae)
         self.dead: list[tuple[int, int]] = []
 
-    def step(self, x: torch.Tensor, objective: Objective, dead: Dead, lr: float) -> Outcome:
-        self.dead.append((int(dead.mask.sum()), dead.most))
+    def step(
+        self, x: torch.Tensor, objective: StepSettings, dead: DeadLatents, lr: float
+    ) -> StepOutcome:
+        self.dead.append((int(dead.mask.sum()), dead.max_count))
         return super().step(x, objective, dead, lr)
 
 
 @pytest.mark.parametrize("threshold", [1, 40, 2000])
-def test_no_more_latents_are_dead_than_are_foreseen(threshold: int):
-    """Also when batches differ in size and when the counters are set from outside."""
+def test_the_bound_on_dead_latents_holds(threshold: int):
+    """Also if batches differ in size and the counters are changed from outside."""
     trainer = trainer_of(
         random_sae(10), StepperThatCounts, dead_feature_threshold=threshold, auxk_alpha=0
     )
@@ -174,7 +177,7 @@ def test_decoder_rows_stay_at_unit_norm_when_asked():
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
 
 
-def test_inputs_are_scaled_to_unit_mean_square_and_the_bias_starts_in_their_middle():
+def test_inputs_are_scaled_to_unit_mean_square_and_the_bias_starts_at_their_median():
     sae = TopKSAE(D_IN, D_SAE, K)
     trainer = trainer_of(sae)
     x = torch.randn(4096, D_IN) * 7 + 30
@@ -186,9 +189,7 @@ def test_inputs_are_scaled_to_unit_mean_square_and_the_bias_starts_in_their_midd
 
 
 def test_a_planted_dictionary_is_recovered():
-    """48 directions in 24 dimensions, about 3 at a time: most rows of the decoder find one of
-    them.
-    """
+    """Of 48 directions in 24 dimensions, about 3 active at a time, the decoder finds most."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(48, 24, generator=generator), dim=1)
 
@@ -210,7 +211,7 @@ def test_a_planted_dictionary_is_recovered():
     assert result.metrics().fvu.item() < 0.1
 
 
-def test_the_schedule_warms_up_stays_and_decays_over_the_last_fifth():
+def test_the_default_schedule_warms_up_stays_constant_and_decays_over_the_last_fifth():
     config = TrainConfig(total_tokens=10_000, warmup_steps=100)
     lr = [scheduled_lr(config, 1.0, step, 1000) for step in range(1000)]
     assert lr[0] == pytest.approx(0.01)
@@ -232,7 +233,7 @@ def test_cosine_and_constant_schedules():
     assert scheduled_lr(constant, 1.0, 999, 1000) == 1.0
 
 
-def test_the_default_learning_rate_falls_to_the_papers_law_in_long_runs():
+def test_the_default_learning_rate_of_long_runs_follows_the_paper():
     assert default_lr(2304, 2**14, 10**6) == pytest.approx(2e-4)
     assert default_lr(2304, 2**12, 10**6) == pytest.approx(4e-4)
     assert default_lr(2304, 2**14, 1000) > default_lr(2304, 2**14, 10_000) > 2e-4
@@ -242,7 +243,7 @@ def test_no_default_step_moves_a_coordinate_of_a_unit_row_by_more_than_a_tenth()
     assert default_lr(100, 64, 10) == pytest.approx(0.01)
 
 
-def test_the_dead_threshold_is_a_small_share_of_the_run_and_at_most_ten_million():
+def test_the_default_dead_threshold_is_a_share_of_the_run_up_to_ten_million_tokens():
     assert dead_threshold(TrainConfig(total_tokens=1_280_000), Budget(1, 1_280_000)) == 10_000
     assert dead_threshold(TrainConfig(total_tokens=10**10), Budget(1, 10**10)) == 10_000_000
     chosen = TrainConfig(total_tokens=10**9, dead_feature_threshold=5)

@@ -1,4 +1,4 @@
-"""The newest checkpoint and the one before: what is kept, and what a damaged one costs."""
+"""The newest checkpoint and the one before: what is kept, and what damage to them costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from sae_engine.activations.stream import StreamState
 from sae_engine.errors import DiskFullError, UserError
@@ -21,7 +20,7 @@ from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_che
 
 
 def trainer_of(value: float) -> SAETrainer:
-    """A trainer whose weights tell which one it is."""
+    """A trainer recognizable by its weights, which all have the given value."""
     sae = TopKSAE(4, 16, 2)
     trainer = SAETrainer(sae, SAEConfig(d_sae=16, k=2), TrainConfig(), Budget(10, 640))
     with torch.no_grad():
@@ -37,7 +36,7 @@ def state_at(step: int) -> TrainState:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """With checkpoints of steps 1, 2 and 3, each over the ones before."""
+    """A folder in which checkpoints of steps 1, 2 and 3 were saved, one after the other."""
     folder = RunFolder(tmp_path / "run")
     for step in (1, 2, 3):
         save_checkpoint(folder, trainer_of(float(step)), state_at(step))
@@ -51,7 +50,7 @@ def loaded(folder: RunFolder) -> tuple[TrainState, float, str | None]:
     return state, weight, notice
 
 
-def test_the_newest_state_comes_back_and_the_one_before_is_kept(folder: RunFolder):
+def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(folder: RunFolder):
     assert loaded(folder) == (state_at(3), 3.0, None)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == [
         "last.safetensors",
@@ -81,7 +80,7 @@ DAMAGES = [_flip_a_bit, _truncate, _empty, _spoil_the_header, Path.unlink]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
+def test_a_damaged_checkpoint_costs_the_steps_since_the_previous_one(
     folder: RunFolder, damage: Callable[[Path], object]
 ):
     damage(folder.checkpoint)
@@ -94,25 +93,13 @@ def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_where_both_are_damaged_the_older_is_named(
+def test_if_both_checkpoints_are_damaged_the_error_names_one_of_them(
     folder: RunFolder, damage: Callable[[Path], object]
 ):
     damage(folder.checkpoint)
     damage(folder.previous_checkpoint)
     with pytest.raises(UserError, match=r"checkpoint.*last|checkpoint.*previous"):
         loaded(folder)
-
-
-def test_a_checkpoint_without_a_checksum_is_read(folder: RunFolder):
-    """Earlier versions wrote none."""
-    from safetensors.torch import load_file, save_file
-
-    with safe_open(folder.checkpoint, framework="pt") as file:
-        described = file.metadata()["state"]
-    start = described.index('"checksum"')
-    older = described[:start] + described[described.index(",", start) + 2 :]
-    save_file(load_file(folder.checkpoint), folder.checkpoint, metadata={"state": older})
-    assert loaded(folder) == (state_at(3), 3.0, None)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +111,9 @@ def test_a_checkpoint_without_a_checksum_is_read(folder: RunFolder):
     ],
     ids=["system", "numpy", "safetensors"],
 )
-def test_a_full_disk_is_named_and_leaves_what_was_there(folder: RunFolder, error: Exception):
+def test_a_full_disk_is_reported_and_leaves_the_checkpoints_unchanged(
+    folder: RunFolder, error: Exception
+):
     before = {path.name: path.read_bytes() for path in folder.checkpoints.iterdir()}
 
     def write_half() -> None:

@@ -1,6 +1,4 @@
-"""A whole run on the embedded model gives the quality that it gave when these numbers were
-written down.
-"""
+"""A whole run on the embedded model still reaches the quality recorded here."""
 
 from __future__ import annotations
 
@@ -15,8 +13,8 @@ from sae_engine.training.loop import train
 
 
 def test_preset_quick_test_reaches_its_fvu_and_ce_delta(tmp_path: Path):
-    """Another seed changes FVU by .0003 and CE delta by .07 (of 4,096 tokens); breaking a term of
-    the loss, the scaling or the excluded positions changes them by far more.
+    """Another seed changes FVU by .0003 and CE delta by .07 (on 4,096 tokens); a broken loss term,
+    scaling or exclusion of positions changes them by far more.
     """
     measured: dict[str, float] = {}
     for record in train(resolve_config("quick-test", {}), RunFolder(tmp_path)):

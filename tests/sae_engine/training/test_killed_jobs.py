@@ -1,4 +1,4 @@
-"""A real job, killed with SIGKILL at any moment and resumed, is as if it had never been killed."""
+"""A real job killed with SIGKILL at any moment and resumed equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[3]
 JOB = """
 import json, sys, yaml
 from pathlib import Path
-from sae_engine import activations
+from sae_engine.activations import stream
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
 from sae_engine.training.loop import train
 
-activations.TOKENS_PER_BLOCK = 512
+stream.TOKENS_PER_BLOCK = 512
 config = resolve_config(None, yaml.safe_load(Path(sys.argv[1]).read_text()))
 folder = RunFolder(sys.argv[2])
 with open(sys.argv[3], "a") as log:
@@ -53,7 +53,7 @@ def start(config: Path, folder: RunFolder, log: Path) -> subprocess.Popen[bytes]
 
 
 def logged(path: Path) -> dict[int, float]:
-    """Loss by step, later entries over earlier ones; a last line may be cut off by the kill."""
+    """Loss by step; later entries replace earlier ones, and the last line may be cut off."""
     found: dict[int, float] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -91,11 +91,11 @@ def assert_equal_weights(one: Path, other: Path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def test_a_job_killed_at_random_moments_equals_one_that_was_not(config: Path, tmp_path: Path):
-    """Losses of every step, final weights, optimizer state and snapshots, bit for bit.
+def test_a_job_killed_at_random_moments_equals_an_uninterrupted_one(config: Path, tmp_path: Path):
+    """Losses of every step, final weights, optimizer state and snapshots are equal bit for bit.
 
-    The moments are drawn anew in every run of this test: some steps after the last kill, and then
-    some milliseconds, so that they fall into steps, evaluations, checkpoints and index building.
+    Each run of this test draws other moments: a number of steps after the last kill and then some
+    milliseconds, so that kills fall into steps, evaluations, checkpoints and index building.
     """
     whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
     assert start(config, whole, whole_log).wait() == 0
@@ -124,16 +124,16 @@ def test_a_job_killed_at_random_moments_equals_one_that_was_not(config: Path, tm
 
 
 @pytest.mark.parametrize("write", ["half", "unrenamed"])
-def test_a_job_killed_while_it_writes_its_checkpoint_has_the_one_before(
+def test_a_job_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
     config: Path, tmp_path: Path, write: str
 ):
-    """The kill falls into the write itself: in the middle of the bytes, or before the rename."""
+    """The kill happens in the middle of the bytes, or before the rename."""
     whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
     assert start(config, whole, whole_log).wait() == 0
     parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
     deadly = f"""
 import os, signal
-from sae_engine import checkpoint
+from sae_engine.training import checkpoint
 save_file, calls = checkpoint.save_file, []
 def killing(tensors, path, metadata):
     calls.append(path)

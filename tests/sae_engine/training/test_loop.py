@@ -1,15 +1,15 @@
-"""Whole runs on a small random model: what they leave behind, how they stop, and that resuming
-is exact.
-"""
+"""Whole runs on a small random model: what they write, how they stop, how exactly they resume."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sae_engine.activations import stream as activations
@@ -17,8 +17,9 @@ from sae_engine.errors import ConfigError, UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
+from sae_engine.sae import trainer
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import RunConfig, TrainConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
@@ -74,7 +75,7 @@ def losses(records: list[AnyRecord]) -> dict[int, float]:
 def stopping_at(
     step: int, request: StopRequest, records: list[AnyRecord]
 ) -> Callable[[], StopRequest]:
-    """Asks for a stop as soon as a metrics record of `step` has been seen."""
+    """Requests a stop once a metrics record of `step` has been seen."""
 
     def should_stop() -> StopRequest:
         reached = any(isinstance(r, MetricsRecord) and r.step >= step for r in records)
@@ -84,13 +85,26 @@ def stopping_at(
 
 
 def collected(run: Iterator[AnyRecord], into: list[AnyRecord] | None = None) -> list[AnyRecord]:
+    """All records, appended to `into` one by one."""
     records = [] if into is None else into
     for record in run:
         records.append(record)
     return records
 
 
-def test_a_run_leaves_an_sae_its_features_and_every_metric(config: RunConfig, tmp_path: Path):
+def poison_weights(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let every optimizer step from `step` on turn the weights into NaN."""
+    scheduled_lr = trainer.scheduled_lr
+
+    def poisoned_lr(config: TrainConfig, peak: float, done: int, total: int) -> float:
+        return math.nan if done + 1 >= step else scheduled_lr(config, peak, done, total)
+
+    monkeypatch.setattr(trainer, "scheduled_lr", poisoned_lr)
+
+
+def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(
+    config: RunConfig, tmp_path: Path
+):
     folder = RunFolder(tmp_path / "run")
     records = collected(train(config, folder))
 
@@ -124,7 +138,9 @@ def test_a_run_leaves_an_sae_its_features_and_every_metric(config: RunConfig, tm
 
 
 @pytest.mark.parametrize("step", [2, 7, 13])
-def test_stopped_and_resumed_equals_never_stopped(config: RunConfig, tmp_path: Path, step: int):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    config: RunConfig, tmp_path: Path, step: int
+):
     whole = collected(train(config, RunFolder(tmp_path / "whole")))
     folder = RunFolder(tmp_path / "parts")
     first: list[AnyRecord] = []
@@ -138,8 +154,10 @@ def test_stopped_and_resumed_equals_never_stopped(config: RunConfig, tmp_path: P
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
-def test_resuming_from_a_periodic_checkpoint_is_exact(config: RunConfig, tmp_path: Path):
-    """As after kill -9: the newest checkpoint is older than the last logged step."""
+def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
+    config: RunConfig, tmp_path: Path
+):
+    """As after kill -9."""
     whole = collected(train(config, RunFolder(tmp_path / "whole")))
     folder = RunFolder(tmp_path / "parts")
     run = train(config, folder)
@@ -154,28 +172,22 @@ def test_resuming_from_a_periodic_checkpoint_is_exact(config: RunConfig, tmp_pat
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
-def test_a_stopped_run_keeps_a_usable_sae_and_its_features(config: RunConfig, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("request_", "snapshots"), [(StopRequest.STOP, [5]), (StopRequest.FORCE, [])]
+)
+def test_a_stopped_run_keeps_a_usable_sae_and_builds_its_features_unless_forced(
+    config: RunConfig, tmp_path: Path, request_: StopRequest, snapshots: list[int]
+):
     folder = RunFolder(tmp_path / "run")
     records: list[AnyRecord] = []
-    collected(train(config, folder, should_stop=stopping_at(5, StopRequest.STOP, records)), records)
+    collected(train(config, folder, should_stop=stopping_at(5, request_, records)), records)
     assert records[-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
-    assert folder.snapshots() == [5]
+    assert folder.snapshots() == snapshots
     assert TopKSAE.load(folder.sae).k == 4
     assert folder.checkpoint.exists()
 
 
-def test_a_forced_stop_keeps_the_sae_and_builds_no_features(config: RunConfig, tmp_path: Path):
-    folder = RunFolder(tmp_path / "run")
-    records: list[AnyRecord] = []
-    collected(
-        train(config, folder, should_stop=stopping_at(5, StopRequest.FORCE, records)), records
-    )
-    assert records[-1].reason == "stopped"
-    assert folder.snapshots() == []
-    assert TopKSAE.load(folder.sae).k == 4
-
-
-def test_a_stop_during_an_evaluation_is_obeyed_at_once(config: RunConfig, tmp_path: Path):
+def test_a_stop_interrupts_an_evaluation(config: RunConfig, tmp_path: Path):
     records: list[AnyRecord] = []
 
     def should_stop() -> StopRequest:
@@ -186,26 +198,59 @@ def test_a_stop_during_an_evaluation_is_obeyed_at_once(config: RunConfig, tmp_pa
     assert records[-1] == EndRecord(reason="stopped", step=10, tokens=640)
 
 
+def assert_kept(folder: RunFolder, step: int) -> None:
+    """The published files are those of the checkpoint of `step`, and finite."""
+    with safe_open(folder.checkpoint, framework="pt") as file:
+        assert json.loads(file.metadata()["state"])["step"] == step
+    for path in (folder.checkpoint, folder.sae, folder.best.sae):
+        if path.exists():
+            for name, tensor in load_file(path).items():
+                assert torch.isfinite(tensor).all(), (path, name)
+    assert folder.snapshots() == []
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_sae(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sae_engine.sae import trainer
-
-    calls = []
-
-    def poisoned_lr(*args):
-        calls.append(None)
-        return float("nan") if len(calls) > 14 else 1e-3
-
-    monkeypatch.setattr(trainer, "scheduled_lr", poisoned_lr)
+    poison_weights(monkeypatch, 8)
     folder = RunFolder(tmp_path / "run")
     records: list[AnyRecord] = []
-    with pytest.raises(NonFiniteLossError, match=r"became nan at step \d+; lower train\.lr"):
+    with pytest.raises(NonFiniteLossError, match=r"became nan at step 9; lower train\.lr"):
         collected(train(config, folder), records)
-    last = [r for r in records if isinstance(r, MetricsRecord)][-1]
-    assert math.isnan(last.values["loss"])
-    assert torch.isfinite(load_file(folder.sae)["W_dec"]).all()
-    assert folder.snapshots() == []
+    assert math.isnan(losses(records)[9])
+    assert_kept(folder, 6)
+
+
+@pytest.mark.parametrize(
+    ("due", "step", "kept"),
+    [
+        ({"save_every": 5}, 10, 5),
+        ({"eval_every": 8}, 8, 6),
+        ({"ce_every": 8}, 8, 6),
+        ({"snapshot_every": 8}, 8, 6),
+        ({}, 24, 18),
+    ],
+    ids=["checkpoint", "evaluation", "cross-entropy", "snapshot", "end of the run"],
+)
+def test_weights_that_became_nan_at_an_unlogged_step_are_not_published(
+    model_folders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    due: dict[str, int],
+    step: int,
+    kept: int,
+):
+    """The loss of the poisoned step, computed before its update, is still finite."""
+    quiet = {"log_every": 1000, "eval_every": 1000, "snapshot_every": None}
+    config = config_of(model_folders["gemma2"], train=quiet | due)
+    poison_weights(monkeypatch, step)
+    folder = RunFolder(tmp_path / "run")
+    records: list[AnyRecord] = []
+    message = rf"weights became NaN or infinite at step {step}; lower train\.lr .* are kept"
+    with pytest.raises(NonFiniteLossError, match=message):
+        collected(train(config, folder), records)
+    assert all(math.isfinite(loss) for loss in losses(records).values())
+    assert_kept(folder, kept)
 
 
 def test_a_checkpoint_of_another_shape_or_text_is_refused(config, model_folders, tmp_path: Path):
@@ -216,7 +261,7 @@ def test_a_checkpoint_of_another_shape_or_text_is_refused(config, model_folders,
         collected(train(other, folder, resume=True))
 
 
-def test_epochs_are_counted_from_the_text(model_folders, tmp_path: Path):
+def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(f"document {n} holds a few words of text" for n in range(400)))
     config = config_of(
@@ -255,7 +300,7 @@ def test_a_layer_that_does_not_exist_is_refused_before_anything_is_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_gemma_model_in_float16_trains_and_its_danger_is_said(model_folders, tmp_path: Path):
+def test_a_gemma_model_in_float16_trains_with_a_warning(model_folders, tmp_path: Path):
     config = config_of(model_folders["gemma2"], model={"dtype": "float16"})
     records = list(train(config, RunFolder(tmp_path)))
     assert all(math.isfinite(loss) for loss in losses(records).values())
@@ -265,10 +310,10 @@ def test_a_gemma_model_in_float16_trains_and_its_danger_is_said(model_folders, t
     assert records[-1].reason == "finished"
 
 
-def test_what_was_measured_is_told_before_its_checkpoint_is_there(
+def test_a_record_of_another_kind_follows_metrics_before_a_checkpoint_refers_to_them(
     config: RunConfig, tmp_path: Path
 ):
-    """Whoever stores records in batches learns in time that a checkpoint will refer to them."""
+    """So a consumer that stores metrics in batches can store them in time."""
     folder = RunFolder(tmp_path)
     before: bytes | None = None
     waiting: set[int] = set()

@@ -1,4 +1,4 @@
-"""Runs that train nothing: an SAE from elsewhere is published, measured and indexed."""
+"""Runs without training: an SAE from elsewhere is published, evaluated and indexed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def values_of(records: list[AnyRecord]) -> dict[str, float]:
 
 @pytest.fixture
 def topk(tmp_path: Path) -> Path:
-    """A published TopK SAE as wide as the models of the tests."""
+    """A published TopK SAE of the width of the tests' models."""
     path = tmp_path / "sae.safetensors"
     random_sae(3, d_in=32, d_sae=64).folded(1.0).save(path)
     return path
@@ -69,7 +69,7 @@ def inspecting(model_folders) -> Callable:
     return config
 
 
-def test_a_trained_runs_sae_gets_the_same_numbers_and_features_again(
+def test_the_sae_of_a_training_run_gets_the_same_metrics_and_features(
     model_folders, inspecting, tmp_path: Path
 ):
     trained = RunFolder(tmp_path / "trained")
@@ -92,7 +92,7 @@ def test_a_trained_runs_sae_gets_the_same_numbers_and_features_again(
     ]
 
 
-def test_a_gemma_scope_file_is_published_indexed_and_measured(inspecting, tmp_path: Path):
+def test_a_gemma_scope_file_is_published_indexed_and_evaluated(inspecting, tmp_path: Path):
     import numpy as np
 
     sae = random_jumprelu(0, d_in=32, d_sae=64)
@@ -122,14 +122,14 @@ def test_an_sae_of_another_width_is_refused_with_both_widths(inspecting, tmp_pat
         list(train(inspecting(tmp_path / "sae.safetensors"), RunFolder(tmp_path / "run")))
 
 
-def test_a_stop_while_the_model_loads_leaves_nothing(inspecting, topk: Path, tmp_path: Path):
+def test_a_stop_while_the_model_loads_publishes_nothing(inspecting, topk: Path, tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     records = list(train(inspecting(topk), folder, should_stop=lambda: StopRequest.STOP))
     assert records[-1] == EndRecord(reason="stopped", step=0, tokens=0)
     assert not folder.sae.exists()
 
 
-def test_a_stop_keeps_the_features_and_leaves_out_the_cross_entropy(
+def test_a_stop_builds_the_features_but_skips_the_cross_entropy(
     inspecting, topk: Path, tmp_path: Path
 ):
     records: list[AnyRecord] = []
@@ -141,7 +141,7 @@ def test_a_stop_keeps_the_features_and_leaves_out_the_cross_entropy(
     assert "ce_delta" not in values_of(records)
 
 
-def test_a_forced_stop_builds_nothing_and_keeps_the_sae(inspecting, topk: Path, tmp_path: Path):
+def test_a_forced_stop_keeps_the_sae_and_builds_no_features(inspecting, topk: Path, tmp_path: Path):
     records: list[AnyRecord] = []
     folder = RunFolder(tmp_path / "run")
     should_stop = stop_after(records, PlanRecord, StopRequest.FORCE)
@@ -153,7 +153,9 @@ def test_a_forced_stop_builds_nothing_and_keeps_the_sae(inspecting, topk: Path, 
     assert not folder.index_corpus.exists()
 
 
-def test_one_that_cannot_be_read_leaves_the_others_to_go_on(inspecting, topk: Path, tmp_path: Path):
+def test_a_member_whose_sae_cannot_be_read_does_not_stop_the_others(
+    inspecting, topk: Path, tmp_path: Path
+):
     broken = tmp_path / "broken.safetensors"
     save_file({"weights": torch.zeros(1)}, broken)
     members = [

@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases are given is read back from the files that they write."""
+"""Metrics sent to TensorBoard and Weights & Biases, read back from the files they write."""
 
 import json
 import math
@@ -32,7 +32,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     yield
-    wandb.teardown()  # it has read the environment once, and keeps a process
+    wandb.teardown()  # ends its process, which reads the environment only once
 
 
 def config_of(model: Path | str = "tiny-gemma2", **trackers: object) -> RunConfig:
@@ -75,7 +75,7 @@ def tensorboard_curves(folder: Path) -> Curves:
 def wandb_records(folder: Path) -> list[Record]:
     """The records of the one offline run in a folder.
 
-    A process of wandb's own writes them, and can end after the run's `finish` has returned.
+    wandb writes them from a process of its own, which can outlast the run's `finish`.
     """
     [path] = folder.glob("wandb/offline-run-*/run-*.wandb")
     deadline = time.monotonic() + 60
@@ -88,10 +88,10 @@ def wandb_records(folder: Path) -> list[Record]:
 
 
 def log_entries(content: bytes) -> Iterator[bytes]:
-    """The entries of a LevelDB log with a header of seven bytes, which is what wandb writes.
+    """The entries of wandb's file: a LevelDB log after a header of seven bytes.
 
     A block of 32 KiB holds pieces: checksum (4 bytes), length (2), kind (1: whole, 2: first,
-    3: middle, 4: last) and content. Less than a piece's head at the end of a block is padding.
+    3: middle, 4: last) and content. Fewer bytes than a piece's head at its end are padding.
     """
     block, head = 32 * 1024, 7
     place, entry = head, b""
@@ -131,7 +131,7 @@ def assert_same_curves(found: Curves, expected: Curves) -> None:
         assert found[name] == pytest.approx(curve, rel=1e-6, nan_ok=True), name
 
 
-def test_both_hold_every_metric_of_a_run(model_folders, tmp_path):
+def test_both_trackers_record_every_metric_of_a_run(model_folders, tmp_path):
     config = config_of(model_folders["gemma2"], tensorboard=True, wandb_project="features")
     records = [r for r in train(config, RunFolder(tmp_path)) if isinstance(r, MetricsRecord)]
     expected = curves_of(records)
@@ -149,20 +149,21 @@ def test_both_hold_every_metric_of_a_run(model_folders, tmp_path):
     assert settings["sae"] == config.model_dump(mode="json")["sae"]
 
 
-def test_values_that_are_no_numbers_arrive_as_what_they_are(tmp_path):
+def test_nan_and_infinity_are_recorded_as_such(tmp_path):
     trackers = open_trackers(
         config_of(tensorboard=True, wandb_project="features"), RunFolder(tmp_path)
     )
     values = {"fvu": math.nan, "loss": math.inf}
-    trackers.log(MetricsRecord(step=1, tokens=64, time=0.5, values=values))
-    trackers.close()
+    for tracker in trackers:
+        tracker.log(MetricsRecord(step=1, tokens=64, time=0.5, values=values))
+        tracker.close()
     for curves in (tensorboard_curves(tmp_path), wandb_curves(wandb_records(tmp_path))):
         assert math.isnan(curves["fvu"][1])
         assert curves["loss"][1] == math.inf
 
 
-def test_a_run_that_asks_for_none_writes_nothing(tmp_path):
-    open_trackers(config_of(), RunFolder(tmp_path)).close()
+def test_a_run_has_no_trackers_by_default(tmp_path):
+    assert open_trackers(config_of(), RunFolder(tmp_path)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,7 +174,7 @@ def test_a_run_that_asks_for_none_writes_nothing(tmp_path):
         ("wandb", "wandb_project", "features", "wandb"),
     ],
 )
-def test_a_package_that_is_not_installed_is_named(
+def test_the_error_for_a_missing_package_names_it(
     monkeypatch, tmp_path, module, field, value, package
 ):
     monkeypatch.setitem(sys.modules, module, None)
@@ -182,7 +183,7 @@ def test_a_package_that_is_not_installed_is_named(
     assert [problem.field for problem in found.value.problems] == [f"train.{field}"]
 
 
-def test_a_missing_key_is_refused_with_the_remedy(monkeypatch, tmp_path):
+def test_a_missing_api_key_is_refused_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(ConfigError, match=r"No API key configured.* WANDB_MODE=offline"):
         open_trackers(config_of(wandb_project="features"), RunFolder(tmp_path))

@@ -1,7 +1,8 @@
-"""Several SAEs on one pass: each is what it would be alone, whatever happens to the others."""
+"""Several SAEs on one pass: each equals one trained alone, whatever happens to the others."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +14,18 @@ from sae_engine.activations import stream as activations
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
-from sae_engine.schema.config import RunConfig
+from sae_engine.sae import trainer
+from sae_engine.schema.config import RunConfig, TrainConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
     FailureRecord,
     MetricsRecord,
+    PhaseRecord,
     StopRequest,
 )
+from sae_engine.training import loop
+from sae_engine.training.clock import Clock, HostTimer
 from sae_engine.training.loop import train, train_together
 from sae_engine.training.member import Member
 from tests.sae_engine.training.test_loop import collected, config_of, losses
@@ -84,7 +89,7 @@ def test_members_of_a_sweep_equal_their_lone_twins(configs: list[RunConfig], tmp
     assert not (tmp_path / "together" / "0" / "index_corpus").exists()
 
 
-def test_a_stopped_member_leaves_and_the_others_go_on(configs: list[RunConfig], tmp_path: Path):
+def test_a_stopped_member_leaves_and_the_others_continue(configs: list[RunConfig], tmp_path: Path):
     def stop_the_first(number: int, records: list[list[AnyRecord]]) -> StopRequest:
         reached = any(isinstance(r, MetricsRecord) and r.step >= 5 for r in records[number])
         return StopRequest.STOP if number == 0 and reached else StopRequest.NONE
@@ -96,7 +101,7 @@ def test_a_stopped_member_leaves_and_the_others_go_on(configs: list[RunConfig], 
     assert losses(swept[1]) == losses(collected(train(configs[1], alone)))
     assert_equal_saes(RunFolder(tmp_path / "together" / "1"), alone)
 
-    # and what was stopped, resumed alone, is as if it had never been in company
+    # Resumed alone, the stopped member equals an uninterrupted run.
     folder = RunFolder(tmp_path / "together" / "0")
     rest = collected(train(configs[0], folder, resume=True))
     whole = RunFolder(tmp_path / "whole")
@@ -104,17 +109,13 @@ def test_a_stopped_member_leaves_and_the_others_go_on(configs: list[RunConfig], 
     assert_equal_saes(folder, whole)
 
 
-def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_go_on(
+def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
     configs: list[RunConfig], model_folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from sae_engine.sae import trainer
-
     scheduled = trainer.scheduled_lr
 
-    def poisoned(config, peak, step, total_steps):
-        return (
-            float("nan") if peak == 0.5 and step > 8 else scheduled(config, peak, step, total_steps)
-        )
+    def poisoned(config: TrainConfig, peak: float, done: int, total: int) -> float:
+        return math.nan if peak == 0.5 and done > 8 else scheduled(config, peak, done, total)
 
     monkeypatch.setattr(trainer, "scheduled_lr", poisoned)
     bad = config_of(model_folders["gemma2"], train={"lr": 0.5})
@@ -128,12 +129,44 @@ def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_go_on(
     assert torch.isfinite(load_file(tmp_path / "together" / "0" / "sae.safetensors")["W_dec"]).all()
 
 
-def test_when_all_are_stopped_reading_ends_too(configs: list[RunConfig], tmp_path: Path):
+def test_reading_activations_ends_once_all_members_are_stopped(
+    configs: list[RunConfig], tmp_path: Path
+):
     swept = together(configs[:2], tmp_path, lambda n, r: StopRequest.STOP)
     assert [r[-1] for r in swept] == [EndRecord(reason="stopped", step=0, tokens=0)] * 2
 
 
-def test_runs_that_stand_at_different_places_are_not_resumed_together(
+def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
+    configs: list[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """On a fake clock, where the first member takes 1,000 s to evaluate after its last step."""
+    now = [0.0]
+
+    def read_clock() -> float:
+        return now[0]
+
+    def poll() -> StopRequest:  # once per step and member, and while reading
+        now[0] += 1
+        return StopRequest.NONE
+
+    monkeypatch.setattr(
+        loop, "Clock", lambda batch, timer: Clock(batch, HostTimer(read_clock), read_clock)
+    )
+    short = config_of(Path(configs[0].model.name), train={"total_tokens": 64 * 6})
+    members = [
+        Member(config, RunFolder(tmp_path / str(n)), poll)
+        for n, config in enumerate([short, configs[0]])
+    ]
+    speeds: list[float] = []
+    for number, record in train_together(members):
+        if number == 0 and isinstance(record, PhaseRecord) and record.phase == "evaluating":
+            now[0] += 1000
+        if number == 1 and isinstance(record, MetricsRecord):
+            speeds.append(record.values["tokens_per_second"])
+    assert min(speeds[:-1]) > 10
+
+
+def test_runs_that_stopped_at_different_steps_are_not_resumed_together(
     configs: list[RunConfig], tmp_path: Path
 ):
     folders = [RunFolder(tmp_path / str(n)) for n in range(2)]

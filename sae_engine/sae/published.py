@@ -1,0 +1,47 @@
+"""The two files of a published SAE: `sae.safetensors` and the `cfg.json` that describes it.
+
+Written by `training`; read by `interop` and by programs that load the SAE.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sae_engine.files import RunFolder, published_file
+from sae_engine.sae.autoencoders import SAE
+from sae_engine.schema.config import RunConfig
+
+
+def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) -> None:
+    """Write both files into `folder`; `sae` maps raw activations (see `SAE.folded`)."""
+    with published_file(folder.sae) as path:
+        sae.save(path)
+    with published_file(folder.sae_config) as path:
+        write_sae_config(
+            path,
+            sae,
+            model_name=config.model.name,
+            hook_name=hook_name,
+            dataset=config.data.dataset,
+            ctx_len=config.data.ctx_len,
+        )
+
+
+def write_sae_config(
+    path: Path, sae: SAE, *, model_name: str, hook_name: str, dataset: str, ctx_len: int
+) -> None:
+    """Write `cfg.json`: what the published tensors are and where the SAE's inputs come from."""
+    described = {
+        "architecture": sae.architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        **({} if sae.k is None else {"k": sae.k}),
+        "activation": sae.formula,
+        "dtype": "float32",
+        "model_name": model_name,
+        "hook_name": hook_name,
+        "dataset": dataset,
+        "ctx_len": ctx_len,
+    }
+    path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
