@@ -19,7 +19,7 @@ from backend.http.indexes import open_index
 from backend.http.services import Server, Services
 from backend.routes.features import SnapshotStep
 from backend.settings import STYLE_SHEET
-from backend.store.label_jobs import written_labels
+from backend.store.labels import written_labels
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed

@@ -238,4 +238,4 @@ def test_what_is_no_cursor_is_refused(client: TestClient, place: bytes) -> None:
     cursor = base64.urlsafe_b64encode(place).decode() or "é"
     answer = client.get("/api/runs", params={"cursor": cursor})
     assert answer.status_code == 422, answer.text
-    assert "no cursor" in answer.json()["detail"]
+    assert "not a cursor" in answer.json()["detail"]

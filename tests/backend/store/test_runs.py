@@ -149,7 +149,7 @@ def test_a_stop_is_taken_in_every_state_that_has_not_ended(
         if status in after:
             assert store.request_stop(session, run_id, force=False).status == after[status]
         else:
-            with pytest.raises(ConflictError, match="ended already"):
+            with pytest.raises(ConflictError, match="already ended"):
                 store.request_stop(session, run_id, force=False)
 
 
@@ -218,7 +218,7 @@ def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database:
     with database.reading() as session:
         for text in (row.id, row.id[:7], "only"):
             assert store.find_run(session, text).id == row.id
-        with pytest.raises(UserError, match="name of 2 runs"):
+        with pytest.raises(UserError, match="matches 2 runs"):
             store.find_run(session, "twice")
         with pytest.raises(UserError, match="no run 'nobody'"):
             store.find_run(session, "nobody")
