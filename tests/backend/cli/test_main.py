@@ -238,7 +238,7 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
         assert source.sae.path == run.best.path
         with pytest.raises(UserError, match="without its optimizer"):
             checkpoint_of(source)
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
+    with pytest.raises(UserError, match="no checkpoint to continue from"):
         checkpoint_of(source_of(run.path, settings))
     with pytest.raises(UserError, match="neither a run's folder"):
         source_of(run.checkpoints, settings)
