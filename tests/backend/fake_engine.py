@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from backend.jobs import worker as job
+from backend.jobs import worker
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
@@ -42,7 +42,7 @@ def fake_job(run_ids: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    sys.exit(job.main(sys.argv[1:], train=train))
+    sys.exit(worker.main(sys.argv[1:], train=train))
 
 
 def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
