@@ -130,7 +130,8 @@ def execute(
             fail_rest("interrupted", name, f"The run was interrupted by {name}.")
         except DBAPIError as unavailable:
             _log.error("cannot record that the run was interrupted: %s", unavailable.orig)
-            ended = dict.fromkeys(range(len(run_ids)), "interrupted") | ended
+            for number in range(len(run_ids)):
+                ended.setdefault(number, "interrupted")
     except Exception as error:
         _log.exception("the run failed")
         first_line = next(iter(str(error).splitlines()), "")[:500]

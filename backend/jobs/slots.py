@@ -159,7 +159,7 @@ def _device(row: RunRow) -> str:
 def _model_settings(row: RunRow) -> Mapping[str, Any]:
     """A run's stored `model` section, not validated: the whole queue is read at every poll."""
     stored: Any = row.config
-    section = stored.get("model") if isinstance(stored, dict) else None
+    section: Any = cast(dict[str, Any], stored).get("model") if isinstance(stored, dict) else None
     return cast(dict[str, Any], section) if isinstance(section, dict) else {}
 
 

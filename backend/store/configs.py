@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import ValidationError
 
@@ -53,13 +53,13 @@ def readable_config(row: RunRow) -> Readable:
     return Readable(RunConfig(name=row.name), problem)
 
 
-def _without(tree: Any, paths: list[tuple[int | str, ...]]) -> Any:
+def _without(tree: object, paths: list[tuple[int | str, ...]]) -> object:
     """A copy of a configuration tree without the fields or sections at some paths."""
     if not isinstance(tree, dict):
         return tree
     gone = {path[0] for path in paths if len(path) == 1}
     return {
         name: _without(value, [path[1:] for path in paths if len(path) > 1 and path[0] == name])
-        for name, value in tree.items()
+        for name, value in cast(dict[str, Any], tree).items()
         if name not in gone
     }
