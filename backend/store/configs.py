@@ -12,6 +12,7 @@ from sae_engine.schema.config import RunConfig
 
 UNREADABLE = "UnreadableConfig"
 """Type of the error of a run whose stored configuration is invalid."""
+SHOWN_PROBLEMS = 3
 
 
 class UnreadableConfigError(ConflictError):
@@ -41,7 +42,10 @@ def readable_config(row: RunRow) -> Readable:
         return Readable(RunConfig.model_validate(row.config), None)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    where = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems[:3])
+    where = "; ".join(
+        f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg'].removeprefix('Value error, ')}"
+        for p in problems[:SHOWN_PROBLEMS]
+    )
     problem = f"This version cannot read the settings of the run '{row.name}' ({where})."
     places = [p["loc"] for p in problems]
     for depth in (2, 1):  # first the fields, then their sections

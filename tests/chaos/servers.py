@@ -1,4 +1,4 @@
-"""`sae-workbench up` on a free port with quick or fake jobs: `python -m tests.chaos.servers fake`."""
+"""`sae-workbench up` with jobs for tests: `python -m tests.chaos.servers quick|fake`."""
 
 from __future__ import annotations
 
