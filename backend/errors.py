@@ -1,17 +1,17 @@
-"""What the API answers when it cannot do what was asked.
+"""Errors that the REST API answers with.
 
     ApiError                  status 400
-    ├── UnauthorizedError     401  no token, or a wrong one
-    ├── ForbiddenError        403  the wrong door: host, origin, address
-    ├── NotFoundError         404  no such run, snapshot, feature
-    ├── ConflictError         409  not in this state
-    ├── TooLargeError         413  a request that holds too much
-    ├── UnprocessableError    422  a value that cannot be used
-    ├── TooManyRequestsError  429  too often; says when to ask again
-    ├── FailedError           500  the program's own mistake, in another process
-    └── UnavailableError      503  not now; says when to ask again if that is known
+    ├── UnauthorizedError     401  missing or wrong token
+    ├── ForbiddenError        403  wrong host, origin or address
+    ├── NotFoundError         404  no such run, snapshot or feature
+    ├── ConflictError         409  not possible in this state
+    ├── TooLargeError         413  request too large
+    ├── UnprocessableError    422  invalid value
+    ├── TooManyRequestsError  429  too many requests; says when to retry
+    ├── FailedError           500  a bug, in another process
+    └── UnavailableError      503  not available now; may say when to retry
 
-`problems` makes them, and the engine's `UserError`, into responses.
+`http.problems` turns them and the engine's `UserError` into responses; the shell prints them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sae_engine.schema.problems import FieldProblem
 
 
 class ApiError(Exception):
-    """An answer that is an error; `detail` is one sentence fit to be shown."""
+    """An error to show to the user; `detail` is one sentence."""
 
     status = HTTPStatus.BAD_REQUEST
 

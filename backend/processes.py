@@ -1,6 +1,4 @@
-"""Whether the process that works on a run is still there, what its end means, and how it leaves
-room for others.
-"""
+"""Processes: identifying them across restarts and clock changes, signals, priority."""
 
 from __future__ import annotations
 
@@ -13,18 +11,19 @@ from pathlib import Path
 import psutil
 
 EXIT_DISK_FULL = os.EX_IOERR
-"""Exit code of a job that has no room to write down how its runs ended."""
-SAME_START_SECONDS = 2.0
-"""Two readings of one process's start by the clock may differ by its adjustments."""
+"""Exit code of a job that had no disk space to record how its runs ended."""
+CLOCK_TOLERANCE_SECONDS = 2.0
+"""Two readings of a process's start differ by adjustments of the clock in between."""
 _TICKS_PER_BOOT = 2.0**33
-"""More clock ticks than a machine stays up: two and a half years."""
+"""More clock ticks than a machine stays up: 2.7 years."""
 
 
 def start_of(pid: int) -> float:
-    """What tells a process from a later one with its number, whatever the clock does meanwhile.
+    """A number that distinguishes a process from a later one with the same process number.
 
-    On Linux, which boot it belongs to and the tick of that boot in which it began; elsewhere
-    seconds since the epoch. Raises `psutil.NoSuchProcess`.
+    On Linux it combines the boot and the clock tick since then at which the process started, and so
+    does not depend on the wall clock; elsewhere it is seconds since the epoch. Raises
+    `psutil.NoSuchProcess`.
     """
     try:
         boot = uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -39,23 +38,18 @@ def start_of(pid: int) -> float:
 
 
 def is_alive(pid: int, created: float) -> bool:
-    """Whether the process with this number and `start_of` lives; a later one with its number is
-    another.
-    """
+    """Whether the process with this number, whose `start_of` was `created`, is still running."""
     try:
-        if created < _TICKS_PER_BOOT:  # by the clock, as earlier versions wrote it
-            same = abs(psutil.Process(pid).create_time() - created) <= SAME_START_SECONDS
-        else:
-            same = start_of(pid) == created
+        start = start_of(pid)
+        tolerance = CLOCK_TOLERANCE_SECONDS if start < _TICKS_PER_BOOT else 0
+        same = abs(start - created) <= tolerance
         return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
-    """Signal a job with its children; a process that does not lead a group gets the signal
-    alone.
-    """
+    """Signal a process, together with its children if it leads a process group."""
     with suppress(ProcessLookupError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, number)
@@ -64,17 +58,17 @@ def send_signal(pid: int, number: signal.Signals) -> None:
 
 
 def describe_signal(number: int) -> str:
-    """Name of a signal, such as `SIGKILL`."""
+    """The name of a signal, such as `SIGKILL`."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def step_back(niceness: int) -> None:
-    """Leave the processor to the pages when they want it, by so much (0 to 19)."""
+def lower_priority(niceness: int) -> None:
+    """Raise this process's niceness to `niceness` (0 to 19), in favor of the pages."""
     os.nice(max(0, niceness - os.nice(0)))
-    # A detached process is a session of its own, and where Linux groups processes by session for
-    # scheduling, niceness counts only inside the group: the group needs its own.
+    # Where Linux schedules processes by session (autogroup), niceness counts only within a session.
+    # A detached process is a session of its own, so the session needs the niceness too.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(niceness))

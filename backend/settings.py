@@ -1,4 +1,4 @@
-"""Where things live and who may reach them: one object, read from the environment."""
+"""The settings of all processes, read from the environment."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sae_engine.files import RunFolder
 PREFIX = "SAE_WORKBENCH_"
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 STYLE_SHEET = SOURCE_ROOT / "frontend" / "style.css"
-"""Style sheet of the pages, for exported pages too; the server does not import the pages."""
+"""Style sheet of the pages, also used for exported pages; the backend cannot import it."""
 
 
 def default_data_dir() -> Path:
-    """`data/local` of a checkout, else the user's data folder."""
+    """`data/local` in a checkout, otherwise the user's data folder."""
     if (SOURCE_ROOT / "pyproject.toml").is_file():
         return SOURCE_ROOT / "data" / "local"
     home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -36,41 +36,41 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Field(default_factory=default_data_dir, validate_default=True)
-    """Folder of the database and of every run's files."""
+    """Folder of the database and of the files of all runs."""
     read_dirs: Annotated[list[Path], NoDecode] = Field(default_factory=lambda: list[Path]())
-    """More folders whose models and texts runs may read, separated by the path separator (`:`)."""
+    """Further folders from which runs may read models and texts, separated by `:`."""
     database_url: str | None = None
-    """SQLAlchemy URL of the database; unset is an SQLite file in the data folder."""
+    """SQLAlchemy URL of the database; by default an SQLite file in the data folder."""
     host: str = Field("127.0.0.1", min_length=1)
-    """Address to listen on; other than loopback needs a token."""
+    """Address to listen on; any but loopback requires a token."""
     port: int = Field(8501, ge=0, le=65_535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 picks a free one."""
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
-    """Further names under which a browser may reach the server, separated by commas."""
+    """Further host names under which browsers may reach the server, separated by commas."""
     token: SecretStr | None = None
-    """Secret that REST clients and browsers must show."""
+    """Secret required from REST clients and browsers."""
     devices: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
-    """Where runs are trained, separated by commas: `cpu`, `cuda:0`, `cuda:1`; one that stands
-    there twice takes two runs at a time. Unset is every GPU and the processor, one run each.
+    """Devices to train on, separated by commas, such as `cpu,cuda:0`; a device named twice trains
+    two runs at a time. By default every GPU and the CPU, one run each.
     """
     niceness: int = Field(10, ge=0, le=19)
-    """How far what computes on the processor stands back behind the pages and other programs."""
+    """Niceness of processes that compute on the CPU, in favor of the pages and other programs."""
     changes_per_minute: int = Field(1_200, ge=1)
-    """How many requests that change something one address may send."""
+    """Limit of requests that change something, per client address."""
     labels_base_url: str | None = Field(None, pattern=r"^https?://")
-    """Where an OpenAI-compatible endpoint answers, such as `http://127.0.0.1:11434/v1`."""
+    """URL of an OpenAI-compatible endpoint, such as `http://127.0.0.1:11434/v1`."""
     labels_model: str | None = None
-    """The model there that proposes and judges labels."""
+    """The endpoint's model that proposes and scores labels."""
     labels_api_key: SecretStr | None = None
-    """The key that the endpoint wants, if any."""
+    """API key of the endpoint."""
     labels_concurrency: int = Field(4, ge=1, le=256)
-    """Questions that it is asked at the same time."""
+    """Number of concurrent requests to the endpoint."""
     labels_input_price: float | None = Field(None, ge=0)
-    """Price of a million tokens of question, for estimates of cost."""
+    """Price of a million input tokens, for cost estimates."""
     labels_output_price: float | None = Field(None, ge=0)
-    """Price of a million tokens of answer."""
+    """Price of a million output tokens."""
     inference_idle_seconds: float = Field(600, gt=0)
-    """How long the language model of the playground stays in memory after the last question."""
+    """How long the playground's language model stays in memory after the last request."""
 
     @field_validator("data_dir")
     @classmethod
@@ -87,17 +87,12 @@ class Settings(BaseSettings):
     def _absolute_each(cls, value: list[Path]) -> list[Path]:
         return [path.expanduser().resolve() for path in value]
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "devices", mode="before")
     @classmethod
     def _split_names(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         return [name.strip().lower() for name in value.split(",") if name.strip()]
-
-    @field_validator("devices", mode="before")
-    @classmethod
-    def _split_devices(cls, value: object) -> object:
-        return cls._split_names(value)
 
     @field_validator("devices")
     @classmethod
@@ -105,7 +100,7 @@ class Settings(BaseSettings):
         for device in value:
             if not re.fullmatch(r"cpu|cuda:\d+", device):
                 raise ValueError(
-                    f"'{device}' is no device; write cpu or cuda:0, separated by commas"
+                    f"'{device}' is not a device; use cpu or cuda:0, separated by commas"
                 )
         return value
 
@@ -115,19 +110,19 @@ class Settings(BaseSettings):
 
     @property
     def supervisor_lock(self) -> Path:
-        """Held by the one process that starts and judges jobs of this data folder."""
+        """Lock file held by the process that supervises this data folder."""
         return self.data_dir / "supervisor.lock"
 
     @property
     def inference_log(self) -> Path:
-        """What the process that holds the language model says, since it was started last."""
+        """Log of the playground's language-model process since its last start."""
         return self.data_dir / "inference.log"
 
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.data_dir / "runs" / run_id)
 
     def environment(self) -> dict[str, str]:
-        """What a process of ours needs to find the same code and data; the secrets stay here."""
+        """The environment of our child processes: same code and data, without secrets."""
         secrets = {f"{PREFIX}TOKEN", f"{PREFIX}LABELS_API_KEY"}
         environment = {name: v for name, v in os.environ.items() if name not in secrets}
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
@@ -140,20 +135,18 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment, with `overrides` that are not None; raises `UserError` in one
-    sentence.
-    """
+    """Settings from the environment and the `overrides` that are not None; raises `UserError`."""
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         first = error.errors()[0]
         name = f"{PREFIX}{first['loc'][0]}".upper()
-        raise UserError(f"{name} = {first['input']!r} cannot be used: {first['msg']}.") from None
+        raise UserError(f"{name} = {first['input']!r} is not valid: {first['msg']}.") from None
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is this machine's own."""
+    """Whether an address or host name is a loopback one."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The program's version, as it was installed."""
+"""The installed version of the program."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from backend.store.configs import config_of
 from backend.store.models import RunRow
 from sae_engine.features.geometry.files import width_of
 from sae_engine.features.index.format import SAE
@@ -48,7 +49,7 @@ def why_not_matched(rows: Sequence[RunRow], indexes: Sequence[FeatureIndex]) -> 
     Directions mean the same only in one language model's activations. Different layers and sites of
     it may be matched: all write into one residual stream.
     """
-    models = [RunConfig.model_validate(row.config).model.name for row in rows]
+    models = [config_of(row).model.name for row in rows]
     if models[0] != models[1]:
         return (
             f"'{rows[0].name}' reads {models[0]} and '{rows[1].name}' reads {models[1]}; the "

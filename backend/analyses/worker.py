@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from backend.processes import step_back
+from backend.processes import lower_priority
 from backend.settings import load_settings
 from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Layout, Matches
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     """Compute and publish; returns the process's exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
-    step_back(load_settings().niceness)
+    lower_priority(load_settings().niceness)
     kind, target, *folders = arguments
     try:
         result = COMPUTE[kind](*map(Path, folders))

@@ -1,4 +1,4 @@
-"""What `--load-checkpoint` means by a path."""
+"""Resolves the path given to `--load-checkpoint`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sae_engine.files import RunFolder
 
 
 class Source(NamedTuple):
-    """What a new run begins from."""
+    """What a new run starts from."""
 
     folder: RunFolder
-    """Of the run that left it."""
+    """Folder of the earlier run."""
     sae: RunFolder
-    """Where the SAE is that `--eval-only` looks into: the run's folder, or that of its best SAE."""
+    """Folder of the SAE that `--eval-only` evaluates: the run's own, or that of its best SAE."""
 
 
 def source_of(path: Path, settings: Settings) -> Source:
@@ -28,8 +28,8 @@ def source_of(path: Path, settings: Settings) -> Source:
     """
     if path.suffix in (".pt", ".pth", ".ckpt"):
         raise UserError(
-            f"'{path}' is a {path.suffix} file, which is not read here (it can hold code); "
-            "checkpoints are safetensors: name a run's folder, or its checkpoints/last.safetensors."
+            f"'{path}' is a {path.suffix} file, which could contain code and is never loaded; "
+            "checkpoints are safetensors: give a run's folder or its checkpoints/last.safetensors."
         )
     if not path.exists() and len(path.parts) == 1:
         with (
@@ -47,17 +47,17 @@ def source_of(path: Path, settings: Settings) -> Source:
             if real in (folder.best.path, folder.best.sae):
                 return Source(folder, folder.best)
     raise UserError(
-        f"'{path}' is neither a run's folder, with a config.yaml, nor an SAE or checkpoint in one."
+        f"'{path}' is neither a run's folder (with a config.yaml) nor an SAE or checkpoint in one."
     )
 
 
 def checkpoint_of(source: Source) -> RunFolder:
-    """The folder of the checkpoint to go on from; raises `UserError` if there is none."""
+    """The folder of the checkpoint to continue from; raises `UserError` if there is none."""
     if source.sae is not source.folder:
         raise UserError(
-            f"'{source.sae.path}' holds an SAE without its optimizer; training goes on from the "
-            f"run's last checkpoint: name '{source.folder.path}'."
+            f"'{source.sae.path}' holds an SAE without its optimizer; training continues from the "
+            f"run's last checkpoint: give '{source.folder.path}'."
         )
     if not source.folder.checkpoint.exists():
-        raise UserError(f"The run in '{source.folder.path}' has no checkpoint to go on from.")
+        raise UserError(f"The run in '{source.folder.path}' has no checkpoint to continue from.")
     return source.folder

@@ -1,4 +1,4 @@
-"""A run's SAE written for another program, or its features for people and programs."""
+"""`sae-workbench export`: a run's SAE for another program, or its features."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from pathlib import Path
 from backend import store
 from backend.settings import STYLE_SHEET, Settings
 from backend.store.database import open_database
-from backend.store.label_jobs import written_labels
-from sae_engine.errors import UserError
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import export_features
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 
 
@@ -26,32 +23,27 @@ def export_here(
     snapshot: int | None = None,
     include_dead: bool = False,
 ) -> str:
-    """Write the run that `run` names into the new folder `target`; returns what is left out.
+    """Export a run into the new folder `target`; returns a note on what is left out.
 
-    Raises `UserError` for an unknown run, one without an SAE or features, or a folder that exists.
+    Raises `UserError` or `ApiError` for an unknown run, one without an SAE or features, or a folder
+    that exists.
     """
     with (
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
     ):
         row = store.find_run(session, run)
-        steps = [made.step for made in store.snapshots(session, row.id)]
-        labels = written_labels(session, row.id)
-    folder = settings.run_folder(row.id)
-    if EXPORT_FORMATS[format].writer is None:
-        export_saelens(folder, target)
-        return ""
-    if not steps:
-        raise UserError(f"The run '{row.name}' has no features yet.")
-    if snapshot is not None and snapshot not in steps:
-        raise UserError(
-            f"There is no snapshot at step {snapshot}; there are {', '.join(map(str, steps))}."
-        )
+        folder = settings.run_folder(row.id)
+        if EXPORT_FORMATS[format].writer is None:
+            export_saelens(folder, target)
+            return ""
+        step = store.resolve_snapshot(session, row, snapshot)
+        labels = store.written_labels(session, row.id)
     source = ExportSource(
-        index=FeatureIndex.open(folder.feature_index(steps[-1] if snapshot is None else snapshot)),
+        index=FeatureIndex.open(folder.feature_index(step)),
         run_id=row.id,
         run_name=row.name,
-        config=RunConfig.model_validate(row.config),
+        config=store.config_of(row),
         labels=labels,
         include_dead=include_dead,
         style=STYLE_SHEET.read_text("utf-8"),

@@ -1,4 +1,4 @@
-"""Every field of the configuration as an option, such as `--sae.k 64`."""
+"""Command-line options for all fields of the configuration, such as `--sae.k 64`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sae_engine.schema.fields import (
 )
 
 OWN = "name"
-"""The field that commands take as an option of their own."""
+"""Field for which commands define an option themselves."""
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
-    """Add one option per field, grouped by section, with the field's help, bounds and default."""
+    """Add one option per field, grouped by section, with the field's help and default."""
     sections = section_help()
     groups = {
         name: parser.add_argument_group(name, description=_escaped(text))

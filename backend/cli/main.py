@@ -1,5 +1,6 @@
-"""The console script `sae-workbench`. Starts fast: what is heavy is imported by the command that
-needs it.
+"""The console script `sae-workbench`: its options and commands.
+
+Starts fast, because each command imports what it needs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.cli.fields import add_fields, field_values
+from backend.errors import ApiError
 from backend.settings import Settings, load_settings
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.exports import EXPORT_FORMATS
@@ -24,7 +26,7 @@ EXCLUSIVE = [
     ("save_activations", "eval_only"),
     ("save_activations", "run_dir"),
 ]
-"""Options of `train` that exclude each other."""
+"""Pairs of options of `train` that exclude each other."""
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             _refuse(parser, unknown[0])
         return options.action(options)
-    except UserError as error:
+    except (UserError, ApiError) as error:
         print(f"sae-workbench: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(parser: argparse.ArgumentParser, argument: str) -> None:
-    """Explain an argument that no option takes; one like `--sae.kk` by the nearest field."""
+    """Report an unknown argument; for one like `--sae.kk`, suggest similar fields."""
     from sae_engine.presets import unknown_field
 
     field = argument.removeprefix("--").partition("=")[0]
@@ -57,7 +59,7 @@ def _refuse(parser: argparse.ArgumentParser, argument: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sae-workbench",
-        description="Train sparse autoencoders on language models and look into their features.",
+        description="Train sparse autoencoders on language models and inspect their features.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -67,21 +69,21 @@ def _parser() -> argparse.ArgumentParser:
             name, help=summary, description=summary, allow_abbrev=False, **more
         )
         made.add_argument(
-            "--data-dir", metavar="DIR", help="where runs are kept (SAE_WORKBENCH_DATA_DIR)"
+            "--data-dir", metavar="DIR", help="folder of all runs (SAE_WORKBENCH_DATA_DIR)"
         )
         made.set_defaults(action=action)
         return made
 
-    up = command("up", _up, "Serve pages and REST on one port.")
+    up = command("up", _up, "Serve the pages and REST on one port.")
     up.add_argument("--host", help="address to listen on (127.0.0.1)")
-    up.add_argument("--port", type=int, help="port to listen on (8501; 0 takes a free one)")
+    up.add_argument("--port", type=int, help="port to listen on (8501; 0 picks a free one)")
 
     train = command(
         "train",
         _train,
-        "Train in this terminal; the run shows in the browser too.",
+        "Train in this terminal; the run also shows in the browser.",
         usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [OPTIONS]",
-        epilog="Ctrl-C ends a run early and keeps its features; a second one skips them.",
+        epilog="Ctrl-C stops the run and still builds its features; a second one skips them.",
     )
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a preset's name (tiny)")
     train.add_argument("--quick-test", action="store_true", help="the preset quick-test")
@@ -91,20 +93,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", help="name of the run")
     train.add_argument(
         "--grid", action="append", default=[], metavar="FIELD=V,V", help="train one SAE for every "
-        "combination of values, such as --grid sae.k=16,32, on as few passes as can be",
+        "combination of values, such as --grid sae.k=16,32, sharing passes where possible",
     )  # fmt: skip
     train.add_argument(
         "--load-checkpoint", type=Path, metavar="PATH",
-        help="go on from another run's checkpoint as a new run with its configuration; PATH is its "
-        "folder, a file in it, or the run's id",
+        help="continue from another run's checkpoint as a new run with its configuration; PATH is "
+        "its folder, a file in it, or the run's id",
     )  # fmt: skip
     train.add_argument(
         "--eval-only", action="store_true",
-        help="do not train: evaluate the SAE of --load-checkpoint, or sae.pretrained, and index it",
+        help="do not train: evaluate and index the SAE of --load-checkpoint or sae.pretrained",
     )  # fmt: skip
     train.add_argument(
         "--save-activations", type=Path, metavar="PATH",
-        help="do not train: write the activations to train on into this new folder",
+        help="do not train: write the training activations into this new folder",
     )  # fmt: skip
     train.add_argument(
         "--load-activations", metavar="PATH",
@@ -118,14 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     imports = command(
         "import",
         _import,
-        "Evaluate an SAE that was trained elsewhere, and build its features.",
+        "Evaluate an SAE trained elsewhere, and build its features.",
         usage="%(prog)s PATH --model NAME --layer N [--section.field VALUE ...] [OPTIONS]",
         epilog="Choose the text to evaluate it on as for a run, such as --data.dataset "
         "my-text.jsonl.",
     )
     imports.add_argument(
         "path", type=Path, metavar="PATH",
-        help="file or folder of an SAE; a run's folder says itself what it reads",
+        help="file or folder of an SAE; a run's folder needs no --model and --layer",
     )  # fmt: skip
     imports.add_argument("--model", metavar="NAME", help="the language model that it reads")
     imports.add_argument("--layer", type=int, metavar="N", help="the layer that it reads")
@@ -134,10 +136,10 @@ def _parser() -> argparse.ArgumentParser:
     add_fields(imports)
 
     runs = command("runs", _runs, "List the runs.")
-    runs.add_argument("--all", action="store_true", help="archived ones too")
+    runs.add_argument("--all", action="store_true", help="include archived runs")
 
-    lookup = command("lookup", _lookup, "Show the features that go with a token's text.")
-    lookup.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    lookup = command("lookup", _lookup, "Show the features related to a token or phrase.")
+    lookup.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
     lookup.add_argument("text", help="a token or a phrase")
     lookup.add_argument("--match", default="fold", choices=["fold", "exact", "prefix", "substring"])
     lookup.add_argument(
@@ -146,23 +148,23 @@ def _parser() -> argparse.ArgumentParser:
     lookup.add_argument("--min-count", type=int, default=5, metavar="N")
     lookup.add_argument("--limit", type=int, default=20, metavar="N")
     lookup.add_argument(
-        "--snapshot", type=int, metavar="STEP", help="a step; the newest if not given"
+        "--snapshot", type=int, metavar="STEP", help="step of the snapshot (newest)"
     )
 
     export = command(
         "export",
         _export,
-        "Write a run's SAE or its features for other programs and people.",
+        "Write a run's SAE or features for other programs and people.",
         epilog=" ".join(f"{name}: {info.summary}." for name, info in EXPORT_FORMATS.items()),
     )
-    export.add_argument("run", metavar="RUN", help="a run's id, the beginning of it, or its name")
+    export.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
     export.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
     export.add_argument("--format", default="saelens", choices=EXPORT_FORMATS)
     export.add_argument(
-        "--snapshot", type=int, metavar="STEP", help="whose features; the newest if not given"
+        "--snapshot", type=int, metavar="STEP", help="step of the snapshot (newest)"
     )
     export.add_argument(
-        "--include-dead", action="store_true", help="also features that never fired"
+        "--include-dead", action="store_true", help="include features that never fired"
     )
     return parser
 

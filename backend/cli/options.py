@@ -1,4 +1,4 @@
-"""From a command line to the request that REST would get."""
+"""Builds from a command line the request that REST clients would send."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def request_from(
     name: str | None,
     suffix: str = "",
 ) -> RunCreate:
-    """The request for a run: field `values` over the file over the recipe.
+    """The request for a run: `values` override the file, which overrides the recipe.
 
-    Without a `name`, the run has the file's, with the `suffix`. Raises `UserError`.
+    The default name is the file's with the `suffix`. Raises `UserError`.
     """
     overrides = read_config_file(path) if path else {}
     from_file = overrides.pop("preset", None)
@@ -36,31 +36,31 @@ def request_from(
     overrides = merge(overrides, nest(values))
     if name is None and suffix:
         name = f"{overrides.get('name', '')} {suffix}".strip()[-200:]
-    return _asked(preset=preset, config=overrides, name=name)
+    return _request(preset=preset, config=overrides, name=name)
 
 
 def import_from(path: Path, values: Mapping[str, Value], name: str | None) -> RunCreate:
     """The request for a run that evaluates the SAE at `path` and indexes its features.
 
-    Model, layer and text come from `path` if it is a run's folder. Raises `UserError`.
+    Model, layer and text are taken from `path` if it is a run's folder. Raises `UserError`.
     """
     config = nest(values)
     own = RunFolder(path).config
     if own.exists():
         config = merge(read_config_file(own), config)
-    elif not _says_where_it_reads(config.get("model")):
-        raise UserError(f"Say which model's activations '{path}' reads: --model NAME --layer N.")
+    elif not _has_site(config.get("model")):
+        raise UserError(f"Give the model and layer that '{path}' reads: --model NAME --layer N.")
     config = with_pretrained(config, str(path.resolve()))
-    return _asked(preset=None, config=config, name=name or name_of(path))
+    return _request(preset=None, config=config, name=name or name_of(path))
 
 
-def _says_where_it_reads(model: object) -> bool:
+def _has_site(model: object) -> bool:
     return (
         isinstance(model, dict) and "name" in model and ("layer" in model or "hook_point" in model)
     )
 
 
-def _asked(*, preset: str | None, config: dict[str, Any], name: str | None) -> RunCreate:
+def _request(*, preset: str | None, config: dict[str, Any], name: str | None) -> RunCreate:
     try:
         return RunCreate(preset=preset, config=config, name=name)
     except ValidationError as error:
@@ -69,7 +69,7 @@ def _asked(*, preset: str | None, config: dict[str, Any], name: str | None) -> R
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """A YAML file's configuration tree, which may also name a `preset`."""
+    """The configuration in a YAML file, which may also name a `preset`."""
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -80,14 +80,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(
-            f"'{path}' holds a {type(tree).__name__}; "
-            "it should hold fields such as `sae: {k: 32}`."
+            f"'{path}' holds a {type(tree).__name__} instead of fields such as `sae: {{k: 32}}`."
         )
     return cast(dict[str, Any], tree)
 
 
 def grid_from(lines: Sequence[str]) -> dict[str, list[Value]]:
-    """`sae.k=16,32` as a field and the values to try; raises `UserError`."""
+    """Fields and their values to try, from lines such as `sae.k=16,32`; raises `UserError`."""
     try:
         return parse_grid(lines)
     except FieldError as error:

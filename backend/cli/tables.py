@@ -1,4 +1,4 @@
-"""What the shell commands print: runs, a run's summary, a lookup's answer."""
+"""What the shell commands print: lists of runs, summaries, lookups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from backend import store
 from backend.settings import Settings
 from backend.store.database import open_database
 from backend.store.models import RunRow
-from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.records import METRICS
@@ -34,8 +33,8 @@ SWEEP_METRICS = ("eval_fvu", "eval_l0", "frac_alive", "ce_delta")
 
 
 def print_runs(settings: Settings, *, archived: bool, console: Console | None = None) -> None:
-    """List the newest runs of the data folder."""
-    table = Table("id", "name", "status", "step", "FVU", "made", box=None)
+    """Print the newest runs of the data folder."""
+    table = Table("id", "name", "status", "step", "FVU", "created", box=None)
     with (
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
@@ -45,9 +44,9 @@ def print_runs(settings: Settings, *, archived: bool, console: Console | None = 
             latest = row.latest_metrics
             fvu = latest.get("eval_fvu", latest.get("fvu"))
             steps = f"{row.step:,}" + (f" / {row.total_steps:,}" if row.total_steps else "")
-            made = f"{row.created_at.astimezone():%Y-%m-%d %H:%M}"
+            created = f"{row.created_at.astimezone():%Y-%m-%d %H:%M}"
             figure = "" if fvu is None else f"{fvu:.4f}"
-            table.add_row(row.id, escape(row.name), row.status, steps, figure, made)
+            table.add_row(row.id, escape(row.name), row.status, steps, figure, created)
     (console or Console()).print(table if table.row_count else "No runs yet.")
 
 
@@ -63,23 +62,18 @@ def print_lookup(
     snapshot: int | None,
     console: Console | None = None,
 ) -> None:
-    """Print the features that go with `text`; raises `UserError` where there is nothing to look
-    into.
+    """Print the features related to `text`.
+
+    Raises `UserError` or `ApiError` for an unknown run, snapshot, or a run without features.
     """
     with (
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
     ):
         row = store.find_run(session, run)
-        steps = [made.step for made in store.snapshots(session, row.id)]
+        step = store.resolve_snapshot(session, row, snapshot)
         labels = store.labels(session, row.id)
-    if not steps:
-        raise UserError(f"The run '{row.name}' has no features yet.")
-    if snapshot is not None and snapshot not in steps:
-        raise UserError(
-            f"There is no snapshot at step {snapshot}; there are {', '.join(map(str, steps))}."
-        )
-    folder = settings.run_folder(row.id).feature_index(steps[-1] if snapshot is None else snapshot)
+    folder = settings.run_folder(row.id).feature_index(step)
     result = FeatureIndex.open(folder).lookup(
         text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
     )
@@ -112,7 +106,7 @@ def _lookup_table(result: LookupResult) -> Table:
 
 
 def summary_table(row: RunRow) -> Table:
-    """How a run ended, with its latest figures."""
+    """A finished run's status, duration and latest metrics."""
     table = Table(box=None, show_header=False)
     table.add_row("status", row.status)
     table.add_row("steps", f"{row.step:,}")
@@ -128,7 +122,7 @@ def summary_table(row: RunRow) -> Table:
 
 
 def sweep_table(rows: Sequence[RunRow]) -> Table:
-    """How the runs of a sweep ended, one to a line."""
+    """Status and latest metrics of a sweep's runs, one per line."""
     table = Table("id", "name", "status", box=None)
     for name in SWEEP_METRICS:
         table.add_column(METRICS[name].title, justify="right")

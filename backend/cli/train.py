@@ -1,8 +1,7 @@
-"""`sae-workbench train`: rows of the database and their runs, in this terminal."""
+"""`sae-workbench train` and `import`: runs trained in this terminal."""
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
@@ -23,13 +22,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from sqlalchemy.exc import DBAPIError
 
 from backend import store
 from backend.cli.tables import summary_table, sweep_table
-from backend.jobs.logs import LOG_FORMAT
+from backend.jobs.execution import Train, engine, execute, exit_code, raise_terminated
+from backend.jobs.logs import logging_into
 from backend.jobs.naming import member_config, named_config
-from backend.jobs.recorder import Task, Terminated, Train, work
-from backend.jobs.worker import engine
+from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
 from backend.processes import start_of
 from backend.settings import Settings
 from backend.store.database import Database, open_database
@@ -45,10 +45,10 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
     SnapshotRecord,
+    StopRequest,
 )
 from sae_engine.schema.runs import RunCreate, RunStatus
-
-EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 130}
+from sae_engine.training.member import Member
 
 
 def train_here(
@@ -62,8 +62,8 @@ def train_here(
 ) -> int:
     """Train in this process, with a progress bar and a table at the end; returns the exit code.
 
-    With a `grid`, every combination of its values is a run, and those that share a pass of the
-    language model are trained together. With a `checkpoint`, the run goes on from another's. With
+    With a `grid`, every combination of its values is a run; runs that can share a pass of the
+    language model are trained together. With a `checkpoint`, the run continues from another's. With
     `run_dir`, the run's files are kept there.
     """
     if grid:
@@ -74,33 +74,34 @@ def train_here(
     for config in configs:
         check_config(config)
     if run_dir is not None and run_dir.exists() and any(run_dir.iterdir()):
-        raise UserError(f"'{run_dir}' is not empty; name a new folder for the run.")
+        raise UserError(f"'{run_dir}' is not empty; give a new folder for the run.")
     group_id = secrets.token_hex(5) if grid else None
     console = Console()
-    worst = 0
-    with open_database(settings.resolved_database_url) as database:
+    statuses: list[RunStatus] = []
+    url = settings.resolved_database_url
+    with open_database(url, busy_seconds=JOB_BUSY_SECONDS) as database:
         for together in by_pass(configs):
-            tasks = [
+            members = dict(
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
                 for config in together
-            ]
-            statuses = _work_here(database, tasks, train, console)
-            worst = max(worst, *(EXIT_CODES[status] for status in statuses))
+            )
+            statuses += _execute_here(database, members, train, console)
             if "interrupted" in statuses:
                 break
-    return worst
+    return exit_code(statuses, signal.SIGINT)
 
 
-def _work_here(
-    database: Database, tasks: Sequence[Task], train: Train, console: Console
+def _execute_here(
+    database: Database, members: Mapping[str, Member], train: Train, console: Console
 ) -> Sequence[RunStatus]:
+    interrupts = _Interrupts(console)
     with (
-        _log_into([task.folder.log for task in tasks]),
-        _stop_on_interrupt(database, [task.run_id for task in tasks], console),
-        _Bar(console, len(tasks)) as bar,
+        logging_into([member.folder.log for member in members.values()]),
+        interrupts.handled(),
+        _Bar(console, len(members)) as bar,
     ):
-        statuses = work(database, tasks, train, on_record=bar.show)
-    _print_end(database, tasks, console)
+        statuses = execute(database, members, train, asked=interrupts.asked, on_record=bar.show)
+    _print_end(database, members, console)
     return statuses
 
 
@@ -112,11 +113,16 @@ def _new_run(
     checkpoint: RunFolder | None,
     run_dir: Path | None,
     console: Console,
-) -> Task:
-    """A row, and a folder with what the run begins from."""
-    with database.writing() as session:
-        run_id = store.add_run(session, config=config, status="running", group_id=group_id).id
-        store.set_process(session, run_id, pid=os.getpid(), created=start_of(os.getpid()))
+) -> tuple[str, Member]:
+    """Add a run's row, and its folder with the checkpoint that it continues from."""
+
+    def add() -> str:
+        with database.writing() as session:
+            run_id = store.add_run(session, config=config, status="running", group_id=group_id).id
+            store.set_process(session, run_id, pid=os.getpid(), created=start_of(os.getpid()))
+            return run_id
+
+    run_id = when_available(add)
     folder = settings.run_folder(run_id)
     if run_dir is None:
         folder.path.mkdir(parents=True)
@@ -129,25 +135,28 @@ def _new_run(
             shutil.copyfile(checkpoint.checkpoint, path)
     where = run_dir or folder.path
     name = escape(config.name)
-    made = f"Run [bold]{run_id}[/bold] '{name}' in {escape(str(where))}"
-    console.print(made, highlight=False, soft_wrap=True)
-    return Task(run_id, config, folder, resume=checkpoint is not None)
+    line = f"Run [bold]{run_id}[/bold] '{name}' in {escape(str(where))}"
+    console.print(line, highlight=False, soft_wrap=True)
+    return run_id, Member(config, folder, resume=checkpoint is not None)
 
 
-def _print_end(database: Database, tasks: Sequence[Task], console: Console) -> None:
-    with database.reading() as session:
-        rows = [store.get_run(session, task.run_id) for task in tasks]
+def _print_end(database: Database, members: Mapping[str, Member], console: Console) -> None:
+    try:
+        with database.reading() as session:
+            rows = [store.get_run(session, run_id) for run_id in members]
+    except DBAPIError as error:
+        raise UserError(f"The database is unavailable: {error.orig}".rstrip()) from error
     console.print(sweep_table(rows) if len(rows) > 1 else summary_table(rows[0]))
-    for row, task in zip(rows, tasks, strict=True):
+    for row, member in zip(rows, members.values(), strict=True):
         if row.error_message:
             of = f"'{escape(row.name)}': " if len(rows) > 1 else ""
             message = f"{of}[red]{row.error_type}[/red]: {escape(row.error_message)}"
             console.print(message, highlight=False)
-            console.print(f"Log: {task.folder.log}", style="dim", highlight=False)
+            console.print(f"Log: {member.folder.log}", style="dim", highlight=False)
 
 
 def save_here(request: RunCreate, folder: Path) -> int:
-    """Write the activations that a run would train on as files; returns the exit code."""
+    """Write the activations that a run would train on; returns the exit code."""
     from sae_engine.activations.feed import save_activations
 
     config = resolve_config(request.preset, request.config)
@@ -165,7 +174,7 @@ def save_here(request: RunCreate, folder: Path) -> int:
 
 
 class _Bar:
-    """The progress bar, fed with records."""
+    """A progress bar, fed with records."""
 
     def __init__(self, console: Console, num_runs: int) -> None:
         self._num_runs = num_runs
@@ -190,7 +199,7 @@ class _Bar:
         self._progress.stop()
 
     def show(self, number: int, record: AnyRecord) -> None:
-        """Reflect one record of run `number`; with several runs, the bar is of all of them."""
+        """Show a record of run `number`; the bar covers all runs."""
         match record:
             case PhaseRecord():
                 self._progress.update(self._task, description=record.phase)
@@ -218,55 +227,40 @@ class _Bar:
                 pass
 
 
-@contextmanager
-def _log_into(paths: Sequence[Path]) -> Generator[None]:
-    """Send the log to the runs' files, where the pages show it."""
-    root = logging.getLogger()
-    handlers = [logging.FileHandler(path, encoding="utf-8") for path in paths]
-    level = root.level
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
-        root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        for handler in handlers:
-            root.removeHandler(handler)
-            handler.close()
-
-
-@contextmanager
-def _stop_on_interrupt(
-    database: Database, run_ids: Sequence[str], console: Console
-) -> Generator[None]:
-    """The first Ctrl-C asks the runs to stop, the second not to build features, the third ends
-    it.
+class _Interrupts:
+    """Counts Ctrl-C: the first asks the runs to stop, the second skips their features, the third
+    raises `KeyboardInterrupt`.
     """
-    presses = 0
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 2:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._presses = 0
+        self._announced = 0
+
+    def asked(self) -> StopRequest:
+        """The stop request so far. Announces a new one, which a signal handler must not do."""
+        presses = self._presses
+        if presses > self._announced:
+            self._announced = presses
+            self._console.print(
+                "Stopping; features are still built. Press Ctrl-C again to skip them."
+                if presses == 1
+                else "Stopping at once, without features."
+            )
+        return (StopRequest.NONE, StopRequest.STOP, StopRequest.FORCE)[min(presses, 2)]
+
+    def _count(self, _number: int, _frame: FrameType | None) -> None:
+        self._presses += 1
+        if self._presses > 2:
             raise KeyboardInterrupt
-        with database.writing() as session:
-            for row in store.active_runs(session):
-                if row.id in run_ids:
-                    store.request_stop(session, row.id, force=presses == 2)
-        console.print(
-            "Stopping; features are still built. Ctrl-C again skips them."
-            if presses == 1
-            else "Stopping at once, without features."
-        )
 
-    def terminate(number: int, _frame: FrameType | None) -> None:
-        raise Terminated(signal.Signals(number).name)
-
-    before = signal.signal(signal.SIGINT, interrupt), signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+    @contextmanager
+    def handled(self) -> Generator[None]:
+        """Count SIGINT, and raise `Terminated` on SIGTERM, within a block."""
+        before = signal.signal(signal.SIGINT, self._count)
+        before_term = signal.signal(signal.SIGTERM, raise_terminated)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGTERM, before_term)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from backend import store
-from backend.errors import ConflictError, NotFoundError
+from backend.errors import ConflictError
 from backend.http.services import Services
 from sae_engine.features.index.reader import FeatureIndex
 
@@ -19,22 +19,7 @@ def open_index(
     yet, `IndexDamagedError` naming a file.
     """
     row = store.get_run(session, run_id)
-    steps = [made.step for made in store.snapshots(session, run_id)]
-    if not steps:
-        ended = row.ended_at is not None
-        raise ConflictError(
-            f"The run '{row.name}' ended without features."
-            if ended
-            else f"The run '{row.name}' has no features yet; they appear with its first snapshot.",
-            kind="no-features",
-        )
-    if snapshot is not None and snapshot not in steps:
-        listed = ", ".join(map(str, steps))
-        raise NotFoundError(
-            f"The run '{row.name}' has no snapshot at step {snapshot}; it has {listed}.",
-            kind="snapshot-not-found",
-        )
-    step = steps[-1] if snapshot is None else snapshot
+    step = store.resolve_snapshot(session, row, snapshot)
     folder = server.settings.run_folder(run_id).feature_index(step)
     try:
         return server.indexes.get(folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from backend.http.curves import metric_value
-from backend.store import RESUMABLE
+from backend.store import RESUMABLE, readable_config
+from backend.store.configs import UNREADABLE
 from backend.store.models import NoticeRow, RunRow, SnapshotRow
 from sae_engine.files import RunFolder
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.runs import Notice, Progress, Run, RunError, Snapshot
 
 
@@ -20,13 +20,22 @@ class Waiting(NamedTuple):
 
 
 def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) -> Run:
-    """`waiting` is of a run that is queued."""
+    """`waiting` is of a run that is queued.
+
+    Invalid fields of a stored configuration are shown with their defaults, and the error says so.
+    """
+    config, problem = readable_config(row)
+    error = run_error(row)
+    if problem is not None:
+        reported = "" if error is None or error.type == UNREADABLE else f" {error.message}"
+        message = f"{problem} They are shown with their defaults.{reported}"
+        error = RunError(type=UNREADABLE, message=message, log_tail=row.error_log_tail or "")
     return Run.model_validate(
         {
             "id": row.id,
             "name": row.name,
             "status": row.status,
-            "config": RunConfig.model_validate(row.config),
+            "config": config,
             "tags": [tag.tag for tag in row.tags],
             "notes": row.notes,
             "archived": row.archived,
@@ -49,9 +58,9 @@ def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) ->
                 phase=row.phase,
             ),
             "metrics": {name: metric_value(v) for name, v in row.latest_metrics.items()},
-            "error": run_error(row),
+            "error": error,
             "revision": row.revision,
-            "resumable": row.status in RESUMABLE and folder.has_checkpoint,
+            "resumable": (problem is None and row.status in RESUMABLE and folder.has_checkpoint),
         }
     )
 

@@ -1,4 +1,4 @@
-"""Runs and the processes that carry them out: queue, devices, supervisor, worker.
+"""Training jobs: queue, slots, supervisor, and the processes that run the engine.
 
 Fed by `store` and `settings`; read by `http`, `routes` and `cli`.
 """

@@ -1,6 +1,7 @@
-"""What in a run's measurements a person should be told of: pure watching, no storing.
+"""Alerts: detects problems in a run's measurements.
 
-Each kind is told once in a start of the run, at the point where it shows.
+Fed with records by the recorder, which stores the alerts. Each kind is raised once per process, at
+the point where it appears.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from sae_engine.schema.records import METRICS, MetricsRecord
 from sae_engine.schema.runs import AlertKind
 
 FIRST_POINTS = 20
-"""So many measurements belong to the beginning, in which much may happen."""
+"""Number of measurements at the start of a run in which no divergence or slowdown is detected."""
 LOSS_MEMORY = 0.9
-"""Weight of the past in the smoothed loss."""
+"""Weight of earlier values in the smoothed loss."""
 LOSS_RISE = 1.5
-"""A smoothed loss so many times its least one diverges."""
+"""The loss diverges when its smoothed value exceeds its minimum by this factor."""
 DEAD_SHARE = 0.3
 DEAD_POINTS = 3
-"""The share of dead latents must be above `DEAD_SHARE` in so many measurements in a row."""
+"""Consecutive measurements in which the share of dead latents must exceed `DEAD_SHARE`."""
 DENSE_SHARE = 0.05
 SPARSE_CODE = 0.02
-"""Dense latents say something only where k is a smaller share of the latents than this."""
+"""Dense latents matter only if k is a smaller share of the latents than this."""
 RECENT_POINTS = 10
 REFERENCE_POINTS = 200
 SLOW = 0.5
-"""A recent speed that is a smaller share of the usual one has dropped."""
+"""A slowdown is a recent speed below this share of the usual one."""
 LEAST_FREE_BYTES = 2**30
-CHECKPOINTS_TO_COME = 3
-"""Room that should be left, in checkpoints."""
+LEAST_FREE_CHECKPOINTS = 3
+"""Number of further checkpoints that the disk should have room for."""
 
 
 class Alert(NamedTuple):
-    """What was noticed, in a sentence that says what can be done."""
+    """A problem, with one sentence that suggests a remedy."""
 
     kind: AlertKind
     message: str
@@ -47,11 +48,11 @@ class Alert(NamedTuple):
 
 
 class AlertWatch:
-    """Looks at one run's measurements as they come."""
+    """Watches one run's measurements."""
 
     def __init__(self, config: RunConfig) -> None:
         self._dense_matters = _code_share(config) < SPARSE_CODE
-        self._told: set[AlertKind] = set()
+        self._raised: set[AlertKind] = set()
         self._num_points = 0
         self._loss: float | None = None
         self._least_loss = math.inf
@@ -60,28 +61,29 @@ class AlertWatch:
         self._last: MetricsRecord | None = None
 
     def look(self, record: MetricsRecord) -> list[Alert]:
-        """What this measurement shows for the first time."""
+        """Problems that appear with this measurement for the first time."""
         found = [Alert(kind, message, record.step) for kind, message in self._signs(record)]
-        new = [alert for alert in found if alert.kind not in self._told]
-        self._told.update(alert.kind for alert in new)
+        new = [alert for alert in found if alert.kind not in self._raised]
+        self._raised.update(alert.kind for alert in new)
         return new
 
     def look_at_disk(self, step: int, free: int, checkpoint: int) -> list[Alert]:
-        """Whether the disk has room for what is to come; all in bytes."""
-        if free >= max(LEAST_FREE_BYTES, CHECKPOINTS_TO_COME * checkpoint) or "disk" in self._told:
+        """Whether the disk is nearly full; `free` space and size of a `checkpoint` in bytes."""
+        enough = max(LEAST_FREE_BYTES, LEAST_FREE_CHECKPOINTS * checkpoint)
+        if free >= enough or "disk" in self._raised:
             return []
-        self._told.add("disk")
+        self._raised.add("disk")
         message = (
-            f"Only {free / 2**30:.1f} GiB are free where runs are kept; delete runs or make room, "
-            "before a checkpoint cannot be written."
+            f"Only {free / 2**30:.1f} GiB are free on the disk that holds the runs; delete runs or "
+            "free some space, or checkpoints will fail."
         )
         return [Alert("disk", message, step)]
 
     def _signs(self, record: MetricsRecord) -> Iterator[tuple[AlertKind, str]]:
-        strange = [name for name, value in record.values.items() if not math.isfinite(value)]
-        if strange:
-            names = " and ".join(METRICS[n].title if n in METRICS else n for n in strange)
-            yield "non_finite", f"{names} stopped being finite; lower train.lr or look at the text."
+        non_finite = [name for name, value in record.values.items() if not math.isfinite(value)]
+        if non_finite:
+            names = " and ".join(METRICS[n].title if n in METRICS else n for n in non_finite)
+            yield "non_finite", f"{names} stopped being finite; lower train.lr or check the text."
         if "loss" in record.values:
             self._num_points += 1
             yield from self._divergence(record.values["loss"])
@@ -91,7 +93,7 @@ class AlertWatch:
             yield (
                 "dense_latents",
                 f"{dense:.0%} of the latents fire on more than a tenth of all tokens; such latents "
-                "rarely mean one thing. Lower train.lr or sae.k.",
+                "rarely have a single meaning. Lower train.lr or sae.k.",
             )
         yield from self._slowness(record)
 
@@ -106,8 +108,8 @@ class AlertWatch:
         if self._loss > LOSS_RISE * self._least_loss:
             yield (
                 "divergence",
-                f"The loss rose to {self._loss:.3g} after it had been {self._least_loss:.3g}; "
-                "lower train.lr or set train.grad_clip.",
+                f"The loss rose from {self._least_loss:.3g} to {self._loss:.3g}; lower train.lr or "
+                "set train.grad_clip.",
             )
 
     def _dead(self, share: float | None) -> Iterator[tuple[AlertKind, str]]:
@@ -118,7 +120,7 @@ class AlertWatch:
             yield (
                 "dead_latents",
                 f"{share:.0%} of the latents are dead; lower train.lr, raise train.auxk_alpha, or "
-                "take fewer latents.",
+                "use fewer latents.",
             )
 
     def _slowness(self, record: MetricsRecord) -> Iterator[tuple[AlertKind, str]]:
@@ -139,10 +141,10 @@ class AlertWatch:
 
 
 def _code_share(config: RunConfig) -> float:
-    """k over the number of latents; 0 where that is not known before the model is."""
+    """k over the number of latents; 0 if that number depends on the model."""
     return config.sae.k / config.sae.d_sae if config.sae.d_sae else 0.0
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that a folder is on."""
+    """Free space on the disk of a folder."""
     return shutil.disk_usage(folder).free

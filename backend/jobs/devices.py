@@ -1,4 +1,4 @@
-"""Which devices jobs can use and how busy they are, told without torch."""
+"""The GPUs that jobs can use and how busy they are, read without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sae_engine.schema.machine import Device
 
 @cache
 def _nvml() -> Any:
-    """NVIDIA's management library, or None where there is no such library, driver or device."""
+    """NVIDIA's management library; None without the library, a driver or a GPU."""
     try:
         import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
@@ -23,7 +23,7 @@ def _nvml() -> Any:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, each as `CUDA_VISIBLE_DEVICES` names it."""
+    """The GPUs visible to this process, as `CUDA_VISIBLE_DEVICES` names them."""
     nvml = _nvml()
     if nvml is None:
         return []
@@ -34,7 +34,7 @@ def visible_gpus() -> list[str]:
 
 
 def gpus() -> list[Device]:
-    """The GPUs as they are now; what one does not tell is null."""
+    """The current state of the visible GPUs; null where a GPU does not report a value."""
     nvml = _nvml()
     if nvml is None:
         return []

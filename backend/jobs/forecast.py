@@ -1,4 +1,4 @@
-"""What a run or a sweep would take on this server: whether it fits, and how long it would train."""
+"""Forecasts of the memory, disk and time that a run or sweep would need on this server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 class Room(NamedTuple):
-    """What is free on a device, and of the disk."""
+    """Free memory of a device and free disk space, in bytes."""
 
     device: str
     memory_free: int
@@ -30,7 +30,7 @@ class Room(NamedTuple):
 
 
 def room_on(device: str, folder: Path) -> Room:
-    """What is free now; `folder` is where runs are kept."""
+    """What is free now; `folder` holds the runs."""
     memory = psutil.virtual_memory()
     free, total = memory.available, memory.total
     for gpu in gpus():
@@ -42,38 +42,39 @@ def room_on(device: str, folder: Path) -> Room:
 def forecast(
     session: Session, configs: Sequence[RunConfig], places: Places, folder: Path
 ) -> Forecast:
-    """What a run, or the runs of a sweep, would take in the first slots that they may use; raises
-    `ConfigError` for a device that is not there.
+    """What a run, or a sweep, would need in the first slots that it may use.
+
+    Raises `ConfigError` for a device that is not available.
     """
     passes = [_pass(session, together, places) for together in by_pass(configs)]
-    most = max(passes, key=lambda one: one.estimate.memory_bytes)
+    largest = max(passes, key=lambda one: one.estimate.memory_bytes)
     disk = sum(one.estimate.disk_bytes for one in passes)
     times = [one.time for one in passes]
-    found = most.estimate.model_copy(update={"disk_bytes": disk})
-    room = room_on(most.device, folder)
+    found = largest.estimate.model_copy(update={"disk_bytes": disk})
+    room = room_on(largest.device, folder)
     return Forecast(
         **found.model_dump(),
         num_runs=len(configs),
         num_passes=len(passes),
-        slot_device=most.device,
+        slot_device=largest.device,
         memory_free_bytes=room.memory_free,
         memory_total_bytes=room.memory_total,
         disk_free_bytes=room.disk_free,
         seconds=None if None in times else sum(time.seconds for time in times if time),
-        seconds_from=None if None in times or times[0] is None else times[0].told_from,
+        seconds_from=None if None in times or times[0] is None else times[0].measured_on,
         warnings=warnings(found.memory_bytes, disk, room),
     )
 
 
 class _Time(NamedTuple):
-    """How long a pass would train, and what that is told from."""
+    """How long a pass would train, and the measurement that this is based on."""
 
     seconds: float
-    told_from: str
+    measured_on: str
 
 
 class _Pass(NamedTuple):
-    """What runs on one pass of the language model would take."""
+    """What runs on one pass of the language model would need."""
 
     device: str
     estimate: Estimate
@@ -86,33 +87,34 @@ def _pass(session: Session, configs: Sequence[RunConfig], places: Places) -> _Pa
     measured = store.measured_speed(session, device, configs[0])
     if measured is None or not found.tokens:
         return _Pass(device, found, None)
-    # The language model's part is shared; every further run adds its own.
+    # Runs share the language model's part of the time; each further run adds its SAE's part.
     alone = found.tokens / measured.tokens_per_second
     seconds = alone * (1 + (len(configs) - 1) * measured.sae_share)
-    same = "" if measured.same_size else ", whose SAE is another"
+    other = "" if measured.same_size else " (a different SAE)"
     speed = f"{measured.tokens_per_second:,.0f} tokens/s"
-    told_from = f"{speed} of '{measured.run_name}' on {device}{same}"
-    return _Pass(device, found, _Time(seconds, told_from))
+    measured_on = f"{speed} of '{measured.run_name}' on {device}{other}"
+    return _Pass(device, found, _Time(seconds, measured_on))
 
 
 def warnings(memory: int, disk: int, room: Room) -> list[str]:
-    """What of a need in bytes does not fit, a sentence each."""
-    said: list[str] = []
+    """One sentence for each need, in bytes, that does not fit."""
+    found: list[str] = []
     name = "this machine" if room.device == "cpu" else room.device
     if memory > room.memory_total:
-        said.append(
-            f"It takes {memory / GIB:.1f} GiB of memory and {name} has "
+        found.append(
+            f"This needs {memory / GIB:.1f} GiB of memory, but {name} has "
             f"{room.memory_total / GIB:.1f}; choose a smaller model, fewer latents or a smaller "
             "batch."
         )
     elif memory > room.memory_free:
-        said.append(
-            f"It takes {memory / GIB:.1f} GiB of memory and {room.memory_free / GIB:.1f} GiB of "
-            f"{name} are free now."
+        found.append(
+            f"This needs {memory / GIB:.1f} GiB of memory, but {name} has only "
+            f"{room.memory_free / GIB:.1f} GiB free now."
         )
     if disk > room.disk_free:
-        said.append(
-            f"It takes up to {disk / GIB:.1f} GiB of disk and {room.disk_free / GIB:.1f} GiB are "
-            "free; save or index less often, or make room."
+        found.append(
+            f"This needs up to {disk / GIB:.1f} GiB of disk space, but only "
+            f"{room.disk_free / GIB:.1f} GiB are free; save or index less often, or free some "
+            "space."
         )
-    return said
+    return found

@@ -1,4 +1,4 @@
-"""From an SAE's file to the run that looks into it."""
+"""Requests for runs that evaluate and index an SAE trained elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sae_engine.schema.runs import ImportCreate, RunCreate
 
 
 def import_request(body: ImportCreate) -> RunCreate:
-    """The run that evaluates and indexes an SAE.
+    """The request for a run that evaluates and indexes an SAE.
 
-    Raises `ConfigError` if nobody says where in the model it reads.
+    Raises `ConfigError` unless a layer or hook point is given.
     """
     config = body.config
     model = _section(config, "model") | {"name": body.model, "site": body.site}
@@ -35,7 +35,7 @@ def import_request(body: ImportCreate) -> RunCreate:
 def with_pretrained(
     config: dict[str, Any], path: str, format: PretrainedFormat | None = None
 ) -> dict[str, Any]:
-    """Overrides for looking into the SAE at `path`: its shape is the file's, not a preset's."""
+    """Overrides that select the SAE at `path`; its size comes from the file, not from a preset."""
     sae = {"pretrained": path, "d_sae": None, "expansion_factor": None}
     if format is not None:
         sae["pretrained_format"] = format
@@ -43,7 +43,7 @@ def with_pretrained(
 
 
 def name_of(path: Path) -> str:
-    """What an SAE is called when nobody says: its folder's name."""
+    """Default name of an imported SAE: that of its folder."""
     folder = path.parent if path.suffix else path
     return (folder.name or path.name)[:200]
 
@@ -51,5 +51,5 @@ def name_of(path: Path) -> str:
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     value: object = config.get(name, {})
     if not isinstance(value, dict):
-        raise ConfigError.of(name, "It is a group of fields, such as {...}.")
+        raise ConfigError.of(name, "This is a section with fields, such as {...}.")
     return cast(dict[str, Any], value)

@@ -1,17 +1,42 @@
-"""How logs are written, and the end of one read."""
+"""Log files of runs: their format, how they are written, and how their end is read."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_TAIL_LINES = 60
+"""Lines of its log kept with a failed run."""
 MAX_BYTES = 2**20
 
 
+@contextmanager
+def logging_into(paths: Sequence[Path]) -> Generator[None]:
+    """Write everything that this process logs to some files as well."""
+    root = logging.getLogger()
+    handlers = [logging.FileHandler(path, encoding="utf-8") for path in paths]
+    level = root.level
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+
+
 def tail(path: Path, num_lines: int) -> str:
-    """The last lines of a file, at most 1 MiB of it; of a line that was rewritten in place, its
-    last state.
+    """The last lines of a file, read from its last MiB.
+
+    Of a line that was overwritten in place with carriage returns, only the final text counts.
     """
     try:
         with path.open("rb") as file:

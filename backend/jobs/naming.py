@@ -1,4 +1,4 @@
-"""What a run is called when nobody says."""
+"""Names of runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sae_engine.schema.runs import RunCreate
 
 
 def named_config(config: RunConfig, body: RunCreate) -> RunConfig:
-    """The configuration under the name that was asked for, else under its recipe's and the time."""
+    """The configuration with the requested name; by default the preset and the time."""
     name = body.name or body.config.get("name")
     if not name:
         recipe = body.preset or config.name or "run"
@@ -18,6 +18,6 @@ def named_config(config: RunConfig, body: RunCreate) -> RunConfig:
 
 
 def member_config(config: RunConfig, body: RunCreate, label: str) -> RunConfig:
-    """A sweep's member under the name of the sweep and what tells it apart."""
+    """A sweep member's configuration, named after the sweep and its `label`."""
     name = f"{body.name or body.config.get('name') or body.preset or config.name or 'run'} {label}"
     return config.model_copy(update={"name": name[:200]})

@@ -1,4 +1,4 @@
-"""What a run does, as lines of its log: phases, evaluations, snapshots, and now and then a step."""
+"""Log lines of a run: phases, evaluations, snapshots, and occasionally a step."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sae_engine.schema.records import (
 )
 
 STEP_SECONDS = 15.0
-"""Steps without an evaluation are told this seldom."""
-_OF_A_STEP = ("loss", "fvu", "l0", "frac_dead", "tokens_per_second")
-_HELD_OUT = ("eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score")
+"""Time between log lines for steps without an evaluation."""
+_STEP_METRICS = ("loss", "fvu", "l0", "frac_dead", "tokens_per_second")
+_HELDOUT_METRICS = ("eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score")
 
 
 class RunLog:
-    """Writes one run's records into the log of the process that carries it out."""
+    """Writes one run's records to the log of its process."""
 
     def __init__(self, run_id: str) -> None:
         self._log = logging.getLogger(f"run.{run_id}")
         self._total_steps = 0
         self._next_step_line = 0.0
 
-    def tell(self, record: AnyRecord) -> None:
-        """Write a record's line, if it has one; ends and failures are told by who handles them."""
+    def write(self, record: AnyRecord) -> None:
+        """Log a record; ends and failures are logged by the caller."""
         match record:
             case PhaseRecord():
                 self._log.info("%s", record.phase)
@@ -59,18 +59,18 @@ class RunLog:
                 level = logging.WARNING if record.level == "warning" else logging.INFO
                 self._log.log(level, "%s", record.message)
             case MetricsRecord():
-                self._tell_metrics(record)
+                self._write_metrics(record)
             case _:
                 pass
 
-    def _tell_metrics(self, record: MetricsRecord) -> None:
-        held_out = _listed(record.values, _HELD_OUT)
+    def _write_metrics(self, record: MetricsRecord) -> None:
+        held_out = _formatted(record.values, _HELDOUT_METRICS)
         if not held_out and time.monotonic() < self._next_step_line:
             return
         self._next_step_line = time.monotonic() + STEP_SECONDS
         step = f"{record.step:,} / {self._total_steps:,}" if self._total_steps else record.step
-        self._log.info("step %s: %s", step, held_out or _listed(record.values, _OF_A_STEP))
+        self._log.info("step %s: %s", step, held_out or _formatted(record.values, _STEP_METRICS))
 
 
-def _listed(values: Mapping[str, float], names: tuple[str, ...]) -> str:
+def _formatted(values: Mapping[str, float], names: tuple[str, ...]) -> str:
     return ", ".join(f"{name} {values[name]:.4g}" for name in names if name in values)

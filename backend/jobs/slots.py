@@ -1,9 +1,9 @@
-"""Where runs can be trained: one process at a time in each slot, and who may use which."""
+"""Slots: places where one process at a time can train, and which runs may use them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import psutil
 
@@ -14,6 +14,7 @@ from sae_engine.errors import ConfigError
 
 ALL_GPUS = "cuda"
 """The slot of a run that spreads a language model over all GPUs."""
+SHOWN_NAMES = 3
 
 
 class Slot(NamedTuple):
@@ -22,27 +23,27 @@ class Slot(NamedTuple):
     id: str
     device: str
     environment: Mapping[str, str]
-    """What shows its process this device and no other."""
+    """Variables that make this device the only visible one."""
 
 
 def find_slots(settings: Settings) -> list[Slot]:
-    """Those that the settings name, else one for each GPU and one for the processor."""
+    """The slots named by the settings; by default one for each GPU and one for the CPU."""
     gpus = visible_gpus()
     devices = settings.devices or [*(f"cuda:{number}" for number in range(len(gpus))), "cpu"]
     slots: list[Slot] = []
     for device in devices:
         number = 1 + sum(slot.device == device for slot in slots)
         name = device if number == 1 else f"{device}#{number}"
-        share = devices.count(device)
-        slots.append(Slot(name, device, _environment(device, gpus, share)))
+        slots.append(Slot(name, device, _environment(device, gpus, devices.count(device))))
     return slots
 
 
-def _environment(device: str, gpus: Sequence[str], share: int) -> dict[str, str]:
+def _environment(device: str, gpus: Sequence[str], num_slots: int) -> dict[str, str]:
+    """Variables for a process in one of the `num_slots` slots of a device."""
     if device == "cpu":
         environment = {"CUDA_VISIBLE_DEVICES": ""}
-        if share > 1:
-            threads = max(1, (psutil.cpu_count(logical=False) or 1) // share)
+        if num_slots > 1:
+            threads = max(1, (psutil.cpu_count(logical=False) or 1) // num_slots)
             environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
         return environment
     number = int(device.removeprefix("cuda:"))
@@ -51,12 +52,12 @@ def _environment(device: str, gpus: Sequence[str], share: int) -> dict[str, str]
 
 
 class Places:
-    """The slots, and which of them are taken by runs that are being worked on."""
+    """The slots and the active runs that occupy them."""
 
     def __init__(
         self, slots: Sequence[Slot], active: Collection[RunRow], held: Collection[str] = ()
     ) -> None:
-        """`held` are slots that a process has not left yet."""
+        """`held` are ids of slots whose process has not exited yet."""
         self.slots = slots
         self._held = held
         self._has_gpu = any(slot.device != "cpu" for slot in slots)
@@ -70,7 +71,7 @@ class Places:
             return [slot.id for slot in self.slots if slot.device != "cpu"]
         if row.slot is not None:
             return [row.slot] if row.slot in self._taken else []
-        # in somebody's terminal: it takes a slot of its device, the first while that is unknown
+        # A run in a terminal takes a slot of its device, or the first until its device is known.
         device = row.device or self.slots[0].device
         free = [s.id for s in self.slots if s.device.split(":")[0] == device.split(":")[0]]
         return free[:1]
@@ -87,11 +88,11 @@ class Places:
 
     @property
     def devices(self) -> str:
-        """The devices there are, for people."""
+        """The devices of all slots, as text."""
         return ", ".join(dict.fromkeys(slot.device for slot in self.slots))
 
     def usable(self, device: str) -> list[Slot]:
-        """The slots for what `model.device` says: `auto` is a GPU where there is one."""
+        """Slots that match a `model.device`; `auto` means a GPU where there is one."""
         if device == "auto":
             device = "cuda" if self._has_gpu else "cpu"
         if device == "cuda":
@@ -99,66 +100,77 @@ class Places:
         return [slot for slot in self.slots if slot.device == device]
 
     def require(self, device: str) -> list[Slot]:
-        """The same, at least one; raises `ConfigError` where there is none."""
+        """The same; raises `ConfigError` if there are none."""
         usable = self.usable(device)
         if not usable:
             raise ConfigError.of(
-                "model.device", f"'{device}' is not there; this server trains on {self.devices}."
+                "model.device",
+                f"'{device}' is not available; this server trains on {self.devices}.",
             )
         return usable
 
     def spreads(self, row: RunRow) -> bool:
-        """Whether a run wants all GPUs at once."""
-        return self._has_gpu and row.config["model"].get("device_map") is not None
+        """Whether a run needs all GPUs at once."""
+        return self._has_gpu and _model_settings(row).get("device_map") is not None
 
     def place_for(self, row: RunRow) -> Slot | None:
-        """The free slot that a run would be started in now."""
-        usable = self.usable(_wanted(row))
+        """The free slot in which a run could start now."""
+        usable = self.usable(_device(row))
         free = [slot for slot in self.free() if slot in usable]
         if self.spreads(row):
             return _together(free) if len(free) == len(usable) else None
         return free[0] if free else None
 
     def next_of(self, queue: Sequence[RunRow]) -> tuple[RunRow, Slot] | None:
-        """The first run of the queue that can be started now, and where. One that wants all GPUs
-        holds those behind it back from them, or its turn would never come.
+        """The first run of the queue that can start now, and its slot.
+
+        A run that waits for all GPUs keeps later runs off them, or it might wait forever.
         """
-        gpus_are_held = False
+        gpus_are_reserved = False
         for row in queue:
             slot = self.place_for(row)
-            if slot is not None and (slot.device == "cpu" or not gpus_are_held):
+            if slot is not None and (slot.device == "cpu" or not gpus_are_reserved):
                 return row, slot
-            gpus_are_held = gpus_are_held or (slot is None and self.spreads(row))
+            gpus_are_reserved = gpus_are_reserved or (slot is None and self.spreads(row))
         return None
 
     def why_waiting(self, row: RunRow) -> str:
-        """Why a run that is queued has not been started, in words."""
-        usable = self.usable(_wanted(row))
+        """Why a queued run has not started, as one sentence."""
+        device = _device(row)
+        usable = self.usable(device)
         if not usable:
-            return f"It asks for {_wanted(row)}; this server trains on {self.devices}."
+            return f"Waiting for {device}, but this server trains on {self.devices}."
         if self.place_for(row) is not None:
-            return "It is about to start."
+            return "About to start."
         taken = [slot for slot in usable if self._is_taken(slot)]
-        where = " and ".join(slot.id for slot in taken)
-        names = dict.fromkeys(run.name for slot in taken for run in self._taken[slot.id])
+        where = " and ".join("the CPU" if slot.id == "cpu" else slot.id for slot in taken)
+        names = [f"'{n}'" for n in dict.fromkeys(r.name for s in taken for r in self._taken[s.id])]
         if not names:
-            return f"It waits for {where}, which the last run is about to leave."
-        shown = ", ".join(f"'{name}'" for name in list(names)[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"It waits for {where}, taken by {shown}{more}."
+            return f"Waiting for {where}; the previous run is finishing."
+        more = len(names) - SHOWN_NAMES
+        users = ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+        return f"Waiting for {where}, in use by {users}."
 
 
-def _wanted(row: RunRow) -> str:
-    return row.config["model"]["device"]
+def _device(row: RunRow) -> str:
+    return str(_model_settings(row).get("device", "auto"))
+
+
+def _model_settings(row: RunRow) -> Mapping[str, Any]:
+    """A run's stored `model` section, not validated: the whole queue is read at every poll."""
+    stored: Any = row.config
+    section: Any = cast(dict[str, Any], stored).get("model") if isinstance(stored, dict) else None
+    return cast(dict[str, Any], section) if isinstance(section, dict) else {}
 
 
 def _together(slots: Sequence[Slot]) -> Slot:
+    """One slot that shows its process the devices of several."""
     names = ",".join(slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots)
     environment = dict(slots[0].environment) | {"CUDA_VISIBLE_DEVICES": names}
     return Slot(ALL_GPUS, ALL_GPUS, environment)
 
 
 def environment_of(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process in a slot; what the person set about threads stays."""
+    """The environment of a process in a slot; numbers of threads set in `base` win."""
     kept = {name: base[name] for name in slot.environment if name in base and "THREADS" in name}
     return {**base, **slot.environment, **kept}

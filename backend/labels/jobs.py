@@ -18,12 +18,8 @@ from typing import TypeVar
 from backend.labels.chat import ChatClient, EndpointError
 from backend.processes import start_of
 from backend.store.database import Database
-from backend.store.label_jobs import (
-    count_for_label_job,
-    end_label_job,
-    note_label_problem,
-    propose_label,
-)
+from backend.store.label_jobs import count_for_label_job, end_label_job, note_label_problem
+from backend.store.labels import propose_label
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.features.labels.examples import examples_of
 from sae_engine.features.labels.questions import (

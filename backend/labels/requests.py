@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError, UnprocessableError
 from backend.labels.chat import ChatClient
 from backend.settings import Settings
-from backend.store.label_jobs import written_labels
+from backend.store.labels import written_labels
 from backend.store.models import LabelJobRow
 from sae_engine.features.index.contexts import evenly_spaced
 from sae_engine.features.index.listing import ordered

@@ -27,7 +27,7 @@ from backend.playground.protocol import (
     ReadTask,
     SteerTask,
 )
-from backend.processes import step_back
+from backend.processes import lower_priority
 from backend.settings import load_settings
 from sae_engine.errors import UserError
 from sae_engine.schema.playground import SteerToken, TextReading
@@ -44,7 +44,7 @@ MakeEngine = Callable[[Callable[[str], None]], Load]
 def main(make_engine: MakeEngine | None = None) -> None:
     """Answer one question after another, until the pipe closes."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
-    step_back(load_settings().niceness)
+    lower_priority(load_settings().niceness)
     replies = _take_stdout()
     questions: queue.Queue[Question] = queue.Queue()
     taken_back: set[int] = set()

@@ -19,12 +19,11 @@ from backend.http.indexes import open_index
 from backend.http.services import Server, Services
 from backend.routes.features import SnapshotStep
 from backend.settings import STYLE_SHEET
-from backend.store.label_jobs import written_labels
+from backend.store.labels import written_labels
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
@@ -113,7 +112,7 @@ def _source(
         index=index,
         run_id=run_id,
         run_name=row.name,
-        config=RunConfig.model_validate(row.config),
+        config=store.config_of(row),
         labels=labels,
         include_dead=include_dead,
         style=STYLE_SHEET.read_text("utf-8"),

@@ -35,7 +35,7 @@ def list_labels(
     """What is written about a run's features, by whom, and how well it detects."""
     with server.database.reading() as session:
         store.get_run(session, run_id)
-        return list(label_jobs.written_labels(session, run_id, feature).values())
+        return list(store.written_labels(session, run_id, feature).values())
 
 
 @router.post("", status_code=202)

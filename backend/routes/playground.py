@@ -140,7 +140,7 @@ def _prepare(server: Services, run_id: str, snapshot: int | None) -> _Prepared:
     """Raises `ConflictError` for a run whose activations no language model here gives."""
     with server.database.reading() as session:
         row = store.get_run(session, run_id)
-        config = RunConfig.model_validate(row.config)
+        config = store.config_of(row)
         if config.data.activations is not None:
             raise ConflictError(
                 f"The run '{row.name}' was trained on activation files, not on a language model "

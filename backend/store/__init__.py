@@ -1,9 +1,12 @@
-"""All SQL. Functions take a session and return rows; who opens the session decides the
-transaction.
+"""Everything stored in the database: its tables and all SQL.
+
+Fed by `jobs`, `labels`, `routes` and `cli`; read by all of them and `http`. Functions take a
+session and return rows; the caller opens the session and thereby delimits the transaction.
 """
 
 from backend.store.common import ACTIVE, RESUMABLE, now
-from backend.store.labels import label, labels, set_label
+from backend.store.configs import config_of, readable_config
+from backend.store.labels import label, labels, propose_label, set_label, written_labels
 from backend.store.listing import RunFilter, RunList, count_tags, list_runs
 from backend.store.metrics import add_metrics, forget_after, metrics, metrics_between
 from backend.store.queue import queued_runs
@@ -13,6 +16,7 @@ from backend.store.reports import (
     add_snapshot,
     latest_revisions,
     notices,
+    resolve_snapshot,
     snapshots,
 )
 from backend.store.runs import (
@@ -31,6 +35,7 @@ from backend.store.states import (
     count_by_status,
     end_run,
     fail_run,
+    fail_unreadable,
     request_stop,
     requeue,
     set_process,
@@ -51,12 +56,14 @@ __all__ = [
     "add_run",
     "add_snapshot",
     "claim",
+    "config_of",
     "count_by_status",
     "count_tags",
     "delete_run",
     "earlier_request",
     "end_run",
     "fail_run",
+    "fail_unreadable",
     "find_run",
     "forget_after",
     "get_run",
@@ -71,13 +78,17 @@ __all__ = [
     "notices",
     "now",
     "patch_run",
+    "propose_label",
     "queued_runs",
+    "readable_config",
     "request_stop",
     "requeue",
+    "resolve_snapshot",
     "set_label",
     "set_process",
     "snapshots",
     "stop_requests",
     "update_metrics",
     "update_run",
+    "written_labels",
 ]

@@ -1,4 +1,4 @@
-"""What every part of the repository needs."""
+"""Helpers shared by the modules of the store."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def executed(session: Session, statement: Any) -> bool:
-    """Carry out a statement; whether it met a row."""
+def changes_rows(session: Session, statement: Any) -> bool:
+    """Execute an UPDATE or DELETE; returns whether it matched any row."""
     return cast(CursorResult[Any], session.execute(statement)).rowcount > 0
 
 
 def next_revision(session: Session, run_id: str) -> int:
-    """The number of what this transaction tells of a run; it goes up with each.
+    """Increment a run's revision and return it, to number what this transaction reports.
 
-    Holds the run's row until the transaction ends, so that numbers become visible in order.
+    Holds the run's row until the transaction ends, so that revisions become visible in order.
     """
     revision = session.scalar(
         update(RunRow)

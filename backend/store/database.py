@@ -1,12 +1,14 @@
 """The database connection: how transactions begin, and which version of the tables is accepted.
 
-Writers take turns: each takes the write lock at once (`BEGIN IMMEDIATE`, on PostgreSQL an advisory
-lock), so that two of them wait for each other instead of failing half-way or undoing each other.
-Readers never wait and see one moment (write-ahead log, `REPEATABLE READ`).
+Writers take turns: each takes the write lock when its transaction begins (`BEGIN IMMEDIATE`; on
+PostgreSQL an advisory lock), so that two of them wait for each other instead of failing halfway or
+overwriting each other. Readers never wait and see one consistent state (write-ahead log,
+`REPEATABLE READ`).
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,30 +16,34 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from backend.migrations import UnknownRevisionError, head, upgrade
 from sae_engine.errors import UserError
 
-BUSY_TIMEOUT_SECONDS = 30
+BUSY_TIMEOUT_SECONDS = 30.0
 DISK_FULL = (
-    "The disk that holds the database is full. What was saved before is kept; make room and go on "
-    "from there."
+    "The disk that holds the database is full. Everything saved so far is kept; free some space "
+    "and resume."
 )
 WRITERS_LOCK = 5_389_001
-"""PostgreSQL knows advisory locks by number only."""
+"""Arbitrary: PostgreSQL identifies advisory locks by number."""
+UNAVAILABLE_STATES = ("08", "40", "53", "55P03", "57P")
+"""PostgreSQL's codes for lost connections, conflicts, lack of resources, lock timeouts, restarts.
+"""
 
 
 class Database:
-    """Hands out sessions; `reading` never blocks, `writing` commits at the end of its block."""
+    """Hands out sessions; `reading` never blocks, `writing` commits when its block ends."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
+        """A writer waits `busy_seconds` for the others before it raises `OperationalError`."""
         self._url = make_url(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         if self._is_sqlite:
             self.engine = create_engine(
-                self._url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None}
+                self._url, connect_args={"timeout": busy_seconds, "isolation_level": None}
             )
             _use_sqlite(self.engine)
             readers = self.engine
@@ -49,7 +55,7 @@ class Database:
                     f"A {self._url.get_backend_name()} database needs the package {error.name}: "
                     "pip install 'sae-workbench[postgresql]'."
                 ) from None
-            event.listen(self.engine, "begin", _take_turns)
+            _take_turns(self.engine, busy_seconds)
             readers = self.engine.execution_options(isolation_level="REPEATABLE READ")
         writers = self.engine.execution_options(writes=True)
         self._reading = sessionmaker(readers, expire_on_commit=False)
@@ -57,21 +63,20 @@ class Database:
 
     @contextmanager
     def reading(self) -> Generator[Session]:
-        """A session on one consistent view; what is changed in it is not kept."""
+        """A session with one consistent view; changes made in it are discarded."""
         with self._reading() as session:
             yield session
 
     @contextmanager
     def writing(self) -> Generator[Session]:
-        """A session that owns the write lock and commits when its block ends without an
-        exception.
-        """
+        """A session that holds the write lock; commits unless its block raises."""
         with self._writing.begin() as session:
             yield session
 
     def prepare(self) -> None:
-        """Make the tables where there are none and bring older ones up to date; raises `UserError`
-        for tables of a later version, and for a database that does not answer.
+        """Create the tables, or migrate older ones.
+
+        Raises `UserError` for tables of an unknown revision and for an unreachable database.
         """
         try:
             if self._is_sqlite and self._url.database:
@@ -82,13 +87,13 @@ class Database:
                 upgrade(session.connection())
         except OperationalError as error:
             raise UserError(
-                f"The database {self._url.render_as_string()} cannot be used: {error.orig}".rstrip()
+                f"Cannot use the database {self._url.render_as_string()}: {error.orig}".rstrip()
             ) from error
         except UnknownRevisionError as error:
             raise UserError(
-                f"The tables of the database {self._url.render_as_string()} are of revision "
-                f"{error}, which is unknown to this program, whose newest is {head()}; use the "
-                "SAE Workbench that wrote them, or another data folder."
+                f"The database {self._url.render_as_string()} has tables of revision {error}, but "
+                f"the newest revision known here is {head()}; use the SAE Workbench that wrote "
+                "them, or another data folder."
             ) from None
 
     def close(self) -> None:
@@ -96,9 +101,9 @@ class Database:
 
 
 @contextmanager
-def open_database(url: str) -> Generator[Database]:
-    """The database at `url`, its tables made where there are none; closed afterwards."""
-    database = Database(url)
+def open_database(url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> Generator[Database]:
+    """The database at `url` with its tables created or migrated; closed afterwards."""
+    database = Database(url, busy_seconds=busy_seconds)
     database.prepare()
     try:
         yield database
@@ -106,18 +111,35 @@ def open_database(url: str) -> Generator[Database]:
         database.close()
 
 
-def lacks_room(error: OperationalError) -> bool:
-    """Whether a statement failed because the database's disk is full: in SQLite's words, or
-    PostgreSQL's.
-    """
+def lacks_room(error: DBAPIError) -> bool:
+    """Whether a statement failed because the database's disk is full."""
     return any(words in str(error.orig) for words in ("disk is full", "No space left"))
 
 
-def _take_turns(connection: Connection) -> None:
-    """On PostgreSQL: a lock that a writer keeps until its transaction ends."""
-    if connection.get_execution_options().get("writes", False):
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_SECONDS}s'")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
+def is_unavailable(error: DBAPIError) -> bool:
+    """Whether a statement failed because the database is locked, restarting or unreachable, so
+    that the same transaction may succeed later.
+    """
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    state = getattr(error.orig, "sqlstate", None)  # None: there is no connection
+    return isinstance(error, OperationalError) and (
+        state is None or state.startswith(UNAVAILABLE_STATES)
+    )
+
+
+def _take_turns(engine: Engine, busy_seconds: float) -> None:
+    """On PostgreSQL, let every writer hold one lock until its transaction ends."""
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction]
+        if connection.get_execution_options().get("writes", False):
+            milliseconds = round(1000 * busy_seconds)
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
 
 def _use_sqlite(engine: Engine) -> None:
@@ -134,7 +156,7 @@ def _use_sqlite(engine: Engine) -> None:
 
 
 def _lower(text: str | None) -> str | None:
-    """SQLite's own knows no letters but those of ASCII."""
+    """Lower case in any alphabet; SQLite's built-in `lower` converts ASCII letters only."""
     return None if text is None else text.lower()
 
 

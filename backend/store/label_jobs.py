@@ -1,84 +1,18 @@
-"""All SQL about labels' origins and about the jobs that make labels; see `repository`."""
+"""Jobs that label features automatically."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import CursorResult, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
 from backend.processes import is_alive
-from backend.store import now
-from backend.store.models import LabelJobRow, LabelRow
-from sae_engine.schema.labels import DetectionScore, FeatureLabel, LabelJobStatus, LabelOrigin
-
-
-def written_labels(
-    session: Session, run_id: str, features: Sequence[int] | None = None
-) -> dict[int, FeatureLabel]:
-    """What is written about the features of a run, or about some of them, in order."""
-    query = select(LabelRow).where(LabelRow.run_id == run_id).order_by(LabelRow.feature)
-    if features is not None:
-        query = query.where(LabelRow.feature.in_(features))
-    return {row.feature: _shape(row) for row in session.scalars(query)}
-
-
-def _shape(row: LabelRow) -> FeatureLabel:
-    origin = LabelOrigin.model_validate(
-        {
-            "author": row.author or "person",
-            "model": row.model,
-            "prompt_version": row.prompt_version,
-            "created_at": row.written_at,
-            "score": None if row.score is None else DetectionScore.model_validate_json(row.score),
-        }
-    )
-    return FeatureLabel(
-        feature=row.feature, label=row.label, notes=row.notes, starred=row.starred, origin=origin
-    )
-
-
-def propose_label(
-    session: Session,
-    run_id: str,
-    feature: int,
-    label: str,
-    *,
-    model: str,
-    prompt_version: str,
-    score: DetectionScore | None,
-) -> bool:
-    """Write a model's label unless a person has written one; False if so.
-
-    One conditional UPDATE, so that a person who writes at the same time is never overwritten.
-    """
-    values = {
-        "label": label,
-        "author": "model",
-        "model": model,
-        "prompt_version": prompt_version,
-        "written_at": now(),
-        "score": None if score is None else score.model_dump_json(),
-    }
-    here = (LabelRow.run_id == run_id, LabelRow.feature == feature)
-    open_ = or_(LabelRow.label == "", LabelRow.author == "model")
-    changed = cast(
-        CursorResult[Any], session.execute(update(LabelRow).where(*here, open_).values(values))
-    )
-    if changed.rowcount:
-        return True
-    try:
-        with session.begin_nested():
-            session.add(LabelRow(run_id=run_id, feature=feature, notes="", starred=False, **values))
-    except IntegrityError:
-        return False
-    return True
-
-
-# Jobs
+from backend.store.common import changes_rows, now
+from backend.store.models import LabelJobRow
+from sae_engine.schema.labels import LabelJobStatus
 
 
 def add_label_job(
@@ -91,14 +25,14 @@ def add_label_job(
     pid: int,
     pid_created: float,
 ) -> LabelJobRow:
-    """Store a job that begins now; raises `ConflictError` while another works on the run."""
+    """Store a job that starts now; raises `ConflictError` while another labels the same run."""
     settle_label_jobs(session)
     running = session.scalar(
         select(LabelJobRow).where(LabelJobRow.run_id == run_id, LabelJobRow.status == "running")
     )
     if running is not None:
         raise ConflictError(
-            "Features of this run are being labeled; wait for the end, or cancel it.",
+            "Features of this run are already being labeled; wait for that to end, or cancel it.",
             kind="labeling",
         )
     row = LabelJobRow(
@@ -117,7 +51,7 @@ def add_label_job(
 
 
 def label_jobs(session: Session, run_id: str, limit: int = 20) -> Sequence[LabelJobRow]:
-    """The jobs of a run, the newest first."""
+    """A run's jobs, newest first."""
     return session.scalars(
         select(LabelJobRow)
         .where(LabelJobRow.run_id == run_id)
@@ -127,7 +61,7 @@ def label_jobs(session: Session, run_id: str, limit: int = 20) -> Sequence[Label
 
 
 def count_for_label_job(session: Session, job_id: int, **more: int) -> bool:
-    """Add to a job's counters; False if it is no longer to go on."""
+    """Add to a job's counters; returns whether the job should continue."""
     values = {name: getattr(LabelJobRow, name) + number for name, number in more.items()}
     return _change(session, job_id, **values)
 
@@ -139,18 +73,18 @@ def note_label_problem(session: Session, job_id: int, problem: str) -> None:
 def end_label_job(
     session: Session, job_id: int, status: LabelJobStatus, problem: str | None = None
 ) -> bool:
-    """Record how a job ended; False if it had ended already."""
+    """Record how a job ended; returns False if it had already ended."""
     values: dict[str, Any] = {} if problem is None else {"problem": problem}
     return _change(session, job_id, status=status, ended_at=now(), **values)
 
 
 def is_orphaned(row: LabelJobRow) -> bool:
-    """Whether a job is said to run, and the server that did it is gone."""
+    """Whether a job is marked as running although its server is gone."""
     return row.status == "running" and not is_alive(row.pid, row.pid_created)
 
 
 def settle_label_jobs(session: Session) -> None:
-    """Note of jobs whose server is gone that they were interrupted."""
+    """Mark jobs whose server is gone as interrupted."""
     for row in session.scalars(select(LabelJobRow).where(LabelJobRow.status == "running")):
         if is_orphaned(row):
             end_label_job(session, row.id, "interrupted", "The server that did it has ended.")
@@ -159,5 +93,4 @@ def settle_label_jobs(session: Session) -> None:
 
 def _change(session: Session, job_id: int, **values: Any) -> bool:
     running = (LabelJobRow.id == job_id, LabelJobRow.status == "running")
-    changed = session.execute(update(LabelJobRow).where(*running).values(values))
-    return cast(CursorResult[Any], changed).rowcount > 0
+    return changes_rows(session, update(LabelJobRow).where(*running).values(values))

@@ -1,19 +1,20 @@
-"""What is written about features."""
+"""Labels, notes and stars of features, written by people or proposed by a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from backend.store.common import now
+from backend.store.common import changes_rows, now
 from backend.store.models import LabelRow
-from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.labels import DetectionScore, FeatureLabel, LabelOrigin, LabelUpdate
 
 
 def labels(session: Session, run_id: str) -> Mapping[int, str]:
-    """The features of a run that have a label, and the label."""
+    """The labels of a run's labeled features, by feature."""
     rows = session.execute(
         select(LabelRow.feature, LabelRow.label).where(
             LabelRow.run_id == run_id, LabelRow.label != ""
@@ -22,20 +23,80 @@ def labels(session: Session, run_id: str) -> Mapping[int, str]:
     return {row.feature: row.label for row in rows}
 
 
+def written_labels(
+    session: Session, run_id: str, features: Sequence[int] | None = None
+) -> dict[int, FeatureLabel]:
+    """Everything written about a run's features, or about some of them, by feature in order."""
+    query = select(LabelRow).where(LabelRow.run_id == run_id).order_by(LabelRow.feature)
+    if features is not None:
+        query = query.where(LabelRow.feature.in_(features))
+    return {row.feature: _shape(row) for row in session.scalars(query)}
+
+
 def label(session: Session, run_id: str, feature: int) -> LabelUpdate:
+    """What is written about one feature; empty if nothing is."""
     row = session.get(LabelRow, (run_id, feature))
     if row is None:
         return LabelUpdate(label="", notes="", starred=False)
     return LabelUpdate(label=row.label, notes=row.notes, starred=row.starred)
 
 
-def set_label(session: Session, run_id: str, feature: int, update: LabelUpdate) -> None:
-    """Write what a person says; a label that the person changed is the person's from then on."""
+def set_label(session: Session, run_id: str, feature: int, written: LabelUpdate) -> None:
+    """Store what a person wrote; a label that the person changed becomes the person's."""
     row = session.get(LabelRow, (run_id, feature))
     if row is None:
-        row = LabelRow(run_id=run_id, feature=feature, label="")
+        row = LabelRow(run_id=run_id, feature=feature)
         session.add(row)
-    if row.label != update.label or row.author is None:
+    if row.label != written.label:
         row.author, row.written_at = "person", now()
         row.model = row.prompt_version = row.score = None
-    row.label, row.notes, row.starred = update.label, update.notes, update.starred
+    row.label, row.notes, row.starred = written.label, written.notes, written.starred
+
+
+def propose_label(
+    session: Session,
+    run_id: str,
+    feature: int,
+    label: str,
+    *,
+    model: str,
+    prompt_version: str,
+    score: DetectionScore | None,
+) -> bool:
+    """Store a model's label unless a person has written one; returns whether it was stored.
+
+    One conditional UPDATE, so that a person who writes at the same time is never overwritten.
+    """
+    values = {
+        "label": label,
+        "author": "model",
+        "model": model,
+        "prompt_version": prompt_version,
+        "written_at": now(),
+        "score": None if score is None else score.model_dump_json(),
+    }
+    here = (LabelRow.run_id == run_id, LabelRow.feature == feature)
+    replaceable = or_(LabelRow.label == "", LabelRow.author == "model")
+    if changes_rows(session, update(LabelRow).where(*here, replaceable).values(values)):
+        return True
+    try:
+        with session.begin_nested():
+            session.add(LabelRow(run_id=run_id, feature=feature, notes="", starred=False, **values))
+    except IntegrityError:
+        return False
+    return True
+
+
+def _shape(row: LabelRow) -> FeatureLabel:
+    origin = LabelOrigin.model_validate(
+        {
+            "author": row.author,
+            "model": row.model,
+            "prompt_version": row.prompt_version,
+            "created_at": row.written_at,
+            "score": None if row.score is None else DetectionScore.model_validate_json(row.score),
+        }
+    )
+    return FeatureLabel(
+        feature=row.feature, label=row.label, notes=row.notes, starred=row.starred, origin=origin
+    )

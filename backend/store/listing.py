@@ -1,4 +1,4 @@
-"""Lists of runs: filtered, sorted, page by page."""
+"""Lists of runs: filtered, sorted and paginated."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunSort, RunStatus, TagCount
 
 SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}
-"""Column of `RunRow` to the metrics of which it holds the first that was measured."""
+"""Column of `RunRow` to metrics; the column holds the first of them that was measured."""
 
 
 def sorted_values(latest: Mapping[str, float]) -> dict[str, float | None]:
-    """From a run's latest metrics, the columns that lists are sorted by."""
+    """The columns that lists are sorted by, from a run's latest metrics."""
     values: dict[str, float | None] = {}
     for column, names in SORTED_BY.items():
         value = next((latest[name] for name in names if name in latest), None)
@@ -30,13 +30,13 @@ def sorted_values(latest: Mapping[str, float]) -> dict[str, float | None]:
 
 
 class RunFilter(NamedTuple):
-    """Which runs a list has; what is left empty does not matter."""
+    """Which runs a list contains; an empty field matches all."""
 
     status: Sequence[RunStatus] = ()
     q: str = ""
-    """Stands in the name, the notes or a tag, or is the beginning of the id; in either case."""
+    """Text in the name, notes or a tag, or a prefix of the id; case is ignored."""
     tags: Sequence[str] = ()
-    """All of them."""
+    """The run has all of these."""
     group_id: str | None = None
     archived: bool | None = False
 
@@ -83,15 +83,16 @@ def list_runs(
     limit: int = 50,
     cursor: str | None = None,
 ) -> RunList:
-    """A page of runs. Without an `order`, the newest, the best and the beginning of the alphabet
-    come first. Runs without a value to sort by come last, among equals the newest come first.
+    """A page of runs, by default newest, best or alphabetically first first.
+
+    Runs without a value to sort by come last; ties are ordered newest first.
     """
     conditions = (wanted or RunFilter()).conditions
     total = session.scalar(select(func.count()).select_from(RunRow).where(*conditions)) or 0
     order = order or ("desc" if sort == "created" else "asc")
     key = _key(sort)
     if cursor is not None:
-        conditions.append(_behind(key, order, _decoded(cursor, sort, order)))
+        conditions.append(_after(key, order, _decoded(cursor, sort, order)))
     directed = key.asc() if order == "asc" else key.desc()
     found = session.execute(
         select(RunRow, key.label("key"))
@@ -108,7 +109,7 @@ def list_runs(
 
 
 def count_tags(session: Session) -> list[TagCount]:
-    """Every tag and how many runs carry it, the commonest first."""
+    """Every tag with its number of runs, most common first."""
     number = func.count(distinct(TagRow.run_id))
     rows = session.execute(
         select(TagRow.tag, number).group_by(TagRow.tag).order_by(number.desc(), TagRow.tag)
@@ -122,7 +123,7 @@ def _key(sort: RunSort) -> ColumnElement[Any]:
             return RunRow.seq.expression
         case "name":
             return func.lower(RunRow.name)
-        case "status":  # in the order of a run's life
+        case "status":  # in the order of a run's life cycle
             ranks = {status: rank for rank, status in enumerate(get_args(RunStatus))}
             return case(ranks, value=RunRow.status)
         case "fvu":
@@ -134,7 +135,7 @@ def _key(sort: RunSort) -> ColumnElement[Any]:
 
 
 class _Place(NamedTuple):
-    """The last run of a page: what its list is sorted by, its key there, and its number."""
+    """The last run of a page: how its list is sorted, its sort key, and its `seq`."""
 
     sort: RunSort
     order: SortOrder
@@ -142,8 +143,8 @@ class _Place(NamedTuple):
     seq: int
 
 
-def _behind(key: ColumnElement[Any], order: SortOrder, place: _Place) -> ColumnElement[bool]:
-    """What stands behind a place in the list."""
+def _after(key: ColumnElement[Any], order: SortOrder, place: _Place) -> ColumnElement[bool]:
+    """Condition for the runs after a place in the list."""
     older = RunRow.seq < place.seq
     if place.key is None:
         return and_(key.is_(None), older)
@@ -169,8 +170,8 @@ def _decoded(cursor: str, sort: RunSort, order: SortOrder) -> _Place:
         or not _is_seq(place.seq)
     ):
         raise UnprocessableError(
-            f"'{cursor}' is no cursor of a list sorted by {sort}, {order}; use the next_cursor of "
-            "an answer to the same question.",
+            f"'{cursor}' is not a cursor of a list sorted by {sort}, {order}; use the next_cursor "
+            "of an answer to the same request.",
             field="cursor",
         )
     return place

@@ -1,8 +1,8 @@
-"""What a run measured, column by column: made of rows, joined, cut, and packed into blocks.
+"""A run's measurements by column: built from rows, concatenated, sliced, packed into blocks.
 
-The repository keeps a run's newest points as rows and all before them as blocks; who reads gets the
-two joined. Steps and counts are exact, NaN and infinities are values, and what was not measured at
-a step is none of them.
+`metrics` stores a run's newest points as rows and all earlier ones as blocks; readers get both
+concatenated. Steps and counts are exact. NaN and infinities are values, distinct from a metric that
+was not measured at a step.
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ Flags = NDArray[np.bool_]
 
 
 class Row(NamedTuple):
-    """One point as it is stored alone."""
+    """One point as stored in the table `metrics`."""
 
     step: int
     tokens: int
     time: float
     revision: int
     values: str
-    """Metric to value, as JSON that also has NaN and infinities."""
+    """Metric to value, as JSON extended by NaN and infinities."""
 
 
 class Curve(NamedTuple):
     """One metric at n points."""
 
     values: Floats
-    """[n]; NaN also where it was not measured."""
+    """[n]; NaN where it was not measured."""
     measured: Flags
     """[n]"""
 
 
 @dataclass(frozen=True)
 class Points:
-    """n points in order of their steps."""
+    """n points, ordered by step."""
 
     step: Ints
     tokens: Ints
     time: Floats
-    """[n], seconds of training before them."""
+    """[n], seconds of training so far."""
     revision: Ints
-    """[n], the run's when they were told."""
+    """[n], the run's revision that stored them."""
     curves: Mapping[str, Curve]
-    """By metric; every one was measured at some point."""
+    """By metric; each was measured at least once."""
 
     def __len__(self) -> int:
         return len(self.step)
 
     def at(self, where: Flags | NDArray[np.intp] | slice) -> Points:
-        """Some of the points."""
+        """The points selected by a mask, indices or a slice."""
         cut = {n: Curve(c.values[where], c.measured[where]) for n, c in self.curves.items()}
         return Points(
             self.step[where],
@@ -68,20 +68,20 @@ class Points:
             {name: curve for name, curve in cut.items() if curve.measured.any()},
         )
 
-    def values_at(self, place: int) -> dict[str, float]:
-        """What was measured at one of the points."""
+    def values_at(self, index: int) -> dict[str, float]:
+        """The metrics measured at one point."""
         return {
-            name: float(curve.values[place])
+            name: float(curve.values[index])
             for name, curve in self.curves.items()
-            if curve.measured[place]
+            if curve.measured[index]
         }
 
     def rows(self) -> list[Row]:
-        """The points as they are stored alone."""
+        """The points as rows of the table `metrics`."""
         columns = (self.step.tolist(), self.tokens.tolist(), self.time.tolist())
         return [
-            Row(step, tokens, time, revision, packed_values(self.values_at(place)))
-            for place, (step, tokens, time, revision) in enumerate(
+            Row(step, tokens, time, revision, packed_values(self.values_at(index)))
+            for index, (step, tokens, time, revision) in enumerate(
                 zip(*columns, self.revision.tolist(), strict=True)
             )
         ]
@@ -92,7 +92,7 @@ def packed_values(values: Mapping[str, float]) -> str:
 
 
 def points_of(rows: Sequence[Row]) -> Points:
-    """Rows, in order of their steps, as columns."""
+    """Rows, ordered by step, as columns."""
     measured: list[dict[str, float]] = json.loads(f"[{','.join(row.values for row in rows)}]")
     names = dict.fromkeys(name for values in measured for name in values)
     return Points(
@@ -111,7 +111,7 @@ def points_of(rows: Sequence[Row]) -> Points:
 
 
 def joined(parts: Sequence[Points]) -> Points:
-    """Points one after the other."""
+    """Concatenate points."""
     if len(parts) == 1:
         return parts[0]
     total = sum(map(len, parts))
@@ -125,19 +125,21 @@ def joined(parts: Sequence[Points]) -> Points:
             curves[name].values[start:end] = curve.values
             curves[name].measured[start:end] = curve.measured
         start = end
-    nothing = points_of([])
+    empty = points_of([])
     return Points(
-        np.concatenate([nothing.step, *(part.step for part in parts)]),
-        np.concatenate([nothing.tokens, *(part.tokens for part in parts)]),
-        np.concatenate([nothing.time, *(part.time for part in parts)]),
-        np.concatenate([nothing.revision, *(part.revision for part in parts)]),
+        np.concatenate([empty.step, *(part.step for part in parts)]),
+        np.concatenate([empty.tokens, *(part.tokens for part in parts)]),
+        np.concatenate([empty.time, *(part.time for part in parts)]),
+        np.concatenate([empty.revision, *(part.revision for part in parts)]),
         curves,
     )
 
 
 def packed(points: Points) -> bytes:
-    """A block: the columns as safetensors. A curve with gaps has its values alone, and where they
-    belong as bits; values that float32 holds exactly take half the room.
+    """A block: the columns as safetensors.
+
+    A curve with gaps is stored as its measured values and a bit mask; values that float32 holds
+    exactly are stored as float32.
     """
     columns: dict[str, NDArray[np.generic]] = {
         "step": points.step,

@@ -1,7 +1,7 @@
-"""What a run measured: the newest points as rows, all before them packed into blocks.
+"""A run's measurements: the newest points as rows, all earlier ones packed into blocks.
 
-A point that is told again, or forgotten, is a row again first: the blocks that reach to it are
-unpacked. So a block never changes, and every row's step is greater than that of every block.
+Before a packed point changes or is deleted, the blocks from it on are unpacked into rows. So a
+block never changes, and every row's step is greater than every block's.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from sae_engine.schema.records import MetricsRecord
 
 
 class Packing(NamedTuple):
-    """When rows become a block."""
+    """When rows are packed into a block."""
 
     block_points: int = 1024
     rows_kept: int = 256
-    """So many at least stay rows, because what comes late is mostly about one of the last."""
+    """Number of the newest rows never packed, since late measurements mostly add to those."""
 
 
 _ROW = (
@@ -46,37 +46,35 @@ def add_metrics(
     records: Sequence[MetricsRecord],
     packing: Packing = Packing(),  # noqa: B008
 ) -> None:
-    """Store measurements; at a step that has some already, the same names are overwritten."""
+    """Store measurements; at a step that already has some, the same metrics are overwritten."""
     if not records:
         return
     revision = next_revision(session, run_id)
     _unpack_from(session, run_id, min(record.step for record in records))
     known = MetricsRow.step.in_({record.step for record in records})
-    told = {row.step: row for row in _rows(session, run_id, known)}
-    if told:
+    merged = {row.step: row for row in _rows(session, run_id, known)}
+    if merged:
         session.execute(delete(MetricsRow).where(MetricsRow.run_id == run_id, known))
     for record in records:
         values = record.values
-        if record.step in told:
-            values = {**json.loads(told[record.step].values), **values}
-        told[record.step] = Row(
+        if record.step in merged:
+            values = {**json.loads(merged[record.step].values), **values}
+        merged[record.step] = Row(
             record.step, record.tokens, record.time, revision, packed_values(values)
         )
-    _insert(session, run_id, told.values())
+    _insert(session, run_id, merged.values())
     _pack(session, run_id, packing)
 
 
 def forget_after(session: Session, run_id: str, step: int) -> None:
-    """Drop what a run measured, published and told of steps after `step`: it goes on from
-    there.
-    """
+    """Delete a run's measurements, snapshots and notices of steps after `step`."""
     _unpack_from(session, run_id, step + 1)
     for table in (MetricsRow, SnapshotRow, NoticeRow):
         session.execute(delete(table).where(table.run_id == run_id, table.step > step))
 
 
 def metrics(session: Session, run_id: str, since_step: int = -1) -> Points:
-    """Every point after `since_step`, in order of the steps."""
+    """Every point after `since_step`, ordered by step."""
     blocks = _blocks(session, run_id, MetricBlockRow.last_step > since_step)
     rows = _rows(session, run_id, MetricsRow.step > since_step)
     points = joined([*map(unpacked, blocks), points_of(rows)])
@@ -86,11 +84,11 @@ def metrics(session: Session, run_id: str, since_step: int = -1) -> Points:
 
 
 def metrics_between(session: Session, run_id: str, after: int, upto: int) -> Points:
-    """What was measured in revisions `after` + 1 to `upto`, in the order it was told."""
+    """Points stored in revisions `after` + 1 to `upto`, ordered by revision, then step."""
     reaching = (MetricBlockRow.last_revision > after, MetricBlockRow.first_revision <= upto)
     blocks = _blocks(session, run_id, *reaching)
-    told = (MetricsRow.revision > after, MetricsRow.revision <= upto)
-    points = joined([*map(unpacked, blocks), points_of(_rows(session, run_id, *told))])
+    within = (MetricsRow.revision > after, MetricsRow.revision <= upto)
+    points = joined([*map(unpacked, blocks), points_of(_rows(session, run_id, *within))])
     points = points.at((points.revision > after) & (points.revision <= upto))
     return points.at(points.revision.argsort(kind="stable"))
 
@@ -117,7 +115,7 @@ def _blocks(session: Session, run_id: str, *where: ColumnElement[bool]) -> Seque
 
 
 def _unpack_from(session: Session, run_id: str, step: int) -> None:
-    """Make the points of all blocks that reach to `step` or beyond it rows again."""
+    """Unpack all blocks that have points at or after `step`."""
     reaching = MetricBlockRow.last_step >= step
     blocks = _blocks(session, run_id, reaching)
     if blocks:
@@ -126,7 +124,7 @@ def _unpack_from(session: Session, run_id: str, step: int) -> None:
 
 
 def _pack(session: Session, run_id: str, packing: Packing) -> None:
-    """Pack the oldest rows into blocks while there are more than enough."""
+    """Pack the oldest rows into blocks, leaving `rows_kept`."""
     counted = select(func.count()).where(MetricsRow.run_id == run_id)
     spare = (session.scalar(counted) or 0) - packing.rows_kept
     if spare < packing.block_points:

@@ -1,6 +1,4 @@
-"""The tables. Weights, checkpoints, feature indexes and logs are not here but in the run's
-folder.
-"""
+"""The tables. Weights, checkpoints, feature indexes and logs are in the run's folder instead."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time, also on databases that keep no time zone."""
+    """A timezone-aware UTC time, even on databases that store no time zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -36,7 +34,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 TokenCount = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"))]
-"""More than 32 bits hold; SQLite's integers have 64."""
+"""A 64-bit integer, as every integer of SQLite is."""
 
 
 class Base(DeclarativeBase):
@@ -44,12 +42,12 @@ class Base(DeclarativeBase):
 
 
 class RunRow(Base):
-    """A run: what was asked, how it stands, how it ended."""
+    """A run: its configuration, state, progress and end."""
 
     __tablename__ = "runs"
 
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    """Order of creation; pages of the list end at one."""
+    """Order of creation; cursors of lists refer to it."""
     id: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]
     status: Mapped[str] = mapped_column(index=True)
@@ -60,14 +58,14 @@ class RunRow(Base):
     cloned_from: Mapped[str | None]
     device: Mapped[str | None]
     slot: Mapped[str | None]
-    """Where the supervisor put it; null for a run in somebody's terminal."""
+    """Slot that the supervisor chose; null for a run in a terminal."""
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_digest: Mapped[str | None]
 
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]
     queue_rank: Mapped[int | None]
-    """Waiting runs are started in this order; null is before all others."""
+    """Order in which queued runs start; null unless queued."""
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 
@@ -79,10 +77,10 @@ class RunRow(Base):
     eta_seconds: Mapped[float | None]
     phase: Mapped[str | None]
     metrics: Mapped[str] = mapped_column(Text, default="{}")
-    """Latest value of each metric, as JSON that also has NaN and infinities."""
+    """Latest value of each metric, as JSON extended by NaN and infinities."""
     fvu: Mapped[float | None]
-    """What lists are sorted by, as are the next two: held out once that is measured; null where
-    there is none or it is not finite.
+    """Lists are sorted by this and the next two: held-out once measured; null if missing or not
+    finite.
     """
     l0: Mapped[float | None]
     ce_delta: Mapped[float | None]
@@ -93,15 +91,15 @@ class RunRow(Base):
 
     pid: Mapped[int | None]
     pid_created: Mapped[float | None]
-    """`processes.start_of` it: tells it from a later one with its number."""
+    """`processes.start_of(pid)`: distinguishes it from a later process with the same number."""
     force_stop_at: Mapped[datetime | None]
 
-    revision: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Counts the transactions that told something of this run; events are numbered by it."""
-    status_revision: Mapped[int] = mapped_column(default=0, server_default="0")
-    """When `status` changed last."""
+    revision: Mapped[int] = mapped_column(default=0)
+    """Counts the transactions that reported something about this run; numbers its events."""
+    status_revision: Mapped[int] = mapped_column(default=0)
+    """Revision of the last change of `status`."""
     reported_at: Mapped[datetime | None]
-    """When its process wrote something last."""
+    """Time of the last write by its process."""
 
     alerts: Mapped[list[NoticeRow]] = relationship(
         primaryjoin="and_(NoticeRow.run_id == RunRow.id, NoticeRow.kind.is_not(None))",
@@ -129,7 +127,7 @@ class TagRow(Base):
 
 
 class MetricsRow(Base):
-    """What was measured at one of a run's last steps."""
+    """Measurements of one of a run's newest steps."""
 
     __tablename__ = "metrics"
     __table_args__ = {"sqlite_with_rowid": False}  # noqa: RUF012
@@ -138,13 +136,13 @@ class MetricsRow(Base):
     step: Mapped[int] = mapped_column(primary_key=True)
     tokens: Mapped[TokenCount]
     time: Mapped[float]
-    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    revision: Mapped[int] = mapped_column(default=0)
     values: Mapped[str] = mapped_column(Text)
-    """Metric name to value, as JSON that also has NaN and infinities."""
+    """Metric name to value, as JSON extended by NaN and infinities."""
 
 
 class MetricBlockRow(Base):
-    """Consecutive points of a run that are older than its `MetricsRow`s, packed."""
+    """Consecutive points of a run older than its `MetricsRow`s, packed."""
 
     __tablename__ = "metric_blocks"
 
@@ -157,7 +155,7 @@ class MetricBlockRow(Base):
 
 
 class SnapshotRow(Base):
-    """A feature index that was published in the run's folder."""
+    """A feature index published in the run's folder."""
 
     __tablename__ = "snapshots"
 
@@ -167,12 +165,12 @@ class SnapshotRow(Base):
     index_tokens: Mapped[TokenCount]
     seconds: Mapped[float]
     final: Mapped[bool]
-    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
 
 
 class NoticeRow(Base):
-    """Something a run wanted people to know."""
+    """A message from a run to people."""
 
     __tablename__ = "notices"
 
@@ -181,14 +179,14 @@ class NoticeRow(Base):
     step: Mapped[int | None]
     level: Mapped[str]
     kind: Mapped[str | None]
-    """What it is an alert about; null for other messages."""
+    """Kind of alert; null for other messages."""
     message: Mapped[str] = mapped_column(Text)
-    revision: Mapped[int] = mapped_column(default=0, server_default="0")
+    revision: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
 
 
 class LabelRow(Base):
-    """What a person wrote about one feature of a run, or a model proposed."""
+    """Label, notes and star of one feature of a run."""
 
     __tablename__ = "labels"
 
@@ -198,17 +196,17 @@ class LabelRow(Base):
     notes: Mapped[str] = mapped_column(Text)
     starred: Mapped[bool]
 
-    author: Mapped[str | None]
-    """Of the label: `person` or `model`; null for a person's of before this was noted."""
+    author: Mapped[str]
+    """Of the label: `person` or `model`."""
     model: Mapped[str | None]
     prompt_version: Mapped[str | None]
-    written_at: Mapped[datetime | None]
+    written_at: Mapped[datetime]
     score: Mapped[str | None] = mapped_column(Text)
     """A `DetectionScore` as JSON."""
 
 
 class LabelJobRow(Base):
-    """The automatic labeling of some features of a run."""
+    """A job that labels some features of a run automatically."""
 
     __tablename__ = "label_jobs"
 
@@ -229,4 +227,4 @@ class LabelJobRow(Base):
     ended_at: Mapped[datetime | None]
     pid: Mapped[int]
     pid_created: Mapped[float]
-    """Of the server that does it, as in `RunRow`."""
+    """Of the server that runs the job, as in `RunRow`."""

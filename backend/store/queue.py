@@ -1,4 +1,4 @@
-"""In what order runs that wait are started."""
+"""The order in which queued runs are started."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from sqlalchemy.orm import Session
 from backend.errors import ConflictError
 from backend.store.models import RunRow
 
-QUEUE_ORDER = (RunRow.queue_rank.nulls_first(), RunRow.queued_at, RunRow.seq)
-
 
 def queued_runs(session: Session) -> Sequence[RunRow]:
-    """Those that wait, the next one first."""
+    """The queue, next run first."""
     return session.scalars(
-        select(RunRow).where(RunRow.status == "queued").order_by(*QUEUE_ORDER)
+        select(RunRow).where(RunRow.status == "queued").order_by(RunRow.queue_rank, RunRow.seq)
     ).all()
 
 
 def move_in_queue(session: Session, row: RunRow, position: int) -> None:
-    """Put a run that waits at a place of the queue, counted from 1; the others keep their order."""
+    """Move a queued run to a position, counted from 1; the others keep their order."""
     if row.status != "queued":
         raise ConflictError(
             f"The run '{row.name}' is {row.status}; only a queued run has a place in the queue.",
@@ -35,6 +33,6 @@ def move_in_queue(session: Session, row: RunRow, position: int) -> None:
 
 
 def last_rank(session: Session) -> int:
-    """The rank of the last run that waits; 0 if none does."""
-    waiting = select(func.max(RunRow.queue_rank)).where(RunRow.status == "queued")
-    return session.scalar(waiting) or 0
+    """The rank of the last queued run; 0 if the queue is empty."""
+    queued = select(func.max(RunRow.queue_rank)).where(RunRow.status == "queued")
+    return session.scalar(queued) or 0

@@ -1,8 +1,7 @@
-"""Runs: made, found, listed, changed, deleted."""
+"""Runs: added, found, changed, deleted, and how fast they were."""
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -11,12 +10,16 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError, NotFoundError, UnprocessableError
-from backend.store.common import ACTIVE, executed, now
+from backend.store.common import ACTIVE, changes_rows, now
+from backend.store.configs import UnreadableConfigError, config_of
 from backend.store.models import RunRow, TagRow
 from backend.store.queue import last_rank, move_in_queue
 from sae_engine.errors import UserError
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.runs import RunPatch, RunStatus
+
+COMPARED_RUNS = 200
+"""Number of the newest runs whose speed is considered."""
 
 
 def add_run(
@@ -31,7 +34,7 @@ def add_run(
     idempotency_key: str | None = None,
     request_digest: str | None = None,
 ) -> RunRow:
-    """Store a new run, named as its config is; `running` is for one that its caller runs itself."""
+    """Store a new run under its config's name; `running` is for callers that run it themselves."""
     at = now()
     row = RunRow(
         id=secrets.token_hex(5),
@@ -55,9 +58,7 @@ def add_run(
 
 
 def earlier_request(session: Session, idempotency_key: str, request_digest: str) -> RunRow | None:
-    """The run that a request with this key has made; raises if that request asked for something
-    else.
-    """
+    """The run that an earlier request with this key created; raises if that request differed."""
     row = session.scalar(select(RunRow).where(RunRow.idempotency_key == idempotency_key))
     if row is not None and row.request_digest != request_digest:
         raise UnprocessableError(
@@ -76,9 +77,7 @@ def get_run(session: Session, run_id: str) -> RunRow:
 
 
 def find_run(session: Session, text: str) -> RunRow:
-    """A run by its id, the beginning of its id, or its name; raises when none or several are
-    meant.
-    """
+    """A run by id, prefix of its id, or name; raises `UserError` unless exactly one matches."""
     exact = session.scalar(select(RunRow).where(RunRow.id == text))
     if exact is not None:
         return exact
@@ -88,12 +87,12 @@ def find_run(session: Session, text: str) -> RunRow:
         raise UserError(f"There is no run '{text}'; `sae-workbench runs` lists them.")
     if len(rows) > 1:
         ids = ", ".join(row.id for row in rows[:10])
-        raise UserError(f"'{text}' is the name of {len(rows)} runs; give one of their ids: {ids}.")
+        raise UserError(f"'{text}' matches {len(rows)} runs; give one of their ids: {ids}.")
     return rows[0]
 
 
 def group(session: Session, group_id: str) -> Sequence[RunRow]:
-    """The runs of a sweep, in the order they were made."""
+    """The runs of a sweep, in the order they were created."""
     return session.scalars(
         select(RunRow).where(RunRow.group_id == group_id).order_by(RunRow.seq)
     ).all()
@@ -119,9 +118,9 @@ def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
 
 
 def delete_run(session: Session, run_id: str) -> None:
-    """Forget a run and all that hangs on it; refuses while a process works on it."""
+    """Delete a run and everything stored about it; refuses while it is active."""
     row = get_run(session, run_id)
-    deleted = executed(
+    deleted = changes_rows(
         session, delete(RunRow).where(RunRow.id == run_id, RunRow.status.not_in(ACTIVE))
     )
     if not deleted:
@@ -136,31 +135,32 @@ def _tag_rows(tags: Iterable[str]) -> list[TagRow]:
 
 
 class Measured(NamedTuple):
-    """How fast a run was."""
+    """The speed of an earlier run."""
 
     run_name: str
     tokens_per_second: float
     same_size: bool
-    """Whether its SAE had as many latents and the same k."""
+    """Whether its SAE had the same number of latents and the same k."""
     sae_share: float
-    """Share of its time that was the SAE's own, the rest being the language model's; 1 if it is
-    not known.
-    """
+    """Share of its time spent in the SAE rather than the language model; 1 if unknown."""
 
 
 def measured_speed(session: Session, device: str, config: RunConfig) -> Measured | None:
-    """The last speed on a device of a run with the same model and site, best of one whose SAE has
-    the same size.
+    """The latest speed measured on a device with the same model and site, preferably with an SAE
+    of the same size.
     """
     rows = session.scalars(
         select(RunRow)
         .where(RunRow.device == device, RunRow.tokens_per_second.is_not(None))
         .order_by(RunRow.seq.desc())
-        .limit(200)
+        .limit(COMPARED_RUNS)
     )
     nearest: Measured | None = None
     for row in rows:
-        other = RunConfig.model_validate(row.config)
+        try:
+            other = config_of(row)
+        except UnreadableConfigError:
+            continue
         if (other.model.name, other.hook_name) != (config.model.name, config.hook_name):
             continue
         same_size = _size(other) == _size(config)
@@ -173,8 +173,8 @@ def measured_speed(session: Session, device: str, config: RunConfig) -> Measured
 
 
 def _speed(row: RunRow) -> float | None:
-    """Tokens per second from its start to its end where a run went through in one go, loading and
-    evaluation included, else those of its last points.
+    """Tokens per second over the whole run, loading and evaluation included, if it finished
+    without being resumed; otherwise of its latest points.
     """
     if row.status == "finished" and row.queued_at == row.created_at:
         assert row.started_at is not None
@@ -185,7 +185,7 @@ def _speed(row: RunRow) -> float | None:
 
 
 def _sae_share(row: RunRow) -> float:
-    share = json.loads(row.metrics).get("sae_share")
+    share = row.latest_metrics.get("sae_share")
     return share if isinstance(share, float) and 0 <= share <= 1 else 1.0
 
 

@@ -1,7 +1,6 @@
-"""How a run comes into the queue, out of it, and to its end.
+"""Transitions between a run's states.
 
-Every change of a run's state is one conditional UPDATE, so that of two who want it only one
-succeeds.
+Each is one conditional UPDATE, so that only one of two competing processes succeeds.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ from sqlalchemy import Update, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
-from backend.store.common import ACTIVE, RESUMABLE, executed, now
+from backend.store.common import ACTIVE, RESUMABLE, changes_rows, now
+from backend.store.configs import UNREADABLE, readable_config
 from backend.store.listing import sorted_values
 from backend.store.models import RunRow
 from backend.store.queue import last_rank
 from backend.store.runs import get_run
-from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import StopRequest
 from sae_engine.schema.runs import ENDED, RunStatus
 
 
 def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
-    """A queued run is stopped at once; a running one is asked to, and asked harder with `force`."""
+    """Stop a queued run at once; ask an active one to stop, with `force` without features."""
     row = get_run(session, run_id)
     if row.status in ENDED:
         raise ConflictError(
-            f"The run '{row.name}' has ended already; it is {row.status}.", kind="ended"
+            f"The run '{row.name}' has already ended; it is {row.status}.", kind="ended"
         )
     if row.status == "queued":
-        _change_status(session, row, "stopped")
+        _change_status(row, "stopped")
         row.ended_at, row.phase = now(), None
     else:
         if row.status != "stopping":
-            _change_status(session, row, "stopping")
+            _change_status(row, "stopping")
         if force and row.force_stop_at is None:
             row.force_stop_at = now()
     session.flush()
@@ -44,12 +43,12 @@ def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
 
 
 def requeue(session: Session, run_id: str) -> RunRow:
-    """Put an ended run back into the queue, to go on from its checkpoint if it has one."""
+    """Queue an ended run again; it continues from its checkpoint if it has one."""
     row = get_run(session, run_id)
     if row.status not in RESUMABLE:
         raise ConflictError(f"The run '{row.name}' is {row.status}; there is nothing to resume.")
     row.queue_rank = last_rank(session) + 1
-    _change_status(session, row, "queued")
+    _change_status(row, "queued")
     row.queued_at = now()
     row.started_at = row.ended_at = row.force_stop_at = None
     row.error_type = row.error_message = row.error_log_tail = None
@@ -59,34 +58,38 @@ def requeue(session: Session, run_id: str) -> RunRow:
     return row
 
 
-def _change_status(session: Session, row: RunRow, status: RunStatus) -> None:
+def _change_status(row: RunRow, status: RunStatus) -> None:
     row.status = status
     row.revision = row.status_revision = row.revision + 1
+
+
+def fail_unreadable(session: Session, row: RunRow) -> bool:
+    """Fail a queued run whose stored configuration is invalid; returns whether it was."""
+    problem = readable_config(row).problem
+    if problem is None:
+        return False
+    queued = update(RunRow).where(RunRow.id == row.id, RunRow.status == "queued")
+    values = _ended("failed") | _error(UNREADABLE, problem, "") | {"queue_rank": None}
+    return changes_rows(session, queued.values(values))
 
 
 def claim(
     session: Session, first: RunRow, queue: Sequence[RunRow], *, slot: str, device: str
 ) -> Sequence[RunRow]:
-    """Take a queued run for a slot, and those of its sweep in the queue that can share its pass.
+    """Assign a queued run to a slot, together with the runs of its sweep that can share its pass.
 
-    Of several claimants only one gets them. A run that resumes is taken alone, because the others
-    of its sweep stand elsewhere, and so is one that trains nothing.
+    Only one of several claimants gets them. A run that resumes is taken alone, because others of
+    its sweep stopped at other steps, and so is one that trains nothing.
     """
     wanted = [first.seq]
-    if first.group_id is not None and _begins(first):
-        key = RunConfig.model_validate(first.config).pass_key
-        wanted = [
-            row.seq
-            for row in queue
-            if row.group_id == first.group_id
-            and _begins(row)
-            and RunConfig.model_validate(row.config).pass_key == key
-        ]
+    if (key := _shared_pass(first)) is not None:
+        members = [row for row in queue if row.group_id == first.group_id]
+        wanted = [row.seq for row in members if _shared_pass(row) == key]
     claimed = session.scalars(
         update(RunRow)
         .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(
-            **_told("running"), slot=slot, device=device, started_at=now(), reported_at=now(),
+            **_status("running"), slot=slot, device=device, started_at=now(), reported_at=now(),
             phase="starting", queue_rank=None,
         )
         .returning(RunRow)
@@ -95,15 +98,16 @@ def claim(
     return sorted(claimed, key=lambda row: row.seq)
 
 
-def _begins(row: RunRow) -> bool:
-    """Whether a queued run is to be trained from its beginning: it does not resume, nor is its SAE
-    trained already.
-    """
-    return row.queued_at == row.created_at and not row.config["sae"].get("pretrained")
+def _shared_pass(row: RunRow) -> str | None:
+    """The pass that a sweep's run can share with others; None if it has to run alone."""
+    if row.group_id is None or row.queued_at != row.created_at:
+        return None
+    config, problem = readable_config(row)
+    return None if problem or config.sae.pretrained else config.pass_key
 
 
 def active_runs(session: Session) -> Sequence[RunRow]:
-    """Runs that a process works on, or should."""
+    """Runs that are marked as having a process."""
     return session.scalars(
         select(RunRow).where(RunRow.status.in_(ACTIVE)).order_by(RunRow.seq)
     ).all()
@@ -117,12 +121,12 @@ def count_by_status(session: Session) -> dict[str, int]:
 
 
 def set_process(session: Session, run_id: str, *, pid: int, created: float) -> bool:
-    """Note which process works on a run; False if it is no longer to be worked on."""
-    return executed(session, _active(run_id).values(pid=pid, pid_created=created))
+    """Record which process runs a run; returns False if the run is not active."""
+    return changes_rows(session, _active(run_id).values(pid=pid, pid_created=created))
 
 
 def stop_requests(session: Session, run_ids: Sequence[str]) -> dict[str, StopRequest]:
-    """What each run has been asked to do; one that was deleted is to end at once."""
+    """The stop request of each run; a deleted run is to stop at once."""
     requests = dict.fromkeys(run_ids, StopRequest.FORCE)
     for row in session.execute(
         select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(RunRow.id.in_(run_ids))
@@ -134,42 +138,46 @@ def stop_requests(session: Session, run_ids: Sequence[str]) -> dict[str, StopReq
 
 
 def end_run(session: Session, run_id: str, status: RunStatus) -> bool:
-    """Record that a run ended by itself or on request; False if it had ended already."""
-    return executed(session, _ending(run_id, status))
+    """Record that a run finished or was stopped; returns False if it had already ended."""
+    return changes_rows(session, _active(run_id).values(**_ended(status)))
 
 
 def fail_run(
     session: Session, run_id: str, status: RunStatus, *, kind: str, message: str, log_tail: str
 ) -> bool:
-    """Record that a run `failed` or was `interrupted`, and why; False if it had ended already."""
-    told = {"error_type": kind, "error_message": message, "error_log_tail": log_tail}
-    storable = {name: text.replace("\0", "\N{SYMBOL FOR NULL}") for name, text in told.items()}
-    return executed(session, _ending(run_id, status).values(storable))
+    """Record that a run `failed` or was `interrupted`; returns False if it had already ended."""
+    values = _ended(status) | _error(kind, message, log_tail)
+    return changes_rows(session, _active(run_id).values(values))
 
 
 def update_run(session: Session, run_id: str, **values: Any) -> None:
-    """Set columns of a run that is being worked on."""
+    """Set columns of an active run."""
     session.execute(_active(run_id).values(reported_at=now(), **values))
 
 
 def update_metrics(
     session: Session, run_id: str, latest: Mapping[str, float], **values: Any
 ) -> None:
-    """Set the latest metrics of a run that is being worked on, and other columns."""
-    told = {"metrics": json.dumps(latest), **sorted_values(latest)}
-    update_run(session, run_id, **told, **values)
+    """Set an active run's latest metrics and other columns."""
+    columns = {"metrics": json.dumps(latest), **sorted_values(latest)}
+    update_run(session, run_id, **columns, **values)
 
 
 def _active(run_id: str) -> Update:
     return update(RunRow).where(RunRow.id == run_id, RunRow.status.in_(ACTIVE))
 
 
-def _told(status: RunStatus) -> dict[str, Any]:
-    """A new status, numbered as what happened last."""
+def _status(status: RunStatus) -> dict[str, Any]:
+    """Columns of a new status, with the next revision."""
     revision = RunRow.revision + 1
     return {"status": status, "revision": revision, "status_revision": revision}
 
 
-def _ending(run_id: str, status: RunStatus) -> Update:
-    ended = {"ended_at": now(), "phase": None, "eta_seconds": None}
-    return _active(run_id).values(**_told(status), **ended)
+def _ended(status: RunStatus) -> dict[str, Any]:
+    return {**_status(status), "ended_at": now(), "phase": None, "eta_seconds": None}
+
+
+def _error(kind: str, message: str, log_tail: str) -> dict[str, Any]:
+    """Columns of an error, without the zero bytes that PostgreSQL refuses."""
+    texts = {"error_type": kind, "error_message": message, "error_log_tail": log_tail}
+    return {name: text.replace("\0", "\N{SYMBOL FOR NULL}") for name, text in texts.items()}

@@ -1,4 +1,4 @@
-"""A server on a folder of its own whose jobs are quick and need no torch."""
+"""A server on a temporary folder whose jobs run the fake engine."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ URL = "http://127.0.0.1"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Return as soon as `condition` holds; fail at the deadline."""
+    """Return once `condition` holds; fail at the deadline."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "deadline exceeded"
         time.sleep(0.02)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What is marked `both_databases` runs on SQLite and on PostgreSQL."""
+    """Run tests marked `both_databases` on SQLite and on PostgreSQL."""
     marked = metafunc.definition.get_closest_marker("both_databases") is not None
     if marked and "database_url" in metafunc.fixturenames:
         kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)]
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A server; without its programs, tests fail where all must pass and are skipped elsewhere."""
+    """A server; where its programs are missing, tests are skipped, or fail if `CI` is set."""
     programs = find_programs()
     if programs is None:
         assert not os.environ.get("CI"), MISSING
@@ -55,7 +55,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    """None is an SQLite file in the data folder."""
+    """A PostgreSQL URL; None for an SQLite file in the data folder."""
     if getattr(request, "param", "sqlite") == "sqlite":
         yield None
         return
@@ -108,6 +108,6 @@ def wait_for_status(client: TestClient, run_id: str, *statuses: str) -> Run:
 
 
 def claim_next(session: Session, device: str = "cpu") -> Sequence[RunRow]:
-    """What a supervisor with one slot would start now."""
+    """Claim what a supervisor with one slot would start next."""
     queue = store.queued_runs(session)
     return store.claim(session, queue[0], queue, slot=device, device=device) if queue else []

@@ -1,6 +1,6 @@
-"""An engine that does what the run's name tells it, in milliseconds, without torch.
+"""An engine without torch that takes milliseconds and behaves as the run's name says.
 
-`python -c "from tests.backend.fake_engine import main; main()" <run_id> ...` is a job with it.
+`python -c "from tests.backend.fake_engine import main; main()" <run_id> ...` is a job that uses it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from backend.jobs import worker as job
+from backend.jobs import worker
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
@@ -33,20 +33,20 @@ from sae_engine.training.member import Member
 TOTAL_STEPS = 20
 BATCH_TOKENS = 100
 POURED_STEPS = 2000
-"""Of a run named `pour`, one in a millisecond."""
+"""Steps of a run named `pour`, one per millisecond."""
 
 
 def fake_job(run_ids: Sequence[str]) -> list[str]:
-    """The command line of a job with this engine."""
+    """The command line of a job that uses this engine."""
     return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", *run_ids]
 
 
 def main() -> None:
-    sys.exit(job.main(sys.argv[1:], train=train))
+    sys.exit(worker.main(sys.argv[1:], train=train))
 
 
 def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
-    """Several runs in turns, a record of each at a time."""
+    """Take turns between the runs, one record each."""
     running = {number: _train(*member) for number, member in enumerate(members)}
     while running:
         for number, records in list(running.items()):
@@ -62,7 +62,7 @@ def _train(
     should_stop: Callable[[], StopRequest],
     resume: bool,
 ) -> Iterator[AnyRecord]:
-    """Act by the first word of the run's name; anything unknown trains to the end."""
+    """Act by the first word of the run's name; an unknown one trains to the end."""
     action = config.name.split()[0]
     print(f"fake engine: {action}, resume={resume}", flush=True)
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -122,7 +122,7 @@ def _train(
 
 
 def measured(step: int) -> MetricsRecord:
-    """What the fake engine measures at a step; a NaN at step 7."""
+    """The fake engine's measurements at a step; the FVU is NaN at step 7."""
     values = {"fvu": math.nan if step == 7 else 1 / step, "l0": 4.0}
     if step % 10 == 0:
         values["eval_fvu"] = 2 / step

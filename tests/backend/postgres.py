@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: on a socket in a temporary folder, gone when they end."""
+"""A temporary PostgreSQL server for the tests, on a socket in a temporary folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -35,15 +35,26 @@ def find_programs() -> Path | None:
 
 
 class Postgres:
-    """Makes databases on a running server."""
+    """A server that tests can stop and start, and databases on it."""
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, control: Callable[..., None]) -> None:
+        """`control` runs `pg_ctl` with some arguments."""
         self._socket = socket
+        self._control = control
         self._numbers = count()
-        self._admin = psycopg.connect(self._dsn("postgres"), autocommit=True)
+        self.start()
         self._execute("CREATE DATABASE template")
         with open_database(self.url("template")):
             pass
+
+    def start(self) -> None:
+        options = [f"-c {option}" for option in (*SPEED, f"unix_socket_directories={self._socket}")]
+        options += ["-c listen_addresses=''", "-c log_min_messages=fatal"]
+        self._control("-l", self._socket / "log", "-o", " ".join(options), "start")
+
+    def stop(self) -> None:
+        """Disconnect all clients and stop."""
+        self._control("-m", "fast", "stop")
 
     def _dsn(self, name: str) -> str:
         return f"host={self._socket} user={USER} dbname={name}"
@@ -53,7 +64,7 @@ class Postgres:
 
     @contextmanager
     def database(self, *, empty: bool = False) -> Iterator[str]:
-        """The URL of a database of today's tables, or of none."""
+        """The URL of a new database, with the current tables unless it is to be `empty`."""
         name = f"test_{next(self._numbers)}"
         self._execute("CREATE DATABASE {} TEMPLATE {}", name, "template0" if empty else "template")
         try:
@@ -63,18 +74,16 @@ class Postgres:
 
     def _execute(self, statement: str, *names: str) -> None:
         identifiers = [sql.Identifier(name) for name in names]
-        self._admin.execute(sql.SQL(statement).format(*identifiers))  # pyright: ignore[reportArgumentType]
-
-    def close(self) -> None:
-        self._admin.close()
+        with psycopg.connect(self._dsn("postgres"), autocommit=True) as admin:
+            admin.execute(sql.SQL(statement).format(*identifiers))  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
 def running_server(programs: Path) -> Iterator[Postgres]:
-    """Start a server and stop it; as the user `postgres` where root runs the tests, which
-    PostgreSQL refuses.
+    """A server while the block runs; runs as the user `postgres` if the tests run as root, because
+    PostgreSQL refuses to.
     """
-    with tempfile.TemporaryDirectory(prefix="pg-") as name:  # short: a socket's path is limited
+    with tempfile.TemporaryDirectory(prefix="pg-") as name:  # short, as a socket's path must be
         folder = Path(name)
         as_user: list[str] = []
         if os.geteuid() == 0:
@@ -85,18 +94,12 @@ def running_server(programs: Path) -> Iterator[Postgres]:
         data = folder / "data"
         command = [programs / "initdb", "-D", data, "-U", USER, "-A", "trust", "-N", "-E", "UTF8"]
         _call([*as_user, *command, "--locale=C.UTF-8"], folder)
-        options = [f"-c {option}" for option in (*SPEED, f"unix_socket_directories={folder}")]
-        options += ["-c listen_addresses=''", "-c log_min_messages=fatal"]
         control = [*as_user, programs / "pg_ctl", "-D", data, "-w", "-t", "60"]
-        _call([*control, "-l", folder / "log", "-o", " ".join(options), "start"], folder)
+        server = Postgres(folder, lambda *arguments: _call([*control, *arguments], folder))
         try:
-            server = Postgres(folder)
-            try:
-                yield server
-            finally:
-                server.close()
+            yield server
         finally:
-            _call([*control, "-m", "immediate", "stop"], folder)
+            server.stop()
 
 
 def _call(command: list[str | Path], folder: Path) -> None:

@@ -92,7 +92,7 @@ def test_runs_wait_are_moved_taken_out_tried_again_and_cloned(page: Page, server
         expect(page.locator(".wb-progressline .wb-badge.queued")).to_be_visible()
     assert sorted(names_of(server, "queued")) == ["one", "two"]
     expect(page.locator(".wb-place")).to_contain_text("Position 2 in the queue.")
-    expect(page.locator(".wb-place")).to_contain_text("taken by 'long'")
+    expect(page.locator(".wb-place")).to_contain_text("in use by 'long'")
     page.get_by_role("button", name="Move to front").click()
     expect(page.locator(".wb-place")).to_contain_text("Position 1 in the queue.")
 

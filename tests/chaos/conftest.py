@@ -1,4 +1,4 @@
-"""An undisturbed run that the broken ones are compared with."""
+"""An undisturbed run to compare disturbed ones with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.workbench import QUICK, Workbench, opened
 
 
 class Twin(NamedTuple):
-    """A finished run and the server that answers for it."""
+    """A finished run and its server."""
 
     workbench: Workbench
     run_id: str

@@ -1,5 +1,5 @@
-"""Jobs of the real engine that read little text before their first step, so that they can be broken
-often: `python -m tests.chaos.jobs <run_id> ...`.
+"""Jobs of the real engine that read little text before their first step, so that tests can disturb
+many of them: `python -m tests.chaos.jobs <run_id> ...`.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from backend.jobs import worker as job
+from backend.jobs import worker
 
 TOKENS_PER_BLOCK = 512
 
@@ -21,7 +21,7 @@ def main() -> int:
     from sae_engine.activations import stream as activations
 
     activations.TOKENS_PER_BLOCK = TOKENS_PER_BLOCK
-    return job.main(sys.argv[1:])
+    return worker.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

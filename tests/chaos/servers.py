@@ -1,6 +1,4 @@
-"""`sae-workbench up` on a free port with jobs of a test's choice: `python -m tests.chaos.servers
-quick` or `fake`.
-"""
+"""`sae-workbench up` with jobs for tests: `python -m tests.chaos.servers quick|fake`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A server under everyday use for long, and how much memory its process holds meanwhile:
+"""Soak test: everyday use of a server for a long time, and the memory that its process holds:
 `python -m tests.chaos.soak --minutes 60`.
 
 Runs start, end and are deleted; lists, curves, logs, features and lookups are read; event streams
-are opened and left. Prints the resident memory of the web process once a minute, and what the
-second half of the time adds to it.
+are opened and closed. Prints the resident memory of the web process once a minute, and its growth
+over the second half of the time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def soak(workbench: Workbench, trained: str, seconds: float) -> None:
-    """Use a server for a while and print what its process holds."""
+    """Use a server for a while and print its memory."""
     assert workbench.process is not None
     server = psutil.Process(workbench.process.pid)
     began = time.monotonic()
@@ -65,7 +65,7 @@ def soak(workbench: Workbench, trained: str, seconds: float) -> None:
         if now - began >= seconds:
             break
         runs.append(workbench.create(f"finish {number}", {}))
-        num_answers += look_around(workbench.http, runs[-1], trained, number)
+        num_answers += send_requests(workbench.http, runs[-1], trained, number)
         if len(runs) > KEPT_RUNS:
             oldest = runs.pop(0)
             workbench.wait_for_status(oldest, "finished")
@@ -77,8 +77,8 @@ def soak(workbench: Workbench, trained: str, seconds: float) -> None:
         print(f"in the second half {slope * 60:+.1f} MiB an hour")
 
 
-def look_around(http: httpx.Client, run_id: str, trained: str, number: int) -> int:
-    """What a person and a notebook would ask; returns how many answers there were."""
+def send_requests(http: httpx.Client, run_id: str, trained: str, number: int) -> int:
+    """Send the requests of a page and a notebook; returns their number."""
     paths = [
         "/api/runs", "/api/system", f"/api/runs?q=finish {number}",
         f"/api/runs/{run_id}", f"/api/runs/{run_id}/metrics", f"/api/runs/{run_id}/log",
@@ -92,7 +92,7 @@ def look_around(http: httpx.Client, run_id: str, trained: str, number: int) -> i
     for path in paths:
         assert http.get(path).status_code in (200, 404), path
     with http.stream("GET", f"/api/runs/{run_id}/events") as events:
-        next(events.iter_lines())  # and leaves
+        next(events.iter_lines())  # then disconnects
     return len(paths) + 1
 
 

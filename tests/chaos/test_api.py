@@ -1,5 +1,5 @@
-"""Whatever is asked, the answer is what the API's own description promises: never a mistake of the
-server's, never a hang, nothing from outside the data folder.
+"""Every response is one that the OpenAPI document describes: no server error, no hang, nothing from
+outside the data folder.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BOUNDED = settings(
 
 
 class Served(NamedTuple):
-    """An API on a port, and the finished run that it knows."""
+    """An API on a port, and its finished run."""
 
     url: str
     run_id: str
@@ -60,7 +60,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def served(app: ASGIApp) -> Iterator[str]:
-    """Serve in a thread of this process; yields the address."""
+    """Serve in a thread of this process; yields the URL."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -75,7 +75,7 @@ def served(app: ASGIApp) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def api(twin: Twin, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """With a run that has been trained, beside a file that nobody may read."""
+    """An API with a trained run, next to a file that must not be readable."""
     folder = tmp_path_factory.mktemp("api")
     data_dir = folder / "data"
     shutil.copytree(twin.workbench.data_dir, data_dir)
@@ -91,10 +91,10 @@ def operations(api: Served) -> list[Any]:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_every_answer_is_one_that_the_description_promises(
+def test_every_response_is_one_that_the_openapi_document_describes(
     api: Served, mode: GenerationMode
 ) -> None:
-    """Every operation, asked as described and otherwise, half the time about a run that exists."""
+    """Every operation with valid and invalid input, half the time for a run that exists."""
     for operation in operations(api):
         about_a_run = "{run_id}" in operation.path and operation.method.upper() != "DELETE"
 
@@ -108,18 +108,18 @@ def test_every_answer_is_one_that_the_description_promises(
                 case.path_parameters["run_id"] = api.run_id
             case.call_and_validate(checks=CHECKS, timeout=60)
 
-        with suppress(Unsatisfiable):  # nothing about an operation without inputs can be wrong
+        with suppress(Unsatisfiable):  # an operation without inputs has no invalid ones
             ask()
 
 
 def outside(api: Served) -> dict[str, str]:
-    """What lies beside the data folder."""
+    """Files next to the data folder."""
     folder = api.data_dir.parent
     return {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
 
 
 def ask(api: Served, method: str, path: str, **more: Any) -> httpx.Response:
-    """Send a request as it is and check what must hold of any answer."""
+    """Send a request and check what must hold for any response."""
     with httpx.Client(base_url=api.url, trust_env=False, timeout=60) as http:
         before = outside(api)
         answer = http.request(method, f"/api{path}", **more)
@@ -150,20 +150,22 @@ FUZZ = settings(BOUNDED, max_examples=40)
 
 @FUZZ
 @given(run_id=TEXTS, path=RUN_PATHS, method=st.sampled_from(["GET", "DELETE", "PATCH", "POST"]))
-def test_no_id_leads_anywhere(api: Served, run_id: str, path: str, method: str) -> None:
+def test_no_id_leads_out_of_the_data_folder(
+    api: Served, run_id: str, path: str, method: str
+) -> None:
     answer = ask(api, method, f"/runs/{quote(run_id, safe='').replace('.', '%2E')}{path}")
-    # 307 leads from "runs//" to "runs/": to nothing that has another address.
+    # 307 redirects from "runs//" to "runs/" only.
     assert answer.status_code in (307, 400, 404, 405, 409, 422) or (run_id, path) in EMPTY
     ask(api, "GET", "/compare", params={"runs": f"{run_id},{api.run_id}"})
 
 
 EMPTY = {("", ""), (".", ""), ("", "/"), ("..", "")}
-"""What a client itself makes into the list of runs or nothing."""
+"""Paths that the client itself normalizes to the list of runs or above."""
 
 
 @FUZZ
 @given(number=NUMBERS | st.integers(), data=st.data())
-def test_no_number_is_too_large(api: Served, number: int, data: st.DataObject) -> None:
+def test_no_number_breaks_a_request(api: Served, number: int, data: st.DataObject) -> None:
     name = data.draw(
         st.sampled_from(
             ["features/N", "features/N/history", "features?snapshot=N", "features?limit=N",
@@ -200,7 +202,7 @@ def nested(field: str, value: object) -> dict[str, object]:
 
 @settings(FUZZ, max_examples=25)
 @given(text=TEXTS | st.just("x" * 2**20), data=st.data())
-def test_no_text_is_more_than_text(api: Served, text: str, data: st.DataObject) -> None:
+def test_no_text_breaks_a_request(api: Served, text: str, data: st.DataObject) -> None:
     field = data.draw(
         st.sampled_from(["model.name", "data.dataset", "data.activations", "sae.pretrained",
                          "data.subset", "data.text_column", "model.hook_point", "nonsense"])
@@ -233,7 +235,7 @@ BODIES = st.binary(max_size=200) | st.sampled_from(
 
 @FUZZ
 @given(body=BODIES, path=st.sampled_from(["/runs", "/sweeps", "/imports", "/config/estimate"]))
-def test_no_body_is_more_than_a_mistake(api: Served, body: bytes, path: str) -> None:
+def test_no_body_breaks_a_request(api: Served, body: bytes, path: str) -> None:
     ask(api, "POST", path, content=body, headers={"Content-Type": "application/json"})
     ask(api, "PATCH", f"/runs/{api.run_id}", content=body)
     ask(api, "PUT", f"/runs/{api.run_id}/features/1/label", content=body)

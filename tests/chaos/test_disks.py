@@ -1,4 +1,4 @@
-"""Disks that fill up, that cannot be written, that damage what they hold."""
+"""Disks that fill up, are read-only, or damage files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DISK_BYTES = 64 * 2**20
 
 @contextmanager
 def mounted(path: Path, *options: str) -> Iterator[Path]:
-    """A small disk of its own at `path`."""
+    """A small separate disk at `path`."""
     path.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={DISK_BYTES}", *options])]
     done = subprocess.run([*command, "chaos", str(path)], capture_output=True, text=True)
@@ -50,17 +50,17 @@ def mounted(path: Path, *options: str) -> Iterator[Path]:
 
 
 class Ballast:
-    """What fills a disk."""
+    """A file that fills a disk."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "ballast"
 
     def leave(self, num_bytes: int) -> None:
-        """Fill the disk until so much is free."""
+        """Fill the disk until `num_bytes` are free."""
         with self._path.open("wb") as file:
             while True:
                 free = shutil.disk_usage(self._path.parent).free
-                with suppress(OSError):  # what was free has been written to since
+                with suppress(OSError):  # something else has used the space in the meantime
                     os.posix_fallocate(file.fileno(), 0, max(1, free - num_bytes))
                     return
 
@@ -68,7 +68,7 @@ class Ballast:
         self._path.unlink()
 
 
-def failed_for_want_of_room(workbench: Workbench, run_id: str) -> Run:
+def failed_with_full_disk(workbench: Workbench, run_id: str) -> Run:
     run = workbench.wait_for_status(run_id, "failed")
     assert run.error is not None
     assert run.error.type == "DiskFullError"
@@ -79,11 +79,9 @@ def failed_for_want_of_room(workbench: Workbench, run_id: str) -> Run:
     return run
 
 
-def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
-    twin: Twin, tmp_path: Path
-) -> None:
-    """Full for the database, then for whatever the run writes first: nothing that is large fits, or
-    one checkpoint still does. After each, room is made and the run goes on.
+def test_a_full_disk_fails_the_run_by_name_and_loses_nothing(twin: Twin, tmp_path: Path) -> None:
+    """Full for the database, then for the run's next file, with space for no checkpoint or for one.
+    After each, space is freed and the run resumed.
     """
     with (
         mounted(tmp_path / "data") as data,
@@ -104,7 +102,7 @@ def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
         assert refused.status_code == 507
         assert "is full" in refused.json()["detail"]
         ballast.drop()
-        failed_for_want_of_room(workbench, run_id)
+        failed_with_full_disk(workbench, run_id)
         assert_prefix(workbench, run_id, points)
 
         step = workbench.run(run_id).progress.step
@@ -115,7 +113,7 @@ def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
             workbench.resume(run_id)
             workbench.wait_for_step(run_id, step + 9)
             ballast.leave(room)
-            run = failed_for_want_of_room(workbench, run_id)
+            run = failed_with_full_disk(workbench, run_id)
             assert run.error is not None
             assert written.search(run.error.message)
             assert_prefix(workbench, run_id, points)
@@ -126,7 +124,7 @@ def test_a_disk_that_fills_up_fails_the_run_by_name_and_costs_nothing(
         assert_like_its_twin(workbench, run_id, *twin)
 
 
-def test_a_data_folder_that_cannot_be_written_is_named_at_the_start(tmp_path: Path) -> None:
+def test_a_read_only_data_folder_is_reported_at_the_start(tmp_path: Path) -> None:
     with mounted(tmp_path / "data", "ro") as data:
         done = subprocess.run(
             [*UP, "--data-dir", str(data)], capture_output=True, text=True, timeout=60
@@ -136,7 +134,7 @@ def test_a_data_folder_that_cannot_be_written_is_named_at_the_start(tmp_path: Pa
     assert done.stderr.count("\n") == 1
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
+def test_a_damaged_newest_checkpoint_is_reported_and_the_previous_one_used(
     twin: Twin, tmp_path: Path
 ) -> None:
     with opened(tmp_path / "data", QUICK) as workbench:
@@ -159,10 +157,10 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(
 
 @pytest.mark.parametrize("opened_before", [False, True])
 @pytest.mark.parametrize("name", ["acts.npy", "vocabulary_bytes.npy"])
-def test_a_truncated_index_is_named_and_the_other_snapshots_answer(
+def test_a_truncated_index_is_reported_and_other_snapshots_still_work(
     twin: Twin, tmp_path: Path, name: str, opened_before: bool
 ) -> None:
-    with answering_for_a_copy(twin, tmp_path) as (client, settings):
+    with serving_a_copy(twin, tmp_path) as (client, settings):
         older, newest = twin.workbench.snapshots(twin.run_id)[-2:]
         features = f"/api/runs/{twin.run_id}/features"
         if opened_before:
@@ -180,16 +178,16 @@ def test_a_truncated_index_is_named_and_the_other_snapshots_answer(
 @settings(
     max_examples=5 * ROUNDS,
     deadline=None,
-    phases=[Phase.generate],  # one takes half a second: to look for the simplest takes minutes
+    phases=[Phase.generate],  # an example takes half a second; shrinking takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_no_byte_of_an_index_can_break_the_server(
+def test_no_changed_byte_of_an_index_breaks_the_server(
     twin: Twin, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    """A byte that a disk has changed may change an answer; it is an answer or a problem."""
+    """Changed bytes may change an answer; they must not cause a server error."""
     tmp_path = tmp_path_factory.mktemp("damaged")
-    with answering_for_a_copy(twin, tmp_path) as (client, settings):
+    with serving_a_copy(twin, tmp_path) as (client, settings):
         folder = settings.run_folder(twin.run_id).feature_index(
             twin.workbench.snapshots(twin.run_id)[-1]
         )
@@ -205,8 +203,8 @@ def test_no_byte_of_an_index_can_break_the_server(
 
 
 @contextmanager
-def answering_for_a_copy(twin: Twin, tmp_path: Path) -> Iterator[tuple[TestClient, Settings]]:
-    """A server on a copy of the undisturbed run's data, in this process."""
+def serving_a_copy(twin: Twin, tmp_path: Path) -> Iterator[tuple[TestClient, Settings]]:
+    """A server in this process, on a copy of the undisturbed run's data."""
     settings = Settings(data_dir=tmp_path / "data")
     shutil.copytree(twin.workbench.data_dir, settings.data_dir)
     with TestClient(create_app(settings, command=fake_job), "http://127.0.0.1") as client:

@@ -1,4 +1,4 @@
-"""Jobs and servers that are killed at any moment: every run stays in a true state and goes on."""
+"""Jobs and servers killed at random moments: every run's status is correct and it can continue."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ TOTAL_STEPS = CONFIG["train"]["total_tokens"] // CONFIG["train"]["batch_size_tok
 
 
 @pytest.mark.timeout(120 * ROUNDS)
-def test_whatever_is_killed_at_whatever_moment_nothing_is_lost(twin: Twin, tmp_path: Path) -> None:
+def test_nothing_is_lost_whatever_is_killed_at_any_moment(twin: Twin, tmp_path: Path) -> None:
     """A run is killed five times, then ends like its twin; then the next one.
 
-    The moments are drawn anew in every run of this test, and its seed is told when it fails: right
-    after the start, while it loads, or some steps after the last kill and then some milliseconds,
-    so that they fall into steps, evaluations, checkpoints and index building.
+    The moments are random, with a printed seed: right after the start, while loading, or some steps
+    and milliseconds after the last kill, during steps, evaluations, checkpoints or indexing.
     """
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"seed {seed}")
@@ -45,14 +44,14 @@ def test_whatever_is_killed_at_whatever_moment_nothing_is_lost(twin: Twin, tmp_p
             for _ in range(min(ROUNDS_PER_RUN, ROUNDS - first)):
                 _wait_for_a_moment(workbench, run_id, chance)
                 _kill_something(workbench, run_id, chance)
-                _check_and_go_on(workbench, run_id, twin)
+                _check_and_resume(workbench, run_id, twin)
             assert_like_its_twin(workbench, run_id, *twin)
             wait_until(lambda: not workbench.processes(), "no process left over")
 
 
 def _wait_for_a_moment(workbench: Workbench, run_id: str, chance: random.Random) -> None:
     if chance.random() < 0.2:
-        time.sleep(chance.uniform(0, 3))  # it starts, imports, loads, or is being claimed
+        time.sleep(chance.uniform(0, 3))  # while it is claimed, starts or loads
         return
     done = workbench.run(run_id).progress.step
     wanted = done + chance.randint(1, max(1, (TOTAL_STEPS - done) // 2))
@@ -76,8 +75,8 @@ def _kill_something(workbench: Workbench, run_id: str, chance: random.Random) ->
         workbench.start()
 
 
-def _check_and_go_on(workbench: Workbench, run_id: str, twin: Twin) -> None:
-    """A run that goes on has a process that lives; any other has none, and can be taken up."""
+def _check_and_resume(workbench: Workbench, run_id: str, twin: Twin) -> None:
+    """An active run has a living process; an ended one has none and can be resumed."""
 
     def settled() -> bool:
         run, job = workbench.run(run_id), workbench.job_of(run_id)
@@ -85,7 +84,7 @@ def _check_and_go_on(workbench: Workbench, run_id: str, twin: Twin) -> None:
             return job is None
         return job is not None and job.status() != psutil.STATUS_ZOMBIE
 
-    wait_until(settled, "a true state")
+    wait_until(settled, "a consistent state")
     run = workbench.run(run_id)
     assert_prefix(workbench, run_id, workbench_metrics(twin))
     assert_whole(workbench, run_id)

@@ -1,5 +1,5 @@
-"""Two servers on one data folder, a database from later, a loss that is not a number, and many who
-read while several write.
+"""Two servers on one data folder, unusable and locked databases, a NaN loss, and many readers while
+several jobs write.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 from safetensors.numpy import save_file
 
+from backend.jobs.retry import JOB_BUSY_SECONDS
 from sae_engine.schema.runs import ENDED
 from tests.backend.fake_engine import POURED_STEPS
 from tests.chaos.workbench import (
@@ -32,7 +33,7 @@ from tests.chaos.workbench import (
 NUM_READERS = 100
 
 
-def test_a_second_server_says_so_starts_nothing_twice_and_takes_over(tmp_path: Path) -> None:
+def test_a_second_server_starts_nothing_twice_and_takes_over(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with opened(data, FAKE) as first, opened(data, FAKE) as second:
         wait_until(lambda: supervises(first), "the first server supervises")
@@ -56,7 +57,7 @@ def test_a_second_server_says_so_starts_nothing_twice_and_takes_over(tmp_path: P
         assert second.job_of(waiting) == job
         second.http.post(f"/api/runs/{waiting}/stop").raise_for_status()
         second.wait_for_status(waiting, "stopped")
-        assert f"supervises the runs in {data} now" in second.printed()
+        assert f"this server supervises the runs in {data} now" in second.printed()
 
 
 def supervises(server: Workbench) -> bool:
@@ -81,14 +82,14 @@ def test_a_database_from_a_newer_version_is_refused_and_left_alone(tmp_path: Pat
 
 
 def contents(database: Path) -> list[str]:
-    """Everything that a database holds, as statements."""
+    """The whole content of a database, as SQL statements."""
     with sqlite3.connect(database) as connection:
         found = list(connection.iterdump())
     connection.close()
     return found
 
 
-def test_a_file_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "workbench.sqlite3").write_bytes(b"not a database at all" * 500)
     done = subprocess.run(
         [*UP, "--data-dir", str(tmp_path)], capture_output=True, text=True, timeout=60
@@ -98,10 +99,30 @@ def test_a_file_that_is_no_database_is_refused_in_a_sentence(tmp_path: Path) -> 
     assert done.stderr.count("\n") == 1
 
 
-def test_a_loss_that_is_not_a_number_fails_the_run_and_keeps_what_was_good(
+def test_a_database_locked_for_seconds_delays_runs_and_requests_and_loses_nothing(
     tmp_path: Path,
 ) -> None:
-    """The activations hold a NaN behind the first checkpoints and snapshots."""
+    """Longer than a job's tries to write last."""
+    with opened(tmp_path / "data", FAKE) as server:
+        run_id = server.create("pour", {})
+        server.wait_for_step(run_id, 10)
+        lock = sqlite3.connect(server.data_dir / "workbench.sqlite3", isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        time.sleep(3 * JOB_BUSY_SECONDS)
+        assert server.run(run_id).status == "running"
+        lock.execute("ROLLBACK")
+        lock.close()
+        assert server.wait_for_status(run_id, "finished").error is None
+        points = server.http.get(f"/api/runs/{run_id}/metrics").json()
+        assert points["step"] == list(range(1, POURED_STEPS + 1))
+        log = server.http.get(f"/api/runs/{run_id}/log").text
+        assert log.count("the database is unavailable") == 1
+
+
+def test_a_nan_loss_fails_the_run_and_keeps_earlier_results(
+    tmp_path: Path,
+) -> None:
+    """The activations contain NaNs after the first checkpoints and snapshots."""
     folder = tmp_path / "data" / "poisoned"
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -132,8 +153,8 @@ def test_a_loss_that_is_not_a_number_fails_the_run_and_keeps_what_was_good(
 
 
 def test_many_readers_and_three_writers_lose_no_row(tmp_path: Path) -> None:
-    """100 threads read runs, curves, lists and follow events while three jobs write a point per
-    millisecond or as fast as they can; every answer is one, and every point is there.
+    """100 threads read runs, curves and lists and follow events while three jobs store a point per
+    millisecond; every request succeeds, and no point is missing.
     """
     latencies: list[float] = []
     answers: list[int] = []

@@ -1,5 +1,5 @@
-"""A server and its jobs as processes that are killed, looked at and started again, and what has to
-hold of a run whatever happened to it.
+"""A server and its jobs as processes that tests kill, inspect and restart, and what must hold of
+runs whatever happened.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sae_engine.files import RunFolder
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 
 UP = (sys.executable, "-m", "backend.cli.main", "up", "--port", "0")
-"""The program as people start it."""
+"""The program as users start it."""
 DEADLINE_SECONDS = 240.0
 CLOCK_METRICS = {"tokens_per_second", "lm_share", "buffer_share", "sae_share"}
-"""What is measured with a clock differs between two runs that are alike."""
+"""Metrics that depend on the clock differ between identical runs."""
 CONFIG: Mapping[str, Any] = {
     "data": {"ctx_len": 64, "heldout_tokens": 1000},
     "sae": {"d_sae": 128, "k": 8},
@@ -45,29 +45,29 @@ CONFIG: Mapping[str, Any] = {
     },
     "index": {"tokens": 1000, "snapshot_tokens": 1000},
 }
-"""A run of seconds that measures at every step and saves often, over `quick-test`."""
+"""Overrides of `quick-test`: a run of seconds that measures every step and saves often."""
 
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
-"""Kills, and a fifth of the files damaged; `make chaos` asks for 50."""
+"""Number of kills, and a fifth of the number of damaged files; `make chaos` sets 50."""
 QUICK = (sys.executable, "-m", "tests.chaos.servers", "quick")
-"""The same, with jobs that train for real and start fast."""
+"""The same, with jobs of the real engine that start fast."""
 FAKE = (sys.executable, "-m", "tests.chaos.servers", "fake")
-"""The same, with the backend tests' jobs, which train nothing."""
+"""The same, with jobs of the fake engine."""
 
 
 def wait_until(
     condition: Callable[[], object], what: str, seconds: float = DEADLINE_SECONDS
 ) -> None:
-    """Return as soon as `condition` holds; fail at the deadline, saying `what` was waited for."""
+    """Return once `condition` holds; fail at the deadline, naming `what` was awaited."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what}: waited {seconds:.0f} s in vain"
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.02)
 
 
 class Workbench:
-    """A data folder and the server on it, which may come and go."""
+    """A data folder and a server on it that can be stopped and restarted."""
 
     def __init__(self, data_dir: Path, command: tuple[str, ...] = UP, **environment: str) -> None:
         self.data_dir = data_dir
@@ -83,7 +83,7 @@ class Workbench:
         self.http = httpx.Client()
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
+        """Start the server and wait for its first response."""
         with self._output.open("wb") as file:
             self.process = subprocess.Popen(
                 self._command, stdout=file, stderr=subprocess.STDOUT, env=self._environment
@@ -95,13 +95,13 @@ class Workbench:
         wait_until(self._answers, "the server's first answer")
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End the server by a signal and wait until it is gone."""
+        """Send the server a signal and wait until it has exited."""
         assert self.process is not None
         self.process.send_signal(number)
         self.process.wait(timeout=30)
 
     def close(self) -> None:
-        """End the server and whatever still works on its data."""
+        """Kill the server and all other processes on its data."""
         if not self._is_gone():
             self.kill()
         self.http.close()
@@ -126,7 +126,7 @@ class Workbench:
         return False
 
     def processes(self) -> list[psutil.Process]:
-        """All processes on this data folder but the server itself, zombies included."""
+        """All processes on this data folder except the server, zombies included."""
         server = self.process.pid if self.process is not None else None
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
@@ -141,14 +141,14 @@ class Workbench:
                     found.append(process)
         return found
 
-    # What is asked over REST
+    # Requests over REST
 
     def create(self, name: str, config: Mapping[str, Any] = CONFIG) -> str:
         body = {"preset": "quick-test", "name": name, "config": config}
         return self._post("/api/runs", body).id
 
     def resume(self, run_id: str) -> Run:
-        """From its checkpoint, or from its beginning where it has none."""
+        """Resume a run from its checkpoint, or retry it if it has none."""
         verb = "resume" if self.run(run_id).resumable else "retry"
         return self._post(f"/api/runs/{run_id}/{verb}", None)
 
@@ -161,7 +161,7 @@ class Workbench:
         return Run.model_validate_json(self._get(f"/api/runs/{run_id}"))
 
     def metrics(self, run_id: str) -> dict[int, dict[str, object]]:
-        """By step, what was measured there; without what a clock decides."""
+        """Metrics by step, without those that depend on the clock."""
         found = MetricsSeries.model_validate_json(self._get(f"/api/runs/{run_id}/metrics"))
         assert found.returned_points == found.total_points == len(found.step)
         points: dict[int, dict[str, object]] = {step: {} for step in found.step}
@@ -186,7 +186,7 @@ class Workbench:
         return RunFolder(self.data_dir / "runs" / run_id)
 
     def wait_for_status(self, run_id: str, *statuses: str) -> Run:
-        """Wait until a run ended, in one of some states."""
+        """Wait until a run has ended; fail if it is in none of the given states."""
         wait_until(lambda: self.run(run_id).status in ENDED, f"the end of run {run_id}")
         run = self.run(run_id)
         assert run.status in statuses, f"{run.status}: {run.error}"
@@ -201,7 +201,7 @@ class Workbench:
         wait_until(reached, f"step {step} of run {run_id}")
 
     def job_of(self, run_id: str) -> psutil.Process | None:
-        """The process that works on a run."""
+        """The process that trains a run."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
                 if run_id in process.cmdline():
@@ -213,7 +213,7 @@ class Workbench:
 def opened(
     data_dir: Path, command: tuple[str, ...] = UP, **environment: str
 ) -> Iterator[Workbench]:
-    """A workbench that is started now and leaves nothing running."""
+    """A started workbench whose processes are all ended afterwards."""
     workbench = Workbench(data_dir, command, **environment)
     try:
         workbench.start()
@@ -223,18 +223,18 @@ def opened(
 
 
 def assert_prefix(workbench: Workbench, run_id: str, twin: Mapping[int, object]) -> None:
-    """What was measured is, value by value, the beginning of what the undisturbed run measured."""
+    """The run's measurements are, value by value, the first ones of the undisturbed run."""
     points = workbench.metrics(run_id)
     steps = sorted(points)
     assert steps == sorted(twin)[: len(steps)]
-    for step in steps[:-1]:  # the last one may be told in part: its evaluation was to come
+    for step in steps[:-1]:  # the last one may lack its evaluation
         assert points[step] == twin[step], f"step {step}"
     for step in steps[-1:]:
         assert points[step].items() <= twin[step].items(), f"step {step}"
 
 
 def assert_whole(workbench: Workbench, run_id: str) -> None:
-    """Whatever a reader finds in a run's folder can be read to its end."""
+    """Every published file in a run's folder is complete."""
     folder = workbench.folder(run_id)
     for file in (folder.sae, folder.checkpoint, folder.previous_checkpoint, folder.best.sae):
         if file.exists():
@@ -245,7 +245,7 @@ def assert_whole(workbench: Workbench, run_id: str) -> None:
 
 
 def assert_like_its_twin(workbench: Workbench, run_id: str, twin: Workbench, twin_id: str) -> None:
-    """A run that was broken and went on ended as one that was left in peace."""
+    """A disturbed and resumed run ended exactly like the undisturbed one."""
     assert workbench.wait_for_status(run_id, "finished").error is None
     assert workbench.metrics(run_id) == twin.metrics(twin_id)
     assert workbench.snapshots(run_id) == twin.snapshots(twin_id)

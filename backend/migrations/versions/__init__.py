@@ -1,1 +1,1 @@
-"""The revisions, the file's number is its place."""
+"""The revisions, numbered in order by file name."""

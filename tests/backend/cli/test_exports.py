@@ -1,4 +1,4 @@
-"""A run's SAE leaves as SAELens reads it, over REST and from the shell."""
+"""A run's SAE is exported in the format of SAELens, over REST and from the shell."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHTS = {
 
 
 def publish(folder: RunFolder) -> None:
-    """What a run leaves in its folder: its configuration and a TopK SAE."""
+    """Write what a run leaves in its folder: a configuration and a TopK SAE."""
     model = {"name": "tiny-gemma2", "layer": 1, "site": "mlp_out"}
     config = resolve_config("quick-test", {"model": model})
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,9 @@ def publish(folder: RunFolder) -> None:
     folder.sae_config.write_text(json.dumps(described), "utf-8")
 
 
-def test_the_answer_is_a_zip_of_a_saelens_folder(client: TestClient, settings: Settings) -> None:
+def test_rest_answers_with_a_zip_of_a_saelens_folder(
+    client: TestClient, settings: Settings
+) -> None:
     run = create(client, "quick")
     wait_for_status(client, run.id, "finished")
     publish(settings.run_folder(run.id))
@@ -63,7 +65,7 @@ def test_the_answer_is_a_zip_of_a_saelens_folder(client: TestClient, settings: S
     assert not list(settings.data_dir.glob(".export-*"))
 
 
-def test_a_run_without_an_sae_is_not_exported(client: TestClient, settings: Settings) -> None:
+def test_a_run_without_an_sae_cannot_be_exported(client: TestClient, settings: Settings) -> None:
     run = create(client, "wait")
     settings.run_folder(run.id).sae.unlink(missing_ok=True)
     answer = client.get(f"/api/runs/{run.id}/export")
@@ -73,7 +75,7 @@ def test_a_run_without_an_sae_is_not_exported(client: TestClient, settings: Sett
     assert client.get("/api/runs/nobody/export").status_code == 404
 
 
-def test_the_shell_writes_the_same_folder_once(
+def test_the_shell_writes_the_same_folder_but_does_not_overwrite_it(
     client: TestClient, settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = create(client, "quick")

@@ -1,4 +1,4 @@
-"""The console script: what it asks for, what it trains, what it prints."""
+"""The console script: its options, what it trains, what it prints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from backend.cli.main import main
 from backend.cli.options import grid_from, request_from
 from backend.cli.train import train_here
 from backend.settings import Settings
-from backend.store.database import Database
+from backend.store.database import BUSY_TIMEOUT_SECONDS, Database
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.presets import presets
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import field_specs
 from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
+from sae_engine.schema.runs import RunCreate
 from sae_engine.training.member import Member
 from tests.backend.fake_engine import train as fake_train
 
@@ -38,7 +40,7 @@ def parsed(*arguments: str) -> dict[str, Any]:
     return field_values(parser.parse_args(arguments))
 
 
-def test_flags_are_read_as_values_of_their_fields_types() -> None:
+def test_flags_are_parsed_by_the_type_of_their_field() -> None:
     flags = ["--sae.k", "64", "--train.lr=3e-4", "--data.subset", "null", "--seed", "7"]
     flags += ["--data.streaming=false", "--data.dataset=12", "--model.name=-"]
     assert parsed(*flags) == {
@@ -52,7 +54,7 @@ def test_flags_are_read_as_values_of_their_fields_types() -> None:
     }
 
 
-def test_every_field_is_an_option_with_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_field_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = " ".join(capsys.readouterr().out.split())
@@ -83,11 +85,11 @@ def test_a_wrong_option_is_explained_in_one_sentence(
     assert words in capsys.readouterr().err
 
 
-def ask(**given: Any) -> Any:
+def ask(**given: Any) -> RunCreate:
     return request_from(**({"recipe": None, "path": None, "values": {}, "name": None} | given))
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_recipe(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_the_file_overrides_the_recipe(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"preset": "quick-test", "sae": {"k": 3, "d_sae": 99}}))
     request = ask(path=path, values={"sae.k": 5})
@@ -109,7 +111,7 @@ def test_a_bare_configuration_file_needs_no_recipe(tmp_path: Path) -> None:
     ("content", "words"),
     [(None, "Cannot read"), ("a: [", "not valid YAML"), ("- a", "holds a list")],
 )
-def test_a_file_that_is_no_configuration_is_refused(
+def test_a_file_that_is_not_a_configuration_is_refused(
     tmp_path: Path, content: str | None, words: str
 ) -> None:
     path = tmp_path / "config.yaml"
@@ -119,7 +121,7 @@ def test_a_file_that_is_no_configuration_is_refused(
         ask(path=path)
 
 
-def test_training_here_makes_a_run_that_the_server_shows(
+def test_training_in_the_terminal_adds_a_run_to_the_list(
     settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request = ask(recipe="quick-test", name="finish [b]here")
@@ -135,7 +137,7 @@ def test_training_here_makes_a_run_that_the_server_shows(
     assert "finish [b]here" in capsys.readouterr().out
 
 
-def test_a_run_that_fails_here_says_why_and_exits_with_1(
+def test_a_failed_run_prints_its_error_and_exits_with_1(
     settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request = ask(recipe="quick-test", name="refuse")
@@ -148,7 +150,7 @@ def test_a_run_that_fails_here_says_why_and_exits_with_1(
 
 
 def interrupted(presses: int) -> Callable[..., Iterator[AnyRecord]]:
-    """An engine that is interrupted so many times and obeys what it is then asked."""
+    """An engine that presses Ctrl-C several times and obeys the stop request."""
 
     def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
         [member] = members
@@ -164,7 +166,7 @@ def interrupted(presses: int) -> Callable[..., Iterator[AnyRecord]]:
 
 
 @pytest.mark.parametrize("presses", [1, 2])
-def test_ctrl_c_stops_a_run_here_and_a_second_one_harder(
+def test_ctrl_c_stops_a_run_and_a_second_one_skips_its_features(
     settings: Settings, database: Database, presses: int
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
@@ -174,13 +176,39 @@ def test_ctrl_c_stops_a_run_here_and_a_second_one_harder(
         assert [row.status for row in store.list_runs(session).rows] == ["stopped"]
 
 
-def test_a_third_ctrl_c_ends_the_run(settings: Settings, database: Database) -> None:
+def test_ctrl_c_during_a_write_transaction_neither_deadlocks_nor_is_lost(
+    settings: Settings, database: Database
+) -> None:
+    """SQLite has one write lock; a handler that wanted it would wait for this very transaction."""
+
+    def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+        [member] = members
+        yield 0, PhaseRecord(phase="training")
+        with database.writing() as session:
+            [row] = store.active_runs(session)
+            os.kill(os.getpid(), signal.SIGINT)
+            row.notes = "written"
+        assert member.should_stop() == StopRequest.STOP
+        yield 0, PhaseRecord(phase="building features")
+        with database.reading() as session:
+            assert [row.status for row in store.active_runs(session)] == ["stopping"]
+        yield 0, EndRecord(reason="stopped", step=1, tokens=1)
+
+    began = time.monotonic()
+    assert train_here(settings, ask(recipe="quick-test"), train=train) == 0
+    assert time.monotonic() - began < BUSY_TIMEOUT_SECONDS / 2
+    with database.reading() as session:
+        [row] = store.list_runs(session).rows
+    assert (row.status, row.notes) == ("stopped", "written")
+
+
+def test_a_third_ctrl_c_interrupts_the_run(settings: Settings, database: Database) -> None:
     assert train_here(settings, ask(recipe="quick-test"), train=interrupted(3)) == 130
     with database.reading() as session:
         assert [row.status for row in store.list_runs(session).rows] == ["interrupted"]
 
 
-def test_a_grid_makes_a_run_of_every_combination(
+def test_a_grid_trains_a_run_for_every_combination(
     settings: Settings,
     database: Database,
     capsys: pytest.CaptureFixture[str],
@@ -202,7 +230,7 @@ def test_a_grid_makes_a_run_of_every_combination(
     assert sum("finish k=8 lr=0.001 finished 0.1000" in " ".join(line.split()) for line in lines)
 
 
-def test_a_run_goes_on_from_another_runs_checkpoint(
+def test_a_run_continues_from_another_runs_checkpoint(
     settings: Settings, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = RunFolder(tmp_path / "elsewhere")
@@ -225,7 +253,7 @@ def test_a_run_goes_on_from_another_runs_checkpoint(
     assert steps == list(range(11, 21))
 
 
-def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
+def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained(
     settings: Settings, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
@@ -238,7 +266,7 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
         assert source.sae.path == run.best.path
         with pytest.raises(UserError, match="without its optimizer"):
             checkpoint_of(source)
-    with pytest.raises(UserError, match="no checkpoint to go on from"):
+    with pytest.raises(UserError, match="no checkpoint to continue from"):
         checkpoint_of(source_of(run.path, settings))
     with pytest.raises(UserError, match="neither a run's folder"):
         source_of(run.checkpoints, settings)
@@ -253,8 +281,8 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
         (["--run-dir", "."], "'.' is not empty"),
         (["--eval-only"], "--eval-only needs an SAE"),
         (["--grid", "sae.k"], "has no '='; write a line such as sae.k = 16, 32"),
-        (["--grid", "sae.kk=1,2"], "did you mean sae.k?"),
-        (["--grid", "sae.k=4,4"], "names a value twice"),
+        (["--grid", "sae.kk=1,2"], "Unknown setting 'sae.kk'"),
+        (["--grid", "sae.k=4,4"], "A value is there twice"),
         (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid and --run-dir exclude each other"),
         (
             ["--save-activations", "x", "--grid", "sae.k=4,8"],
@@ -263,7 +291,7 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained_on(
         (["--load-activations", "acts.pt"], "activation files are .safetensors"),
     ],
 )
-def test_a_wrong_option_of_train_says_what_is_wrong(
+def test_a_wrong_option_of_train_is_reported(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -289,7 +317,7 @@ def test_a_wrong_option_of_train_says_what_is_wrong(
         (["lookup", "nobody", "the"], "There is no run 'nobody'"),
     ],
 )
-def test_a_wrong_command_says_what_is_wrong_and_exits_with_2(
+def test_a_wrong_command_is_reported_and_exits_with_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
 ) -> None:
     assert main([*arguments, "--data-dir", str(tmp_path)]) == 2
@@ -317,7 +345,7 @@ def test_an_unknown_argument_of_other_commands_is_refused(
         ("backend.serve", {"torch", "frontend"}),
     ],
 )
-def test_a_module_takes_nothing_heavy_along(module: str, absent: set[str]) -> None:
+def test_importing_a_module_imports_nothing_heavy(module: str, absent: set[str]) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not absent & set(done.stdout.split())

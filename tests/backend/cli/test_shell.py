@@ -1,4 +1,4 @@
-"""What the shell's options leave behind when the real engine carries them out."""
+"""The shell's commands with the real engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 16
 
 @pytest.fixture
 def shell(settings: Settings, database: Database):
-    """Run a command on the test's data folder; returns the newest run's row."""
+    """Run a command on the test's data folder; returns the newest run."""
 
     def run(*arguments: str):
         assert main([*arguments, "--data-dir", str(settings.data_dir)]) == 0
@@ -44,7 +44,7 @@ def steps_of(database: Database, run_id: str) -> list[int]:
         return store.metrics(session, run_id).step.tolist()
 
 
-def test_activations_are_saved_trained_on_continued_evaluated_and_exported(
+def test_activations_are_saved_and_a_run_on_them_is_continued_evaluated_and_exported(
     shell, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     acts, folder, exported = (str(tmp_path / name) for name in ("acts", "run", "exported"))

@@ -1,4 +1,4 @@
-"""What is noticed in a run's measurements, and what is not."""
+"""Which measurements raise an alert, and which do not."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import pytest
 
 from backend import store
 from backend.jobs.alerts import Alert, AlertWatch
-from backend.jobs.recorder import Recorder, Task
+from backend.jobs.recorder import Recorder
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.presets import resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import MetricsRecord
+from sae_engine.training.member import Member
 
 CONFIG = resolve_config("tiny", {})  # 2,048 latents, k 32
 GIB = 2**30
@@ -27,7 +28,7 @@ def run(
     steps: int = 200,
     seconds: Callable[[int], float] = lambda _: 1.0,
 ) -> list[Alert]:
-    """What is noticed over a run whose step takes `seconds`."""
+    """The alerts of a run whose steps take `seconds`."""
     watch = AlertWatch(config)
     found: list[Alert] = []
     time = 0.0
@@ -39,23 +40,23 @@ def run(
 
 
 def healthy(step: int) -> dict[str, float]:
-    """A loss that falls with noise of a tenth, some latents dead in the beginning."""
+    """A falling loss with 10% noise, and some dead latents at first."""
     noise = 1 + 0.1 * math.sin(7.3 * step)
     return {"loss": noise / math.sqrt(step), "frac_dead": 0.4 if step < 3 else 0.1, "l0": 32.0}
 
 
-def test_a_healthy_run_is_left_alone() -> None:
+def test_a_healthy_run_gets_no_alert() -> None:
     assert run(healthy) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_that_is_not_finite_is_told_where_it_comes_first(value: float) -> None:
+def test_the_first_non_finite_value_raises_an_alert(value: float) -> None:
     [alert] = run(lambda step: healthy(step) | ({"loss": value} if step >= 50 else {}))
     assert (alert.kind, alert.step) == ("non_finite", 50)
     assert alert.message.startswith("Loss stopped being finite")
 
 
-def test_a_loss_that_rises_half_again_diverges_and_one_peak_does_not() -> None:
+def test_a_loss_that_rises_by_half_diverges_but_a_single_peak_does_not() -> None:
     [alert] = run(lambda step: healthy(step) | {"loss": 0.1 if step < 100 else 0.2})
     assert alert.kind == "divergence"
     assert 100 < alert.step < 115
@@ -63,14 +64,14 @@ def test_a_loss_that_rises_half_again_diverges_and_one_peak_does_not() -> None:
     assert run(lambda step: healthy(step) | {"loss": step / 20 if step < 20 else 0.5}) == []
 
 
-def test_dead_latents_are_told_when_they_stay_dead() -> None:
+def test_dead_latents_raise_an_alert_when_they_stay_dead() -> None:
     [alert] = run(lambda step: healthy(step) | {"frac_dead": 0.0 if step < 60 else 0.45})
     assert (alert.kind, alert.step) == ("dead_latents", 62)
     assert "45%" in alert.message
     assert run(lambda step: healthy(step) | {"frac_dead": 0.45 if step % 3 else 0.1}) == []
 
 
-def test_dense_latents_are_told_unless_the_code_itself_is_dense() -> None:
+def test_dense_latents_raise_an_alert_unless_k_is_large() -> None:
     def values(step: int) -> dict[str, float]:
         return healthy(step) | ({"frac_dense": 0.2} if step == 40 else {})
 
@@ -79,7 +80,7 @@ def test_dense_latents_are_told_unless_the_code_itself_is_dense() -> None:
     assert run(values, config=resolve_config("tiny", {"sae": {"k": 256}})) == []
 
 
-def test_a_speed_that_halves_for_good_is_told_and_a_pause_is_not() -> None:
+def test_a_lasting_slowdown_raises_an_alert_but_a_pause_does_not() -> None:
     [alert] = run(healthy, seconds=lambda step: 1.0 if step < 100 else 3.0)
     assert alert.kind == "throughput"
     assert "from 100 to 33 tokens/s" in alert.message
@@ -88,25 +89,23 @@ def test_a_speed_that_halves_for_good_is_told_and_a_pause_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("free", "checkpoint", "told"),
+    ("free", "checkpoint", "is_low"),
     [(2 * GIB, 0, False), (GIB - 1, 0, True), (2 * GIB, GIB, True), (4 * GIB, GIB, False)],
 )
-def test_a_disk_without_room_for_the_next_checkpoints_is_told_once(
-    free: int, checkpoint: int, told: bool
+def test_a_disk_without_room_for_more_checkpoints_raises_one_alert(
+    free: int, checkpoint: int, is_low: bool
 ) -> None:
     watch = AlertWatch(CONFIG)
     alerts = [watch.look_at_disk(step, free, checkpoint) for step in (1, 2)]
-    assert [[alert.kind for alert in found] for found in alerts] == [["disk"] if told else [], []]
+    assert [[alert.kind for alert in found] for found in alerts] == [["disk"] if is_low else [], []]
 
 
-def test_alerts_are_kept_with_the_run_and_named_on_it(
-    database: Database, settings: Settings
-) -> None:
+def test_alerts_are_stored_with_the_run(database: Database, settings: Settings) -> None:
     with database.writing() as session:
         run_id = store.add_run(session, config=CONFIG, status="running").id
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True)
-    recorder = Recorder(database, Task(run_id, CONFIG, folder, resume=False), wait_seconds=0)
+    recorder = Recorder(database, run_id, Member(CONFIG, folder), batch_seconds=0)
     measurements: Iterable[float] = (0.3, math.nan, math.nan)
     for step, loss in enumerate(measurements, 1):
         record = MetricsRecord(step=step, tokens=step, time=float(step), values={"loss": loss})

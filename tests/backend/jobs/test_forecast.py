@@ -1,4 +1,4 @@
-"""What a run would take here: time from what was measured, and whether it fits."""
+"""Forecasts: time from earlier measurements, and warnings about what does not fit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GIB = 2**30
 def measured(
     database: Database, name: str, *, k: int = 32, layer: int = 2, status: str, seconds: int
 ) -> None:
-    """A run that trained 400,000 tokens within `seconds`, at 1,000 tokens/s in the end."""
+    """Add a run that trained 400,000 tokens in `seconds`, finally at 1,000 tokens/s."""
     overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}}
     start = datetime.now(UTC)
     with database.writing() as session:
@@ -41,7 +41,7 @@ def seconds_of(database: Database, config: RunConfig, folder: Path) -> tuple[flo
     return found.seconds, found.seconds_from or ""
 
 
-def test_the_time_is_told_from_the_last_run_of_the_same_size(
+def test_the_time_is_based_on_the_last_run_of_the_same_size(
     database: Database, tmp_path: Path
 ) -> None:
     assert seconds_of(database, CONFIG, tmp_path) == (None, "")
@@ -49,7 +49,7 @@ def test_the_time_is_told_from_the_last_run_of_the_same_size(
     total = 499_712  # whole batches of 512 in 500,000
     seconds, words = seconds_of(database, CONFIG, tmp_path)
     assert seconds == pytest.approx(total / 1_000)
-    assert words == "1,000 tokens/s of 'other size' on cpu, whose SAE is another"
+    assert words == "1,000 tokens/s of 'other size' on cpu (a different SAE)"
     measured(database, "same size", status="finished", seconds=100)
     measured(database, "other layer", layer=1, status="finished", seconds=10)
     measured(database, "newer, other size", k=8, status="finished", seconds=10)
@@ -68,7 +68,7 @@ def forecast_of(database: Database, grid: dict[str, list[object]], folder: Path)
         return forecast(session, configs, places, folder)
 
 
-def test_runs_of_a_sweep_share_what_a_pass_shares(database: Database, tmp_path: Path) -> None:
+def test_runs_of_a_sweep_share_the_cost_of_a_pass(database: Database, tmp_path: Path) -> None:
     measured(database, "alone", status="finished", seconds=400)
     with database.writing() as session:
         [row] = store.list_runs(session).rows
@@ -94,13 +94,13 @@ def test_runs_of_a_sweep_share_what_a_pass_shares(database: Database, tmp_path: 
     ("memory", "disk", "words"),
     [
         (1, 1, []),
-        (3, 1, ["It takes 3.0 GiB of memory and 2.0 GiB of this machine are free now."]),
-        (9, 1, ["It takes 9.0 GiB of memory and this machine has 8.0; choose a smaller model, "
+        (3, 1, ["This needs 3.0 GiB of memory, but this machine has only 2.0 GiB free now."]),
+        (9, 1, ["This needs 9.0 GiB of memory, but this machine has 8.0; choose a smaller model, "
                 "fewer latents or a smaller batch."]),
-        (1, 6, ["It takes up to 6.0 GiB of disk and 5.0 GiB are free; save or index less often, or "
-                "make room."]),
+        (1, 6, ["This needs up to 6.0 GiB of disk space, but only 5.0 GiB are free; save or index "
+                "less often, or free some space."]),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_said(memory: int, disk: int, words: list[str]) -> None:
+def test_what_does_not_fit_is_reported(memory: int, disk: int, words: list[str]) -> None:
     room = Room("cpu", memory_free=2 * GIB, memory_total=8 * GIB, disk_free=5 * GIB)
     assert warnings(memory * GIB, disk * GIB, room) == words

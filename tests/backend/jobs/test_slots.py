@@ -1,4 +1,4 @@
-"""Which run is trained where: devices found, asked for, taken, and shown to a process alone."""
+"""Slots: found, chosen for runs, occupied, and made the only device that a process sees."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def place(found: Slot | None) -> str | None:
     return found and found.id
 
 
-def test_without_a_gpu_and_a_setting_there_is_one_slot_on_the_processor() -> None:
+def test_without_a_gpu_or_setting_there_is_one_cpu_slot() -> None:
     [slot] = find_slots(Settings())
     assert (slot.id, slot.device) == ("cpu", "cpu")
     assert slot.environment["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_the_setting_names_slots_and_a_device_named_twice_has_two() -> None:
+def test_a_device_named_twice_in_the_setting_has_two_slots() -> None:
     slots = find_slots(Settings(devices=["cuda:1", "cpu", "cpu"]))
     assert [(slot.id, slot.device) for slot in slots] == [
         ("cuda:1", "cuda:1"),
@@ -57,8 +57,8 @@ def test_the_setting_names_slots_and_a_device_named_twice_has_two() -> None:
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda", "cuda:x", "cpu:1"])
-def test_a_setting_that_names_no_device_is_refused(device: str) -> None:
-    with pytest.raises(ValidationError, match="write cpu or cuda:0"):
+def test_a_setting_with_an_unknown_device_is_refused(device: str) -> None:
+    with pytest.raises(ValidationError, match="use cpu or cuda:0"):
         Settings(devices=[device])
 
 
@@ -72,16 +72,16 @@ def test_a_setting_that_names_no_device_is_refused(device: str) -> None:
         ("cuda:2", []),
     ],
 )
-def test_what_a_run_asks_for_decides_its_slots(wanted: str, usable: list[str]) -> None:
+def test_the_requested_device_decides_the_usable_slots(wanted: str, usable: list[str]) -> None:
     found = places([*GPUS, "cpu"])
     assert [slot.id for slot in found.usable(wanted)] == usable
 
 
-def test_auto_means_the_processor_where_there_is_no_gpu() -> None:
+def test_auto_means_the_cpu_where_there_is_no_gpu() -> None:
     assert [slot.id for slot in places(["cpu"]).usable("auto")] == ["cpu"]
 
 
-def test_a_run_gets_the_first_free_slot_and_passes_one_that_must_wait() -> None:
+def test_a_run_gets_the_first_free_slot_and_overtakes_one_that_must_wait() -> None:
     found = places(GPUS, [row("first", "cuda:0")])
     assert place(found.place_for(row())) == "cuda:1"
     chosen = found.next_of([row("picky", device="cuda:0"), row("easy")])
@@ -90,14 +90,14 @@ def test_a_run_gets_the_first_free_slot_and_passes_one_that_must_wait() -> None:
     assert places(GPUS, [row("a", "cuda:0"), row("b", "cuda:1")]).next_of([row()]) is None
 
 
-def test_a_slot_is_taken_until_its_process_has_gone() -> None:
+def test_a_slot_is_occupied_until_its_process_has_exited() -> None:
     found = places(GPUS, [], held=["cuda:0"])
     assert place(found.place_for(row())) == "cuda:1"
     words = found.why_waiting(row(device="cuda:0"))
-    assert words == "It waits for cuda:0, which the last run is about to leave."
+    assert words == "Waiting for cuda:0; the previous run is finishing."
 
 
-def test_a_model_spread_over_all_gpus_waits_for_all_and_holds_later_runs_back() -> None:
+def test_a_model_spread_over_all_gpus_waits_for_all_and_keeps_later_runs_off_them() -> None:
     spread = row("spread", device_map="auto")
     half = places([*GPUS, "cpu"], [row("a", "cuda:0")])
     assert half.place_for(spread) is None
@@ -111,23 +111,23 @@ def test_a_model_spread_over_all_gpus_waits_for_all_and_holds_later_runs_back() 
     assert [slot.id for slot in places([*GPUS, "cpu"], [row("s", ALL_GPUS)]).free()] == ["cpu"]
 
 
-def test_a_run_in_a_terminal_takes_a_slot_of_its_device() -> None:
+def test_a_run_in_a_terminal_occupies_a_slot_of_its_device() -> None:
     foreground = row("terminal")
     assert places(["cpu"], [foreground]).free() == []
     foreground.device = "cpu"
     assert [slot.id for slot in places(["cuda:0", "cpu"], [foreground]).free()] == ["cuda:0"]
 
 
-def test_why_a_run_waits_is_said_in_words() -> None:
+def test_the_reason_for_waiting_is_one_sentence() -> None:
     taken = places(["cpu"], [row(name, "cpu") for name in ("a", "b", "c", "d")])
     words = taken.why_waiting(row())
-    assert words == "It waits for cpu, taken by 'a', 'b', 'c' and 1 more."
+    assert words == "Waiting for the CPU, in use by 'a', 'b', 'c' and 1 more."
     words = taken.why_waiting(row(device="cuda:3"))
-    assert words == "It asks for cuda:3; this server trains on cpu."
-    assert places(["cpu"]).why_waiting(row()) == "It is about to start."
+    assert words == "Waiting for cuda:3, but this server trains on cpu."
+    assert places(["cpu"]).why_waiting(row()) == "About to start."
 
 
-def test_the_number_of_threads_that_a_person_set_stays() -> None:
+def test_a_number_of_threads_set_by_the_user_is_kept() -> None:
     slot = find_slots(Settings(devices=["cpu", "cpu"]))[0]
     environment = environment_of(slot, {"OMP_NUM_THREADS": "7", "CUDA_VISIBLE_DEVICES": "0"})
     assert environment["OMP_NUM_THREADS"] == "7"
@@ -141,13 +141,11 @@ def server(settings: Settings, devices: list[str]) -> Iterator[TestClient]:
         yield client
 
 
-def told(settings: Settings, run_id: str) -> str:
+def log_of(settings: Settings, run_id: str) -> str:
     return settings.run_folder(run_id).log.read_text()
 
 
-def test_each_process_sees_its_own_device_and_no_other(
-    settings: Settings, database: Database
-) -> None:
+def test_each_process_sees_only_its_own_device(settings: Settings, database: Database) -> None:
     with server(settings, list(GPUS)) as client:
         runs = [create(client, "wait") for _ in range(3)]
         for run in runs[:2]:
@@ -155,8 +153,8 @@ def test_each_process_sees_its_own_device_and_no_other(
         devices = [read(client, run.id).device for run in runs]
         assert devices == ["cuda:0", "cuda:1", None]
         for number, run in enumerate(runs[:2]):
-            wait_for(lambda run=run: "fake engine" in told(settings, run.id))
-            assert f"CUDA_VISIBLE_DEVICES={number}, model.device=cuda" in told(settings, run.id)
+            wait_for(lambda run=run: "fake engine" in log_of(settings, run.id))
+            assert f"CUDA_VISIBLE_DEVICES={number}, model.device=cuda" in log_of(settings, run.id)
         slots = client.get("/api/system").json()["slots"]
         assert [(slot["id"], slot["runs"]) for slot in slots] == [
             ("cuda:0", [runs[0].id]),
@@ -164,7 +162,7 @@ def test_each_process_sees_its_own_device_and_no_other(
         ]
         waiting = read(client, runs[2].id)
         assert (waiting.status, waiting.queue_position) == ("queued", 1)
-        assert waiting.waiting_for == "It waits for cuda:0 and cuda:1, taken by 'wait'."
+        assert waiting.waiting_for == "Waiting for cuda:0 and cuda:1, in use by 'wait'."
         client.post(f"/api/runs/{runs[1].id}/stop")
         wait_for_status(client, runs[2].id, "running")
         assert read(client, runs[2].id).device == "cuda:1"
@@ -175,7 +173,9 @@ def test_each_process_sees_its_own_device_and_no_other(
             assert store.get_run(session, runs[2].id).device == "cuda:1"
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(settings: Settings) -> None:
+def test_an_unavailable_device_is_refused(
+    settings: Settings,
+) -> None:
     with server(settings, ["cpu", "cuda:4"]) as client:
         body = {"preset": "tiny", "config": {"model": {"device": "cuda:1"}}}
         for path, more in (
@@ -185,7 +185,7 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(settings: Set
         ):
             answer = client.post(f"/api/{path}", json=body | more)
             assert answer.status_code == 422
-            words = "'cuda:1' is not there; this server trains on cpu, cuda:4."
+            words = "'cuda:1' is not available; this server trains on cpu, cuda:4."
             assert words in answer.json()["detail"]
 
 
@@ -221,14 +221,14 @@ def test_the_queue_is_reordered_and_started_in_that_order(
         assert [name.split()[1] for _, name in started] == ["d", "b", "c", "a"]
 
 
-def test_a_run_without_a_checkpoint_is_tried_again_from_its_beginning(settings: Settings) -> None:
+def test_a_run_without_a_checkpoint_is_retried_from_its_beginning(settings: Settings) -> None:
     with server(settings, ["cpu"]) as client:
         run = create(client, "refuse")
         assert wait_for_status(client, run.id, "failed").error is not None
         answer = client.post(f"/api/runs/{run.id}/retry")
         assert (answer.status_code, answer.json()["error"]) == (202, None)
         wait_for_status(client, run.id, "failed")
-        assert told(settings, run.id).count("fake engine: refuse, resume=False") == 2
+        assert log_of(settings, run.id).count("fake engine: refuse, resume=False") == 2
         finished = create(client, "finish")
         wait_for_status(client, finished.id, "finished")
         assert client.post(f"/api/runs/{finished.id}/retry").status_code == 409

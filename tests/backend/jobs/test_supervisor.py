@@ -1,4 +1,4 @@
-"""Real job processes: started, stopped, killed, found again."""
+"""Real job processes: started, stopped, killed, recognized by a new server."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def row_of(database: Database, run_id: str) -> RunRow:
 
 
 @pytest.mark.both_databases
-def test_a_queued_run_is_carried_out_by_a_process_of_its_own(
-    client: TestClient, settings: Settings
-) -> None:
+def test_a_queued_run_is_trained_by_its_own_process(client: TestClient, settings: Settings) -> None:
     run = create(client, "finish")
     ended = wait_for_status(client, run.id, "finished", "failed")
     assert ended.status == "finished"
@@ -92,7 +90,7 @@ def test_a_queued_run_is_carried_out_by_a_process_of_its_own(
         ("die", "interrupted", "SIGKILL", "ran out of memory"),
     ],
 )
-def test_how_a_job_ended_is_told_with_its_log(
+def test_the_end_of_a_job_is_recorded_with_its_log(
     client: TestClient, name: str, status: str, kind: str, words: str
 ) -> None:
     run = create(client, name)
@@ -104,7 +102,7 @@ def test_how_a_job_ended_is_told_with_its_log(
     assert ("Traceback" in ended.error.log_tail) == (name in ("refuse", "break"))
 
 
-def test_one_job_runs_at_a_time_and_the_next_starts_when_it_ends(client: TestClient) -> None:
+def test_the_next_job_starts_when_the_previous_one_ends(client: TestClient) -> None:
     first, second = create(client, "wait"), create(client, "finish")
     wait_for_status(client, first.id, "running")
     assert read(client, second.id).status == "queued"
@@ -113,7 +111,7 @@ def test_one_job_runs_at_a_time_and_the_next_starts_when_it_ends(client: TestCli
 
 
 @pytest.mark.both_databases
-def test_stopping_keeps_a_run_resumable_and_resuming_goes_on_from_the_checkpoint(
+def test_a_stopped_run_resumes_from_its_checkpoint(
     client: TestClient,
 ) -> None:
     run = create(client, "wait")
@@ -133,7 +131,7 @@ def test_stopping_keeps_a_run_resumable_and_resuming_goes_on_from_the_checkpoint
     assert steps == list(range(1, 21))
 
 
-def test_a_run_without_a_checkpoint_is_not_resumed(client: TestClient) -> None:
+def test_a_run_without_a_checkpoint_cannot_be_resumed(client: TestClient) -> None:
     run = create(client, "refuse")
     assert not wait_for_status(client, run.id, "failed").resumable
     answer = client.post(f"/api/runs/{run.id}/resume")
@@ -143,7 +141,7 @@ def test_a_run_without_a_checkpoint_is_not_resumed(client: TestClient) -> None:
 
 
 @pytest.mark.both_databases
-def test_a_run_that_tells_nothing_for_long_gets_one_alert(
+def test_a_run_without_progress_for_long_gets_one_alert(
     settings: Settings, database: Database
 ) -> None:
     [run_id] = add(database, "mute")
@@ -152,9 +150,9 @@ def test_a_run_that_tells_nothing_for_long_gets_one_alert(
     )
     supervisor.start()
     try:
-        words = "It has told nothing for 0 minutes (muttering); see its log, or stop it."
+        words = "No progress for 0 minutes (muttering); check its log, or stop it."
         wait_for(lambda: any(a.message == words for a in row_of(database, run_id).alerts))
-        time.sleep(0.3)  # many more looks
+        time.sleep(0.3)  # many more polls
         alerts = [a for a in row_of(database, run_id).alerts if a.message == words]
         assert [(alert.kind, alert.level) for alert in alerts] == [("no_progress", "warning")]
     finally:
@@ -164,7 +162,7 @@ def test_a_run_that_tells_nothing_for_long_gets_one_alert(
         supervisor.close()
 
 
-def test_a_queued_run_is_stopped_without_ever_starting(client: TestClient) -> None:
+def test_a_queued_run_is_stopped_without_starting(client: TestClient) -> None:
     blocking, waiting = create(client, "wait"), create(client, "finish")
     assert client.post(f"/api/runs/{waiting.id}/stop").json()["status"] == "stopped"
     assert client.post(f"/api/runs/{waiting.id}/stop").status_code == 409
@@ -173,7 +171,7 @@ def test_a_queued_run_is_stopped_without_ever_starting(client: TestClient) -> No
     assert read(client, waiting.id).started_at is None
 
 
-def test_a_job_that_is_killed_is_interrupted_and_names_the_signal(
+def test_a_killed_job_is_interrupted_and_the_signal_named(
     client: TestClient, database: Database
 ) -> None:
     run = create(client, "wait")
@@ -185,9 +183,7 @@ def test_a_job_that_is_killed_is_interrupted_and_names_the_signal(
     assert (ended.status, ended.error.type) == ("interrupted", "SIGKILL")
 
 
-def test_a_job_that_is_terminated_writes_its_own_end(
-    client: TestClient, database: Database
-) -> None:
+def test_a_terminated_job_records_its_own_end(client: TestClient, database: Database) -> None:
     run = create(client, "wait")
     wait_for(lambda: read(client, run.id).progress.step == 20)
     os.kill(process_of(database, run.id), signal.SIGTERM)
@@ -197,7 +193,7 @@ def test_a_job_that_is_terminated_writes_its_own_end(
     assert ended.resumable
 
 
-def test_a_new_server_finds_the_running_job_and_can_stop_it(
+def test_a_new_server_recognizes_a_running_job_and_can_stop_it(
     settings: Settings, database: Database
 ) -> None:
     with TestClient(create_app(settings, command=fake_job), URL) as client:
@@ -212,9 +208,7 @@ def test_a_new_server_finds_the_running_job_and_can_stop_it(
         assert wait_for_status(client, run.id, "stopped", "interrupted").status == "stopped"
 
 
-def test_a_job_that_ends_while_no_server_runs_needs_nobody(
-    settings: Settings, database: Database
-) -> None:
+def test_a_job_records_its_end_while_no_server_runs(settings: Settings, database: Database) -> None:
     with TestClient(create_app(settings, command=fake_job), URL) as client:
         run = create(client, "wait")
         wait_for(lambda: read(client, run.id).progress.step == 20)
@@ -224,7 +218,7 @@ def test_a_job_that_ends_while_no_server_runs_needs_nobody(
 
 
 @pytest.mark.both_databases
-def test_a_job_that_vanished_while_no_server_ran_is_interrupted_at_the_next_start(
+def test_a_job_killed_while_no_server_ran_is_interrupted_at_the_next_start(
     settings: Settings, database: Database
 ) -> None:
     with TestClient(create_app(settings, command=fake_job), URL) as client:
@@ -238,7 +232,7 @@ def test_a_job_that_vanished_while_no_server_ran_is_interrupted_at_the_next_star
         assert ended.resumable
 
 
-def test_a_process_that_took_over_the_number_of_a_dead_job_is_not_mistaken_for_it(
+def test_a_process_with_the_number_of_a_dead_job_is_not_mistaken_for_it(
     settings: Settings, database: Database
 ) -> None:
     [run_id] = add(database, "wait")
@@ -261,7 +255,7 @@ def test_a_job_that_ignores_a_forced_stop_is_killed(settings: Settings, database
 
 
 @pytest.mark.both_databases
-def test_two_supervisors_on_one_folder_carry_out_each_run_once(
+def test_two_supervisors_on_one_folder_start_each_run_once(
     settings: Settings, database: Database
 ) -> None:
     run_ids = add(database, "finish", count=3)
@@ -272,7 +266,7 @@ def test_two_supervisors_on_one_folder_carry_out_each_run_once(
         assert settings.run_folder(run_id).log.read_text().count("fake engine") == 1
 
 
-def test_a_second_supervisor_takes_over_when_the_first_goes(
+def test_a_second_supervisor_takes_over_when_the_first_closes(
     settings: Settings, database: Database
 ) -> None:
     with supervised(settings, database) as first:
@@ -299,7 +293,7 @@ def test_a_command_that_cannot_be_started_fails_the_run(
     assert "could not be started" in (row_of(database, run_id).error_message or "")
 
 
-def test_a_trouble_that_lasts_is_logged_once(
+def test_a_lasting_error_is_logged_once(
     settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     with database.writing() as session:

@@ -416,7 +416,7 @@ def test_a_run_that_is_deleted_ends_its_labeling(
     wait_for(lambda: served.asked[-1] is not None and not _labeling_threads())
     with database.reading() as session:
         assert label_jobs.label_jobs(session, run_id) == []
-        assert label_jobs.written_labels(session, run_id) == {}
+        assert store.written_labels(session, run_id) == {}
 
 
 def _labeling_threads() -> list[str]:
@@ -453,7 +453,7 @@ def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
             "person": lambda session, f=feature: store.set_label(
                 session, run_id, f, LabelUpdate(label="mine")
             ),
-            "model": lambda session, f=feature: label_jobs.propose_label(
+            "model": lambda session, f=feature: store.propose_label(
                 session, run_id, f, "its", model=MODEL, prompt_version="1", score=None
             ),
         }
@@ -461,7 +461,7 @@ def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
             with database.writing() as session:
                 writers[author](session)
         with database.reading() as session:
-            written = label_jobs.written_labels(session, run_id, [feature])[feature]
+            written = store.written_labels(session, run_id, [feature])[feature]
         assert (written.label, written.origin.author) == ("mine", "person")
 
 

@@ -1,4 +1,4 @@
-"""Lists of runs: what is in them, in which order, and that pages neither skip nor repeat a run."""
+"""Lists of runs: filters, order, and pages that neither skip nor repeat a run."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_all(session: Session) -> list[RunRow]:
 
 
 def value_of(row: RunRow, sort: RunSort) -> Any:
-    """What a run is sorted by, told from what was measured; None comes last."""
+    """A run's sort key, computed from its metrics; None sorts last."""
     latest = METRICS[row.seq - 1]
     if sort in ("created", "name", "status"):
         lives = get_args(RunStatus)
@@ -90,7 +90,7 @@ def walk(list_page: Callable[[str | None], store.RunList]) -> list[int]:
 
 @pytest.mark.parametrize("order", get_args(SortOrder))
 @pytest.mark.parametrize("sort", get_args(RunSort))
-def test_pages_of_any_size_are_the_sorted_list_cut_up(
+def test_pages_of_any_size_add_up_to_the_sorted_list(
     database: Database, sort: RunSort, order: SortOrder
 ) -> None:
     with database.writing() as session:
@@ -105,7 +105,7 @@ def test_pages_of_any_size_are_the_sorted_list_cut_up(
             assert found == expected(rows, sort, order), limit
 
 
-def test_without_an_order_the_newest_the_first_name_and_the_best_come_first(
+def test_by_default_the_newest_the_best_and_the_first_name_come_first(
     database: Database,
 ) -> None:
     with database.writing() as session:
@@ -124,7 +124,7 @@ def test_without_an_order_the_newest_the_first_name_and_the_best_come_first(
     }
 
 
-def test_a_run_that_changes_its_place_or_vanishes_between_pages_hides_no_other(
+def test_a_run_that_moves_or_is_deleted_between_pages_hides_no_other(
     database: Database,
 ) -> None:
     with database.writing() as session:
@@ -158,7 +158,7 @@ def test_a_run_that_changes_its_place_or_vanishes_between_pages_hides_no_other(
         (RunFilter(q="zzz"), set()),
     ],
 )
-def test_a_filter_finds_what_it_says_and_counts_it_on_all_pages(
+def test_a_filter_selects_matching_runs_and_counts_all_pages(
     database: Database, wanted: RunFilter, names: set[str]
 ) -> None:
     with database.writing() as session:
@@ -177,14 +177,14 @@ def test_a_filter_finds_what_it_says_and_counts_it_on_all_pages(
     assert len(found.rows) == min(2, len(rest.rows))
 
 
-def test_an_id_is_found_by_its_beginning(database: Database) -> None:
+def test_an_id_is_found_by_its_prefix(database: Database) -> None:
     with database.writing() as session:
         row = add_all(session)[0]
         found = store.list_runs(session, RunFilter(q=row.id[:8].upper())).rows
     assert [each.id for each in found] == [row.id]
 
 
-def test_tags_are_counted_the_commonest_first(database: Database) -> None:
+def test_tags_are_counted_most_common_first(database: Database) -> None:
     with database.writing() as session:
         first, second, third, *_ = add_all(session)
         for row, tags in ((first, ["b", "a"]), (second, ["b"]), (third, ["c"])):
@@ -198,7 +198,7 @@ def test_tags_are_counted_the_commonest_first(database: Database) -> None:
     ]
 
 
-def test_lists_and_tags_are_asked_for_over_rest(client: TestClient, database: Database) -> None:
+def test_lists_and_tags_over_rest(client: TestClient, database: Database) -> None:
     with database.writing() as session:
         rows = add_all(session)
         session.execute(update(RunRow).values(status="finished"))
@@ -234,8 +234,8 @@ def test_lists_and_tags_are_asked_for_over_rest(client: TestClient, database: Da
         b"[" * 1000,
     ],
 )
-def test_what_is_no_cursor_is_refused(client: TestClient, place: bytes) -> None:
+def test_an_invalid_cursor_is_refused(client: TestClient, place: bytes) -> None:
     cursor = base64.urlsafe_b64encode(place).decode() or "é"
     answer = client.get("/api/runs", params={"cursor": cursor})
     assert answer.status_code == 422, answer.text
-    assert "no cursor" in answer.json()["detail"]
+    assert "not a cursor" in answer.json()["detail"]

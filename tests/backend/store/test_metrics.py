@@ -1,4 +1,4 @@
-"""Measurements packed into blocks read like those in rows: after any writes and forgettings."""
+"""Measurements packed into blocks read like those in rows, after any writes and deletions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ measured = st.dictionaries(st.sampled_from(NAMES), numbers, max_size=4)
 
 
 class Write(NamedTuple):
-    """Measurements at steps, told together."""
+    """Measurements at some steps, stored together."""
 
     points: list[tuple[int, dict[str, float]]]
 
@@ -56,7 +56,7 @@ actions = st.lists(
 
 
 class Naive:
-    """What the store is to be like: a dictionary of dictionaries."""
+    """The reference: a dictionary of dictionaries."""
 
     def __init__(self) -> None:
         self.points: dict[int, tuple[int, float, int, dict[str, float]]] = {}
@@ -88,7 +88,7 @@ def listed(points: Points) -> list[object]:
 
 
 def same(found: list[object], expected: list[object]) -> bool:
-    """Equal, a NaN equal to a NaN, and zeros of the same sign."""
+    """Equal, with NaN equal to NaN and the same signs of zeros."""
     return list(map(_exact, found)) == list(map(_exact, expected))
 
 
@@ -111,7 +111,7 @@ def session(database: Database) -> Iterator[Session]:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_any_writes_and_forgettings_read_like_those_of_a_dictionary(
+def test_the_store_behaves_like_a_dictionary_after_any_writes_and_deletions(
     session: Session, data: st.DataObject
 ) -> None:
     run_id, naive = new_run(session), Naive()
@@ -136,7 +136,7 @@ def test_any_writes_and_forgettings_read_like_those_of_a_dictionary(
 
 
 @pytest.mark.parametrize("num_points", [0, 6, 7, 8, 50])
-def test_all_but_the_last_points_are_in_blocks(session: Session, num_points: int) -> None:
+def test_all_but_the_newest_points_are_packed(session: Session, num_points: int) -> None:
     run_id = new_run(session)
     records = [MetricsRecord(step=s, tokens=s, time=s, values={}) for s in range(num_points)]
     for start in range(0, num_points, 3):
@@ -168,7 +168,7 @@ def test_what_a_transaction_that_fails_packed_is_in_rows_again(database: Databas
         assert store.metrics(session, run_id).step.tolist() == list(range(6))
 
 
-def test_deleting_a_run_takes_its_blocks_along(session: Session) -> None:
+def test_deleting_a_run_deletes_its_blocks(session: Session) -> None:
     run_id, other = new_run(session), new_run(session)
     records = [MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 0.5}) for s in range(20)]
     for each in (run_id, other):
@@ -178,7 +178,7 @@ def test_deleting_a_run_takes_its_blocks_along(session: Session) -> None:
     assert len(store.metrics(session, other)) == 20
 
 
-def test_a_long_run_is_packed_by_itself_and_read_whole(session: Session) -> None:
+def test_a_long_run_is_packed_automatically_and_read_completely(session: Session) -> None:
     run_id = new_run(session)
     rng = np.random.default_rng(0)
     values = rng.random(3000)
@@ -201,7 +201,7 @@ rows = st.lists(measured, max_size=20).map(
 
 
 @given(rows)
-def test_a_block_holds_what_was_packed(given_rows: list[Row]) -> None:
+def test_unpacking_a_block_gives_the_points_that_were_packed(given_rows: list[Row]) -> None:
     points = points_of(given_rows)
     back = unpacked(packed(points))
     expected = [(*row[:4], json.loads(row.values)) for row in given_rows]
@@ -214,7 +214,9 @@ def test_a_block_holds_what_was_packed(given_rows: list[Row]) -> None:
 
 
 @given(rows, st.integers(0, 20), st.integers(0, 20))
-def test_points_that_are_cut_and_joined_are_the_same(given_rows: list[Row], a: int, b: int) -> None:
+def test_slicing_and_concatenating_gives_the_same_points(
+    given_rows: list[Row], a: int, b: int
+) -> None:
     points = points_of(given_rows)
     first, second = sorted((a, b))
     parts = [
@@ -226,7 +228,7 @@ def test_points_that_are_cut_and_joined_are_the_same(given_rows: list[Row], a: i
     assert set(joined(parts).curves) == set(points.curves)
 
 
-def test_values_that_float32_holds_take_half_the_room() -> None:
+def test_values_that_float32_holds_exactly_take_half_the_space() -> None:
     wide = np.random.default_rng(0).random(1000)
     narrow = wide.astype(np.float32).astype(np.float64)
 

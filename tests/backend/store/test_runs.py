@@ -1,4 +1,4 @@
-"""What is stored comes back, and of two who want the same only one gets it."""
+"""Runs and their states are stored; of two competing transactions only one succeeds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_non_finite_measurements_survive_the_database(database: Database) -> Non
     }
 
 
-def test_a_step_measured_again_overwrites_the_same_names_only(database: Database) -> None:
+def test_repeated_measurements_overwrite_only_the_same_metrics(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
         store.add_metrics(session, run_id, [record(5, fvu=0.5, l0=4.0), record(5, eval_fvu=0.6)])
@@ -70,7 +70,7 @@ def test_a_step_measured_again_overwrites_the_same_names_only(database: Database
     assert series.series == {"fvu": [0.4, 0.3], "l0": [4.0, None], "eval_fvu": [0.6, None]}
 
 
-def test_forgetting_after_a_step_leaves_what_was_there_and_before(database: Database) -> None:
+def test_forget_after_keeps_the_step_itself_and_earlier_ones(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
         store.add_metrics(session, run_id, [record(step, fvu=1.0) for step in (1, 5, 9)])
@@ -82,7 +82,7 @@ def test_forgetting_after_a_step_leaves_what_was_there_and_before(database: Data
         assert [row.step for row in store.snapshots(session, run_id)] == [1, 5]
 
 
-def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -> None:
+def test_each_queued_run_is_claimed_once_by_many_claimants(database: Database) -> None:
     with database.writing() as session:
         expected = [add(session, f"run {number}").id for number in range(12)]
     claimed: list[str] = []
@@ -103,7 +103,7 @@ def test_a_queue_with_many_claimants_gives_each_run_to_one(database: Database) -
     assert sorted(claimed) == sorted(expected)
 
 
-def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
+def test_the_oldest_run_is_claimed_first_and_a_resumed_one_queues_at_the_end(
     database: Database,
 ) -> None:
     with database.writing() as session:
@@ -120,7 +120,7 @@ def test_the_oldest_request_is_claimed_first_and_a_resumed_run_queues_again(
     assert claimed == [second, first]
 
 
-def test_of_a_sweep_those_that_begin_are_claimed_together_in_their_order(
+def test_new_runs_of_a_sweep_are_claimed_together_in_order(
     database: Database,
 ) -> None:
     config = resolve_config("quick-test", {"name": "member"})
@@ -140,23 +140,19 @@ def test_of_a_sweep_those_that_begin_are_claimed_together_in_their_order(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_a_stop_is_taken_in_every_state_that_has_not_ended(
-    database: Database, status: RunStatus
-) -> None:
+def test_a_run_can_be_stopped_until_it_has_ended(database: Database, status: RunStatus) -> None:
     after = {"queued": "stopped", "running": "stopping", "stopping": "stopping"}
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in after:
             assert store.request_stop(session, run_id, force=False).status == after[status]
         else:
-            with pytest.raises(ConflictError, match="ended already"):
+            with pytest.raises(ConflictError, match="already ended"):
                 store.request_stop(session, run_id, force=False)
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_only_runs_that_ended_before_their_end_are_requeued(
-    database: Database, status: RunStatus
-) -> None:
+def test_only_runs_that_ended_early_are_requeued(database: Database, status: RunStatus) -> None:
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in ("stopped", "failed", "interrupted"):
@@ -179,7 +175,7 @@ def test_only_an_active_run_can_end(database: Database, status: RunStatus) -> No
     assert now == ("finished" if active else status)
 
 
-def test_a_job_learns_of_stop_and_force(database: Database) -> None:
+def test_a_job_reads_stop_and_force(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session, status="running").id
     for force, expected in [(None, "none"), (False, "stop"), (True, "force"), (False, "force")]:
@@ -191,12 +187,12 @@ def test_a_job_learns_of_stop_and_force(database: Database) -> None:
         assert requests == {run_id: StopRequest(expected)}
 
 
-def test_a_job_whose_run_was_deleted_is_told_to_end(database: Database) -> None:
+def test_a_job_whose_run_was_deleted_is_forced_to_stop(database: Database) -> None:
     with database.reading() as session:
         assert store.stop_requests(session, ["gone"]) == {"gone": StopRequest.FORCE}
 
 
-def test_deleting_a_run_takes_along_all_that_hangs_on_it(database: Database) -> None:
+def test_deleting_a_run_deletes_everything_stored_about_it(database: Database) -> None:
     with database.writing() as session:
         row = add(session)
         store.patch_run(session, row.id, RunPatch(tags=["a"]))
@@ -210,7 +206,7 @@ def test_deleting_a_run_takes_along_all_that_hangs_on_it(database: Database) -> 
         assert not store.count_tags(session)
 
 
-def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database: Database) -> None:
+def test_a_run_is_found_by_id_prefix_or_name_unless_several_match(database: Database) -> None:
     with database.writing() as session:
         row = add(session, "only")
         add(session, "twice")
@@ -218,13 +214,13 @@ def test_a_run_is_found_by_id_prefix_and_name_unless_several_are_meant(database:
     with database.reading() as session:
         for text in (row.id, row.id[:7], "only"):
             assert store.find_run(session, text).id == row.id
-        with pytest.raises(UserError, match="name of 2 runs"):
+        with pytest.raises(UserError, match="matches 2 runs"):
             store.find_run(session, "twice")
         with pytest.raises(UserError, match="no run 'nobody'"):
             store.find_run(session, "nobody")
 
 
-def test_a_failed_block_leaves_nothing_behind(database: Database) -> None:
+def test_a_transaction_that_raises_stores_nothing(database: Database) -> None:
     def fail() -> None:
         with database.writing() as session:
             add(session)
@@ -237,7 +233,7 @@ def test_a_failed_block_leaves_nothing_behind(database: Database) -> None:
 
 
 def test_two_writers_wait_for_each_other(database: Database) -> None:
-    """Both read before they write: with deferred transactions one of them would fail."""
+    """Both read before they write; with deferred transactions one of them would fail."""
     with database.writing() as session:
         run_id = add(session).id
 
@@ -257,7 +253,7 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
     assert sorted(notes) == sorted("ab" * 20)
 
 
-def test_what_a_log_holds_is_storable_whatever_it_is(database: Database) -> None:
+def test_any_log_content_can_be_stored(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session, status="running").id
         assert store.fail_run(
@@ -268,7 +264,7 @@ def test_what_a_log_holds_is_storable_whatever_it_is(database: Database) -> None
     assert (row.error_message, row.error_log_tail) == ("a␀b", "␀\x1b[1m é\n")
 
 
-def test_more_tokens_are_counted_than_32_bits_hold(database: Database) -> None:
+def test_token_counts_may_exceed_32_bits(database: Database) -> None:
     many = 10**12
     with database.writing() as session:
         run_id = add(session, status="running").id
@@ -281,7 +277,7 @@ def test_more_tokens_are_counted_than_32_bits_hold(database: Database) -> None:
         assert metrics_series(store.metrics(session, run_id)).tokens == [many]
 
 
-def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None:
+def test_a_reader_sees_one_consistent_state_while_others_write(database: Database) -> None:
     with database.writing() as session:
         run_id = add(session).id
     with database.reading() as reader:
@@ -296,7 +292,7 @@ def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None
         assert store.get_run(reader, run_id).notes == "changed"
 
 
-def test_a_database_that_does_not_answer_is_named_in_a_sentence(tmp_path: Path) -> None:
+def test_an_unreachable_database_is_reported_in_one_sentence(tmp_path: Path) -> None:
     for url in (f"sqlite:///{tmp_path}", f"postgresql://me:secret@/runs?host={tmp_path}"):
         database = Database(url)
         with pytest.raises(UserError, match=re.escape(str(tmp_path))) as raised:

@@ -1,0 +1,56 @@
+"""Transactions of jobs, which wait for a database that is locked, restarting or unreachable."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+
+from backend.store.database import DISK_FULL, is_unavailable, lacks_room
+from sae_engine.errors import DiskFullError
+
+JOB_BUSY_SECONDS = 2.0
+"""How long one try of a job waits for other writers; signals are handled between tries."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+
+def when_available(
+    transaction: Callable[[], _Result],
+    *,
+    deadline: float = math.inf,
+    sleep: Callable[[float], None] = time.sleep,
+) -> _Result:
+    """Run a transaction, and repeat it for as long as the database is unavailable.
+
+    After the `deadline` (of `time.monotonic`) it is not repeated, and the error is raised. Raises
+    `DiskFullError` if the database's disk is full.
+    """
+    began = time.monotonic()
+    pause = FIRST_PAUSE_SECONDS
+    has_failed = False
+    while True:
+        try:
+            result = transaction()
+        except DBAPIError as error:
+            if lacks_room(error):
+                raise DiskFullError(DISK_FULL) from error
+            if not is_unavailable(error) or time.monotonic() >= deadline:
+                raise
+            if not has_failed:
+                _log.warning("the database is unavailable, waiting for it: %s", error.orig)
+            has_failed = True
+        else:
+            if has_failed:
+                seconds = time.monotonic() - began
+                _log.warning("the database is available again after %.1f s", seconds)
+            return result
+        sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
