@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.analyses.client import Analyses, Analysis, Source
+from backend.analyses.client import Analysis, AnalysisClient, Source
 from backend.errors import ConflictError
 from backend.settings import Settings
 from sae_engine.features.index.reader import FeatureIndex
@@ -55,8 +55,8 @@ def command() -> Scripted:
 
 
 @pytest.fixture
-def analyses(settings: Settings, command: Scripted) -> Iterator[Analyses]:
-    analyses = Analyses(settings, command=command)
+def analyses(settings: Settings, command: Scripted) -> Iterator[AnalysisClient]:
+    analyses = AnalysisClient(settings, command=command)
     yield analyses
     analyses.close()
 
@@ -77,7 +77,7 @@ def two(sources: dict[str, Source]) -> Analysis:
     return Analysis("matches", (sources["r1"], sources["r2"]))
 
 
-def finished(analyses: Analyses, analysis: Analysis) -> str:
+def finished(analyses: AnalysisClient, analysis: Analysis) -> str:
     """Ask until there is a result."""
     found: list[str] = []
 
@@ -91,7 +91,7 @@ def finished(analyses: Analyses, analysis: Analysis) -> str:
     return found[0]
 
 
-def refused(analyses: Analyses, analysis: Analysis) -> str:
+def refused(analyses: AnalysisClient, analysis: Analysis) -> str:
     """Ask until it is refused; returns why."""
     reasons: list[tuple[str, str]] = []
 
@@ -108,14 +108,14 @@ def refused(analyses: Analyses, analysis: Analysis) -> str:
     return detail
 
 
-def progress(analyses: Analyses, analysis: Analysis) -> AnalysisProgress:
+def progress(analyses: AnalysisClient, analysis: Analysis) -> AnalysisProgress:
     answer = analyses.get(analysis, load)
     assert isinstance(answer, AnalysisProgress)
     return answer
 
 
 def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
-    analyses: Analyses, settings: Settings, one: Analysis
+    analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     others = set(psutil.Process().children())
     progress(analyses, one)
@@ -125,17 +125,17 @@ def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
 
 
 def test_a_result_is_computed_once_and_kept_over_restarts(
-    analyses: Analyses, settings: Settings, command: Scripted, one: Analysis
+    analyses: AnalysisClient, settings: Settings, command: Scripted, one: Analysis
 ) -> None:
     assert progress(analyses, one).phase == "starting"
     first = finished(analyses, one)
     assert analyses.get(one, load) == first
-    assert Analyses(settings, command=command).get(one, load) == first
+    assert AnalysisClient(settings, command=command).get(one, load) == first
     assert len(command.started) == 1
 
 
 def test_progress_is_what_the_process_said_last(
-    analyses: Analyses, command: Scripted, one: Analysis
+    analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "say(phase='near', fraction=0.5); say(phase='far', fraction=None)\n"
     command.script += "print('{\"half', end='', flush=True); time.sleep(60)"
@@ -144,7 +144,7 @@ def test_progress_is_what_the_process_said_last(
 
 
 def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis, tmp_path: Path
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis, tmp_path: Path
 ) -> None:
     command.script = (
         f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n" + PUBLISH
@@ -158,7 +158,7 @@ def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
 
 
 def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(phase='x', fraction=0.1); say(error='Too wide.'); sys.exit(1)"
     assert refused(analyses, one) == "Too wide."
@@ -169,7 +169,7 @@ def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
 
 
 def test_who_asks_later_still_learns_of_a_failure(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(error='Too wide.'); sys.exit(1)"
     progress(analyses, one)
@@ -179,7 +179,7 @@ def test_who_asks_later_still_learns_of_a_failure(
 
 
 def test_a_killed_process_is_noticed_and_named(
-    analyses: Analyses, command: Scripted, one: Analysis
+    analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "os.kill(os.getpid(), 9)"
     reason = refused(analyses, one)
@@ -188,12 +188,12 @@ def test_a_killed_process_is_noticed_and_named(
 
 
 def test_a_command_that_does_not_exist_is_a_sentence(settings: Settings, one: Analysis) -> None:
-    analyses = Analyses(settings, command=lambda *_: ["/no/such/program"])
+    analyses = AnalysisClient(settings, command=lambda *_: ["/no/such/program"])
     assert "could not be started" in refused(analyses, one)
 
 
 def test_a_damaged_result_is_computed_anew(
-    analyses: Analyses, settings: Settings, one: Analysis
+    analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     first = finished(analyses, one)
     [kept] = (settings.data_dir / "analyses").glob("*/result")
@@ -212,7 +212,7 @@ def test_a_snapshot_made_anew_is_another_source(tmp_path: Path) -> None:
 
 
 def test_what_was_computed_from_a_deleted_run_goes_with_it(
-    analyses: Analyses, settings: Settings, sources: dict[str, Source], two: Analysis
+    analyses: AnalysisClient, settings: Settings, sources: dict[str, Source], two: Analysis
 ) -> None:
     other = Analysis("map", (sources["r2"],))
     finished(analyses, two)
@@ -222,7 +222,7 @@ def test_what_was_computed_from_a_deleted_run_goes_with_it(
 
 
 def test_a_computation_on_a_deleted_run_is_ended(
-    analyses: Analyses, command: Scripted, one: Analysis, sources: dict[str, Source]
+    analyses: AnalysisClient, command: Scripted, one: Analysis, sources: dict[str, Source]
 ) -> None:
     command.script = "say(phase=str(os.getpid()), fraction=None); time.sleep(600)"
     pid = running_pid(analyses, one)
@@ -232,13 +232,13 @@ def test_a_computation_on_a_deleted_run_is_ended(
     assert not psutil.pid_exists(pid)
 
 
-def running_pid(analyses: Analyses, analysis: Analysis) -> int:
+def running_pid(analyses: AnalysisClient, analysis: Analysis) -> int:
     wait_for(lambda: progress(analyses, analysis).phase.isdecimal())
     return int(progress(analyses, analysis).phase)
 
 
 def test_closing_ends_even_a_process_that_does_not_listen(
-    analyses: Analyses, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
+    analyses: AnalysisClient, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.analyses.client.END_SECONDS", 0.2)
     command.script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -14,7 +14,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from backend.http.security import COOKIE, AccessGuard
+from backend.http.login import COOKIE
+from backend.http.security import AccessGuard
 from backend.serve import serve
 from backend.settings import Settings, is_loopback, load_settings
 from sae_engine.errors import UserError
