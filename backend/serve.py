@@ -27,15 +27,15 @@ STREAMLIT_OPTIONS = {
     "logger.level": "warning",
     "client.toolbarMode": "minimal",
 }
-"""These override the pages' `config.toml`. Environment variables would not work: Streamlit reads them
-only when started by its own command."""
+"""These override the pages' `config.toml`. Environment variables would not work: Streamlit reads
+them only when started by its own command."""
 
 
 def serve(settings: Settings, console: Console, *, command: JobCommand | None = None) -> None:
     """Serve until interrupted; jobs continue afterwards.
 
-    `command` replaces the command line of jobs. Raises `UserError` if the address or the data folder
-    cannot be used.
+    `command` replaces the command line of jobs. Raises `UserError` if the address or the data
+    folder cannot be used.
     """
     if not is_loopback(settings.host) and settings.token is None:
         raise UserError(
