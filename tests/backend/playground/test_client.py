@@ -149,7 +149,9 @@ def test_it_does_not_go_while_a_question_is_open(open_process: Open, tmp_path: P
     assert any(isinstance(part, TextReading) for part in answer)
 
 
-def test_an_answer_that_nobody_wants_any_more_is_ended(model: PlaygroundClient, tmp_path: Path) -> None:
+def test_an_answer_that_nobody_wants_any_more_is_ended(
+    model: PlaygroundClient, tmp_path: Path
+) -> None:
     ended = tmp_path / "ended"
     answer = model.ask(steer_task(f"slow {ended}", 100_000))
     assert any(isinstance(part, SteerToken) for part in answer)
@@ -188,7 +190,9 @@ def test_patience_ends_with_what_it_waited_for_and_when_to_ask_again(
     pid_of(model)
 
 
-def test_more_questions_than_can_wait_are_sent_away(model: PlaygroundClient, tmp_path: Path) -> None:
+def test_more_questions_than_can_wait_are_sent_away(
+    model: PlaygroundClient, tmp_path: Path
+) -> None:
     answers = [model.ask(read_task(f"load {tmp_path / 'gate'}")) for _ in range(MAX_WAITING)]
     for answer in answers:
         next(answer)
