@@ -1,5 +1,5 @@
-"""Computations outside the server: once, one at a time, with progress, errors in words, no
-orphans.
+"""Analyses run once, one at a time, in a process that reports progress and errors and leaves no
+orphan.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(folder: Path) -> str:
 
 
 class Scripted:
-    """A command that runs `script` and counts how often it was asked for."""
+    """A command that runs `script` and records the analyses it was started for."""
 
     def __init__(self) -> None:
         self.script = PUBLISH
@@ -78,7 +78,7 @@ def two(sources: dict[str, Source]) -> Analysis:
 
 
 def finished(analyses: AnalysisClient, analysis: Analysis) -> str:
-    """Ask until there is a result."""
+    """Ask until the result is ready."""
     found: list[str] = []
 
     def ask() -> bool:
@@ -92,7 +92,7 @@ def finished(analyses: AnalysisClient, analysis: Analysis) -> str:
 
 
 def refused(analyses: AnalysisClient, analysis: Analysis) -> str:
-    """Ask until it is refused; returns why."""
+    """Ask until the answer is an error; returns its sentence."""
     reasons: list[tuple[str, str]] = []
 
     def ask() -> bool:
@@ -114,7 +114,7 @@ def progress(analyses: AnalysisClient, analysis: Analysis) -> AnalysisProgress:
     return answer
 
 
-def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
+def test_a_process_whose_result_is_never_asked_for_leaves_no_zombie(
     analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     others = set(psutil.Process().children())
@@ -124,7 +124,7 @@ def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
     assert load(settings.data_dir / "analyses" / one.name) == str(process.pid)
 
 
-def test_a_result_is_computed_once_and_kept_over_restarts(
+def test_a_result_is_computed_once_and_survives_restarts(
     analyses: AnalysisClient, settings: Settings, command: Scripted, one: Analysis
 ) -> None:
     assert progress(analyses, one).phase == "starting"
@@ -134,7 +134,7 @@ def test_a_result_is_computed_once_and_kept_over_restarts(
     assert len(command.started) == 1
 
 
-def test_progress_is_what_the_process_said_last(
+def test_progress_is_the_last_complete_message(
     analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "say(phase='near', fraction=0.5); say(phase='far', fraction=None)\n"
@@ -143,7 +143,7 @@ def test_progress_is_what_the_process_said_last(
     assert progress(analyses, one).fraction is None
 
 
-def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
+def test_one_analysis_runs_at_a_time_and_another_waits_by_asking_again(
     analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis, tmp_path: Path
 ) -> None:
     command.script = (
@@ -157,7 +157,7 @@ def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
     assert command.started == [one.name, two.name]
 
 
-def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
+def test_a_failure_is_reported_once_and_asking_again_restarts_the_analysis(
     analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(phase='x', fraction=0.1); say(error='Too wide.'); sys.exit(1)"
@@ -168,7 +168,7 @@ def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
     assert "exit code 3; the server's log" in refused(analyses, two)
 
 
-def test_who_asks_later_still_learns_of_a_failure(
+def test_a_failure_is_remembered_while_another_analysis_runs(
     analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(error='Too wide.'); sys.exit(1)"
@@ -178,7 +178,7 @@ def test_who_asks_later_still_learns_of_a_failure(
     assert refused(analyses, one) == "Too wide."
 
 
-def test_a_killed_process_is_noticed_and_named(
+def test_a_killed_process_is_reported_with_its_signal(
     analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "os.kill(os.getpid(), 9)"
@@ -187,12 +187,12 @@ def test_a_killed_process_is_noticed_and_named(
     assert "memory" in reason
 
 
-def test_a_command_that_does_not_exist_is_a_sentence(settings: Settings, one: Analysis) -> None:
+def test_a_command_that_does_not_exist_is_reported(settings: Settings, one: Analysis) -> None:
     analyses = AnalysisClient(settings, command=lambda *_: ["/no/such/program"])
     assert "could not be started" in refused(analyses, one)
 
 
-def test_a_damaged_result_is_computed_anew(
+def test_a_damaged_result_is_computed_again(
     analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     first = finished(analyses, one)
@@ -201,7 +201,7 @@ def test_a_damaged_result_is_computed_anew(
     assert finished(analyses, one) != first
 
 
-def test_a_snapshot_made_anew_is_another_source(tmp_path: Path) -> None:
+def test_a_snapshot_with_another_sae_is_another_source(tmp_path: Path) -> None:
     names: set[str] = set()
     for weights in (b"weights", b"others"):
         folder = build(
@@ -211,7 +211,7 @@ def test_a_snapshot_made_anew_is_another_source(tmp_path: Path) -> None:
     assert len(names) == 2
 
 
-def test_what_was_computed_from_a_deleted_run_goes_with_it(
+def test_forgetting_a_run_deletes_its_results(
     analyses: AnalysisClient, settings: Settings, sources: dict[str, Source], two: Analysis
 ) -> None:
     other = Analysis("map", (sources["r2"],))
@@ -221,7 +221,7 @@ def test_what_was_computed_from_a_deleted_run_goes_with_it(
     assert [path.name for path in (settings.data_dir / "analyses").iterdir()] == [other.name]
 
 
-def test_a_computation_on_a_deleted_run_is_ended(
+def test_forgetting_a_run_ends_its_running_analysis(
     analyses: AnalysisClient, command: Scripted, one: Analysis, sources: dict[str, Source]
 ) -> None:
     command.script = "say(phase=str(os.getpid()), fraction=None); time.sleep(600)"
@@ -237,7 +237,7 @@ def running_pid(analyses: AnalysisClient, analysis: Analysis) -> int:
     return int(progress(analyses, analysis).phase)
 
 
-def test_closing_ends_even_a_process_that_does_not_listen(
+def test_closing_kills_a_process_that_ignores_sigterm(
     analyses: AnalysisClient, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.analyses.client.END_SECONDS", 0.2)
@@ -248,9 +248,9 @@ def test_closing_ends_even_a_process_that_does_not_listen(
     assert not psutil.pid_exists(pid)
 
 
-def test_the_real_process_ends_when_its_server_is_killed(tmp_path: Path) -> None:
-    """A stand-in for the server starts it as `Analyses` does, on an SAE whose file is a pipe, so
-    that it waits for ever.
+def test_the_worker_ends_when_its_server_is_killed(tmp_path: Path) -> None:
+    """A stand-in for the server starts it like `AnalysisClient`, on an SAE whose file is a pipe, so
+    that it never finishes.
     """
     (tmp_path / "index").mkdir()
     os.mkfifo(tmp_path / "index/sae.safetensors")

@@ -1,5 +1,5 @@
-"""Own text and steering over REST, on a real index, with an inference process that needs no torch
-and with the real one.
+"""Reading text and steering over REST on a real index, with a fake language-model process and with
+the real one.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def add_run(
     saes: Mapping[int, SAE] = MappingProxyType({}),
     **config: object,
 ) -> str:
-    """A run with snapshots at steps 3 and 7, of 30 features of which the last is dead; what they
-    hold of an SAE is in `saes`.
+    """A run with snapshots at steps 3 and 7 of 30 features, the last of them dead; `saes` has the
+    SAE of a step.
     """
     with database.writing() as session:
         resolved = resolve_config("quick-test", config)
@@ -78,7 +78,7 @@ def largest(settings: Settings, run_id: str, step: int, feature: int) -> float:
     return index.feature(feature).max_activation
 
 
-def test_an_answer_names_its_snapshot_labels_and_the_features_largest_activations(
+def test_an_answer_has_the_snapshots_step_labels_and_largest_activations(
     client: TestClient, settings: Settings, database: Database, run_id: str
 ) -> None:
     with database.writing() as session:
@@ -105,7 +105,7 @@ def test_an_answer_names_its_snapshot_labels_and_the_features_largest_activation
         ("ab\ud800", "half a character, U+D800 at position 2"),
     ],
 )
-def test_text_that_cannot_be_read_is_refused_in_a_sentence_that_does_not_repeat_it(
+def test_invalid_text_is_refused_without_repeating_it(
     client: TestClient, run_id: str, text: str, words: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
@@ -136,7 +136,7 @@ def test_text_that_cannot_be_read_is_refused_in_a_sentence_that_does_not_repeat_
         ("steer", {"features": [{"index": 1, "strength": 1}], "temperature": -1}, "equal to 0"),
     ],
 )
-def test_numbers_out_of_their_bounds_are_refused(
+def test_numbers_out_of_bounds_are_refused(
     client: TestClient, run_id: str, path: str, body: dict, words: str
 ) -> None:
     if path == "steer":
@@ -146,7 +146,7 @@ def test_numbers_out_of_their_bounds_are_refused(
     assert client.get("/api/inference").json()["state"] == "off"
 
 
-def test_a_strength_that_is_no_number_is_refused(client: TestClient, run_id: str) -> None:
+def test_a_non_finite_strength_is_refused(client: TestClient, run_id: str) -> None:
     for strength in ("NaN", "Infinity"):
         content = f'{{"prompt": "a", "features": [{{"index": 1, "strength": {strength}}}]}}'
         headers = {"Content-Type": "application/json"}
@@ -155,7 +155,7 @@ def test_a_strength_that_is_no_number_is_refused(client: TestClient, run_id: str
 
 
 @pytest.mark.parametrize("path", ["activations", "steer"])
-def test_a_run_without_a_language_model_or_without_features_says_so(
+def test_a_run_without_a_language_model_or_features_says_so(
     client: TestClient, settings: Settings, database: Database, path: str
 ) -> None:
     body = {"text": "a"} if path == "activations" else {"prompt": "a"}
@@ -175,9 +175,7 @@ def test_a_run_without_a_language_model_or_without_features_says_so(
     assert client.post(f"/api/runs/nobody/{path}", json=body).status_code == 404
 
 
-def test_a_process_that_is_killed_answers_503_with_when_to_ask_again(
-    client: TestClient, run_id: str
-) -> None:
+def test_a_killed_process_gives_503_with_retry_after(client: TestClient, run_id: str) -> None:
     url = f"/api/runs/{run_id}/activations"
     answer = client.post(url, json={"text": "die"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -200,7 +198,7 @@ def events_of(text: str) -> list[tuple[str, dict]]:
     return found
 
 
-def test_steering_answers_whole_or_token_by_token(client: TestClient, run_id: str) -> None:
+def test_steering_answers_at_once_or_token_by_token(client: TestClient, run_id: str) -> None:
     url = f"/api/runs/{run_id}/steer"
     whole = client.post(url, json=steer_body("go"))
     expected = SteerResult(plain="p0p1p2", steered="s0s1s2", snapshot=7)
@@ -214,7 +212,7 @@ def test_steering_answers_whole_or_token_by_token(client: TestClient, run_id: st
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("refuse", 422), ("break", 500), ("die", 503)])
-def test_a_stream_that_fails_ends_with_the_problem(
+def test_a_failing_stream_ends_with_a_problem_event(
     client: TestClient, run_id: str, prompt: str, status: int
 ) -> None:
     url = f"/api/runs/{run_id}/steer"
@@ -225,7 +223,7 @@ def test_a_stream_that_fails_ends_with_the_problem(
     assert whole.json() == data
 
 
-def test_a_reader_that_leaves_the_stream_ends_the_steering(
+def test_closing_the_stream_cancels_the_steering(
     settings: Settings, database: Database, run_id: str, tmp_path: Path
 ) -> None:
     app = create_app(settings, command=fake_job, inference=FAKE_INFERENCE)
@@ -252,7 +250,7 @@ def test_a_reader_that_leaves_the_stream_ends_the_steering(
         thread.join()
 
 
-# The real process
+# With the real process
 
 
 def jumprelu() -> JumpReLUSAE:
@@ -270,7 +268,7 @@ def topk() -> TopKSAE:
 
 
 @pytest.mark.timeout(600)
-def test_the_real_process_answers_what_the_engine_does_for_a_run_that_still_trains(
+def test_the_real_process_agrees_with_the_engine_while_the_run_trains(
     settings: Settings, database: Database
 ) -> None:
     torch.manual_seed(0)
