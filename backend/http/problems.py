@@ -84,24 +84,11 @@ def unexpected_error() -> FailedError:
     return FailedError("The server made a mistake; its log has the details.", kind="internal")
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers below with `app`."""
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(UserError, _user_error)
-    app.add_exception_handler(DataError, _data_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _database_error)
-    app.add_exception_handler(OSError, _system_error)
-    app.add_exception_handler(Exception, _unexpected)
-
-
-async def _api_error(_: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, ApiError)
+async def _api_error(_: Request, error: ApiError) -> ProblemResponse:
     return problem_of(error)
 
 
-async def _user_error(_: Request, error: Exception) -> ProblemResponse:
+async def _user_error(_: Request, error: UserError) -> ProblemResponse:
     if isinstance(error, DiskFullError):
         return ProblemResponse(507, str(error), kind="disk-full")
     if isinstance(error, IndexDamagedError):
@@ -110,22 +97,19 @@ async def _user_error(_: Request, error: Exception) -> ProblemResponse:
     return ProblemResponse(422, str(error), kind="invalid", errors=fields)
 
 
-async def _data_error(_: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, DataError)
+async def _data_error(_: Request, error: DataError) -> ProblemResponse:
     reason = next(iter(str(error.orig).splitlines()), "it gave no reason")
     detail = f"The database cannot store one of these values ({reason}); change or remove it."
     return ProblemResponse(422, detail, kind="invalid")
 
 
-async def _invalid_request(_: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, RequestValidationError)
+async def _invalid_request(_: Request, error: RequestValidationError) -> ProblemResponse:
     fields = [_field_problem(e) for e in error.errors()]
     detail = " ".join(f"{p.field}: {p.message}" if p.field else p.message for p in fields)
     return ProblemResponse(422, detail, kind="invalid", errors=fields)
 
 
-async def _http_error(request: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> ProblemResponse:
     detail = {
         404: f"There is nothing at {request.url.path}; /api/docs lists every endpoint.",
         405: f"{request.url.path} does not accept {request.method}; see /api/docs.",
@@ -134,8 +118,7 @@ async def _http_error(request: Request, error: Exception) -> ProblemResponse:
     return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))
 
 
-async def _database_error(_: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, OperationalError)
+async def _database_error(_: Request, error: OperationalError) -> ProblemResponse:
     if lacks_room(error):
         return ProblemResponse(507, DISK_FULL, kind="disk-full")
     _log.error("the database does not respond", exc_info=error)
@@ -143,8 +126,7 @@ async def _database_error(_: Request, error: Exception) -> ProblemResponse:
     return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
 
 
-async def _system_error(_: Request, error: Exception) -> ProblemResponse:
-    assert isinstance(error, OSError)
+async def _system_error(_: Request, error: OSError) -> ProblemResponse:
     if error.errno == errno.ENAMETOOLONG:
         detail = "A name in the request is too long for a file name; give a shorter one."
         return ProblemResponse(422, detail, kind="invalid")
@@ -153,6 +135,24 @@ async def _system_error(_: Request, error: Exception) -> ProblemResponse:
 
 async def _unexpected(_: Request, __: Exception) -> ProblemResponse:
     return problem_of(unexpected_error())
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    ApiError: _api_error,
+    UserError: _user_error,
+    DataError: _data_error,
+    RequestValidationError: _invalid_request,
+    HTTPException: _http_error,
+    OperationalError: _database_error,
+    OSError: _system_error,
+    Exception: _unexpected,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
 
 def _field_problem(error: Any) -> FieldProblem:

@@ -7,8 +7,7 @@ because its import takes a second.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sae_engine.errors import UserError
 from sae_engine.features.labels.questions import Messages
@@ -46,7 +45,7 @@ class Answer:
 
 
 class ChatClient:
-    """Asks one model; an async context manager."""
+    """Asks one model; to be closed with `contextlib.aclosing`."""
 
     def __init__(
         self,
@@ -76,15 +75,7 @@ class ChatClient:
             "max_tokens": MAX_ANSWER_TOKENS,
         }
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
         await self._client.close()
 
     async def ask(self, messages: Messages) -> Answer:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -156,7 +156,7 @@ class _Job:
     async def run(self, client: Callable[[], ChatClient]) -> None:
         """Label all features, and store how the job ended."""
         num_workers = min(self._task.concurrency, len(self._task.features))
-        async with client() as chat:
+        async with aclosing(client()) as chat:
             workers = [asyncio.create_task(self._work(chat)) for _ in range(num_workers)]
             try:
                 await asyncio.gather(*workers)

@@ -11,8 +11,8 @@ from backend.http.indexes import open_index
 from backend.http.parameters import (
     Cursor,
     FeatureNumber,
+    IndexedDep,
     PageLimit,
-    SnapshotStep,
     check_path_feature,
 )
 from backend.http.services import ServicesDep
@@ -45,9 +45,7 @@ def list_snapshots(run_id: str, services: ServicesDep) -> list[Snapshot]:
 
 @router.get("/features")
 def list_features(
-    run_id: str,
-    services: ServicesDep,
-    snapshot: SnapshotStep = None,
+    indexed: IndexedDep,
     sort: FeatureSort = "density",
     order: SortOrder = "desc",
     min_density: Annotated[float | None, Query(ge=0, le=1)] = None,
@@ -58,17 +56,14 @@ def list_features(
     cursor: Cursor = None,
 ) -> FeaturePage:
     """A page of a run's features; `q` searches labels and top tokens."""
-    with services.database.reading() as session:
-        index = open_index(services, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
-    return index.features(
+    return indexed.features.features(
         sort=sort,
         order=order,
         min_density=min_density,
         max_density=max_density,
         state=state,
         q=q,
-        labels=labels,
+        labels=indexed.labels,
         limit=limit,
         cursor=cursor,
     )
@@ -76,14 +71,13 @@ def list_features(
 
 @router.get("/features/{index}")
 def get_feature(
-    run_id: str, index: FeatureNumber, services: ServicesDep, snapshot: SnapshotStep = None
+    run_id: str, index: FeatureNumber, indexed: IndexedDep, services: ServicesDep
 ) -> FeatureDetail:
     """Everything that a snapshot holds about one feature."""
-    with services.database.reading() as session:
-        features = open_index(services, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
-        written = store.label(session, run_id, index)
+    features, labels = indexed
     check_path_feature(index, features.d_sae)
+    with services.database.reading() as session:
+        written = store.label(session, run_id, index)
     return features.feature(index, labels=labels, notes=written.notes, starred=written.starred)
 
 
@@ -113,19 +107,15 @@ def put_label(
 
 @router.get("/lookup")
 def lookup(
-    run_id: str,
-    services: ServicesDep,
+    indexed: IndexedDep,
     text: Annotated[str, Query(min_length=1, max_length=500)],
     match: TokenMatch = "fold",
     rank: LookupRank = "f1",
     min_count: Annotated[int, Query(ge=1)] = 5,
     limit: PageLimit = 20,
-    snapshot: SnapshotStep = None,
 ) -> LookupResult:
     """The features that fire on a token, or on the last token of a phrase, best match first."""
-    with services.database.reading() as session:
-        index = open_index(services, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
-    return index.lookup(
+    features, labels = indexed
+    return features.lookup(
         text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
     )

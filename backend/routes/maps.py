@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from backend import store
 from backend.analyses.client import Analysis, Source
-from backend.http.indexes import open_index
-from backend.http.parameters import SnapshotStep
+from backend.http.parameters import IndexedDep
 from backend.http.progress import NOT_READY, not_ready
 from backend.http.services import ServicesDep
 from sae_engine.features.geometry.answers import feature_map
@@ -19,28 +17,21 @@ router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 
 
 @router.get("/densities")
-def get_densities(
-    run_id: str, services: ServicesDep, snapshot: SnapshotStep = None
-) -> DensityHistogram:
+def get_densities(indexed: IndexedDep) -> DensityHistogram:
     """A histogram of the densities of a run's features, on a logarithmic scale."""
-    with services.database.reading() as session:
-        index = open_index(services, session, run_id, snapshot)
-    return density_histogram(index)
+    return density_histogram(indexed.features)
 
 
 @router.get("/map", responses=NOT_READY)
 def get_map(
-    run_id: str, services: ServicesDep, response: Response, snapshot: SnapshotStep = None
+    run_id: str, indexed: IndexedDep, services: ServicesDep, response: Response
 ) -> FeatureMap | AnalysisProgress:
     """A run's features on a plane; features with similar decoder rows lie close together.
 
     Computed once; 202 with the progress until then.
     """
-    with services.database.reading() as session:
-        index = open_index(services, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
-    analysis = Analysis("map", (Source(run_id, index),))
+    analysis = Analysis("map", (Source(run_id, indexed.features),))
     layout = services.analyses.get(analysis, Layout.load)
     if isinstance(layout, AnalysisProgress):
         return not_ready(layout, response)
-    return feature_map(index, layout, labels)
+    return feature_map(indexed.features, layout, indexed.labels)

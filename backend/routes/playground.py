@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -15,7 +16,7 @@ from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.http.indexes import open_index
 from backend.http.parameters import SnapshotStep, check_body_features
 from backend.http.problems import problem_shape, unexpected_error
-from backend.http.services import Services, ServicesDep
+from backend.http.services import ServicesDep
 from backend.http.sse import EVENT_STREAM, EventStream, comment_text, event_text
 from backend.playground.protocol import Part, ReadTask, SteerTask
 from sae_engine.features.index.format import SAE
@@ -41,18 +42,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _ReadableRun:
     config: RunConfig
     index: FeatureIndex
     labels: Mapping[int, str]
 
 
+def _readable_run(
+    run_id: str, services: ServicesDep, snapshot: SnapshotStep = None
+) -> _ReadableRun:
+    """The run and snapshot of a request; raises `ConflictError` for one that cannot read text."""
+    with services.database.reading() as session:
+        row = store.get_run(session, run_id)
+        config = RunConfig.model_validate(row.config)
+        if config.data.activations is not None:
+            raise ConflictError(
+                f"The run '{row.name}' was trained on activation files, not on a language model, "
+                "so it cannot read text.",
+                kind="no-language-model",
+            )
+        index = open_index(services, session, run_id, snapshot)
+        return _ReadableRun(config, index, store.labels(session, run_id))
+
+
+_RunDep = Annotated[_ReadableRun, Depends(_readable_run)]
+
+
 @router.post("/runs/{run_id}/activations")
-def read_text(
-    run_id: str, body: ActivationsRequest, services: ServicesDep, snapshot: SnapshotStep = None
-) -> TextActivations:
+def read_text(body: ActivationsRequest, run: _RunDep, services: ServicesDep) -> TextActivations:
     """The features of every token of a text; waits while the language model is loaded."""
-    run = _prepare(services, run_id, snapshot)
     check_body_features(body.features, run.index.d_sae)
     task = ReadTask(
         model=run.config.model,
@@ -86,18 +104,13 @@ def read_text(
     responses={200: {"content": {EVENT_STREAM: {}}}},
 )
 def steer(
-    run_id: str,
-    body: SteerRequest,
-    services: ServicesDep,
-    request: Request,
-    snapshot: SnapshotStep = None,
+    body: SteerRequest, run: _RunDep, services: ServicesDep, request: Request
 ) -> SteerResult | StreamingResponse:
     """Continue a prompt, plain and with features added to the activations.
 
     With `Accept: text/event-stream` the answer comes token by token: events `phase` and `token`,
     and at the end `result` or `problem`.
     """
-    run = _prepare(services, run_id, snapshot)
     indices = [feature.index for feature in body.features]
     check_body_features(indices, run.index.d_sae)
     activations = dict.fromkeys(indices, 0.0)
@@ -131,21 +144,6 @@ def steer(
 def inference_status(services: ServicesDep) -> InferenceStatus:
     """What the language-model process is doing."""
     return services.playground.status()
-
-
-def _prepare(services: Services, run_id: str, snapshot: int | None) -> _Prepared:
-    """What an answer needs of a run; raises `ConflictError` if it has no language model."""
-    with services.database.reading() as session:
-        row = store.get_run(session, run_id)
-        config = RunConfig.model_validate(row.config)
-        if config.data.activations is not None:
-            raise ConflictError(
-                f"The run '{row.name}' was trained on activation files, not on a language model, "
-                "so it cannot read text.",
-                kind="no-language-model",
-            )
-        index = open_index(services, session, run_id, snapshot)
-        return _Prepared(config, index, store.labels(session, run_id))
 
 
 def _result(tokens: list[SteerToken], snapshot: int) -> SteerResult:

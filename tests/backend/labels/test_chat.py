@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -36,9 +37,10 @@ def ask(
     """The last answer."""
 
     async def run() -> Answer:
-        async with ChatClient(
+        client = ChatClient(
             url, MODEL, key, timeout_seconds=timeout_seconds, max_retries=max_retries
-        ) as client:
+        )
+        async with aclosing(client):
             for _ in range(questions - 1):
                 await client.ask(QUESTION)
             return await client.ask(QUESTION)

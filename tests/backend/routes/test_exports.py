@@ -14,15 +14,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from backend import store
 from backend.cli.main import main
 from backend.settings import Settings
 from backend.store.database import Database
-from sae_engine.presets import resolve_config
-from sae_engine.schema.records import SnapshotRecord
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.backend.indexed import add_indexed_run
 
-D_SAE = 30
 FILES = {
     "html": "index.html",
     "jsonl": "features.jsonl",
@@ -33,17 +29,7 @@ FILES = {
 
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    """A finished run with snapshots at steps 3 and 7."""
-    with database.writing() as session:
-        config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = store.add_run(session, config=config, status="finished").id
-        for step in (3, 7):
-            build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
+    return add_indexed_run(settings, database)
 
 
 def ask(client: TestClient, run_id: str, **query: object) -> zipfile.ZipFile:

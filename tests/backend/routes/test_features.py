@@ -20,25 +20,13 @@ from sae_engine.features.index.format import MANIFEST, SAE, IndexDamagedError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import FeatureDetail, FeaturePage, LookupResult
 from sae_engine.schema.history import FeatureHistory
-from sae_engine.schema.records import SnapshotRecord
+from tests.backend.indexed import D_SAE, add_indexed_run
 from tests.sae_engine.features.index_reference import build, byte_level_tokenizer, random_case
-
-D_SAE = 30
 
 
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    """A finished run with snapshots at steps 3 and 7."""
-    with database.writing() as session:
-        config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = store.add_run(session, config=config, status="finished").id
-        for step in (3, 7):
-            build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
+    return add_indexed_run(settings, database)
 
 
 def test_the_newest_snapshot_answers_by_default(client: TestClient, run_id: str) -> None:

@@ -11,25 +11,17 @@ from backend import store
 from backend.app import create_app
 from backend.settings import Settings
 from backend.store.database import Database
-from sae_engine.presets import resolve_config
 from sae_engine.schema.features import Problem
-from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL
 from tests.backend.fake_engine import fake_job
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.backend.indexed import add_indexed_run
 
 pytestmark = pytest.mark.both_databases
 
 
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    with database.writing() as session:
-        config = resolve_config("quick-test", {})
-        run_id = store.add_run(session, config=config, status="finished").id
-        build(settings.run_folder(run_id).path, random_case(3), step=7)
-        record = SnapshotRecord(step=7, tokens=1000, index_tokens=200, seconds=0.1, final=True)
-        store.add_snapshot(session, run_id, record)
-    return run_id
+    return add_indexed_run(settings, database)
 
 
 @pytest.mark.parametrize("number", [2**31, 2**63, 2**64, 10**30, 10**400])

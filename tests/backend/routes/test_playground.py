@@ -5,10 +5,9 @@ the real one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
-from types import MappingProxyType
 
 import httpx
 import pytest
@@ -27,43 +26,18 @@ from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
 from sae_engine.schema.features import LabelUpdate
 from sae_engine.schema.playground import SteerResult, TextActivations
-from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_engine import fake_job
 from tests.backend.fake_inference import FAKE_INFERENCE
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.backend.indexed import D_SAE, add_indexed_run
 
-D_SAE = 30
 ALIVE, DEAD = 4, 29
 STREAM = {"Accept": "text/event-stream"}
 
 
-def add_run(
-    settings: Settings,
-    database: Database,
-    saes: Mapping[int, SAE] = MappingProxyType({}),
-    **config: object,
-) -> str:
-    """A run with snapshots at steps 3 and 7 of 30 features, the last of them dead; `saes` has the
-    SAE of a step.
-    """
-    with database.writing() as session:
-        resolved = resolve_config("quick-test", config)
-        run_id = store.add_run(session, config=resolved, status="running").id
-        for step in (3, 7):
-            case = random_case(step, d_sae=D_SAE)
-            options = {"write_sae": saes[step].save} if step in saes else {}
-            build(settings.run_folder(run_id).path, case, step=step, **options)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=False
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
-
-
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    return add_run(settings, database)
+    return add_indexed_run(settings, database, status="running")
 
 
 @pytest.fixture
@@ -161,8 +135,8 @@ def test_a_run_without_a_language_model_or_features_says_so(
     body = {"text": "a"} if path == "activations" else {"prompt": "a"}
     if path == "steer":
         body["features"] = [{"index": 1, "strength": 1}]  # pyright: ignore[reportArgumentType]
-    of_files = add_run(settings, database, data={"activations": "acts"})
-    absent = add_run(settings, database, model={"name": "absent"})
+    of_files = add_indexed_run(settings, database, data={"activations": "acts"})
+    absent = add_indexed_run(settings, database, model={"name": "absent"})
     with database.writing() as session:
         early = store.add_run(session, config=resolve_config("quick-test", {})).id
     for run_id, words in [
@@ -273,7 +247,8 @@ def test_the_real_process_agrees_with_the_engine_while_the_run_trains(
 ) -> None:
     torch.manual_seed(0)
     saes: dict[int, SAE] = {3: jumprelu(), 7: topk()}
-    run_id = add_run(settings, database, saes)
+    options = {step: {"write_sae": sae.save} for step, sae in saes.items()}
+    run_id = add_indexed_run(settings, database, status="running", options=options)
     text, strengths = "import os\nprint('é')", [{"index": ALIVE, "strength": -1.5}]
     model = ProbeModel.of(LanguageModel.load(resolve_config("quick-test", {}).model))
     with TestClient(create_app(settings), URL) as client:
