@@ -1,3 +1,4 @@
-"""The server: REST over a database, and the supervision of training jobs. Its web process imports
-no torch.
+"""The server: a REST API over a database, and the supervisor of training jobs.
+
+Its web process imports no torch.
 """

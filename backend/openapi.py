@@ -1,4 +1,4 @@
-"""Prints the API's description: `python -m backend.openapi > docs/openapi.json`."""
+"""Prints the OpenAPI document: `python -m backend.openapi > docs/openapi.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sae-workbench up`: pages and REST in one ASGI application on one port."""
+"""`sae-workbench up`: the pages and the REST API in one ASGI application on one port."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ STREAMLIT_OPTIONS = {
     "logger.level": "warning",
     "client.toolbarMode": "minimal",
 }
-"""They overrule the pages' `config.toml`. Environment variables would not do: Streamlit reads those
-only under its own command."""
+"""These override the pages' `config.toml`. Environment variables would not work: Streamlit reads
+them only when started by its own command."""
 
 
 def serve(settings: Settings, console: Console, *, command: JobCommand | None = None) -> None:
-    """Serve until interrupted; jobs go on afterwards. Raises `UserError` where it cannot listen or
-    use the data folder. `command` starts jobs, the program's own if it is None.
+    """Serve until interrupted; jobs continue afterwards.
+
+    `command` replaces the command line of jobs. Raises `UserError` if the address or the data
+    folder cannot be used.
     """
     if not is_loopback(settings.host) and settings.token is None:
         raise UserError(
-            f"Listening on {settings.host} lets others in; set SAE_WORKBENCH_TOKEN to a secret "
-            "of your choice, or listen on 127.0.0.1."
+            f"Other machines can reach {settings.host}; set SAE_WORKBENCH_TOKEN to a secret of "
+            "your choice, or listen on 127.0.0.1."
         )
     _check_data(settings)
     listener = _listen(settings)
@@ -48,13 +50,13 @@ def serve(settings: Settings, console: Console, *, command: JobCommand | None = 
         f"{PREFIX}API_URL": f"http://{_reachable(settings.host)}:{port}",
     }
     url = f"http://{'localhost' if is_loopback(settings.host) else settings.host}:{port}"
-    console.print(f"SAE Workbench is at [bold]{url}[/bold]  (Ctrl-C ends it, jobs go on)")
+    console.print(f"SAE Workbench is at [bold]{url}[/bold]  (Ctrl-C stops it; jobs continue)")
     console.print(f"Data in {settings.data_dir}", style="dim", highlight=False)
     _run(settings, listener, port, console, command)
 
 
 def _check_data(settings: Settings) -> None:
-    """Raise `UserError` unless the data folder can be written and its database be used."""
+    """Raise `UserError` unless the data folder is writable and its database usable."""
     from sqlalchemy.exc import DatabaseError
 
     from backend.store.database import open_database
@@ -73,8 +75,8 @@ def _check_data(settings: Settings) -> None:
             pass
     except DatabaseError as error:
         raise UserError(
-            f"Cannot use the database of the data folder '{settings.data_dir}' ({error.orig}); "
-            "restore it from a copy, or choose another folder with --data-dir."
+            f"Cannot use the database in '{settings.data_dir}' ({error.orig}); restore it from a "
+            "copy, or choose another folder with --data-dir."
         ) from None
 
 
@@ -117,7 +119,7 @@ def _run(
     config = uvicorn.Config(
         pages, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
     )
-    with suppress(KeyboardInterrupt):  # raised again by uvicorn once it has shut down
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -132,13 +134,13 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"Cannot listen on {settings.host} port {settings.port} ({error.strerror}); "
-            "choose another with --port."
+            "choose another port with --port."
         ) from None
     return listener
 
 
 def _pages_script() -> Path:
-    """The pages are found by their path: the server does not import them."""
+    """Path of the pages' script; the server does not import them."""
     spec = find_spec("frontend")
     assert spec is not None
     assert spec.origin is not None
@@ -146,7 +148,7 @@ def _pages_script() -> Path:
 
 
 def _reachable(host: str) -> str:
-    """How this machine reaches itself when it listens on `host`."""
+    """The address at which this machine reaches itself when it listens on `host`."""
     if host in ("0.0.0.0", "localhost"):
         return "127.0.0.1"
     if host in ("::", "::1"):
@@ -157,5 +159,5 @@ def _reachable(host: str) -> str:
 def _farewell(num_active: int) -> str:
     if not num_active:
         return "Stopped."
-    runs = "1 run goes" if num_active == 1 else f"{num_active} runs go"
-    return f"Stopped. {runs} on without the server and will be there when it is back."
+    runs = "1 run continues" if num_active == 1 else f"{num_active} runs continue"
+    return f"Stopped. {runs} without the server."

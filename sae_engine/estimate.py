@@ -145,7 +145,10 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
             f"The sizes of '{config.model.name}' are not known: its config.json lacks {error}.",
         ) from error
     d_in = _hook_width(config.model, shape)
-    d_sae = config.sae.num_latents(d_in)
+    try:
+        d_sae = config.sae.num_latents(d_in)
+    except ValueError as error:
+        raise ConfigError.of("sae.k", str(error)) from None
     matrices = 1 if config.sae.tied_weights else 2
     parameters = matrices * d_sae * d_in + d_sae + d_in
     published = (2 * d_sae * d_in + d_sae + d_in) * FLOAT32

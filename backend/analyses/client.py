@@ -1,27 +1,24 @@
-"""What takes too long for a request: computed once, in a process of its own, and kept in the data
-folder.
+"""Computes what is too slow for a request, once, in a process, and keeps it in the data folder.
 
-`python -m backend.analyses.worker` does the work and publishes a folder by rename. One computation
-runs at a time; whoever asks while another one runs waits, and is served by asking again. It ends
-with the server: its standard input is a pipe that closes when this process goes, however that
-happens.
+The process is `backend.analyses.worker`. One computation runs at a time; a request for another one
+waits by asking again. The process ends with the server: its standard input is a pipe that closes
+when the server is gone, for whatever reason.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
+from backend.analyses.protocol import Kind, Message, worker_command
 from backend.errors import ConflictError
 from backend.processes import describe_signal
 from backend.settings import Settings
@@ -38,37 +35,36 @@ _Result = TypeVar("_Result")
 
 
 class Source(NamedTuple):
-    """The snapshot of a run, and its SAE."""
+    """A snapshot of a run."""
 
     run_id: str
     features: FeatureIndex
 
     @property
     def name(self) -> str:
-        """Changes when the run is trained anew from before the snapshot."""
+        """Differs for a snapshot of the same step with another SAE, as after a retry."""
         digest = self.features.manifest.files[SAE].sha256[:DIGEST_LENGTH]
         return f"{self.run_id}-{self.features.step}-{digest}"
 
 
 class Analysis(NamedTuple):
-    """Something to be computed."""
+    """A computation: what to compute, and from which snapshots."""
 
-    kind: Literal["map", "matches"]
+    kind: Kind
     sources: tuple[Source, ...]
 
     @property
     def name(self) -> str:
-        """Of its folder: what it is computed from."""
+        """Name of the result's folder."""
         return "_".join([self.kind, *(source.name for source in self.sources)])
 
 
 Command = Callable[[Analysis, Path], list[str]]
-"""From what is to be computed and the folder to publish to the command line that does it."""
+"""The command line that makes an analysis and publishes its result as a folder."""
 
 
 def analysis_command(analysis: Analysis, target: Path) -> list[str]:
-    folders = [str(source.features.folder) for source in analysis.sources]
-    return [sys.executable, "-m", "backend.analyses.worker", analysis.kind, str(target), *folders]
+    return worker_command(analysis.kind, target, [s.features.folder for s in analysis.sources])
 
 
 class _Running(NamedTuple):
@@ -76,11 +72,11 @@ class _Running(NamedTuple):
     run_ids: frozenset[str]
     process: subprocess.Popen[bytes]
     output: IO[bytes]
-    """Its messages, one JSON object a line."""
+    """Its messages."""
     errors: IO[bytes]
 
 
-class Analyses:
+class AnalysisClient:
     """The computations of one server; safe to use from several threads."""
 
     def __init__(self, settings: Settings, *, command: Command = analysis_command) -> None:
@@ -94,9 +90,9 @@ class Analyses:
     def get(
         self, analysis: Analysis, load: Callable[[Path], _Result]
     ) -> _Result | AnalysisProgress:
-        """What was computed, read by `load`; or how far it is, begun with this call if need be.
+        """The result, read by `load`, or its progress; starts the computation if necessary.
 
-        Raises `ConflictError` once for a computation that failed; asking again begins it anew.
+        Raises `ConflictError` for a computation that failed; the call after that starts it again.
         """
         target = self._folder / analysis.name
         with self._lock:
@@ -105,7 +101,7 @@ class Analyses:
                 try:
                     return load(target)
                 except (OSError, ValueError) as error:
-                    _log.warning("%s is damaged (%s) and computed anew", target, error)
+                    _log.warning("%s is damaged (%s); computing it again", target, error)
                     shutil.rmtree(target, ignore_errors=True)
             if analysis.name in self._failures:
                 raise ConflictError(self._failures.pop(analysis.name), kind="analysis-failed")
@@ -113,10 +109,11 @@ class Analyses:
                 self._running = self._start(analysis, target)
             elif self._running.name != analysis.name:
                 return AnalysisProgress(phase="waiting for another computation", fraction=None)
-            return _progress(self._running)
+            last = _last_message(self._running)
+            return AnalysisProgress(phase=last.phase, fraction=last.fraction)
 
     def forget(self, run_id: str) -> None:
-        """Delete all that was computed from a run."""
+        """Delete everything computed from a run."""
         with self._lock:
             if self._running is not None and run_id in self._running.run_ids:
                 self._end(self._running)
@@ -124,7 +121,7 @@ class Analyses:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def close(self) -> None:
-        """End what is running."""
+        """End the running computation."""
         with self._lock:
             if self._running is not None:
                 self._end(self._running)
@@ -145,23 +142,23 @@ class Analyses:
             errors.close()
             message = f"The computation could not be started: {error}."
             raise ConflictError(message, kind="analysis-failed") from None
-        threading.Thread(target=self._await, args=(process,), daemon=True).start()
+        threading.Thread(target=self._wait_for, args=(process,), daemon=True).start()
         run_ids = frozenset(source.run_id for source in analysis.sources)
         return _Running(analysis.name, run_ids, process, output, errors)
 
-    def _await(self, process: subprocess.Popen[bytes]) -> None:
-        """Notice a computation's end also where nobody asks for it any more."""
+    def _wait_for(self, process: subprocess.Popen[bytes]) -> None:
+        """Reap a process even if its result is never asked for again."""
         process.wait()
         with self._lock:
             self._notice_end()
 
     def _notice_end(self) -> None:
-        """Remember why a computation failed."""
+        """Clean up after a computation that has ended, and remember why it failed."""
         ended = self._running
         if ended is None or ended.process.poll() is None:
             return
         if ended.process.returncode != 0:
-            self._failures[ended.name] = _why_it_failed(ended)
+            self._failures[ended.name] = _failure(ended)
         self._close(ended)
 
     def _end(self, running: _Running) -> None:
@@ -180,28 +177,22 @@ class Analyses:
             file.close()
 
 
-def _said(file: IO[bytes]) -> str:
-    """All that was written to a file; the writer's place in it, which is shared, stays."""
+def _written(file: IO[bytes]) -> str:
+    """All of a file's text; does not move the file position, which the worker shares."""
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode("utf-8", "replace")
 
 
-def _last_message(running: _Running) -> dict[str, Any]:
-    """The last whole line of a computation's messages; empty before the first."""
-    lines = _said(running.output).split("\n")[:-1]
-    return json.loads(lines[-1]) if lines else {}
+def _last_message(running: _Running) -> Message:
+    lines = _written(running.output).split("\n")[:-1]  # the last line may be incomplete
+    return Message.model_validate_json(lines[-1]) if lines else Message()
 
 
-def _progress(running: _Running) -> AnalysisProgress:
-    said = _last_message(running)
-    return AnalysisProgress(phase=said.get("phase", "starting"), fraction=said.get("fraction"))
-
-
-def _why_it_failed(ended: _Running) -> str:
-    """One sentence; what only a programmer wants to know goes to the log."""
-    error = _last_message(ended).get("error")
+def _failure(ended: _Running) -> str:
+    """Why a computation failed, in one sentence; a traceback goes to the log."""
+    error = _last_message(ended).error
     if error is not None:
         return error
-    _log.error("computing %s failed:\n%s", ended.name, _said(ended.errors))
+    _log.error("computing %s failed:\n%s", ended.name, _written(ended.errors))
     code = ended.process.returncode
     if code >= 0:
         return f"The computation ended with exit code {code}; the server's log has the details."

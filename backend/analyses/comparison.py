@@ -1,14 +1,16 @@
-"""What can be compared between runs, and in what they differ."""
+"""How runs differ, and whether their features can be compared."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from safetensors import SafetensorError
+
 from backend.store.configs import config_of
 from backend.store.models import RunRow
 from sae_engine.features.geometry.files import width_of
-from sae_engine.features.index.format import SAE
+from sae_engine.features.index.format import SAE, IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import BestValue, ConfigDifference
 from sae_engine.schema.config import RunConfig
@@ -18,16 +20,16 @@ from sae_engine.schema.runs import MetricsSeries
 
 
 def config_differences(configs: Sequence[RunConfig]) -> list[ConfigDifference]:
-    """Fields in which not all configurations agree; a run's name is not one."""
+    """The fields, except the name, in which the configurations differ."""
     return [
         ConfigDifference(field=field, values=values) for field, values in differing(configs).items()
     ]
 
 
 def best_values(curves: MetricsSeries) -> dict[str, BestValue]:
-    """The best finite value of each metric that has one, at the first step that reached it.
+    """The best finite value of each metric that has a direction, and the first step with it.
 
-    Thinned curves do as well as whole ones: they keep every extreme.
+    Downsampled curves give the same result, because they keep every extreme.
     """
     found: dict[str, BestValue] = {}
     for name, values in curves.series.items():
@@ -43,22 +45,30 @@ def best_values(curves: MetricsSeries) -> dict[str, BestValue]:
     return found
 
 
-def why_not_matched(rows: Sequence[RunRow], indexes: Sequence[FeatureIndex]) -> str | None:
-    """Why the decoder rows of two SAEs cannot be matched; None if they can.
+def match_obstacle(rows: Sequence[RunRow], indexes: Sequence[FeatureIndex]) -> str | None:
+    """Why the decoder rows of two runs cannot be matched; None if they can.
 
-    Directions mean the same only in one language model's activations. Different layers and sites of
-    it may be matched: all write into one residual stream.
+    Directions are comparable only within one language model. Layers and sites may differ, because
+    all of them write to one residual stream. Raises `IndexDamagedError`.
     """
     models = [config_of(row).model.name for row in rows]
     if models[0] != models[1]:
         return (
-            f"'{rows[0].name}' reads {models[0]} and '{rows[1].name}' reads {models[1]}; the "
-            "directions of different language models have nothing to do with each other."
+            f"'{rows[0].name}' reads {models[0]} and '{rows[1].name}' reads {models[1]}; "
+            "directions of different language models cannot be compared."
         )
-    widths = [width_of(index.folder / SAE) for index in indexes]
+    widths = [_width(index) for index in indexes]
     if widths[0] != widths[1]:
         return (
             f"'{rows[0].name}' reads activations of width {widths[0]} and '{rows[1].name}' of "
-            f"width {widths[1]}; only decoder rows of one width can be matched."
+            f"width {widths[1]}; only decoder rows of one width can be compared."
         )
     return None
+
+
+def _width(index: FeatureIndex) -> int:
+    path = index.folder / SAE
+    try:
+        return width_of(path)
+    except (OSError, SafetensorError) as error:
+        raise IndexDamagedError(f"{path} cannot be read as an SAE ({error}).") from error

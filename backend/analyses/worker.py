@@ -1,13 +1,9 @@
-"""A computation that a request cannot wait for, in a process of its own.
-`python -m backend.analyses.worker map|matches TARGET INDEX_FOLDER [INDEX_FOLDER]`.
-
-Started by `analyses`, to which it reports on standard output, a JSON object a line: `phase` and
-`fraction`, or `error`, a sentence. It ends when its standard input does.
+"""The process that makes one analysis. Started by `client`; `protocol` says how and what it
+reports.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -17,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from backend.analyses.protocol import Message
 from backend.processes import lower_priority
 from backend.settings import load_settings
 from sae_engine.errors import UserError
@@ -26,7 +23,7 @@ from sae_engine.files import published_folder
 
 REPORT_SECONDS = 0.3
 END_SECONDS = 5.0
-"""How long cleaning up may take once the server is gone."""
+"""Time to clean up after the server is gone."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         with published_folder(Path(target)) as made:
             result.save(made)
     except UserError as error:
-        _say(error=str(error))
+        _send(Message(error=str(error)))
         return 1
     return 0
 
@@ -61,7 +58,7 @@ COMPUTE: dict[str, Callable[..., Layout | Matches]] = {"map": _map, "matches": _
 
 
 class _Reporter:
-    """Passes on what is being done, not more often than anyone looks."""
+    """Sends the progress, at most every `REPORT_SECONDS` within a phase."""
 
     def __init__(self) -> None:
         self._phase = ""
@@ -70,11 +67,11 @@ class _Reporter:
     def __call__(self, phase: str, fraction: float | None) -> None:
         if phase != self._phase or time.monotonic() >= self._next:
             self._phase, self._next = phase, time.monotonic() + REPORT_SECONDS
-            _say(phase=phase, fraction=fraction)
+            _send(Message(phase=phase, fraction=fraction))
 
 
-def _say(**message: object) -> None:
-    print(json.dumps(message), flush=True)
+def _send(message: Message) -> None:
+    print(message.model_dump_json(), flush=True)
 
 
 def _terminate(number: int, _frame: FrameType | None) -> None:
@@ -82,7 +79,7 @@ def _terminate(number: int, _frame: FrameType | None) -> None:
 
 
 def _end_with_the_server() -> None:
-    os.read(sys.stdin.fileno(), 1)  # nothing is ever written there
+    os.read(sys.stdin.fileno(), 1)  # returns when the pipe closes; the client never writes
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(END_SECONDS)
     os._exit(128 + signal.SIGTERM)

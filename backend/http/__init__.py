@@ -1,4 +1,4 @@
-"""What every request passes: who may ask, how much, and the shapes and problems of answers.
+"""What all endpoints share: access control, limits, services, and the shapes of answers and errors.
 
 Fed by `store`, `jobs`, `analyses`, `labels` and `playground`; read by `routes` and `app`.
 """

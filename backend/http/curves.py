@@ -1,5 +1,5 @@
-"""A run's curves as they travel: decimated so that no extreme is lost, non-finite values by
-name.
+"""Converts stored metrics to `MetricsSeries`: downsampled without losing an extreme, with
+non-finite values as strings.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ Places = NDArray[np.intp]
 def metrics_series(
     points: Points, *, keys: Collection[str] = (), max_points: int | None = None
 ) -> MetricsSeries:
-    """Curves of `points` as they travel.
+    """The REST shape of `points`.
 
-    `keys` chooses the curves; none means all, in order of appearance. With more than `max_points`
-    points, the first, the last and every curve's extremes and first non-finite value in equal
-    stretches are kept, and evenly spaced ones as far as there is room.
+    `keys` selects curves; empty means all, in order of appearance. If there are more than
+    `max_points` points, the steps are divided into equal stretches. The first point, the last, and
+    in each stretch every curve's minimum, maximum and first non-finite value are kept; evenly
+    spaced points fill the rest of `max_points`.
     """
     names = list(keys) or list(points.curves)
     total = len(points)
@@ -54,16 +55,14 @@ def _metric_values(curve: Curve, kept: Places) -> list[MetricValue]:
 
 
 def metric_value(value: float | None) -> MetricValue:
-    """A value as JSON can carry it: NaN and infinities by name."""
+    """A value in JSON: NaN and infinities as strings."""
     if value is None or math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def _kept(curves: Sequence[Curve], total: int, max_points: int) -> Places:
-    """Ascending places of the points to keep; more than `max_points` only where one stretch needs
-    more.
-    """
+    """Ascending places of the points to keep: at most `max_points`, or what one stretch needs."""
     shape = (len(curves), total)
     values = np.array([curve.values for curve in curves], np.float64).reshape(shape)
     measured = np.array([curve.measured for curve in curves], np.bool_).reshape(shape)
@@ -83,7 +82,7 @@ def _kept(curves: Sequence[Curve], total: int, max_points: int) -> Places:
 
 
 def _extremes(values: Floats, finite: Flags, strange: Flags, start: int) -> set[int]:
-    """Places, counted from `start`, of each curve's least, largest and first non-finite value."""
+    """Places of each curve's minimum, maximum and first non-finite value, plus `start`."""
     lows = np.where(finite, values, np.inf).argmin(axis=1)
     highs = np.where(finite, values, -np.inf).argmax(axis=1)
     has_finite, has_strange = finite.any(axis=1), strange.any(axis=1)

@@ -1,9 +1,9 @@
-"""What happens to runs, as a stream to everyone who listens.
+"""The events of runs, streamed to any number of listeners.
 
-Every transaction that tells something of a run has a number, its revision (`next_revision`). The
-rows themselves are the record of what was told, so a listener that says which revision it had last
-gets exactly what came after it, from any server and after any restart. The database is asked once
-for all listeners whether anything is new.
+Every transaction that reports something about a run has a number, the run's revision
+(`store.common.next_revision`). The rows themselves are the event log: a listener that names the
+last revision it saw gets exactly what followed, from any server and after any restart. One poll of
+the database serves all listeners.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from fastapi.sse import format_sse_event
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -25,21 +24,22 @@ from starlette.concurrency import run_in_threadpool
 from backend import store
 from backend.http.curves import metric_value
 from backend.http.shapes import notice_shape, run_error, snapshot_shape
+from backend.http.sse import comment_text, event_text, number_text
 from backend.store.database import Database
 from sae_engine.schema.runs import ENDED, MetricsEvent, StatusEvent
 
 POLL_SECONDS = 0.5
 REVISIONS_AT_A_TIME = 500
-"""How much of a long history is read and sent at once."""
+"""Revisions of a long history that are read and sent at once."""
 MAX_LISTENERS = 1_000
 SILENCE_SECONDS = 15.0
-"""After so long without an event a comment keeps the connection open."""
+"""A comment keeps the connection open after this long without an event."""
 
 _log = logging.getLogger(__name__)
 
 
 class Event(NamedTuple):
-    """Something told of a run."""
+    """One event of a run's stream."""
 
     revision: int
     name: str
@@ -47,72 +47,84 @@ class Event(NamedTuple):
 
 
 class EventFeed:
-    """Follows runs for any number of listeners; belongs to the event loop that it is used in."""
+    """Follows runs for its listeners; all of them must use it from one event loop."""
 
     def __init__(self, database: Database, poll_seconds: float = POLL_SECONDS) -> None:
         self._database = database
         self._poll_seconds = poll_seconds
         self._listeners: Counter[str] = Counter()
         self._latest: dict[str, store.Latest] = {}
-        self._news = asyncio.Condition()
-        self._watch: asyncio.Task[None] | None = None
+        self._polled = asyncio.Condition()
+        self._poller: asyncio.Task[None] | None = None
         self._reads: dict[tuple[str, int, int], asyncio.Task[str]] = {}
 
     def is_full(self) -> bool:
-        """Whether there are as many listeners as one server takes."""
+        """Whether the server has as many listeners as it accepts."""
         return self._listeners.total() >= MAX_LISTENERS
 
     async def follow(self, run_id: str, after: int) -> AsyncGenerator[str]:
-        """The events of a run that come after a revision, as text of an event stream; ends when
-        the run has ended or is deleted, and all of it is told.
+        """The events of a run that follow revision `after`, as text of an event stream.
+
+        The stream ends after the last event of a run that has ended or was deleted. It also ends
+        if polling fails unexpectedly; a listener that reconnects starts it again.
         """
         self._listeners[run_id] += 1
         try:
-            if self._watch is None or self._watch.done():
-                self._watch = asyncio.create_task(self._keep_watching())
-            self._latest |= await run_in_threadpool(self._ask, [run_id])
-            spoke_at = time.monotonic()
+            if self._poller is None or self._poller.done():
+                self._poller = asyncio.create_task(self._poll())
+            poller = self._poller
+            self._latest |= await run_in_threadpool(self._latest_revisions, [run_id])
+            sent_at = time.monotonic()
             while (latest := self._latest.get(run_id)) is not None:
                 if latest.revision > after:
                     upto = min(latest.revision, after + REVISIONS_AT_A_TIME)
                     yield await self._read(run_id, after, upto)
-                    after, spoke_at = upto, time.monotonic()
-                elif latest.status in ENDED:
+                    after, sent_at = upto, time.monotonic()
+                elif latest.status in ENDED or self._poller is not poller:
                     return
-                elif time.monotonic() - spoke_at > SILENCE_SECONDS:
-                    yield format_sse_event(comment="nothing new").decode()
-                    spoke_at = time.monotonic()
+                elif time.monotonic() - sent_at > SILENCE_SECONDS:
+                    yield comment_text("nothing new")
+                    sent_at = time.monotonic()
                 else:
-                    async with self._news:
-                        await self._news.wait()
+                    async with self._polled:
+                        await self._polled.wait()
         finally:
             self._listeners[run_id] -= 1
             if not self._listeners[run_id]:
                 del self._listeners[run_id]
                 self._latest.pop(run_id, None)
 
-    async def _keep_watching(self) -> None:
-        """Ask what is new while anybody listens."""
-        while self._listeners:
-            followed = list(self._listeners)
-            try:
-                latest = await run_in_threadpool(self._ask, followed)
-            except SQLAlchemyError:
-                _log.exception("cannot ask what is new; trying again")
-            else:
-                for run_id in followed:
-                    self._latest.pop(run_id, None)  # deleted ones stay away
-                self._latest |= latest
-            async with self._news:
-                self._news.notify_all()
-            await asyncio.sleep(self._poll_seconds)
+    async def _poll(self) -> None:
+        """Look for new revisions while there are listeners."""
+        try:
+            while self._listeners:
+                await self._look()
+                async with self._polled:
+                    self._polled.notify_all()
+                await asyncio.sleep(self._poll_seconds)
+        except Exception:
+            _log.exception("the event feed failed; its listeners are disconnected")
+        self._poller = None
+        async with self._polled:
+            self._polled.notify_all()
 
-    def _ask(self, run_ids: Sequence[str]) -> dict[str, store.Latest]:
+    async def _look(self) -> None:
+        followed = list(self._listeners)
+        try:
+            latest = await run_in_threadpool(self._latest_revisions, followed)
+        except SQLAlchemyError:
+            _log.exception("cannot read the runs' latest revisions; trying again")
+            return
+        for run_id in followed:
+            self._latest.pop(run_id, None)  # deleted runs do not come back
+        self._latest |= latest
+
+    def _latest_revisions(self, run_ids: Sequence[str]) -> dict[str, store.Latest]:
         with self._database.reading() as session:
             return store.latest_revisions(session, run_ids)
 
     async def _read(self, run_id: str, after: int, upto: int) -> str:
-        """What listeners want at the same time is read once."""
+        """The text of revisions `after` + 1 to `upto`, read once for simultaneous listeners."""
         key = (run_id, after, upto)
         task = self._reads.get(key)
         if task is None:
@@ -128,10 +140,10 @@ class EventFeed:
 
 
 def events_between(session: Session, run_id: str, after: int, upto: int) -> list[Event]:
-    """What was told of a run in revisions `after` + 1 to `upto`, in order."""
+    """The events of revisions `after` + 1 to `upto`, in order."""
     row = store.get_run(session, run_id)
     events: list[Event] = []
-    if after < row.status_revision <= upto:
+    if row.status_revision > after:
         body = StatusEvent.model_validate(
             {"status": row.status, "step": row.step, "error": run_error(row)}
         )
@@ -157,23 +169,16 @@ def events_between(session: Session, run_id: str, after: int, upto: int) -> list
 
 
 def stream_text(events: Sequence[Event], upto: int) -> str:
-    """Events as they stand in the stream. The last of a revision carries its number: a listener
-    that is cut off in the middle of one gets all of it again.
+    """Events as text of an event stream.
+
+    Only the last event of a revision carries its number, so a listener that is cut off inside a
+    revision gets all of it again.
     """
-    parts: list[bytes] = []
+    parts: list[str] = []
     for revision, group in groupby(events, key=lambda event: event.revision):
         *others, last = group
-        for event in others:
-            parts.append(_formatted(event, None))
-        parts.append(_formatted(last, revision))
-    if not events or events[-1].revision < upto:  # what was told then is gone, as after a resume
-        parts.append(format_sse_event(id=str(upto)))
-    return b"".join(parts).decode()
-
-
-def _formatted(event: Event, number: int | None) -> bytes:
-    return format_sse_event(
-        data_str=event.body.model_dump_json(),
-        event=event.name,
-        id=None if number is None else str(number),
-    )
+        parts += [event_text(event.name, event.body) for event in others]
+        parts.append(event_text(last.name, last.body, revision))
+    if not events or events[-1].revision < upto:  # its rows are gone, as after a resume
+        parts.append(number_text(upto))
+    return "".join(parts)

@@ -1,6 +1,4 @@
-"""How much a request may hold, and how often one address may change something: limits that a loop
-meets and people do not.
-"""
+"""Limits on the size of requests and on changes per minute, which only runaway programs exceed."""
 
 from __future__ import annotations
 
@@ -16,14 +14,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from backend.errors import ApiError, TooLargeError, TooManyRequestsError, UnprocessableError
 from backend.http.problems import MAX_BODY_BYTES, TOO_LARGE, problem_of
 
-READING = frozenset({"GET", "HEAD", "OPTIONS"})
+READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class RequestLimits:
-    """ASGI middleware that turns away what is too large and who asks for changes too often.
+    """ASGI middleware that refuses requests that are too large or too frequent.
 
-    Of a request that does not tell its length, the application itself reads no more than it may
-    hold.
+    A request without a Content-Length is cut off by the application as it reads.
     """
 
     def __init__(self, app: ASGIApp, per_minute: int) -> None:
@@ -37,9 +34,9 @@ class RequestLimits:
                 _check_length(scope)
                 if b"%00" in scope["query_string"]:
                     raise UnprocessableError(
-                        "The query holds a NUL character; leave that out.", kind="invalid"
+                        "The query contains a NUL character; remove it.", kind="invalid"
                     )
-                if scope["method"] not in READING:
+                if scope["method"] not in READ_METHODS:
                     await self._count(scope)
         except ApiError as error:
             await problem_of(error)(scope, receive, send)
@@ -53,8 +50,8 @@ class RequestLimits:
             return
         window = await self._limiter.get_window_stats(self._limit, address)
         raise TooManyRequestsError(
-            f"More than {self._limit.amount} changes came from {address} within a minute; "
-            "ask again later, or raise SAE_WORKBENCH_CHANGES_PER_MINUTE.",
+            f"{address} sent more than {self._limit.amount} changes within a minute; try again "
+            "later, or raise SAE_WORKBENCH_CHANGES_PER_MINUTE.",
             kind="too-many-requests",
             retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())),
         )

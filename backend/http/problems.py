@@ -1,7 +1,7 @@
-"""Every error leaves as `application/problem+json`, made here.
+"""Turns every error into an `application/problem+json` response.
 
-The engine's `UserError` is fit to be shown and becomes a 422; anything unexpected becomes a 500,
-whose traceback the server logs.
+`ApiError` carries its status. The engine's `UserError` is written for users and becomes a 422. Any
+other error is ours: a 500 whose traceback the server logs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from backend.errors import ApiError, UnauthorizedError
+from backend.errors import ApiError, FailedError, UnauthorizedError
 from backend.store.database import DISK_FULL, lacks_room
 from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.features.index.manifest import IndexDamagedError
@@ -27,7 +27,7 @@ from sae_engine.schema.problems import FieldProblem, Problem
 _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 2**20
-"""Of a request: no text that a model could read at once comes near it."""
+"""Largest request body; far more than any text that a model reads at once."""
 TOO_LARGE = f"A request may hold at most {MAX_BODY_BYTES / 2**20:.0f} MiB."
 
 
@@ -49,7 +49,7 @@ class ProblemResponse(JSONResponse):
         super().__init__(problem.model_dump(), status_code=status, headers=headers)
 
     def render(self, content: Any) -> bytes:
-        """In ASCII: what a request holds may be no text at all, and is quoted nevertheless."""
+        """As ASCII, because a quoted request may hold characters that UTF-8 cannot encode."""
         return json.dumps(content).encode()
 
 
@@ -64,7 +64,7 @@ def _problem(status: int, detail: str, kind: str, errors: list[FieldProblem]) ->
 
 
 def problem_shape(error: ApiError) -> Problem:
-    """An error as it travels where no response can be made of it, inside a stream."""
+    """An error as the body of an event, for streams that have already begun."""
     return _problem(error.status, error.detail, error.kind, error.errors)
 
 
@@ -79,76 +79,80 @@ def problem_of(error: ApiError) -> ProblemResponse:
     )
 
 
+def unexpected_error() -> FailedError:
+    """The answer to a request that failed because of a mistake of ours."""
+    return FailedError("The server made a mistake; its log has the details.", kind="internal")
+
+
+async def _api_error(_: Request, error: ApiError) -> ProblemResponse:
+    return problem_of(error)
+
+
+async def _user_error(_: Request, error: UserError) -> ProblemResponse:
+    if isinstance(error, DiskFullError):
+        return ProblemResponse(507, str(error), kind="disk-full")
+    if isinstance(error, IndexDamagedError):
+        return ProblemResponse(409, str(error), kind="index-damaged")
+    fields = error.problems if isinstance(error, ConfigError) else None
+    return ProblemResponse(422, str(error), kind="invalid", errors=fields)
+
+
+async def _data_error(_: Request, error: DataError) -> ProblemResponse:
+    reason = next(iter(str(error.orig).splitlines()), "it gave no reason")
+    detail = f"The database cannot store one of these values ({reason}); change or remove it."
+    return ProblemResponse(422, detail, kind="invalid")
+
+
+async def _invalid_request(_: Request, error: RequestValidationError) -> ProblemResponse:
+    fields = [_field_problem(e) for e in error.errors()]
+    detail = " ".join(f"{p.field}: {p.message}" if p.field else p.message for p in fields)
+    return ProblemResponse(422, detail, kind="invalid", errors=fields)
+
+
+async def _http_error(request: Request, error: HTTPException) -> ProblemResponse:
+    detail = {
+        404: f"There is nothing at {request.url.path}; /api/docs lists every endpoint.",
+        405: f"{request.url.path} does not accept {request.method}; see /api/docs.",
+        413: TOO_LARGE,
+    }.get(error.status_code, error.detail)
+    return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))
+
+
+async def _database_error(_: Request, error: OperationalError) -> ProblemResponse:
+    if lacks_room(error):
+        return ProblemResponse(507, DISK_FULL, kind="disk-full")
+    _log.error("the database does not respond", exc_info=error)
+    detail = "The database does not respond; try again, or see the server's log."
+    return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
+
+
+async def _system_error(_: Request, error: OSError) -> ProblemResponse:
+    if error.errno == errno.ENAMETOOLONG:
+        detail = "A name in the request is too long for a file name; give a shorter one."
+        return ProblemResponse(422, detail, kind="invalid")
+    raise error
+
+
+async def _unexpected(_: Request, __: Exception) -> ProblemResponse:
+    return problem_of(unexpected_error())
+
+
+_HANDLERS: dict[type[Exception], Any] = {
+    ApiError: _api_error,
+    UserError: _user_error,
+    DataError: _data_error,
+    RequestValidationError: _invalid_request,
+    HTTPException: _http_error,
+    OperationalError: _database_error,
+    OSError: _system_error,
+    Exception: _unexpected,
+}
+
+
 def install(app: FastAPI) -> None:
     """Make every error of `app` a problem."""
-
-    async def api_error(_: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, ApiError)
-        return problem_of(error)
-
-    async def user_error(_: Request, error: Exception) -> ProblemResponse:
-        if isinstance(error, DiskFullError):
-            return ProblemResponse(507, str(error), kind="disk-full")
-        if isinstance(error, IndexDamagedError):
-            return ProblemResponse(409, str(error), kind="index-damaged")
-        fields = error.problems if isinstance(error, ConfigError) else None
-        return ProblemResponse(422, str(error), kind="invalid", errors=fields)
-
-    async def not_storable(_: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, DataError)
-        reason = next(iter(str(error.orig).splitlines()), "it gave no reason")
-        detail = f"The database cannot hold one of these values: {reason}. Send it without that."
-        return ProblemResponse(422, detail, kind="invalid")
-
-    async def invalid_request(_: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, RequestValidationError)
-        fields = [_field_problem(e) for e in error.errors()]
-        detail = " ".join(f"{p.field}: {p.message}" if p.field else p.message for p in fields)
-        return ProblemResponse(422, detail, kind="invalid", errors=fields)
-
-    async def http_error(request: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, HTTPException)
-        detail = error.detail
-        if error.status_code == 404:
-            detail = f"There is nothing at {request.url.path}; see /api/docs for what there is."
-        elif error.status_code == 413:
-            detail = TOO_LARGE
-        elif error.status_code == 405:
-            detail = f"{request.url.path} does not answer {request.method}; see /api/docs."
-        return ProblemResponse(error.status_code, detail, headers=dict(error.headers or {}))
-
-    async def database_error(_: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, OperationalError)
-        if lacks_room(error):
-            return ProblemResponse(507, DISK_FULL, kind="disk-full")
-        _log.error("the database does not answer", exc_info=error)
-        detail = "The database does not answer now; try again, or see the server's log."
-        return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
-
-    async def system_error(_: Request, error: Exception) -> ProblemResponse:
-        assert isinstance(error, OSError)
-        if error.errno == errno.ENAMETOOLONG:
-            detail = "A name of the request is longer than a file's can be; give a shorter one."
-            return ProblemResponse(422, detail, kind="invalid")
-        raise error
-
-    async def too_large_a_number(_: Request, __: Exception) -> ProblemResponse:
-        detail = "A number of the request is too large to be one; give a smaller one."
-        return ProblemResponse(422, detail, kind="invalid")
-
-    async def unexpected(_: Request, __: Exception) -> ProblemResponse:
-        detail = "The server made a mistake; its log has the details."
-        return ProblemResponse(500, detail, kind="internal")
-
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(UserError, user_error)
-    app.add_exception_handler(DataError, not_storable)
-    app.add_exception_handler(RequestValidationError, invalid_request)
-    app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(OperationalError, database_error)
-    app.add_exception_handler(OSError, system_error)
-    app.add_exception_handler(OverflowError, too_large_a_number)
-    app.add_exception_handler(Exception, unexpected)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
 
 
 def _field_problem(error: Any) -> FieldProblem:

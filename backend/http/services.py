@@ -1,10 +1,13 @@
-"""What every endpoint works with, made once per server."""
+"""What endpoints work with: one `Services` object per server.
+
+Built by `app`; endpoints take it as a `ServicesDep` parameter.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +15,17 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from backend import store
-from backend.analyses.client import Analyses
+from backend.analyses.client import AnalysisClient
 from backend.http.events import EventFeed
-from backend.http.shapes import Waiting, run_shape
+from backend.http.shapes import QueuePlace, run_shape
 from backend.jobs.supervisor import JobCommand, Supervisor, job_command
 from backend.labels.jobs import Labeler
-from backend.playground.client import INFERENCE_COMMAND, ModelProcess
+from backend.playground.client import INFERENCE_COMMAND, PlaygroundClient
 from backend.settings import Settings
 from backend.store.database import Database
+from backend.store.label_jobs import settle_label_jobs
 from backend.store.models import RunRow
+from sae_engine.features.index.format import IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
 
@@ -28,32 +33,31 @@ MAX_OPEN_INDEXES = 8
 
 
 class IndexCache:
-    """The feature indexes that were asked for last, kept open."""
+    """The most recently used feature indexes, kept open."""
 
     def __init__(self, capacity: int = MAX_OPEN_INDEXES) -> None:
-        self._capacity = capacity
-        self._open: OrderedDict[tuple[Path, int], FeatureIndex] = OrderedDict()
-        self._lock = threading.Lock()
+        def open_index(folder: Path, _inode: int) -> FeatureIndex:
+            return FeatureIndex.open(folder)
+
+        self._open = lru_cache(capacity)(open_index)
 
     def get(self, folder: Path) -> FeatureIndex:
-        """Open an index; one that was replaced on disk is opened anew. Raises
-        `IndexDamagedError`, also for one whose files were truncated since.
+        """The index in `folder`, opened again if the folder was replaced.
+
+        Raises `FileNotFoundError` without a folder, `IndexDamagedError` for a missing or truncated
+        file, also if it was damaged after it was opened.
         """
-        key = (folder, folder.stat().st_ino)
-        with self._lock:
-            index = self._open.pop(key, None)
-            if index is None:
-                index = FeatureIndex.open(folder)
-            else:
-                index.check_sizes()
-            self._open[key] = index
-            while len(self._open) > self._capacity:
-                self._open.popitem(last=False)
+        index = self._open(folder, folder.stat().st_ino)
+        try:
+            index.check_sizes()
+        except IndexDamagedError:
+            self._open.cache_clear()  # a repaired file must not be read through its old mapping
+            raise
         return index
 
 
 class Services:
-    """What one server holds: database, supervisor, labeling, computations, open indexes."""
+    """The database, the supervisor and the background work of one server."""
 
     def __init__(
         self,
@@ -68,27 +72,44 @@ class Services:
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()
-        """Held by the one export of features that is being written."""
-        self.analyses = Analyses(settings)
-        self.language_model = ModelProcess(settings, inference)
+        """Held while an export of features is written; there is one at a time."""
+        self.analyses = AnalysisClient(settings)
+        self.playground = PlaygroundClient(settings, inference)
 
-    def shapes(self, session: Session, rows: Sequence[RunRow]) -> list[Run]:
-        """Runs as they travel; those that wait say for what."""
-        waiting: dict[str, Waiting] = {}
+    def start(self) -> None:
+        """Prepare the data folder and the database, and start supervising."""
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.database.prepare()
+        with self.database.writing() as session:
+            settle_label_jobs(session)
+        self.supervisor.start()
+
+    def close(self) -> None:
+        """End all background work but the training jobs."""
+        self.labeler.close()
+        self.playground.close()
+        self.supervisor.close()
+        self.analyses.close()
+        self.database.close()
+
+    def run_shapes(self, session: Session, rows: Sequence[RunRow]) -> list[Run]:
+        """The REST shapes of runs; queued ones with their place in the queue."""
+        queue: dict[str, QueuePlace] = {}
         if any(row.status == "queued" for row in rows):
             places = self.supervisor.places(store.active_runs(session))
             for position, row in enumerate(store.queued_runs(session), 1):
-                waiting[row.id] = Waiting(position, places.why_waiting(row))
-        return [
-            run_shape(row, self.settings.run_folder(row.id), waiting.get(row.id)) for row in rows
-        ]
+                queue[row.id] = QueuePlace(position, places.why_waiting(row))
+        return [run_shape(row, self.settings.run_folder(row.id), queue.get(row.id)) for row in rows]
+
+    def run_shape(self, session: Session, row: RunRow) -> Run:
+        """The REST shape of one run."""
+        [run] = self.run_shapes(session, [row])
+        return run
 
 
 def _services(request: Request) -> Services:
     return request.app.state.services
 
 
-Server = Annotated[Services, Depends(_services)]
-"""Parameter of an endpoint that needs the database, the supervisor, the indexes or the language
-model.
-"""
+ServicesDep = Annotated[Services, Depends(_services)]
+"""Type of an endpoint's parameter that FastAPI fills with the server's `Services`."""

@@ -1,4 +1,4 @@
-"""From rows to the shapes that travel."""
+"""Converts database rows to REST shapes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from sae_engine.files import RunFolder
 from sae_engine.schema.runs import Notice, Progress, Run, RunError, Snapshot
 
 
-class Waiting(NamedTuple):
-    """Where a queued run stands."""
+class QueuePlace(NamedTuple):
+    """A queued run's position, from 1, and why it has not started."""
 
     position: int
     reason: str
 
 
-def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) -> Run:
-    """`waiting` is of a run that is queued.
+def run_shape(row: RunRow, folder: RunFolder, queued: QueuePlace | None = None) -> Run:
+    """The REST shape of a run; `queued` is the place of a queued one.
 
     Invalid fields of a stored configuration are shown with their defaults, and the error says so.
     """
@@ -42,8 +42,8 @@ def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) ->
             "group_id": row.group_id,
             "cloned_from": row.cloned_from,
             "device": row.device,
-            "queue_position": waiting and waiting.position,
-            "waiting_for": waiting and waiting.reason,
+            "queue_position": queued and queued.position,
+            "waiting_for": queued and queued.reason,
             "alerts": list(dict.fromkeys(alert.kind for alert in row.alerts)),
             "created_at": row.created_at,
             "started_at": row.started_at,
@@ -66,7 +66,7 @@ def run_shape(row: RunRow, folder: RunFolder, waiting: Waiting | None = None) ->
 
 
 def run_error(row: RunRow) -> RunError | None:
-    """Why a run did not end well; None if it did."""
+    """Why a run failed or was interrupted; None for any other."""
     if row.error_type is None:
         return None
     return RunError(

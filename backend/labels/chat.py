@@ -1,46 +1,43 @@
-"""A language model behind an OpenAI-compatible endpoint: `POST <base>/chat/completions`.
+"""A language model behind an OpenAI-compatible endpoint, such as OpenAI, vLLM, Ollama or llama.cpp.
 
-Only what such servers have in common is used: OpenAI, vLLM, Ollama, llama.cpp and others.
+The `openai` client sends the requests and retries them. It is imported when a labeling job starts,
+because its import takes a second.
 """
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, cast
-
-import httpx
+from typing import TYPE_CHECKING, Any, cast
 
 from sae_engine.errors import UserError
 from sae_engine.features.labels.questions import Messages
 
-MAX_ATTEMPTS = 5
-FIRST_PAUSE_SECONDS = 1.0
-MAX_PAUSE_SECONDS = 60.0
-TIMEOUT_SECONDS = 120.0
-MAX_ANSWER_TOKENS = 2_000
-"""Enough for a model that thinks aloud before it answers."""
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""Statuses that trying again may get past."""
+if TYPE_CHECKING:
+    from openai import APIStatusError
 
-Sleep = Callable[[float], Awaitable[None]]
+MAX_RETRIES = 5
+"""Retries of a request after 408, 409, 429, 5xx or no response; the pauses sum to 15 s, or are what
+the endpoint's Retry-After says, up to 2 minutes each."""
+TIMEOUT_SECONDS = 120.0
+CONNECT_SECONDS = 10.0
+MAX_ANSWER_TOKENS = 2_000
+"""Enough for a model that reasons before it answers."""
+GARBLED_TRIES = 2
+"""Requests for one answer when the endpoint reports success without a chat completion."""
 
 
 class EndpointError(UserError):
-    """The endpoint gave no answer that could be used, in words."""
+    """The endpoint gave no usable answer."""
 
-    def __init__(self, message: str, *, passing: bool) -> None:
+    def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
-        self.passing = passing
-        """Whether it was tried again and again; else trying again is useless."""
+        self.transient = transient
+        """Whether a later request may succeed."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said, and what the endpoint counted; 0 where it counts nothing."""
+    """The model's text, and the endpoint's token counts; 0 if it sends none."""
 
     text: str
     prompt_tokens: int
@@ -48,7 +45,7 @@ class Answer:
 
 
 class ChatClient:
-    """Asks one model; an async context manager."""
+    """Asks one model; to be closed with `contextlib.aclosing`."""
 
     def __init__(
         self,
@@ -57,101 +54,92 @@ class ChatClient:
         api_key: str | None,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        sleep: Sleep = asyncio.sleep,
+        max_retries: int = MAX_RETRIES,
     ) -> None:
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        from openai import AsyncOpenAI, Omit, Timeout
+
+        self._url = base_url
+        self._client = AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key or "none",  # the client insists on one
+            timeout=Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+            max_retries=max_retries,
+            # Otherwise taken from OPENAI_* variables, which may belong to another endpoint.
+            default_headers=cast(
+                dict[str, str], {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+            ),
+        )
         self._parameters: dict[str, Any] = {
             "model": model,
             "temperature": 0,
             "max_tokens": MAX_ANSWER_TOKENS,
         }
-        self._sleep = sleep
-        self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(timeout_seconds, connect=10.0),
-        )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._http.aclose()
+    async def aclose(self) -> None:
+        await self._client.close()
 
     async def ask(self, messages: Messages) -> Answer:
-        """One answer; what passes by itself is waited for. Raises `EndpointError`."""
-        problem = ""
-        for attempt in range(MAX_ATTEMPTS):
-            asked_pause = None
-            try:
-                response = await self._http.post(
-                    self._url, json=self._parameters | {"messages": messages}
-                )
-            except httpx.TimeoutException:
-                problem = "did not answer in time"
-            except httpx.TransportError as error:
-                problem = f"cannot be reached ({error})"
-            else:
-                if response.is_success:
-                    answer = _answer(response)
-                    if answer is not None:
-                        return answer
-                    problem = "answered something that is no chat completion"
-                elif self._adapts_to(response):
-                    continue
-                else:
-                    problem = f"answered {response.status_code}: {_reason(response)}"
-                    if response.status_code not in PASSING:
-                        raise self._error(problem, passing=False)
-                    asked_pause = _retry_after(response)
-            if attempt < MAX_ATTEMPTS - 1:
-                pause = FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.75, 1.25)
-                await self._sleep(min(max(pause, asked_pause or 0.0), MAX_PAUSE_SECONDS))
-        raise self._error(problem, passing=True)
+        """One answer; raises `EndpointError`."""
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
 
-    def _adapts_to(self, response: httpx.Response) -> bool:
-        """Leave out a parameter that this model does not take; False if it is not about one."""
-        if response.status_code != 400:
-            return False
-        reason = _reason(response)
+        for _ in range(GARBLED_TRIES):
+            try:
+                answer = _answer(await self._complete(messages))
+            except APITimeoutError:
+                raise self._error("did not respond in time", transient=True) from None
+            except APIConnectionError as error:
+                reason = error.__cause__ or error
+                raise self._error(f"cannot be reached ({reason})", transient=True) from None
+            except APIStatusError as error:
+                status = error.status_code
+                transient = status in (408, 409, 429) or status >= 500
+                problem = f"answered {status}: {_reason(error)}"
+                raise self._error(problem, transient=transient) from None
+            if answer is not None:
+                return answer
+        raise self._error("did not answer with a chat completion", transient=True)
+
+    async def _complete(self, messages: Messages) -> Any:
+        """The response as the client parsed it, whatever it is; None if it is broken JSON."""
+        from openai import BadRequestError
+
+        while True:
+            try:
+                completions = cast(Any, self._client.chat.completions)
+                return await completions.create(messages=messages, **self._parameters)
+            except BadRequestError as error:
+                if not self._adapts_to(_reason(error)):
+                    raise
+            except ValueError:
+                return None
+
+    def _adapts_to(self, reason: str) -> bool:
+        """Rename or drop a parameter that the model rejects; False if `reason` names none."""
         if "max_tokens" in reason and "max_tokens" in self._parameters:
             self._parameters["max_completion_tokens"] = self._parameters.pop("max_tokens")
             return True
         return "temperature" in reason and self._parameters.pop("temperature", None) is not None
 
-    def _error(self, problem: str, *, passing: bool) -> EndpointError:
+    def _error(self, problem: str, *, transient: bool) -> EndpointError:
         remedy = "is it running, and are SAE_WORKBENCH_LABELS_BASE_URL, _MODEL and _API_KEY right?"
-        return EndpointError(f"The endpoint {self._url} {problem}; {remedy}", passing=passing)
+        return EndpointError(f"The endpoint {self._url} {problem}; {remedy}", transient=transient)
 
 
-def _answer(response: httpx.Response) -> Answer | None:
+def _answer(completion: Any) -> Answer | None:
+    """The client does not check an endpoint's answers, so nothing is taken for granted here."""
     try:
-        body = response.json()
-        text = body["choices"][0]["message"]["content"]
-        usage = cast(dict[str, Any], body.get("usage") or {})
-        counts = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
+        text = completion.choices[0].message.content
+        usage = completion.usage
+        counts = [
+            int(getattr(usage, f"{kind}_tokens", 0) or 0) for kind in ("prompt", "completion")
+        ]
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
     return Answer(text, *counts) if isinstance(text, str) else None
 
 
-def _reason(response: httpx.Response) -> str:
-    """What an error body says, shortened."""
-    try:
-        said: Any = response.json()["error"]
-        text: Any = cast(dict[str, Any], said)["message"] if isinstance(said, dict) else said
-    except (ValueError, LookupError, TypeError):
-        text = response.text
-    return " ".join(str(text).split())[:200] or response.reason_phrase
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """Seconds that the endpoint asks to wait; a date is not understood."""
-    try:
-        return float(response.headers.get("retry-after", ""))
-    except ValueError:
-        return None
+def _reason(error: APIStatusError) -> str:
+    """The message in an error's body, shortened."""
+    body: Any = error.body
+    text: Any = cast(dict[str, Any], body).get("message") if isinstance(body, dict) else body
+    return " ".join(str(text or error.response.text).split())[:200] or error.response.reason_phrase

@@ -1,7 +1,7 @@
-"""Automatic labels: a language model proposes each, and judges it on contexts it has not seen.
+"""Labeling jobs: a language model proposes labels, and scores each on held-out contexts.
 
-A job is a thread of the server with an event loop of its own, because all it does is wait for an
-endpoint; every feature is stored as soon as it is done. A job ends with its server, and says so.
+A job is a thread with an event loop, because it only waits for an endpoint. Every label is stored
+as soon as it is scored. A job ends with its server and is then stored as interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -34,26 +34,28 @@ from sae_engine.features.labels.questions import (
 from sae_engine.schema.labels import DetectionScore, LabelJobStatus
 
 TRIES = 2
-"""How often a question is asked whose answer cannot be used."""
+"""Requests for one answer when the first is unusable."""
 FAILURES_IN_A_ROW = 5
-"""Features lost to an endpoint's errors, one after the other, before a job gives up."""
+"""Consecutive features lost to endpoint errors before a job gives up."""
 CLOSING_SECONDS = 5.0
-
+"""How long a server that closes waits for its jobs."""
+INTERNAL_ERROR = "The server made a mistake; its log has the details."
+SERVER_ENDED = "The server that ran this job has ended."
 
 _Read = TypeVar("_Read")
 
 
 class _UnusableAnswerError(Exception):
-    """The model answered, but not what was asked for."""
+    """The model's answer has not the form that was asked for."""
 
 
 class _EndedError(Exception):
-    """The job has been ended in the database, or its run deleted."""
+    """The job was ended in the database, or its run was deleted."""
 
 
 @dataclass
 class _Usage:
-    """What one feature took, under the names of the job's columns."""
+    """Calls and tokens spent on one feature, under the names of the job's columns."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -62,7 +64,7 @@ class _Usage:
 
 @dataclass(frozen=True)
 class LabelTask:
-    """The features that a job labels, and from which index."""
+    """What a job labels."""
 
     job_id: int
     run_id: str
@@ -82,11 +84,11 @@ class Labeler:
 
     @staticmethod
     def process() -> tuple[int, float]:
-        """Number and start of this process, by which others see whether its jobs go on."""
+        """Pid and start time of this process, which tell whether its jobs are still running."""
         return os.getpid(), start_of(os.getpid())
 
     def start(self, task: LabelTask, client: Callable[[], ChatClient]) -> None:
-        """Begin a job that is stored as running."""
+        """Start a job that is stored as running."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(
             target=self._run, args=(loop, task, client), name=f"labels-{task.job_id}", daemon=True
@@ -96,19 +98,19 @@ class Labeler:
         thread.start()
 
     def cancel(self, job_id: int) -> None:
-        """Stop waiting for answers of a job that was ended in the database."""
+        """Cancel the requests of a job that was ended in the database."""
         with self._lock:
             running = self._running.get(job_id)
         if running is not None:
             _cancel_all(running[0])
 
     def close(self) -> None:
-        """Interrupt all jobs; the server ends."""
+        """Interrupt all jobs, because the server ends."""
         with self._lock:
             running = dict(self._running)
         for job_id, (loop, _) in running.items():
             with self._database.writing() as session:
-                end_label_job(session, job_id, "interrupted", "The server that did it has ended.")
+                end_label_job(session, job_id, "interrupted", SERVER_ENDED)
             _cancel_all(loop)
         for _, thread in running.values():
             thread.join(CLOSING_SECONDS)
@@ -122,7 +124,7 @@ class Labeler:
         try:
             loop.run_until_complete(_Job(self._database, task).run(client))
         except asyncio.CancelledError:
-            pass  # whoever cancelled has stored why
+            pass  # `cancel` and `close` are called after the reason was stored
         finally:
             with self._lock:
                 self._running.pop(task.job_id)
@@ -134,23 +136,23 @@ def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
         for task in asyncio.all_tasks(loop):
             task.cancel()
 
-    with suppress(RuntimeError):  # it has ended meanwhile
+    with suppress(RuntimeError):  # the loop is already closed
         loop.call_soon_threadsafe(cancel)
 
 
 class _Job:
-    """One job: its features go through a few workers."""
+    """One job, whose features are labeled by a few concurrent workers."""
 
     def __init__(self, database: Database, task: LabelTask) -> None:
         self._database = database
         self._task = task
-        self._waiting = iter(task.features)
+        self._remaining = iter(task.features)
         self._failures = 0
 
     async def run(self, client: Callable[[], ChatClient]) -> None:
-        """Label all features, or end with what went wrong."""
+        """Label all features, and store how the job ended."""
         num_workers = min(self._task.concurrency, len(self._task.features))
-        async with client() as chat:
+        async with aclosing(client()) as chat:
             workers = [asyncio.create_task(self._work(chat)) for _ in range(num_workers)]
             try:
                 await asyncio.gather(*workers)
@@ -160,7 +162,7 @@ class _Job:
                 self._end("failed", str(error))
                 return
             except Exception:
-                self._end("failed", "The server made a mistake; its log has the details.")
+                self._end("failed", INTERNAL_ERROR)
                 raise
             finally:
                 for worker in workers:
@@ -169,7 +171,7 @@ class _Job:
         self._end("finished")
 
     async def _work(self, chat: ChatClient) -> None:
-        for feature in self._waiting:
+        for feature in self._remaining:
             usage = _Usage()
             try:
                 label, score = await self._label(chat, feature, usage)
@@ -177,7 +179,7 @@ class _Job:
                 self._store_failure(feature, usage, str(error))
             except EndpointError as error:
                 self._failures += 1
-                if not error.passing or self._failures >= FAILURES_IN_A_ROW:
+                if not error.transient or self._failures >= FAILURES_IN_A_ROW:
                     raise
                 self._store_failure(feature, usage, str(error))
             else:
@@ -187,7 +189,7 @@ class _Job:
     async def _label(
         self, chat: ChatClient, feature: int, usage: _Usage
     ) -> tuple[str, DetectionScore | None]:
-        """A label and, if the feature fires often enough to hold something out, its score."""
+        """A label and, if the feature fires often enough for held-out contexts, its score."""
         examples = examples_of(self._task.index, feature)
         label = await _ask(chat, explain_question(examples), read_label, usage)
         if not examples.held_out or not examples.held_out_silent:
@@ -230,15 +232,15 @@ class _Job:
 async def _ask(
     chat: ChatClient, messages: Messages, read: Callable[[str], _Read | None], usage: _Usage
 ) -> _Read:
-    """What is read from an answer; asks again after one that is of no use."""
-    said = ""
+    """What `read` finds in an answer; asks again after an unusable one."""
+    text = ""
     for _ in range(TRIES):
         answer = await chat.ask(messages)
-        said = answer.text
+        text = answer.text
         usage.calls += 1
         usage.prompt_tokens += answer.prompt_tokens
         usage.completion_tokens += answer.completion_tokens
-        found = read(answer.text)
+        found = read(text)
         if found is not None:
             return found
-    raise _UnusableAnswerError(f"the model answers something else: {said[:100]!r}.")
+    raise _UnusableAnswerError(f"the model gave an unusable answer: {text[:100]!r}.")

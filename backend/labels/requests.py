@@ -1,4 +1,4 @@
-"""From what is asked to be labeled to features, an estimate, and a running job."""
+"""From a `LabelRequest` to features, a cost estimate and the endpoint's client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from sqlalchemy.orm import Session
 
-from backend.errors import ConflictError, UnprocessableError
+from backend.errors import ConflictError
 from backend.labels.chat import ChatClient
 from backend.settings import Settings
 from backend.store.labels import written_labels
@@ -22,26 +22,27 @@ from sae_engine.features.labels.questions import Messages, detect_questions, exp
 from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
 
 CHARACTERS_PER_TOKEN = 3.0
-"""Of code, in tokens of today's models; prose has more."""
+"""For source code, with the tokenizers of 2025; prose has more."""
 LABEL_TOKENS = 40
 JUDGMENT_TOKENS = 40
 SAMPLED_FEATURES = 8
+"""Features whose questions are measured for an estimate."""
 
 
 def labeling_model(settings: Settings) -> str:
-    """The model that labels; raises `ConflictError` where none is set."""
+    """The configured model; raises `ConflictError` if none is configured."""
     if settings.labels_base_url is None or settings.labels_model is None:
         raise ConflictError(
-            "No language model is set to label features: set SAE_WORKBENCH_LABELS_BASE_URL to an "
-            "OpenAI-compatible endpoint and SAE_WORKBENCH_LABELS_MODEL to a model it has, and "
-            "start the server again.",
+            "No language model is configured for labels: set SAE_WORKBENCH_LABELS_BASE_URL to an "
+            "OpenAI-compatible endpoint and SAE_WORKBENCH_LABELS_MODEL to one of its models, and "
+            "restart the server.",
             kind="labels-not-configured",
         )
     return settings.labels_model
 
 
 def chat_client(settings: Settings) -> ChatClient:
-    """A client of the endpoint that is set."""
+    """A client of the configured endpoint."""
     key = settings.labels_api_key
     return ChatClient(
         settings.labels_base_url or "",
@@ -53,19 +54,13 @@ def chat_client(settings: Settings) -> ChatClient:
 def features_to_label(
     session: Session, run_id: str, index: FeatureIndex, request: LabelRequest
 ) -> list[int]:
-    """The features that are asked for and may be labeled, in the order they will be.
+    """The requested features that a model may label, in the order in which it will.
 
-    Raises `UnprocessableError` for one that the SAE does not have.
+    All of `request.features` must exist.
     """
     written = written_labels(session, run_id)
     if request.features is None:
         return _first(index, request, written)
-    for feature in request.features:
-        if not 0 <= feature < index.d_sae:
-            raise UnprocessableError(
-                f"There is no feature {feature}; this SAE has features 0 to {index.d_sae - 1}.",
-                field="features",
-            )
     return [
         feature
         for feature in dict.fromkeys(request.features)
@@ -85,7 +80,7 @@ def _first(
 
 
 def _is_open(feature: int, request: LabelRequest, written: Mapping[int, FeatureLabel]) -> bool:
-    """Whether a model may label this feature: a person's label stays."""
+    """Whether a model may label this feature; a person's label is never replaced."""
     known = written.get(feature)
     if known is None or not known.label:
         return True
@@ -93,7 +88,7 @@ def _is_open(feature: int, request: LabelRequest, written: Mapping[int, FeatureL
 
 
 def estimate(settings: Settings, index: FeatureIndex, features: list[int]) -> LabelEstimate:
-    """What labeling these features will take, from the questions about a few of them."""
+    """Calls, tokens and cost of labeling these features, extrapolated from a sample of them."""
     model = labeling_model(settings)
     sampled = [features[place] for place in evenly_spaced(len(features), SAMPLED_FEATURES)]
     calls = characters = 0
@@ -124,7 +119,7 @@ def _characters(question: Messages) -> int:
 
 
 def cost(settings: Settings, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """What so many tokens cost at the prices that are set; None unless both are."""
+    """Cost at the configured prices; None unless both prices are configured."""
     if settings.labels_input_price is None or settings.labels_output_price is None:
         return None
     paid = prompt_tokens * settings.labels_input_price

@@ -1,4 +1,4 @@
-"""The process that holds a language model, and its client.
+"""Questions about a person's own text, answered by a worker process that holds a language model.
 
-Fed by `settings`; read by `http` and `routes`.
+Fed by `settings` and feature indexes; read by `http` and `routes`.
 """

@@ -1,7 +1,7 @@
-"""The server's side of the process that holds a language model: it is started by the first
-question, answers one after another, and is ended when it has been idle for a while.
+"""The server's end of the process that holds a language model.
 
-No torch here; `backend.playground.worker` is what is started.
+The first question starts the process, which answers one question at a time and is ended after some
+idle minutes. No torch here; the process is `backend.playground.worker`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -30,20 +29,23 @@ from backend.playground.protocol import (
     REPLY,
     EndReply,
     FailReply,
+    Part,
     PartReply,
     PhaseReply,
     Question,
-    ReadTask,
-    SteerTask,
+    Reply,
+    Task,
 )
 from backend.processes import describe_signal
 from backend.settings import Settings
-from sae_engine.schema.playground import InferenceStatus, SteerToken, TextReading
+from sae_engine.schema.playground import InferenceStatus, SteerPhase
 
 MAX_WAITING = 16
 RETRY_AFTER_SECONDS = 5
 GRACE_SECONDS = 5.0
+"""How long the process may take to end before it is killed."""
 POLL_SECONDS = 0.25
+"""Time between the phases that `ask` yields while there is no reply."""
 STARTING = "starting a process for the language model"
 
 INFERENCE_COMMAND = (sys.executable, "-m", "backend.playground.worker")
@@ -51,27 +53,19 @@ INFERENCE_COMMAND = (sys.executable, "-m", "backend.playground.worker")
 _log = logging.getLogger(__name__)
 
 
-class Phase(NamedTuple):
-    """What an answer waits for, in words."""
-
-    text: str
-
-
-Part = TextReading | SteerToken
-
-
-class _Lost(NamedTuple):
-    """The process ended before it had answered."""
+@dataclass(frozen=True)
+class _Exited:
+    """In an inbox: the process ended before the answer did."""
 
     exit_code: int
 
 
-_Inbox = queue.Queue[PartReply | EndReply | FailReply | _Lost]
+_Inbox = queue.Queue[PartReply | EndReply | FailReply | _Exited]
 
 
 @dataclass(eq=False)
-class _Child:
-    """The process as long as it lives, and who waits for its replies."""
+class _Worker:
+    """A running process and the open questions to it."""
 
     process: subprocess.Popen[bytes]
     phase: str | None = STARTING
@@ -83,13 +77,13 @@ class _Child:
         self.process.stdin.flush()
 
     def hang_up(self) -> None:
-        """Close the pipe of questions, at which it goes."""
+        """Close the pipe of questions, on which the process ends."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
     def end(self) -> None:
-        """Make it go and wait until it is gone."""
+        """End the process and wait for its end."""
         self.hang_up()
         try:
             self.process.wait(GRACE_SECONDS)
@@ -98,43 +92,42 @@ class _Child:
             self.process.wait()
 
 
-class ModelProcess:
-    """Questions to the language model; safe to ask from several threads."""
+class PlaygroundClient:
+    """Asks the language model; safe to use from several threads."""
 
     def __init__(self, settings: Settings, command: tuple[str, ...] = INFERENCE_COMMAND) -> None:
         self._settings = settings
         self._command = command
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._worker: _Worker | None = None
         self._listener: threading.Thread | None = None
         self._idle_timer: threading.Timer | None = None
-        self._next_number = 0
+        self._last_number = 0
 
     def status(self) -> InferenceStatus:
+        """What the process is doing."""
         with self._lock:
-            child = self._child
-            if child is None:
+            worker = self._worker
+            if worker is None:
                 return InferenceStatus(state="off", phase=None, waiting=0)
-            waiting = len(child.inboxes)
-            if child.phase is not None:
-                return InferenceStatus(state="warming-up", phase=child.phase, waiting=waiting)
-            return InferenceStatus(
-                state="busy" if waiting else "ready", phase=None, waiting=waiting
-            )
+            waiting = len(worker.inboxes)
+            if worker.phase is not None:
+                return InferenceStatus(state="warming-up", phase=worker.phase, waiting=waiting)
+            state = "busy" if waiting else "ready"
+            return InferenceStatus(state=state, phase=None, waiting=waiting)
 
     def ask(
-        self, task: ReadTask | SteerTask, *, patience_seconds: float | None = None
-    ) -> Generator[Phase | Part]:
-        """The parts of the answer as they come, and between them, again and again, what they wait
-        for; closing it takes the question back.
+        self, task: Task, *, patience_seconds: float | None = None
+    ) -> Generator[SteerPhase | Part]:
+        """The parts of the answer as they arrive, and the current phase while there are none.
 
-        Raises `ConflictError` where the model or the SAE cannot be loaded, `UnprocessableError` for
-        a question that cannot be answered, `FailedError` for a mistake of the program, and
-        `UnavailableError` when the process is overrun or has vanished, or when the first part does
-        not come within `patience_seconds`.
+        Closing the generator cancels the question. Raises `ConflictError` if the model or the SAE
+        cannot be loaded, `UnprocessableError` for an invalid question, `FailedError` if the worker
+        fails, and `UnavailableError` if too many questions are waiting, the process ends, or the
+        first part takes longer than `patience_seconds`.
         """
         deadline = None if patience_seconds is None else time.monotonic() + patience_seconds
-        child, number, inbox = self._send(task)
+        worker, number, inbox = self._send(task)
         is_over, waiting = False, "waiting for an answer"
         try:
             while True:
@@ -142,57 +135,54 @@ class ModelProcess:
                     reply = inbox.get(timeout=POLL_SECONDS)
                 except queue.Empty:
                     if deadline is not None and time.monotonic() > deadline:
-                        raise self._still_warming_up(child) from None
-                    yield Phase(child.phase or waiting)
+                        raise _too_slow(worker) from None
+                    yield SteerPhase(phase=worker.phase or waiting)
                     continue
-                match reply:
-                    case PartReply():
-                        deadline, waiting = None, "writing on"
-                        yield reply.part
-                    case EndReply():
-                        is_over = True
-                        return
-                    case FailReply() | _Lost():
-                        is_over = True
-                        raise self._error_of(reply)
+                if isinstance(reply, PartReply):
+                    deadline, waiting = None, "writing"
+                    yield reply.part
+                    continue
+                is_over = True
+                if isinstance(reply, EndReply):
+                    return
+                raise self._error_of(reply)
         finally:
-            self._forget(child, number, take_back=not is_over)
+            self._forget(worker, number, cancel=not is_over)
 
     def close(self) -> None:
         """End the process."""
         with self._lock:
-            child, self._child = self._child, None
+            worker, self._worker = self._worker, None
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            if child is not None:
-                child.end()
+            if worker is not None:
+                worker.end()
             listener = self._listener
         if listener is not None:
             listener.join()
 
-    def _send(self, task: ReadTask | SteerTask) -> tuple[_Child, int, _Inbox]:
+    def _send(self, task: Task) -> tuple[_Worker, int, _Inbox]:
         with self._lock:
-            if self._child is not None and len(self._child.inboxes) >= MAX_WAITING:
+            if self._worker is not None and len(self._worker.inboxes) >= MAX_WAITING:
                 raise UnavailableError(
-                    f"{MAX_WAITING} questions wait for the language model; ask again later.",
+                    f"{MAX_WAITING} questions are waiting for the language model; try again later.",
                     kind="inference-busy",
                     retry_after_seconds=RETRY_AFTER_SECONDS,
                 )
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            number = self._next_number = self._next_number + 1
-            question = Question(number=number, task=task)
-            inbox: _Inbox = queue.Queue()
-            child = self._child or self._start()
+            self._last_number += 1
+            question = Question(number=self._last_number, task=task)
+            worker = self._worker or self._start()
             try:
-                child.send(question)
-            except (BrokenPipeError, ValueError):  # it has just died: ask its successor
-                child = self._start()
-                child.send(question)
-            child.inboxes[number] = inbox
-            return child, number, inbox
+                worker.send(question)
+            except (BrokenPipeError, ValueError):  # it has just died; start another
+                worker = self._start()
+                worker.send(question)
+            inbox = worker.inboxes[question.number] = queue.Queue()
+            return worker, question.number, inbox
 
-    def _start(self) -> _Child:
+    def _start(self) -> _Worker:
         try:
             with self._settings.inference_log.open("wb") as log:
                 process = subprocess.Popen(
@@ -201,84 +191,78 @@ class ModelProcess:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=self._settings.environment(),
-                    start_new_session=True,  # Ctrl-C in the server's terminal is the server's
+                    start_new_session=True,  # Ctrl-C in the server's terminal must not reach it
                 )
         except OSError as error:
             raise UnavailableError(
                 f"The process for the language model could not be started: {error}.",
                 kind="inference-lost",
             ) from error
-        self._child = child = _Child(process)
+        self._worker = worker = _Worker(process)
         self._listener = threading.Thread(
-            target=self._listen, args=(child,), name="inference", daemon=True
+            target=self._listen, args=(worker,), name="inference", daemon=True
         )
         self._listener.start()
-        return child
+        return worker
 
-    def _listen(self, child: _Child) -> None:
-        assert child.process.stdout is not None
-        with child.process.stdout as lines:
+    def _listen(self, worker: _Worker) -> None:
+        """Deliver the replies of a process until it ends."""
+        assert worker.process.stdout is not None
+        with worker.process.stdout as lines:
             try:
                 for line in lines:
-                    self._receive(child, REPLY.validate_json(line))
+                    self._receive(worker, REPLY.validate_json(line))
             except ValidationError:
-                _log.exception("the process for the language model made no sense")
-                child.process.kill()
-        exit_code = child.process.wait()
+                _log.exception("the process for the language model sent an invalid reply")
+                worker.process.kill()
+        exit_code = worker.process.wait()
         with self._lock:
-            child.hang_up()
-            if self._child is child:
-                self._child = None
-            for inbox in child.inboxes.values():
-                inbox.put(_Lost(exit_code))
+            worker.hang_up()
+            if self._worker is worker:
+                self._worker = None
+            for inbox in worker.inboxes.values():
+                inbox.put(_Exited(exit_code))
 
-    def _receive(self, child: _Child, reply: PhaseReply | PartReply | EndReply | FailReply) -> None:
+    def _receive(self, worker: _Worker, reply: Reply) -> None:
         with self._lock:
             if isinstance(reply, PhaseReply):
-                child.phase = reply.phase
+                worker.phase = reply.phase
                 return
-            child.phase = None
-            if reply.number in child.inboxes:
-                child.inboxes[reply.number].put(reply)
+            worker.phase = None
+            if reply.number in worker.inboxes:
+                worker.inboxes[reply.number].put(reply)
 
-    def _forget(self, child: _Child, number: int, *, take_back: bool) -> None:
+    def _forget(self, worker: _Worker, number: int, *, cancel: bool) -> None:
         with self._lock:
-            del child.inboxes[number]
-            if self._child is not child:
+            del worker.inboxes[number]
+            if self._worker is not worker:
                 return
-            if take_back:
+            if cancel:
                 with suppress(BrokenPipeError):
-                    child.send(Question(number=number, task=None))
-            if not child.inboxes:
+                    worker.send(Question(number=number, task=None))
+            if not worker.inboxes:
                 self._idle_timer = threading.Timer(
-                    self._settings.inference_idle_seconds, self._unload, args=(child,)
+                    self._settings.inference_idle_seconds, self._unload, args=(worker,)
                 )
                 self._idle_timer.daemon = True
                 self._idle_timer.start()
 
-    def _unload(self, child: _Child) -> None:
+    def _unload(self, worker: _Worker) -> None:
+        """End a process that is idle."""
         with self._lock:
-            if self._child is child and not child.inboxes:
-                self._child = None
-                child.end()
+            if self._worker is worker and not worker.inboxes:
+                self._worker = None
+                worker.end()
 
-    def _still_warming_up(self, child: _Child) -> ApiError:
-        doing = f"is still {child.phase}" if child.phase else "is answering other questions"
-        return UnavailableError(
-            f"The process for the language model {doing}; ask again in a while.",
-            kind="warming-up",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
-
-    def _error_of(self, reply: FailReply | _Lost) -> ApiError:
+    def _error_of(self, reply: FailReply | _Exited) -> ApiError:
         log = self._settings.inference_log
-        if isinstance(reply, _Lost):
+        if isinstance(reply, _Exited):
             how = f"exit code {reply.exit_code}"
             if reply.exit_code < 0:
                 how = describe_signal(-reply.exit_code)
-            memory = ", which often means that the memory ran out" if how == "SIGKILL" else ""
+            memory = ", often because the machine ran out of memory" if how == "SIGKILL" else ""
             return UnavailableError(
-                f"The process for the language model was ended by {how}{memory}; ask again, or see "
+                f"The process for the language model was ended by {how}{memory}; try again, or see "
                 f"'{log}'.",
                 kind="inference-lost",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
@@ -294,3 +278,12 @@ class ModelProcess:
                     "details.",
                     kind="internal",
                 )
+
+
+def _too_slow(worker: _Worker) -> ApiError:
+    doing = f"is still {worker.phase}" if worker.phase else "is answering other questions"
+    return UnavailableError(
+        f"The process for the language model {doing}; try again later.",
+        kind="warming-up",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )

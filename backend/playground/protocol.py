@@ -1,5 +1,5 @@
-"""What the server and the process that holds the language model say to each other: JSON, one
-message a line, questions down one pipe and replies up the other.
+"""What `client` and `worker` say to each other: JSON, one message per line, questions down one pipe
+and replies up the other.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Task(Message):
-    """What is to be done with the language model and the SAE that it names."""
+class ModelTask(Message):
+    """Work for one language model and one SAE."""
 
     model: ModelConfig
     sae: Path
 
 
-class ReadTask(Task):
-    """The features of a text; see `probe.read_text`."""
+class ReadTask(ModelTask):
+    """Read the features of a text; see `sae_engine.playground.steer.read_text`."""
 
     kind: Literal["read"] = "read"
     text: str
@@ -34,49 +34,56 @@ class ReadTask(Task):
     features: list[int]
 
 
-class SteerTask(Task):
-    """How a prompt goes on; see `probe.steer`."""
+class SteerTask(ModelTask):
+    """Continue a prompt, plain and steered; see `sae_engine.playground.steer.steer`."""
 
     kind: Literal["steer"] = "steer"
     prompt: str
     activations: dict[int, float]
-    """How strongly each feature is added, as an activation."""
+    """The activation that is added for each feature."""
     max_new_tokens: int
     temperature: float
     seed: int
 
 
+Task = ReadTask | SteerTask
+
+
 class Question(Message):
+    """A numbered task; a question without one cancels the earlier question of its number."""
+
     number: int
-    task: Annotated[ReadTask | SteerTask, Field(discriminator="kind")] | None
-    """None takes the question of this number back."""
+    task: Annotated[Task, Field(discriminator="kind")] | None
 
 
 class PhaseReply(Message):
-    """What is being waited for, in words; holds until something else is replied."""
+    """What the worker is doing; holds until its next reply."""
 
     kind: Literal["phase"] = "phase"
     phase: str
 
 
+Part = TextReading | SteerToken
+
+
 class PartReply(Message):
-    """A part of an answer: the whole reading, or one more token."""
+    """Part of an answer: a whole reading, or one token."""
 
     kind: Literal["part"] = "part"
     number: int
-    part: TextReading | SteerToken
+    part: Part
 
 
 class EndReply(Message):
-    """The answer is complete, or was taken back."""
+    """The answer is complete, or its question was canceled."""
 
     kind: Literal["end"] = "end"
     number: int
 
 
 class FailReply(Message):
-    """There is no answer: the model or the SAE cannot be loaded, the question cannot be answered
-    as it is, or the program is broken.
+    """There is no answer: the model or SAE cannot be loaded (`unloadable`), the question is invalid
+    (`refused`), or the worker failed (`broken`).
     """
 
     kind: Literal["fail"] = "fail"
@@ -85,5 +92,5 @@ class FailReply(Message):
     message: str
 
 
-Reply = Annotated[PhaseReply | PartReply | EndReply | FailReply, Field(discriminator="kind")]
-REPLY: TypeAdapter[PhaseReply | PartReply | EndReply | FailReply] = TypeAdapter(Reply)
+Reply = PhaseReply | PartReply | EndReply | FailReply
+REPLY: TypeAdapter[Reply] = TypeAdapter(Annotated[Reply, Field(discriminator="kind")])

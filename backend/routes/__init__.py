@@ -1,3 +1,4 @@
-"""The REST endpoints, one module per noun; each is a thin door to the repository or a feature
-index.
+"""The REST endpoints, one module per noun; each module's `router` is served by `backend.app`.
+
+An endpoint reads or writes the store, a feature index or a service, and holds no other logic.
 """

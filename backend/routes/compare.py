@@ -1,23 +1,29 @@
-"""Runs side by side: configuration, curves, features."""
+"""Runs side by side: configurations, metrics and features."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
+from sqlalchemy.orm import Session
 
 from backend import store
 from backend.analyses.client import Analysis, Source
-from backend.analyses.comparison import best_values, config_differences, why_not_matched
+from backend.analyses.comparison import best_values, config_differences, match_obstacle
 from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.http.curves import metrics_series
 from backend.http.indexes import open_index
-from backend.http.services import Server
-from backend.routes.maps import NOT_YET, not_yet
+from backend.http.parameters import Cursor, PageLimit
+from backend.http.progress import NOT_READY, not_ready
+from backend.http.services import Services, ServicesDep
+from backend.store.models import RunRow
 from sae_engine.features.analysis import compare_features
 from sae_engine.features.geometry.files import Matches
+from sae_engine.features.index.format import IndexDamagedError
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,
+    MAX_COMPARED_RUNS,
     AnalysisProgress,
     Comparison,
     FeatureComparison,
@@ -27,18 +33,17 @@ from sae_engine.schema.features import SortOrder
 
 router = APIRouter(prefix="/compare", tags=["compare"])
 
-MAX_RUNS = 8
-
 
 def _run_ids(
     runs: Annotated[
-        str, Query(max_length=200, description="Ids of runs, separated by commas, A's first.")
+        str, Query(max_length=200, description="Ids of runs, separated by commas; A is the first.")
     ],
 ) -> list[str]:
     ids = [run_id for part in runs.split(",") if (run_id := part.strip())]
-    if not 2 <= len(ids) <= MAX_RUNS:
+    if not 2 <= len(ids) <= MAX_COMPARED_RUNS:
         raise UnprocessableError(
-            f"runs = '{runs}' names {len(ids)}; give two to {MAX_RUNS} ids, separated by commas.",
+            f"runs = '{runs}' names {len(ids)}; give two to {MAX_COMPARED_RUNS} ids, separated by "
+            "commas.",
             kind="invalid",
             field="runs",
         )
@@ -50,21 +55,14 @@ RunIds = Annotated[list[str], Depends(_run_ids)]
 
 @router.get("")
 def compare_runs(
-    runs: RunIds, server: Server, max_points: Annotated[int, Query(ge=1)] = 600
+    runs: RunIds, services: ServicesDep, max_points: Annotated[int, Query(ge=1)] = 600
 ) -> Comparison:
-    """In what runs differ, their curves and the best of them; settings that are the same in all
-    are left out.
-    """
-    with server.database.reading() as session:
+    """The settings in which runs differ, their curves, and the best value of each metric."""
+    with services.database.reading() as session:
         rows = [store.get_run(session, run_id) for run_id in runs]
         curves = [store.metrics(session, run_id) for run_id in runs]
-        try:
-            obstacle = why_not_matched(
-                rows[:2], [open_index(server, session, run_id, None) for run_id in runs[:2]]
-            )
-        except ApiError as error:
-            obstacle = error.detail
-        shapes = server.shapes(session, rows)
+        obstacle = _obstacle(services, session, rows[:2])
+        shapes = services.run_shapes(session, rows)
     series = [metrics_series(points, max_points=max_points) for points in curves]
     return Comparison(
         runs=shapes,
@@ -75,38 +73,50 @@ def compare_runs(
     )
 
 
-@router.get("/features", responses=NOT_YET)
+def _obstacle(services: Services, session: Session, rows: Sequence[RunRow]) -> str | None:
+    """Why the features of two runs cannot be matched: missing, damaged or not comparable."""
+    try:
+        indexes = [open_index(services, session, row.id, None) for row in rows]
+        return match_obstacle(rows, indexes)
+    except ApiError as error:
+        return error.detail
+    except IndexDamagedError as error:
+        return str(error)
+
+
+@router.get("/features", responses=NOT_READY)
 def compare_run_features(
     runs: RunIds,
-    server: Server,
+    services: ServicesDep,
     response: Response,
     section: MatchSection = "mutual",
     threshold: Annotated[float, Query(ge=-1, le=1)] = MATCH_THRESHOLD,
     order: SortOrder | None = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=100)] = None,
+    limit: PageLimit = 50,
+    cursor: Cursor = None,
 ) -> FeatureComparison | AnalysisProgress:
-    """The newest features of two runs, A's and B's, matched by their decoder rows. Computed once;
-    until then 202 with how far it is.
+    """The features of two runs' newest snapshots, A and B, matched by their decoder rows.
+
+    Computed once; 202 with the progress until then.
     """
     if len(runs) != 2:
         raise UnprocessableError(
-            f"Features of {len(runs)} runs cannot be matched at once; give two ids.",
+            f"{len(runs)} runs are too many to match features; give two ids.",
             kind="invalid",
             field="runs",
         )
-    with server.database.reading() as session:
+    with services.database.reading() as session:
         rows = [store.get_run(session, run_id) for run_id in runs]
-        a, b = (open_index(server, session, run_id, None) for run_id in runs)
+        a, b = (open_index(services, session, run_id, None) for run_id in runs)
         labels_a, labels_b = (store.labels(session, run_id) for run_id in runs)
-    obstacle = why_not_matched(rows, [a, b])
+    obstacle = match_obstacle(rows, [a, b])
     if obstacle is not None:
         raise ConflictError(obstacle, kind="not-comparable")
     # One computation serves both directions.
     first, second = sorted([Source(runs[0], a), Source(runs[1], b)], key=lambda s: s.name)
-    matches = server.analyses.get(Analysis("matches", (first, second)), Matches.load)
+    matches = services.analyses.get(Analysis("matches", (first, second)), Matches.load)
     if isinstance(matches, AnalysisProgress):
-        return not_yet(matches, response)
+        return not_ready(matches, response)
     return compare_features(
         a,
         b,

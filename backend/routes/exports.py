@@ -1,4 +1,4 @@
-"""A run as one file for other programs: its SAE, or its features."""
+"""Exports of a run for other programs: its SAE or its features, as a zip."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastapi.responses import StreamingResponse
 from backend import store
 from backend.errors import ConflictError
 from backend.http.indexes import open_index
-from backend.http.services import Server, Services
-from backend.routes.features import SnapshotStep
+from backend.http.parameters import SnapshotStep
+from backend.http.services import Services, ServicesDep
 from backend.settings import STYLE_SHEET
 from backend.store.labels import written_labels
 from sae_engine.features.export.source import ExportSource
@@ -28,40 +28,40 @@ from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
 
-PIECE_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 @router.get("/export", response_class=StreamingResponse)
 def export_run(
     run_id: str,
-    server: Server,
+    services: ServicesDep,
     format: Annotated[ExportFormat, Query()] = "saelens",
     snapshot: SnapshotStep = None,
     include_dead: Annotated[
-        bool, Query(description="Export also features that never fired.")
+        bool, Query(description="Also export features that never fired.")
     ] = False,
 ) -> StreamingResponse:
-    """A zip of a folder: the SAE as SAELens's `SAE.load_from_disk` reads it, or the features of a
-    snapshot as static pages, JSON lines, what Neuronpedia imports, or Parquet.
+    """A zip of the SAE as SAELens's `SAE.load_from_disk` reads it, or of a snapshot's features as
+    static pages, JSON lines, Neuronpedia's import format or Parquet.
     """
     name = f"{run_id}-{format}"
     with (
-        _turn(server, format),
-        room_needed(server.settings.data_dir),
-        TemporaryDirectory(prefix=".export-", dir=server.settings.data_dir) as scratch,
+        _exclusive(services, format),
+        room_needed(services.settings.data_dir),
+        TemporaryDirectory(prefix=".export-", dir=services.settings.data_dir) as scratch,
     ):
         folder = Path(scratch) / name
         if EXPORT_FORMATS[format].writer is None:
-            _write_sae(server, run_id, folder)
+            _write_sae(services, run_id, folder)
         else:
-            source = _source(server, run_id, snapshot, include_dead)
+            source = _export_source(services, run_id, snapshot, include_dead)
             export_features(source, format, folder)
         check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
-        made = Path(shutil.make_archive(str(folder), "zip", scratch, name))
-        # Once its name is gone, whatever ends the download frees the disk.
-        file = made.open("rb")
+        archive = Path(shutil.make_archive(str(folder), "zip", scratch, name))
+        # The open file outlives its name, so its disk space is freed however the download ends.
+        file = archive.open("rb")
     return StreamingResponse(
-        _pieces(file),
+        _chunks(file),
         media_type="application/zip",
         headers={
             "Content-Disposition": f'attachment; filename="{name}.zip"',
@@ -71,41 +71,41 @@ def export_run(
 
 
 @contextmanager
-def _turn(server: Services, format: ExportFormat) -> Generator[None]:
-    """Features are exported once at a time; raises `ConflictError` for a second time."""
+def _exclusive(services: Services, format: ExportFormat) -> Generator[None]:
+    """Hold the lock for exports of features; raises `ConflictError` if it is taken."""
     if EXPORT_FORMATS[format].writer is None:
         yield
         return
-    if not server.exporting.acquire(blocking=False):
+    if not services.exporting.acquire(blocking=False):
         raise ConflictError(
-            "Another export is being written; try again when it is done.", kind="exporting"
+            "Another export is in progress; try again when it is finished.", kind="exporting"
         )
     try:
         yield
     finally:
-        server.exporting.release()
+        services.exporting.release()
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
     with file:
-        while piece := file.read(PIECE_BYTES):
-            yield piece
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
 
 
-def _write_sae(server: Services, run_id: str, target: Path) -> None:
-    with server.database.reading() as session:
+def _write_sae(services: Services, run_id: str, target: Path) -> None:
+    with services.database.reading() as session:
         row = store.get_run(session, run_id)
-    folder = server.settings.run_folder(run_id)
+    folder = services.settings.run_folder(run_id)
     if not folder.sae.exists():
         raise ConflictError(f"The run '{row.name}' has no SAE to export.", kind="no-sae")
     export_saelens(folder, target)
 
 
-def _source(
-    server: Services, run_id: str, snapshot: int | None, include_dead: bool
+def _export_source(
+    services: Services, run_id: str, snapshot: int | None, include_dead: bool
 ) -> ExportSource:
-    with server.database.reading() as session:
-        index = open_index(server, session, run_id, snapshot)
+    with services.database.reading() as session:
+        index = open_index(services, session, run_id, snapshot)
         row = store.get_run(session, run_id)
         labels = written_labels(session, run_id)
     return ExportSource(

@@ -1,15 +1,21 @@
-"""Snapshots, features and their labels."""
+"""A run's snapshots, features and lookups, and the labels that people write."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from backend import store
-from backend.errors import NotFoundError
 from backend.http.indexes import open_index
-from backend.http.services import Server
+from backend.http.parameters import (
+    Cursor,
+    FeatureNumber,
+    IndexedDep,
+    PageLimit,
+    check_path_feature,
+)
+from backend.http.services import ServicesDep
 from backend.http.shapes import snapshot_shape
 from sae_engine.features.index.history import feature_history
 from sae_engine.schema.features import (
@@ -21,48 +27,41 @@ from sae_engine.schema.features import (
     SortOrder,
 )
 from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.runs import Snapshot
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["features"])
 
-SnapshotStep = Annotated[int | None, Query(ge=0, description="A step; unset is the newest.")]
-FeatureIndexNumber = Annotated[int, Path(ge=0)]
-
 
 @router.get("/snapshots")
-def list_snapshots(run_id: str, server: Server) -> list[Snapshot]:
-    """The feature indexes that a run has published so far, in order of their steps."""
-    with server.database.reading() as session:
+def list_snapshots(run_id: str, services: ServicesDep) -> list[Snapshot]:
+    """The feature indexes that a run has published so far, by step."""
+    with services.database.reading() as session:
         store.get_run(session, run_id)
         return [snapshot_shape(row) for row in store.snapshots(session, run_id)]
 
 
 @router.get("/features")
 def list_features(
-    run_id: str,
-    server: Server,
-    snapshot: SnapshotStep = None,
+    indexed: IndexedDep,
     sort: FeatureSort = "density",
     order: SortOrder = "desc",
     min_density: Annotated[float | None, Query(ge=0, le=1)] = None,
     max_density: Annotated[float | None, Query(ge=0, le=1)] = None,
     state: FeatureState | None = None,
     q: Annotated[str, Query(max_length=200)] = "",
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
-    cursor: Annotated[str | None, Query(max_length=100)] = None,
+    limit: PageLimit = 50,
+    cursor: Cursor = None,
 ) -> FeaturePage:
-    """A page of a run's features; `q` looks in their labels and top tokens."""
-    with server.database.reading() as session:
-        index = open_index(server, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
-    return index.features(
+    """A page of a run's features; `q` searches labels and top tokens."""
+    return indexed.features.features(
         sort=sort,
         order=order,
         min_density=min_density,
         max_density=max_density,
         state=state,
         q=q,
-        labels=labels,
+        labels=indexed.labels,
         limit=limit,
         cursor=cursor,
     )
@@ -70,44 +69,51 @@ def list_features(
 
 @router.get("/features/{index}")
 def get_feature(
-    run_id: str, index: FeatureIndexNumber, server: Server, snapshot: SnapshotStep = None
+    run_id: str, index: FeatureNumber, indexed: IndexedDep, services: ServicesDep
 ) -> FeatureDetail:
-    """Everything that a snapshot knows about one feature."""
-    with server.database.reading() as session:
-        features = open_index(server, session, run_id, snapshot)
-        labels = store.labels(session, run_id)
+    """Everything that a snapshot holds about one feature."""
+    features, labels = indexed
+    check_path_feature(index, features.d_sae)
+    with services.database.reading() as session:
         written = store.label(session, run_id, index)
-    _check_exists(index, features.d_sae)
     return features.feature(index, labels=labels, notes=written.notes, starred=written.starred)
 
 
 @router.get("/features/{index}/history")
-def get_history(run_id: str, index: FeatureIndexNumber, server: Server) -> FeatureHistory:
-    """What became of one feature over all snapshots."""
-    with server.database.reading() as session:
-        newest = open_index(server, session, run_id, None)
-        _check_exists(index, newest.d_sae)
+def get_history(run_id: str, index: FeatureNumber, services: ServicesDep) -> FeatureHistory:
+    """One feature's density and direction in every snapshot."""
+    with services.database.reading() as session:
+        newest = open_index(services, session, run_id, None)
+        check_path_feature(index, newest.d_sae)
         steps = [row.step for row in store.snapshots(session, run_id)]
-        snapshots = [open_index(server, session, run_id, step) for step in steps]
+        snapshots = [open_index(services, session, run_id, step) for step in steps]
     return feature_history(snapshots, index)
 
 
 @router.put("/features/{index}/label")
 def put_label(
-    run_id: str, index: FeatureIndexNumber, body: LabelUpdate, server: Server
+    run_id: str, index: FeatureNumber, body: LabelUpdate, services: ServicesDep
 ) -> LabelUpdate:
-    """Write what a person thinks a feature is; an empty label removes it."""
-    with server.database.reading() as session:
-        features = open_index(server, session, run_id, None)
-    _check_exists(index, features.d_sae)
-    with server.database.writing() as session:
+    """Write a feature's label, notes and star; an empty label removes it."""
+    with services.database.reading() as session:
+        features = open_index(services, session, run_id, None)
+    check_path_feature(index, features.d_sae)
+    with services.database.writing() as session:
         store.set_label(session, run_id, index, body)
     return body
 
 
-def _check_exists(index: int, d_sae: int) -> None:
-    if index >= d_sae:
-        raise NotFoundError(
-            f"There is no feature {index}; this SAE has features 0 to {d_sae - 1}.",
-            kind="feature-not-found",
-        )
+@router.get("/lookup")
+def lookup(
+    indexed: IndexedDep,
+    text: Annotated[str, Query(min_length=1, max_length=500)],
+    match: TokenMatch = "fold",
+    rank: LookupRank = "f1",
+    min_count: Annotated[int, Query(ge=1)] = 5,
+    limit: PageLimit = 20,
+) -> LookupResult:
+    """The features that fire on a token, or on the last token of a phrase, best match first."""
+    features, labels = indexed
+    return features.lookup(
+        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
+    )

@@ -1,24 +1,24 @@
-"""A person's own text: its features, and how it goes on when they are steered."""
+"""A person's own text: its features, and its continuation while features are steered."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from backend import store
-from backend.errors import ApiError, ConflictError, FailedError, UnprocessableError
+from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.http.indexes import open_index
-from backend.http.problems import problem_shape
-from backend.http.services import Server, Services
-from backend.playground.client import Part, Phase
-from backend.playground.protocol import ReadTask, SteerTask
-from backend.routes.features import SnapshotStep
+from backend.http.parameters import SnapshotStep, check_body_features
+from backend.http.problems import problem_shape, unexpected_error
+from backend.http.services import ServicesDep
+from backend.http.sse import EVENT_STREAM, EventStream, comment_text, event_text
+from backend.playground.protocol import Part, ReadTask, SteerTask
 from sae_engine.features.index.format import SAE
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.config import RunConfig
@@ -35,27 +35,43 @@ from sae_engine.schema.playground import (
 )
 
 PATIENCE_SECONDS = 120.0
-"""How long a program waits for the language model to be loaded before it is told to ask again."""
-EVENT_STREAM = "text/event-stream"
+"""How long a request without streaming waits for the language model before it gets a 503."""
 
 router = APIRouter(tags=["probe"])
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class _ReadableRun:
     config: RunConfig
     index: FeatureIndex
     labels: Mapping[int, str]
 
 
+def _readable_run(
+    run_id: str, services: ServicesDep, snapshot: SnapshotStep = None
+) -> _ReadableRun:
+    """The run and snapshot of a request; raises `ConflictError` for one that cannot read text."""
+    with services.database.reading() as session:
+        row = store.get_run(session, run_id)
+        config = store.config_of(row)
+        if config.data.activations is not None:
+            raise ConflictError(
+                f"The run '{row.name}' was trained on activation files, not on a language model, "
+                "so it cannot read text.",
+                kind="no-language-model",
+            )
+        index = open_index(services, session, run_id, snapshot)
+        return _ReadableRun(config, index, store.labels(session, run_id))
+
+
+_RunDep = Annotated[_ReadableRun, Depends(_readable_run)]
+
+
 @router.post("/runs/{run_id}/activations")
-def read_text(
-    run_id: str, body: ActivationsRequest, server: Server, snapshot: SnapshotStep = None
-) -> TextActivations:
-    """The features of every token of a text. Waits while the language model is loaded."""
-    run = _prepare(server, run_id, snapshot)
-    _check_features(body.features, run.index)
+def read_text(body: ActivationsRequest, run: _RunDep, services: ServicesDep) -> TextActivations:
+    """The features of every token of a text; waits while the language model is loaded."""
+    check_body_features(body.features, run.index.d_sae)
     task = ReadTask(
         model=run.config.model,
         sae=run.index.folder / SAE,
@@ -64,7 +80,7 @@ def read_text(
         top=body.top,
         features=body.features,
     )
-    answer = server.language_model.ask(task, patience_seconds=PATIENCE_SECONDS)
+    answer = services.playground.ask(task, patience_seconds=PATIENCE_SECONDS)
     [reading] = [part for part in answer if isinstance(part, TextReading)]
     largest = run.index.max_activations(body.features)
     shown = {feature.index for token in reading.tokens for feature in token.features}
@@ -88,26 +104,22 @@ def read_text(
     responses={200: {"content": {EVENT_STREAM: {}}}},
 )
 def steer(
-    run_id: str,
-    body: SteerRequest,
-    server: Server,
-    request: Request,
-    snapshot: SnapshotStep = None,
+    body: SteerRequest, run: _RunDep, services: ServicesDep, request: Request
 ) -> SteerResult | StreamingResponse:
-    """How a prompt goes on, plain and with features added to the activations. With `Accept:
-    text/event-stream` it comes token by token: events `phase`, `token`, and at the end `result` or
-    `problem`.
+    """Continue a prompt, plain and with features added to the activations.
+
+    With `Accept: text/event-stream` the answer comes token by token: events `phase` and `token`,
+    and at the end `result` or `problem`.
     """
-    run = _prepare(server, run_id, snapshot)
     indices = [feature.index for feature in body.features]
-    _check_features(indices, run.index)
+    check_body_features(indices, run.index.d_sae)
     activations = dict.fromkeys(indices, 0.0)
     largest = run.index.max_activations(indices)
     for feature, most in zip(body.features, largest, strict=True):
         if most == 0:
             raise UnprocessableError(
                 f"Feature {feature.index} never fired in this snapshot, so there is no largest "
-                "activation to measure its strength by; choose another.",
+                "activation to scale its strength by; choose another.",
                 kind="invalid",
                 field="features",
             )
@@ -122,43 +134,16 @@ def steer(
         seed=body.seed,
     )
     if EVENT_STREAM in request.headers.get("accept", ""):
-        events = _events(server.language_model.ask(task), run.index.step)
-        return StreamingResponse(
-            _closing(events), media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"}
-        )
-    answer = server.language_model.ask(task, patience_seconds=PATIENCE_SECONDS)
+        events = _events(services.playground.ask(task), run.index.step)
+        return EventStream(_closing(events))
+    answer = services.playground.ask(task, patience_seconds=PATIENCE_SECONDS)
     return _result([part for part in answer if isinstance(part, SteerToken)], run.index.step)
 
 
 @router.get("/inference")
-def inference_status(server: Server) -> InferenceStatus:
-    """What the process that holds the language model is doing."""
-    return server.language_model.status()
-
-
-def _prepare(server: Services, run_id: str, snapshot: int | None) -> _Prepared:
-    """Raises `ConflictError` for a run whose activations no language model here gives."""
-    with server.database.reading() as session:
-        row = store.get_run(session, run_id)
-        config = store.config_of(row)
-        if config.data.activations is not None:
-            raise ConflictError(
-                f"The run '{row.name}' was trained on activation files, not on a language model "
-                "that reads text, so it cannot read new text.",
-                kind="no-language-model",
-            )
-        index = open_index(server, session, run_id, snapshot)
-        return _Prepared(config, index, store.labels(session, run_id))
-
-
-def _check_features(indices: list[int], index: FeatureIndex) -> None:
-    for feature in indices:
-        if feature >= index.d_sae:
-            raise UnprocessableError(
-                f"There is no feature {feature}; this SAE has features 0 to {index.d_sae - 1}.",
-                kind="invalid",
-                field="features",
-            )
+def inference_status(services: ServicesDep) -> InferenceStatus:
+    """What the language-model process is doing."""
+    return services.playground.status()
 
 
 def _result(tokens: list[SteerToken], snapshot: int) -> SteerResult:
@@ -169,37 +154,32 @@ def _result(tokens: list[SteerToken], snapshot: int) -> SteerResult:
     return SteerResult(plain=plain, steered=steered, snapshot=snapshot)
 
 
-def _events(answer: Generator[Phase | Part], snapshot: int) -> Generator[str]:
+def _events(answer: Generator[SteerPhase | Part], snapshot: int) -> Generator[str]:
     """An answer as server-sent events."""
     tokens: list[SteerToken] = []
-    phase = ""
+    phase = None
     try:
         for part in answer:
-            if isinstance(part, Phase) and part.text == phase:
-                yield ": still there\n\n"  # fails when nobody listens any more
-            elif isinstance(part, Phase):
-                phase = part.text
-                yield _event("phase", SteerPhase(phase=phase))
-            elif isinstance(part, SteerToken):
+            if isinstance(part, SteerToken):
                 tokens.append(part)
-                yield _event("token", part)
-        yield _event("result", _result(tokens, snapshot))
+                yield event_text("token", part)
+            elif isinstance(part, SteerPhase) and part != phase:
+                phase = part
+                yield event_text("phase", part)
+            else:
+                yield comment_text("waiting")  # fails once the client has left
+        yield event_text("result", _result(tokens, snapshot))
     except ApiError as error:
-        yield _event("problem", problem_shape(error))
+        yield event_text("problem", problem_shape(error))
     except Exception:
         _log.exception("steering failed")
-        error = FailedError("The server made a mistake; its log has the details.", kind="internal")
-        yield _event("problem", problem_shape(error))
+        yield event_text("problem", problem_shape(unexpected_error()))
     finally:
         answer.close()
 
 
-def _event(name: str, body: BaseModel) -> str:
-    return f"event: {name}\ndata: {body.model_dump_json()}\n\n"
-
-
 async def _closing(events: Generator[str]) -> AsyncGenerator[str]:
-    """The same events; when nobody listens any more, the question is taken back."""
+    """The same events; cancels the question when the client has left."""
     try:
         while (event := await run_in_threadpool(next, events, None)) is not None:
             yield event

@@ -1,62 +1,119 @@
-"""Runs: made, listed, changed, stopped, resumed, deleted."""
+"""Runs: create (alone, as a sweep, or from an SAE file), list, change, stop, resume, delete."""
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shutil
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
-from sqlalchemy.orm import Session
+from fastapi import APIRouter, Query, Response
 
 from backend import store
 from backend.errors import ConflictError, UnprocessableError
-from backend.http.security import check_paths
-from backend.http.services import Server, Services
-from backend.jobs.naming import named_config
-from backend.store.models import RunRow
-from sae_engine.preflight import check_config
-from sae_engine.presets import resolve_config
+from backend.http.configs import check_runnable
+from backend.http.parameters import IdempotencyKey, PageLimit
+from backend.http.services import Services, ServicesDep
+from backend.jobs.imports import import_request
+from backend.jobs.naming import member_config, named_config
+from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.features import SortOrder
-from sae_engine.schema.runs import Run, RunCreate, RunPage, RunPatch, RunSort, RunStatus
+from sae_engine.schema.runs import (
+    ImportCreate,
+    Run,
+    RunCreate,
+    RunPage,
+    RunPatch,
+    RunSort,
+    RunStatus,
+    Sweep,
+    SweepCreate,
+    TagCount,
+)
 
-router = APIRouter(prefix="/runs", tags=["runs"])
+router = APIRouter(tags=["runs"])
 
 
-@router.post("", status_code=201)
+@router.post("/runs", status_code=201)
 def create_run(
     body: RunCreate,
-    server: Server,
+    services: ServicesDep,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Run:
-    """Queue a run. The same `Idempotency-Key` with the same body answers with the run it made
-    before.
-    """
-    run = queue_run(server, body, idempotency_key, request_digest(body))
-    response.headers["Location"] = f"/api/runs/{run.id}"
-    return run
+    """Queue a run. Repeating a request with the same `Idempotency-Key` returns the same run."""
+    return _queue_run(services, body, idempotency_key, _digest(body), response)
 
 
-def request_digest(body: RunCreate) -> str:
-    """What tells a request from another one that carries the same `Idempotency-Key`."""
+@router.post("/imports", status_code=201)
+def create_import(
+    body: ImportCreate,
+    services: ServicesDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Run:
+    """Queue a run that trains nothing: it evaluates the SAE at `path` and indexes its features."""
+    request = import_request(body)
+    return _queue_run(services, request, idempotency_key, _digest(body), response)
+
+
+@router.post("/sweeps", status_code=201)
+def create_sweep(
+    body: SweepCreate, services: ServicesDep, idempotency_key: IdempotencyKey = None
+) -> Sweep:
+    """Queue a run for every combination of the grid's values; none if one of them is invalid."""
+    digest = _digest(body)
+    members = expand_grid(body.preset, body.config, body.grid)
+    check_runnable(services, [config for _, config in members])
+    with services.database.writing() as session:
+        first = None
+        if idempotency_key is not None:
+            first = store.earlier_request(session, idempotency_key, digest)
+        if first is None:
+            group_id = secrets.token_hex(5)
+            rows = [
+                store.add_run(
+                    session,
+                    config=member_config(config, body, label),
+                    tags=body.tags,
+                    notes=body.notes,
+                    group_id=group_id,
+                    idempotency_key=idempotency_key if number == 0 else None,
+                    request_digest=digest,
+                )
+                for number, (label, config) in enumerate(members)
+            ]
+        else:
+            group_id = first.group_id or ""
+            rows = store.group(session, group_id)
+        runs = services.run_shapes(session, rows)
+    services.supervisor.wake()
+    return Sweep(id=group_id, runs=runs)
+
+
+def _digest(body: RunCreate) -> str:
+    """Hash that distinguishes requests with the same `Idempotency-Key`."""
     try:
         described = body.model_dump_json()
     except ValueError:  # pydantic: too deep
         raise UnprocessableError(
-            "The configuration is nested too deeply; it has sections and fields in them.",
+            "The configuration is nested too deeply; it consists of sections with fields.",
             kind="invalid",
         ) from None
     return hashlib.sha256(f"{type(body).__name__} {described}".encode()).hexdigest()
 
 
-def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, digest: str) -> Run:
-    """Check what is asked for and queue it, unless the same request has done so before."""
+def _queue_run(
+    services: Services,
+    body: RunCreate,
+    idempotency_key: str | None,
+    digest: str,
+    response: Response,
+) -> Run:
+    """Check and store a run, unless an earlier request with the key has already."""
     config = resolve_config(body.preset, body.config)
-    check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
-    check_config(config)
-    server.supervisor.places([]).require(config.model.device)
-    with server.database.writing() as session:
+    check_runnable(services, [config])
+    with services.database.writing() as session:
         row = None
         if idempotency_key is not None:
             row = store.earlier_request(session, idempotency_key, digest)
@@ -70,14 +127,15 @@ def queue_run(server: Services, body: RunCreate, idempotency_key: str | None, di
                 idempotency_key=idempotency_key,
                 request_digest=digest,
             )
-        [run] = server.shapes(session, [row])
-    server.supervisor.wake()
+        run = services.run_shape(session, row)
+    services.supervisor.wake()
+    response.headers["Location"] = f"/api/runs/{run.id}"
     return run
 
 
-@router.get("")
+@router.get("/runs")
 def list_runs(
-    server: Server,
+    services: ServicesDep,
     status: Annotated[list[RunStatus] | None, Query()] = None,
     q: Annotated[str, Query(max_length=200)] = "",
     tag: Annotated[list[str] | None, Query(max_length=50)] = None,
@@ -85,81 +143,85 @@ def list_runs(
     archived: bool = False,
     sort: RunSort = "created",
     order: SortOrder | None = None,
-    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    limit: PageLimit = 50,
     cursor: Annotated[str | None, Query(max_length=2_000)] = None,
 ) -> RunPage:
-    """Runs with all the tags given, newest first. `q` looks in names, notes, tags and the beginning
-    of ids. `sort` by a metric has the lowest first unless `order` says otherwise, by status the
-    order of a run's life; runs without a value come last.
+    """A page of runs that have all the tags given, newest first.
+
+    `q` searches names, notes, tags and the beginning of ids. Without `order`, metrics are sorted
+    lowest first, and `status` in the order of a run's life. Runs without a value come last.
     """
     wanted = store.RunFilter(status or (), q, tag or (), group_id, archived)
-    with server.database.reading() as session:
+    with services.database.reading() as session:
         page = store.list_runs(session, wanted, sort=sort, order=order, limit=limit, cursor=cursor)
-        items = server.shapes(session, page.rows)
+        items = services.run_shapes(session, page.rows)
     return RunPage(items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/{run_id}")
-def get_run(run_id: str, server: Server) -> Run:
-    with server.database.reading() as session:
-        return _shape(server, session, store.get_run(session, run_id))
+@router.get("/tags")
+def list_tags(services: ServicesDep) -> list[TagCount]:
+    """Every tag and the number of runs with it, most frequent first."""
+    with services.database.reading() as session:
+        return store.count_tags(session)
 
 
-@router.patch("/{run_id}")
-def update_run(run_id: str, body: RunPatch, server: Server) -> Run:
-    """Change a run's name, tags, notes or place in the queue, or put it away."""
-    with server.database.writing() as session:
-        row = store.patch_run(session, run_id, body)
-        return _shape(server, session, row)
+@router.get("/runs/{run_id}")
+def get_run(run_id: str, services: ServicesDep) -> Run:
+    """One run."""
+    with services.database.reading() as session:
+        return services.run_shape(session, store.get_run(session, run_id))
 
 
-@router.delete("/{run_id}", status_code=204)
-def delete_run(run_id: str, server: Server) -> None:
-    """Delete a run, its folder and what was computed from it; refused while it runs."""
-    with server.database.writing() as session:
+@router.patch("/runs/{run_id}")
+def update_run(run_id: str, body: RunPatch, services: ServicesDep) -> Run:
+    """Change a run's name, tags, notes or queue position, or archive it."""
+    with services.database.writing() as session:
+        return services.run_shape(session, store.patch_run(session, run_id, body))
+
+
+@router.delete("/runs/{run_id}", status_code=204)
+def delete_run(run_id: str, services: ServicesDep) -> None:
+    """Delete a run with its folder and everything computed from it; refused while it runs."""
+    with services.database.writing() as session:
         store.delete_run(session, run_id)
-    folder = server.settings.run_folder(run_id).path
-    if folder.is_symlink():  # its files were kept elsewhere by choice, and stay
+    folder = services.settings.run_folder(run_id).path
+    if folder.is_symlink():  # the user keeps its files elsewhere; leave them there
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    server.analyses.forget(run_id)
+    services.analyses.forget(run_id)
 
 
-@router.post("/{run_id}/stop", status_code=202)
-def stop_run(run_id: str, server: Server, force: bool = False) -> Run:
+@router.post("/runs/{run_id}/stop", status_code=202)
+def stop_run(run_id: str, services: ServicesDep, force: bool = False) -> Run:
     """End a run soon, with a usable SAE and its features; `force` skips the features."""
-    with server.database.writing() as session:
-        run = _shape(server, session, store.request_stop(session, run_id, force=force))
-    server.supervisor.wake()
+    with services.database.writing() as session:
+        run = services.run_shape(session, store.request_stop(session, run_id, force=force))
+    services.supervisor.wake()
     return run
 
 
-@router.post("/{run_id}/resume", status_code=202)
-def resume_run(run_id: str, server: Server) -> Run:
-    """Queue an ended run to go on from its last checkpoint, on its own curve."""
-    with server.database.writing() as session:
+@router.post("/runs/{run_id}/resume", status_code=202)
+def resume_run(run_id: str, services: ServicesDep) -> Run:
+    """Queue a run that ended early; it continues its own curves from its last checkpoint."""
+    return _requeue(run_id, services, needs_checkpoint=True)
+
+
+@router.post("/runs/{run_id}/retry", status_code=202)
+def retry_run(run_id: str, services: ServicesDep) -> Run:
+    """Queue a run that ended early again: from its last checkpoint, or from the beginning."""
+    return _requeue(run_id, services, needs_checkpoint=False)
+
+
+def _requeue(run_id: str, services: Services, *, needs_checkpoint: bool) -> Run:
+    with services.database.writing() as session:
         row = store.requeue(session, run_id)
-        if not server.settings.run_folder(run_id).has_checkpoint:
+        if needs_checkpoint and not services.settings.run_folder(run_id).has_checkpoint:
             raise ConflictError(
-                f"The run '{row.name}' ended before its first checkpoint; try it again from its "
-                "beginning (retry).",
+                f"The run '{row.name}' ended before its first checkpoint; retry it from the "
+                "beginning.",
                 kind="no-checkpoint",
             )
-        run = _shape(server, session, row)
-    server.supervisor.wake()
-    return run
-
-
-@router.post("/{run_id}/retry", status_code=202)
-def retry_run(run_id: str, server: Server) -> Run:
-    """Queue an ended run again: from its last checkpoint, or from its beginning if it has none."""
-    with server.database.writing() as session:
-        run = _shape(server, session, store.requeue(session, run_id))
-    server.supervisor.wake()
-    return run
-
-
-def _shape(server: Services, session: Session, row: RunRow) -> Run:
-    [run] = server.shapes(session, [row])
+        run = services.run_shape(session, row)
+    services.supervisor.wake()
     return run

@@ -1,4 +1,4 @@
-"""Health, configuration, and the machine."""
+"""Health, configuration and the machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import psutil
 from fastapi import APIRouter
 
 from backend import store
-from backend.http.security import check_paths
-from backend.http.services import Server
+from backend.errors import UnprocessableError
+from backend.http.configs import check_paths
+from backend.http.services import ServicesDep
 from backend.jobs.devices import gpus
 from backend.jobs.forecast import forecast
 from backend.version import VERSION
@@ -23,7 +24,7 @@ router = APIRouter(tags=["system"])
 
 @router.get("/health")
 def health() -> Health:
-    """Whether the server answers; needs no token."""
+    """Whether the server responds; needs no token."""
     return Health(status="ok", version=VERSION)
 
 
@@ -35,35 +36,39 @@ def config_schema() -> dict[str, Any]:
 
 @router.get("/config/presets")
 def config_presets() -> list[Preset]:
-    """The recipes that a run can start from."""
+    """The presets that a run can start from."""
     return list(presets().values())
 
 
 @router.post("/config/estimate")
-def config_estimate(body: EstimateRequest, server: Server) -> Forecast:
-    """What a run or a sweep would take on the device that it would get, and whether that is
-    there.
-    """
+def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
+    """The memory, disk and time that a run or sweep would need, and whether they are available."""
     configs = [config for _, config in expand_grid(body.preset, body.config, body.grid)]
     for config in configs:
-        check_paths(config, [server.settings.data_dir, *server.settings.read_dirs])
-    with server.database.reading() as session:
-        places = server.supervisor.places([])
-        return forecast(session, configs, places, server.settings.data_dir)
+        check_paths(services, config)
+    places = services.supervisor.places([])
+    with services.database.reading() as session:
+        try:
+            return forecast(session, configs, places, services.settings.data_dir)
+        except OverflowError:  # sizes are unbounded integers, estimates are floats
+            raise UnprocessableError(
+                "A number in this configuration is too large for an estimate; lower it.",
+                kind="invalid",
+            ) from None
 
 
 @router.get("/system")
-def system(server: Server) -> System:
-    """Devices, CPU, memory, disk and queue as they are now."""
+def system(services: ServicesDep) -> System:
+    """The current state of devices, CPU, memory, disk and queue."""
     memory = psutil.virtual_memory()
-    disk = shutil.disk_usage(server.settings.data_dir)
-    with server.database.reading() as session:
+    disk = shutil.disk_usage(services.settings.data_dir)
+    with services.database.reading() as session:
         queue = store.count_by_status(session)
-        places = server.supervisor.places(store.active_runs(session))
+        places = services.supervisor.places(store.active_runs(session))
     return System.model_validate(
         {
             "version": VERSION,
-            "supervises": server.supervisor.supervises,
+            "supervises": services.supervisor.supervises,
             "devices": gpus(),
             "slots": [
                 Slot(id=slot.id, device=slot.device, runs=[row.id for row in places.runs_in(slot)])

@@ -1,9 +1,10 @@
-"""Launch a run, watch it, and look up what fires on a token: everything through the REST API.
+"""Start a run, follow it, and look up the features of a token through the REST API.
 
     make run                                   # in one terminal
     .venv/bin/python docs/examples/first_run.py    # in another
 
-Takes half a minute without a GPU. A server elsewhere: SAE_WORKBENCH_API_URL, SAE_WORKBENCH_TOKEN.
+Takes half a minute without a GPU. For another server, set SAE_WORKBENCH_API_URL and
+SAE_WORKBENCH_TOKEN.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ URL = os.environ.get("SAE_WORKBENCH_API_URL", "http://127.0.0.1:8501")
 
 def main() -> None:
     with WorkbenchClient(URL, os.environ.get("SAE_WORKBENCH_TOKEN")) as client:
-        # What will it take? Presets are recipes; `config` holds what differs.
+        # Estimate its cost. `config` overrides the preset.
         recipe = {"preset": "quick-test", "config": {"sae": {"k": 16}}}
         needs = client.estimate(EstimateRequest.model_validate(recipe))
         print(f"{needs.parameters:,} parameters, {needs.memory_bytes / 2**20:.0f} MiB of memory")
         for warning in needs.warnings:
             print(warning)
 
-        # Queue it. The key makes a request that is sent twice one run.
+        # Queue it. With the key, a request that is sent twice creates one run.
         request = RunCreate.model_validate({**recipe, "name": "first run", "tags": ["example"]})
         run = client.create_run(request, idempotency_key=os.urandom(8).hex())
         print(f"run {run.id} is {run.status}: {run.waiting_for}")
 
-        # Watch it. The stream ends with the run, and goes on where it broke if the server restarts.
+        # Follow it. The stream ends with the run, and resumes if the server restarts.
         for event in client.events(run.id):
             match event.body:
                 case MetricsEvent(step=step, values={"eval_fvu": fvu}):
@@ -43,7 +44,7 @@ def main() -> None:
                 case _:
                     pass
 
-        # Look up a token: the features that go with it, the most telling first.
+        # Look up the features of a token, best match first.
         found = client.lookup(run.id, " import", limit=3)
         print(f"' import' occurs {found.count:,} times in the indexed text")
         for match in found.features:
@@ -51,7 +52,7 @@ def main() -> None:
                 f"feature {match.index}: recall {match.recall:.0%}, precision {match.precision:.0%}"
             )
 
-        # And one of them from the inside.
+        # Show where the first of them fires.
         if found.features:
             feature = client.feature(run.id, found.features[0].index)
             for context in feature.contexts[:3]:

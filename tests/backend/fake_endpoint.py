@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible endpoint on loopback that answers by rule, or as it is told to."""
+"""A small OpenAI-compatible endpoint on loopback whose answers follow a rule or the test."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 KEY = "sk-secret"
+JSON = {"Content-Type": "application/json"}
+RETRY_NOW = {"Retry-After-Ms": "1"}
 MODEL = "fake-1"
 
 
 class Reply(NamedTuple):
-    """What it sends instead of an answer by rule."""
+    """A whole response; without `headers`, an error allows an immediate retry."""
 
     status: int = 200
     body: str | bytes = ""
@@ -23,25 +26,25 @@ class Reply(NamedTuple):
 
 
 class Endpoint:
-    """What was asked, and how it shall answer."""
+    """The requests so far, and how to answer the next ones."""
 
     def __init__(self) -> None:
         self.url = ""
         self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
+        self.headers: list[Message] = []
         self.reply: Callable[[dict[str, Any]], Reply | str] = answer_by_rule
-        """An answer's text, or all of a reply."""
+        """From a request to the answer's text, or to a whole response."""
         self.gate = threading.Event()
-        """Answers wait for it."""
+        """Answers wait while it is clear."""
         self.gate.set()
         self.most_at_once = 0
         self._now = 0
         self._lock = threading.Lock()
 
-    def handle(self, body: dict[str, Any], key: str | None) -> Reply:
+    def handle(self, body: dict[str, Any], headers: Message) -> Reply:
         with self._lock:
             self.asked.append(body)
-            self.keys.append(key)
+            self.headers.append(headers)
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         self.gate.wait(60)
@@ -54,7 +57,7 @@ class Endpoint:
 def completion(text: str) -> Reply:
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
     message = {"role": "assistant", "content": text}
-    return Reply(body=json.dumps({"choices": [{"message": message}], "usage": usage}))
+    return Reply(body=json.dumps({"choices": [{"message": message}], "usage": usage}), headers=JSON)
 
 
 def is_detection(body: dict[str, Any]) -> bool:
@@ -62,7 +65,7 @@ def is_detection(body: dict[str, Any]) -> bool:
 
 
 def answer_by_rule(body: dict[str, Any]) -> str:
-    """Explain by the first marked token, between bars; detect what stands there."""
+    """Label with the first marked token, between bars; detect texts that contain it."""
     asked = body["messages"][-1]["content"]
     if not is_detection(body):
         return f"It is this token.\nLABEL: |{re.findall('«(.*?)»', asked)[0]}|"
@@ -83,17 +86,17 @@ def endpoint() -> Iterator[Endpoint]:
             if self.path != "/v1/chat/completions":
                 reply = Reply(404, "no such path")
             else:
-                reply = state.handle(body, self.headers["Authorization"])
+                reply = state.handle(body, self.headers)
             data = reply.body if isinstance(reply.body, bytes) else reply.body.encode()
             try:
                 self.send_response(reply.status)
-                for name, value in (reply.headers or {}).items():
+                for name, value in (RETRY_NOW if reply.headers is None else reply.headers).items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
             except (BrokenPipeError, ConnectionResetError):
-                pass  # whoever asked has gone
+                pass  # the client has left
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,6 +1,6 @@
-"""An inference process that does what the text tells it, in milliseconds, without torch.
+"""A language-model process without torch whose answers take milliseconds; the text says what to do.
 
-`python -c "from tests.backend.fake_inference import main; main()"` is the process with it.
+`python -c "from tests.backend.fake_inference import main; main()"` starts it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The example of the guide runs as it stands, against a real server and a real run."""
+"""The guide's example runs against a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.backend.test_serve import up
 from tests.house.repository import ROOT
 
 
-def test_the_example_launches_watches_and_looks_up(tmp_path: Path) -> None:
+def test_the_example_runs_to_its_end(tmp_path: Path) -> None:
     with up(tmp_path) as server:
         url = str(server.http.base_url).rstrip("/")
         environment = {**os.environ, "SAE_WORKBENCH_API_URL": url, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""`sae-workbench up` as a process: one port, quick to end, closed without the token."""
+"""`sae-workbench up` as a process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UP = [sys.executable, "-m", "backend.cli.main", "up", "--port", "0"]
 
 
 class Up:
-    """A running server and what it printed."""
+    """A running server and its output."""
 
     def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
         self.process = process
@@ -65,7 +65,7 @@ def up(tmp_path: Path, **environment: str) -> Iterator[Up]:
             process.wait()
 
 
-def test_pages_api_and_its_docs_share_a_port_and_ctrl_c_ends_it(tmp_path: Path) -> None:
+def test_pages_and_api_share_a_port_and_ctrl_c_ends_the_server(tmp_path: Path) -> None:
     with up(tmp_path) as server:
         assert server.http.get("/api/runs").json() == {"items": [], "next_cursor": None, "total": 0}
         assert "<title>" in server.http.get("/").text
@@ -77,7 +77,7 @@ def test_pages_api_and_its_docs_share_a_port_and_ctrl_c_ends_it(tmp_path: Path) 
         assert "Traceback" not in server.printed()
 
 
-def test_with_a_token_nothing_is_shown_before_it(tmp_path: Path) -> None:
+def test_with_a_token_api_and_pages_need_it(tmp_path: Path) -> None:
     with up(tmp_path, SAE_WORKBENCH_TOKEN=TOKEN) as server:
         assert server.http.get("/api/runs").status_code == 401
         page = server.http.get("/", follow_redirects=True)
@@ -97,7 +97,7 @@ def test_with_a_token_nothing_is_shown_before_it(tmp_path: Path) -> None:
         (["--port", "99999"], "SAE_WORKBENCH_PORT = 99999"),
     ],
 )
-def test_a_server_that_may_not_or_cannot_listen_says_so(
+def test_an_address_that_cannot_be_used_is_refused(
     tmp_path: Path, arguments: list[str], words: str
 ) -> None:
     command = [*UP, "--data-dir", str(tmp_path), *arguments]
@@ -107,7 +107,7 @@ def test_a_server_that_may_not_or_cannot_listen_says_so(
     assert done.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     with up(tmp_path) as server:
         port = str(server.http.base_url.port)
         command = [*UP, "--data-dir", str(tmp_path), "--port", port]

@@ -1,5 +1,5 @@
-"""Computations outside the server: once, one at a time, with progress, errors in words, no
-orphans.
+"""Analyses run once, one at a time, in a process that reports progress and errors and leaves no
+orphan.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from backend.analyses.client import Analyses, Analysis, Source
+from backend.analyses.client import Analysis, AnalysisClient, Source
 from backend.errors import ConflictError
 from backend.settings import Settings
 from sae_engine.features.index.reader import FeatureIndex
@@ -38,7 +38,7 @@ def load(folder: Path) -> str:
 
 
 class Scripted:
-    """A command that runs `script` and counts how often it was asked for."""
+    """A command that runs `script` and records the analyses it was started for."""
 
     def __init__(self) -> None:
         self.script = PUBLISH
@@ -55,8 +55,8 @@ def command() -> Scripted:
 
 
 @pytest.fixture
-def analyses(settings: Settings, command: Scripted) -> Iterator[Analyses]:
-    analyses = Analyses(settings, command=command)
+def analyses(settings: Settings, command: Scripted) -> Iterator[AnalysisClient]:
+    analyses = AnalysisClient(settings, command=command)
     yield analyses
     analyses.close()
 
@@ -77,8 +77,8 @@ def two(sources: dict[str, Source]) -> Analysis:
     return Analysis("matches", (sources["r1"], sources["r2"]))
 
 
-def finished(analyses: Analyses, analysis: Analysis) -> str:
-    """Ask until there is a result."""
+def finished(analyses: AnalysisClient, analysis: Analysis) -> str:
+    """Ask until the result is ready."""
     found: list[str] = []
 
     def ask() -> bool:
@@ -91,8 +91,8 @@ def finished(analyses: Analyses, analysis: Analysis) -> str:
     return found[0]
 
 
-def refused(analyses: Analyses, analysis: Analysis) -> str:
-    """Ask until it is refused; returns why."""
+def refused(analyses: AnalysisClient, analysis: Analysis) -> str:
+    """Ask until the answer is an error; returns its sentence."""
     reasons: list[tuple[str, str]] = []
 
     def ask() -> bool:
@@ -108,14 +108,14 @@ def refused(analyses: Analyses, analysis: Analysis) -> str:
     return detail
 
 
-def progress(analyses: Analyses, analysis: Analysis) -> AnalysisProgress:
+def progress(analyses: AnalysisClient, analysis: Analysis) -> AnalysisProgress:
     answer = analyses.get(analysis, load)
     assert isinstance(answer, AnalysisProgress)
     return answer
 
 
-def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
-    analyses: Analyses, settings: Settings, one: Analysis
+def test_a_process_whose_result_is_never_asked_for_leaves_no_zombie(
+    analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     others = set(psutil.Process().children())
     progress(analyses, one)
@@ -124,18 +124,18 @@ def test_one_that_nobody_asks_for_any_more_leaves_no_zombie(
     assert load(settings.data_dir / "analyses" / one.name) == str(process.pid)
 
 
-def test_a_result_is_computed_once_and_kept_over_restarts(
-    analyses: Analyses, settings: Settings, command: Scripted, one: Analysis
+def test_a_result_is_computed_once_and_survives_restarts(
+    analyses: AnalysisClient, settings: Settings, command: Scripted, one: Analysis
 ) -> None:
     assert progress(analyses, one).phase == "starting"
     first = finished(analyses, one)
     assert analyses.get(one, load) == first
-    assert Analyses(settings, command=command).get(one, load) == first
+    assert AnalysisClient(settings, command=command).get(one, load) == first
     assert len(command.started) == 1
 
 
-def test_progress_is_what_the_process_said_last(
-    analyses: Analyses, command: Scripted, one: Analysis
+def test_progress_is_the_last_complete_message(
+    analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "say(phase='near', fraction=0.5); say(phase='far', fraction=None)\n"
     command.script += "print('{\"half', end='', flush=True); time.sleep(60)"
@@ -143,8 +143,8 @@ def test_progress_is_what_the_process_said_last(
     assert progress(analyses, one).fraction is None
 
 
-def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis, tmp_path: Path
+def test_one_analysis_runs_at_a_time_and_another_waits_by_asking_again(
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis, tmp_path: Path
 ) -> None:
     command.script = (
         f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n" + PUBLISH
@@ -157,8 +157,8 @@ def test_only_one_runs_at_a_time_and_who_waits_is_served_by_asking_again(
     assert command.started == [one.name, two.name]
 
 
-def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis
+def test_a_failure_is_reported_once_and_asking_again_restarts_the_analysis(
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(phase='x', fraction=0.1); say(error='Too wide.'); sys.exit(1)"
     assert refused(analyses, one) == "Too wide."
@@ -168,8 +168,8 @@ def test_a_failure_is_said_once_in_a_sentence_and_asking_again_repeats_the_work(
     assert "exit code 3; the server's log" in refused(analyses, two)
 
 
-def test_who_asks_later_still_learns_of_a_failure(
-    analyses: Analyses, command: Scripted, one: Analysis, two: Analysis
+def test_a_failure_is_remembered_while_another_analysis_runs(
+    analyses: AnalysisClient, command: Scripted, one: Analysis, two: Analysis
 ) -> None:
     command.script = "say(error='Too wide.'); sys.exit(1)"
     progress(analyses, one)
@@ -178,8 +178,8 @@ def test_who_asks_later_still_learns_of_a_failure(
     assert refused(analyses, one) == "Too wide."
 
 
-def test_a_killed_process_is_noticed_and_named(
-    analyses: Analyses, command: Scripted, one: Analysis
+def test_a_killed_process_is_reported_with_its_signal(
+    analyses: AnalysisClient, command: Scripted, one: Analysis
 ) -> None:
     command.script = "os.kill(os.getpid(), 9)"
     reason = refused(analyses, one)
@@ -187,13 +187,13 @@ def test_a_killed_process_is_noticed_and_named(
     assert "memory" in reason
 
 
-def test_a_command_that_does_not_exist_is_a_sentence(settings: Settings, one: Analysis) -> None:
-    analyses = Analyses(settings, command=lambda *_: ["/no/such/program"])
+def test_a_command_that_does_not_exist_is_reported(settings: Settings, one: Analysis) -> None:
+    analyses = AnalysisClient(settings, command=lambda *_: ["/no/such/program"])
     assert "could not be started" in refused(analyses, one)
 
 
-def test_a_damaged_result_is_computed_anew(
-    analyses: Analyses, settings: Settings, one: Analysis
+def test_a_damaged_result_is_computed_again(
+    analyses: AnalysisClient, settings: Settings, one: Analysis
 ) -> None:
     first = finished(analyses, one)
     [kept] = (settings.data_dir / "analyses").glob("*/result")
@@ -201,7 +201,7 @@ def test_a_damaged_result_is_computed_anew(
     assert finished(analyses, one) != first
 
 
-def test_a_snapshot_made_anew_is_another_source(tmp_path: Path) -> None:
+def test_a_snapshot_with_another_sae_is_another_source(tmp_path: Path) -> None:
     names: set[str] = set()
     for weights in (b"weights", b"others"):
         folder = build(
@@ -211,8 +211,8 @@ def test_a_snapshot_made_anew_is_another_source(tmp_path: Path) -> None:
     assert len(names) == 2
 
 
-def test_what_was_computed_from_a_deleted_run_goes_with_it(
-    analyses: Analyses, settings: Settings, sources: dict[str, Source], two: Analysis
+def test_forgetting_a_run_deletes_its_results(
+    analyses: AnalysisClient, settings: Settings, sources: dict[str, Source], two: Analysis
 ) -> None:
     other = Analysis("map", (sources["r2"],))
     finished(analyses, two)
@@ -221,8 +221,8 @@ def test_what_was_computed_from_a_deleted_run_goes_with_it(
     assert [path.name for path in (settings.data_dir / "analyses").iterdir()] == [other.name]
 
 
-def test_a_computation_on_a_deleted_run_is_ended(
-    analyses: Analyses, command: Scripted, one: Analysis, sources: dict[str, Source]
+def test_forgetting_a_run_ends_its_running_analysis(
+    analyses: AnalysisClient, command: Scripted, one: Analysis, sources: dict[str, Source]
 ) -> None:
     command.script = "say(phase=str(os.getpid()), fraction=None); time.sleep(600)"
     pid = running_pid(analyses, one)
@@ -232,13 +232,13 @@ def test_a_computation_on_a_deleted_run_is_ended(
     assert not psutil.pid_exists(pid)
 
 
-def running_pid(analyses: Analyses, analysis: Analysis) -> int:
+def running_pid(analyses: AnalysisClient, analysis: Analysis) -> int:
     wait_for(lambda: progress(analyses, analysis).phase.isdecimal())
     return int(progress(analyses, analysis).phase)
 
 
-def test_closing_ends_even_a_process_that_does_not_listen(
-    analyses: Analyses, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
+def test_closing_kills_a_process_that_ignores_sigterm(
+    analyses: AnalysisClient, command: Scripted, one: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backend.analyses.client.END_SECONDS", 0.2)
     command.script = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -248,9 +248,9 @@ def test_closing_ends_even_a_process_that_does_not_listen(
     assert not psutil.pid_exists(pid)
 
 
-def test_the_real_process_ends_when_its_server_is_killed(tmp_path: Path) -> None:
-    """A stand-in for the server starts it as `Analyses` does, on an SAE whose file is a pipe, so
-    that it waits for ever.
+def test_the_worker_ends_when_its_server_is_killed(tmp_path: Path) -> None:
+    """A stand-in for the server starts it like `AnalysisClient`, on an SAE whose file is a pipe, so
+    that it never finishes.
     """
     (tmp_path / "index").mkdir()
     os.mkfifo(tmp_path / "index/sae.safetensors")

@@ -1,4 +1,4 @@
-"""Decimation keeps what matters, and non-finite values survive the way to the client."""
+"""Downsampling keeps extremes, and non-finite values reach the client."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def points_of(rows: list[Values]) -> Points:
 
 
 @given(st.lists(values, max_size=200), st.integers(1, 60))
-def test_thinned_curves_keep_their_ends_extremes_and_a_non_finite_value(
+def test_downsampled_curves_keep_ends_extremes_and_a_non_finite_value(
     rows: list[Values], max_points: int
 ) -> None:
     series = metrics_series(points_of(rows), max_points=max_points)
@@ -47,7 +47,7 @@ def test_thinned_curves_keep_their_ends_extremes_and_a_non_finite_value(
 
 
 @given(st.lists(values, max_size=50))
-def test_curves_that_fit_are_returned_whole(rows: list[Values]) -> None:
+def test_curves_below_the_limit_are_complete(rows: list[Values]) -> None:
     series = metrics_series(points_of(rows), max_points=50)
     assert series.step == list(range(len(rows)))
     assert series.tokens == [step * 10 for step in series.step]
@@ -55,18 +55,18 @@ def test_curves_that_fit_are_returned_whole(rows: list[Values]) -> None:
         assert curve == [metric_value(row.get(name)) for row in rows]
 
 
-def test_what_was_not_measured_is_null_and_what_is_not_finite_has_a_name() -> None:
+def test_missing_values_are_null_and_non_finite_values_are_strings() -> None:
     rows = [{"fvu": math.nan}, {"fvu": math.inf}, {"fvu": -math.inf}, {}, {"fvu": 0.5}]
     curve = metrics_series(points_of(rows)).series["fvu"]
     assert curve == ["NaN", "Infinity", "-Infinity", None, 0.5]
 
 
-def test_keys_choose_the_curves_even_those_never_measured() -> None:
+def test_keys_select_curves_even_without_values() -> None:
     series = metrics_series(points_of([{"fvu": 1.0, "l0": 2.0}]), keys=["l0", "ce_delta"])
     assert series.series == {"l0": [2.0], "ce_delta": [None]}
 
 
-def test_a_needle_in_a_hundred_thousand_points_is_found() -> None:
+def test_one_outlier_among_a_hundred_thousand_points_survives() -> None:
     rows: list[Values] = [{"fvu": 0.5, "l0": 32.0} for _ in range(100_000)]
     rows[77_777]["fvu"] = 9.0
     series = metrics_series(points_of(rows), max_points=500)

@@ -1,4 +1,4 @@
-"""What happens to runs, streamed: in order, complete, and again from any point of it."""
+"""A run's event stream is complete, ordered, and can be resumed from any event."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Received(NamedTuple):
 
 
 def parsed(text: str) -> Iterator[Received]:
-    """An event stream as a browser's EventSource reads it; events without data are not told."""
+    """An event stream as a browser's EventSource reads it; events without data are skipped."""
     last_id = None
     for block in text.split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if line[0] != ":")
@@ -40,13 +40,13 @@ def parsed(text: str) -> Iterator[Received]:
             yield Received(number, fields["event"], json.loads(fields["data"]))
 
 
-def numbers_told(text: str) -> list[int]:
+def event_numbers(text: str) -> list[int]:
     return [int(line[4:]) for line in text.splitlines() if line.startswith("id: ")]
 
 
 @pytest.fixture
-def told(database: Database) -> str:
-    """A run that told much and ended; every transaction tells one or two things."""
+def run_id(database: Database) -> str:
+    """A run with many events that has ended; every transaction reports one or two."""
     with database.writing() as session:
         run_id = store.add_run(session, config=resolve_config("tiny", {}), status="running").id
     for step in range(1, STEPS + 1):
@@ -79,10 +79,10 @@ def stream(client: TestClient, run_id: str, after: int = 0) -> str:
     return answer.text
 
 
-def test_all_that_a_run_told_comes_in_order_and_the_stream_ends_with_the_run(
-    client: TestClient, told: str
+def test_the_stream_of_an_ended_run_has_all_events_in_order(
+    client: TestClient, run_id: str
 ) -> None:
-    events = list(parsed(stream(client, told)))
+    events = list(parsed(stream(client, run_id)))
     assert [e.name for e in events].count("snapshot") == 3
     assert [(e.name, e.data["message"]) for e in events if e.name in ("notice", "alert")] == [
         ("notice", "a word"),
@@ -100,35 +100,36 @@ def test_all_that_a_run_told_comes_in_order_and_the_stream_ends_with_the_run(
     }
 
 
-def test_from_every_number_on_exactly_the_rest_is_told_again(client: TestClient, told: str) -> None:
-    whole = stream(client, told)
-    numbers = numbers_told(whole)
+def test_a_stream_resumed_after_any_event_has_exactly_the_rest(
+    client: TestClient, run_id: str
+) -> None:
+    whole = stream(client, run_id)
+    numbers = event_numbers(whole)
     assert numbers == sorted(set(numbers))
     for number in numbers[:-1]:
-        rest = stream(client, told, after=number)
+        rest = stream(client, run_id, after=number)
         cut = whole.split(f"id: {number}\n\n", 1)[1]
         assert list(parsed(rest)) == list(parsed(cut))
-    assert client.get(f"/api/runs/{told}/events?after={numbers[-1]}").status_code == 204
-    run = client.get(f"/api/runs/{told}").json()
+    assert client.get(f"/api/runs/{run_id}/events?after={numbers[-1]}").status_code == 204
+    run = client.get(f"/api/runs/{run_id}").json()
     assert run["revision"] == numbers[-1]
 
 
-def test_a_listener_hears_a_run_from_its_queue_to_its_end(client: TestClient) -> None:
+def test_a_listener_follows_a_run_from_queue_to_end(client: TestClient) -> None:
     run = create(client, "finish")
     text = client.get(f"/api/runs/{run.id}/events?after={run.revision}").text
     events = list(parsed(text))
-    assert {e.data["step"] for e in events if e.name == "metrics"} == set(range(1, 21))
-    [strange] = {e.data["values"]["fvu"] for e in events if e.name == "metrics" and
-                 e.data["step"] == 7}  # fmt: skip
-    assert strange == "NaN"
+    metrics = [e.data for e in events if e.name == "metrics"]
+    assert {data["step"] for data in metrics} == set(range(1, 21))
+    assert {data["values"]["fvu"] for data in metrics if data["step"] == 7} == {"NaN"}
     assert events[-1].data["status"] == wait_for_status(client, run.id, "finished").status
 
 
-def test_many_listeners_hear_the_same_as_it_happens(database: Database) -> None:
+def test_simultaneous_listeners_receive_the_same_events(database: Database) -> None:
     with database.writing() as session:
         run_id = store.add_run(session, config=resolve_config("tiny", {}), status="running").id
 
-    def tell(step: int) -> None:
+    def report(step: int) -> None:
         record = MetricsRecord(step=step, tokens=step, time=1.0, values={"fvu": 0.5})
         with database.writing() as session:
             store.add_metrics(session, run_id, [record])
@@ -141,15 +142,15 @@ def test_many_listeners_hear_the_same_as_it_happens(database: Database) -> None:
         feed = EventFeed(database, poll_seconds=0.02)
         listeners = [asyncio.create_task(listen(feed)) for _ in range(50)]
         for step in range(1, 6):
-            await asyncio.to_thread(tell, step)
+            await asyncio.to_thread(report, step)
             await asyncio.sleep(0.03)
         with database.writing() as session:
             store.end_run(session, run_id, "stopped")
         return await asyncio.wait_for(asyncio.gather(*listeners), 30)
 
-    heard = asyncio.run(scene())
-    assert len(heard[0]) > 1
-    for texts in heard:
+    received = asyncio.run(scene())
+    assert len(received[0]) > 1
+    for texts in received:
         events = list(parsed("".join(texts)))
         assert [e.data["step"] for e in events if e.name == "metrics"] == [1, 2, 3, 4, 5]
         assert events[-1].data["status"] == "stopped"
@@ -171,7 +172,38 @@ def test_the_stream_of_a_deleted_run_ends(database: Database) -> None:
     assert asyncio.run(scene()) == ["ended"]
 
 
+def test_listeners_of_a_feed_that_fails_are_disconnected_and_can_reconnect(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with database.writing() as session:
+        run_id = store.add_run(session, config=resolve_config("tiny", {}), status="running").id
+
+    def report(message: str) -> None:
+        with database.writing() as session:
+            store.add_notice(session, run_id, level="info", message=message)
+
+    async def scene() -> None:
+        feed = EventFeed(database, poll_seconds=0.02)
+        report("first")
+        async with aclosing(feed.follow(run_id, 0)) as one, aclosing(feed.follow(run_id, 0)) as two:
+            for events in (one, two):
+                assert "first" in await anext(events)
+            waiting = [asyncio.ensure_future(anext(events, "ended")) for events in (one, two)]
+            with monkeypatch.context() as broken:
+                broken.setattr(store, "latest_revisions", lambda *_: {}[run_id])
+                ended = await asyncio.wait_for(asyncio.gather(*waiting), 30)
+            assert ended == ["ended", "ended"]
+        async with aclosing(feed.follow(run_id, 1)) as again:
+            following = asyncio.ensure_future(anext(again))
+            await asyncio.sleep(0.05)
+            report("second")
+            assert "second" in await asyncio.wait_for(following, 30)
+
+    asyncio.run(scene())
+    assert "KeyError" in caplog.text
+
+
 @pytest.mark.parametrize("after", ["-1", "x", str(2**31)])
-def test_a_number_that_cannot_be_is_refused(client: TestClient, told: str, after: str) -> None:
-    assert client.get(f"/api/runs/{told}/events?after={after}").status_code == 422
+def test_an_invalid_event_number_is_refused(client: TestClient, run_id: str, after: str) -> None:
+    assert client.get(f"/api/runs/{run_id}/events?after={after}").status_code == 422
     assert client.get("/api/runs/none/events").status_code == 404

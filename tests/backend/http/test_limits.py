@@ -1,4 +1,4 @@
-"""What a loop meets and people do not."""
+"""Limits on the size and the rate of requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.backend.conftest import URL
 from tests.backend.fake_engine import fake_job
 
 
-def test_changes_beyond_the_limit_are_turned_away_with_when_to_ask_again(
+def test_changes_beyond_the_rate_limit_get_429_with_retry_after(
     settings: Settings,
 ) -> None:
     few = settings.model_copy(update={"changes_per_minute": 3})
@@ -21,11 +21,11 @@ def test_changes_beyond_the_limit_are_turned_away_with_when_to_ask_again(
         refused = answers[-1]
         assert refused.headers["content-type"] == "application/problem+json"
         assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert "More than 3 changes came from" in refused.json()["detail"]
+        assert "sent more than 3 changes" in refused.json()["detail"]
         assert all(client.get("/api/runs").status_code == 200 for _ in range(20))
 
 
-def test_a_request_that_is_too_large_is_refused_before_it_is_read(client: TestClient) -> None:
+def test_a_request_with_a_large_content_length_is_refused_unread(client: TestClient) -> None:
     body = b'{"name": "' + b"x" * MAX_BODY_BYTES + b'"}'
     answer = client.post("/api/runs", content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413
@@ -34,7 +34,7 @@ def test_a_request_that_is_too_large_is_refused_before_it_is_read(client: TestCl
     assert client.get("/api/runs").json()["items"] == []
 
 
-def test_a_request_without_a_length_is_cut_off_at_the_limit(client: TestClient) -> None:
+def test_a_request_without_a_content_length_is_cut_off_at_the_limit(client: TestClient) -> None:
     chunks = (b"x" * 2**20 for _ in range(6))
     answer = client.post("/api/runs", content=chunks, headers={"Content-Type": "application/json"})
     assert answer.status_code == 413

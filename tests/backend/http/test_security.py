@@ -1,4 +1,4 @@
-"""Only who may come in comes in: hosts, origins, tokens, cookies; over HTTP and WebSockets."""
+"""Requests are authorized by host, origin, token and cookie, over HTTP and WebSockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from backend.http.security import COOKIE, AccessGuard
+from backend.http.login import COOKIE
+from backend.http.security import AccessGuard
 from backend.serve import serve
 from backend.settings import Settings, is_loopback, load_settings
 from sae_engine.errors import UserError
@@ -43,19 +44,19 @@ def guarded(base_url: str = "http://127.0.0.1:8501", **settings: Any) -> TestCli
 @pytest.mark.parametrize(
     "host", ["localhost", "localhost:1", "127.0.0.1", "[::1]:8501", "LOCALHOST"]
 )
-def test_every_name_of_the_loopback_is_answered(host: str) -> None:
+def test_loopback_host_names_are_accepted(host: str) -> None:
     assert guarded().get("/api/runs", headers={"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "127.0.0.1.evil"])
-def test_a_foreign_name_that_leads_here_is_refused(host: str) -> None:
+def test_other_host_names_are_refused(host: str) -> None:
     answer = guarded().get("/api/runs", headers={"Host": host})
     assert answer.status_code == 403
     assert answer.headers["content-type"] == "application/problem+json"
     assert "SAE_WORKBENCH_ALLOWED_HOSTS" in answer.json()["detail"]
 
 
-def test_further_names_can_be_allowed() -> None:
+def test_allowed_hosts_are_accepted() -> None:
     client = guarded(allowed_hosts="box.example, other.example:80")
     allowed = {"box.example": 200, "box.example:99": 200, "other.example:80": 200}
     for host, status in (allowed | {"other.example:81": 403}).items():
@@ -77,9 +78,7 @@ def test_further_names_can_be_allowed() -> None:
         ("", "localhost:8501", 403),
     ],
 )
-def test_a_page_of_another_place_cannot_post_or_connect(
-    origin: str, host: str, status: int
-) -> None:
+def test_pages_of_other_origins_cannot_post_or_connect(origin: str, host: str, status: int) -> None:
     headers = {"Origin": origin, "Host": host}
     client = guarded()
     assert client.post("/api/runs", headers=headers).status_code == status
@@ -94,14 +93,14 @@ def connects(client: TestClient, headers: dict[str, str]) -> bool:
         return False
 
 
-def test_without_a_token_an_address_of_the_network_answers_nothing() -> None:
+def test_without_a_token_network_addresses_are_refused() -> None:
     client = guarded("http://192.168.1.5:8501", allowed_hosts="192.168.1.5")
     answer = client.get("/api/health")
     assert answer.status_code == 403
     assert "SAE_WORKBENCH_TOKEN" in answer.json()["detail"]
 
 
-def test_with_a_token_an_address_of_the_network_answers_who_shows_it() -> None:
+def test_with_a_token_network_addresses_accept_requests_that_carry_it() -> None:
     client = guarded("http://192.168.1.5:8501", token=SecretStr(TOKEN))
     assert client.get("/api/runs", headers=BEARER).status_code == 200
     assert client.get("/api/runs").status_code == 401
@@ -120,7 +119,7 @@ def test_with_a_token_an_address_of_the_network_answers_who_shows_it() -> None:
         {"Cookie": f"{COOKIE}="},
     ],
 )
-def test_a_wrong_token_is_refused_everywhere(headers: dict[str, str]) -> None:
+def test_a_wrong_token_is_refused_by_api_pages_and_sockets(headers: dict[str, str]) -> None:
     client = guarded(token=SecretStr(TOKEN))
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
     answer = client.get("/api/runs", headers=raw)
@@ -132,13 +131,13 @@ def test_a_wrong_token_is_refused_everywhere(headers: dict[str, str]) -> None:
     assert not connects(client, headers if "caf" not in str(headers) else {})
 
 
-def test_health_answers_without_a_token() -> None:
+def test_health_needs_no_token() -> None:
     client = guarded(token=SecretStr(TOKEN))
     assert client.get("/api/health").text == "hello"
     assert client.get("/_stcore/health").text == "hello"
 
 
-def test_the_right_token_in_the_box_opens_pages_sockets_and_api() -> None:
+def test_the_login_page_sets_a_cookie_that_authorizes_pages_sockets_and_api() -> None:
     client = guarded(token=SecretStr(TOKEN))
     assert "Access token" in client.get("/login?next=/").text
     wrong = client.post("/login", data={"token": "wrong"})
@@ -155,23 +154,23 @@ def test_the_right_token_in_the_box_opens_pages_sockets_and_api() -> None:
 
 
 @pytest.mark.parametrize("target", ["https://evil.example", "//evil.example", "/\\evil", "x"])
-def test_the_token_box_sends_nobody_elsewhere(target: str) -> None:
+def test_the_login_page_redirects_only_to_this_server(target: str) -> None:
     client = guarded(token=SecretStr(TOKEN))
     answer = client.post("/login", params={"next": target}, data={"token": TOKEN})
     assert answer.headers["location"] == "/"
 
 
-def test_the_token_box_shows_no_markup_of_others() -> None:
+def test_the_login_page_escapes_its_target() -> None:
     client = guarded(token=SecretStr(TOKEN))
     assert "<script>" not in client.get("/login", params={"next": '/"><script>'}).text
 
 
-def test_an_endless_form_is_cut_off() -> None:
+def test_an_oversized_login_form_is_refused() -> None:
     client = guarded(token=SecretStr(TOKEN))
     assert client.post("/login", content=b"token=" + b"a" * 20_000).status_code == 413
 
 
-def test_listening_for_others_without_a_token_is_refused(settings: Settings) -> None:
+def test_listening_on_the_network_without_a_token_is_refused(settings: Settings) -> None:
     from rich.console import Console
 
     for host in ("0.0.0.0", "::", "192.168.1.5"):
@@ -194,17 +193,17 @@ def test_listening_for_others_without_a_token_is_refused(settings: Settings) -> 
         ("", False),
     ],
 )
-def test_loopback_is_told_from_the_network(host: str, expected: bool) -> None:
+def test_loopback_addresses_are_recognized(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected
 
 
-def test_a_setting_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAE_WORKBENCH_PORT", "many")
     with pytest.raises(UserError, match="SAE_WORKBENCH_PORT = 'many'"):
         load_settings()
 
 
-def test_settings_come_from_the_environment(
+def test_settings_are_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SAE_WORKBENCH_DATA_DIR", str(tmp_path))

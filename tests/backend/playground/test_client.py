@@ -1,4 +1,4 @@
-"""The process that holds the language model: started by a question, ended with its server."""
+"""The language-model process starts with a question and ends with its server."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ import psutil
 import pytest
 
 from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
-from backend.playground.client import MAX_WAITING, STARTING, ModelProcess, Phase
+from backend.playground.client import MAX_WAITING, STARTING, PlaygroundClient
 from backend.settings import Settings
-from sae_engine.schema.playground import SteerToken, TextReading
+from sae_engine.schema.playground import SteerPhase, SteerToken, TextReading
 from tests.backend.conftest import wait_for
 from tests.backend.fake_inference import FAKE_INFERENCE, read_task, steer_task
 
-Open = Callable[..., ModelProcess]
+Open = Callable[..., PlaygroundClient]
 
 
 @pytest.fixture
 def open_process(settings: Settings) -> Iterator[Open]:
     settings.data_dir.mkdir()
-    opened: list[ModelProcess] = []
+    opened: list[PlaygroundClient] = []
 
     def open_it(
         idle_seconds: float = 600, command: tuple[str, ...] = FAKE_INFERENCE, niceness: int = 0
-    ) -> ModelProcess:
+    ) -> PlaygroundClient:
         update = {"inference_idle_seconds": idle_seconds, "niceness": niceness}
         changed = settings.model_copy(update=update)
-        opened.append(ModelProcess(changed, command))
+        opened.append(PlaygroundClient(changed, command))
         return opened[-1]
 
     yield open_it
@@ -44,12 +44,12 @@ def open_process(settings: Settings) -> Iterator[Open]:
 
 
 @pytest.fixture
-def model(open_process: Open) -> ModelProcess:
+def model(open_process: Open) -> PlaygroundClient:
     return open_process()
 
 
-def pid_of(model: ModelProcess) -> int:
-    """The fake process answers with its number."""
+def pid_of(model: PlaygroundClient) -> int:
+    """The fake process answers with its pid."""
     [reading] = [p for p in model.ask(read_task("who")) if isinstance(p, TextReading)]
     return int(reading.tokens[0].text)
 
@@ -58,14 +58,16 @@ def is_gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_the_first_question_starts_it_and_later_ones_find_it(model: ModelProcess) -> None:
+def test_the_first_question_starts_the_process_and_later_ones_reuse_it(
+    model: PlaygroundClient,
+) -> None:
     assert model.status().state == "off"
     first = pid_of(model)
     assert model.status().state == "ready"
     assert pid_of(model) == first != os.getpid()
 
 
-def test_a_steered_answer_comes_token_by_token_in_order(model: ModelProcess) -> None:
+def test_a_steered_answer_arrives_token_by_token(model: PlaygroundClient) -> None:
     parts = [p for p in model.ask(steer_task("go", 2)) if isinstance(p, SteerToken)]
     assert [(p.side, p.text) for p in parts] == [
         ("plain", "p0"),
@@ -75,20 +77,20 @@ def test_a_steered_answer_comes_token_by_token_in_order(model: ModelProcess) -> 
     ]
 
 
-def test_what_is_waited_for_is_said_while_the_model_is_loaded(
-    model: ModelProcess, tmp_path: Path
+def test_phases_are_reported_while_the_model_is_loading(
+    model: PlaygroundClient, tmp_path: Path
 ) -> None:
     gate, phases = tmp_path / "gate", list[str]()
     for part in model.ask(read_task(f"load {gate}")):
-        if isinstance(part, Phase) and not gate.exists():
-            phases.append(part.text)
+        if isinstance(part, SteerPhase) and not gate.exists():
+            phases.append(part.phase)
             status = model.status()
             assert (status.state, status.waiting) == ("warming-up", 1)
-            if part.text != STARTING:
-                assert status.phase == part.text
+            if part.phase != STARTING:
+                assert status.phase == part.phase
                 gate.touch()
     loading = "loading the language model"
-    assert phases[-1] == loading  # a fast start may be over before the first look
+    assert phases[-1] == loading  # a fast start may be over before the first reply
     assert set(phases[:-1]) <= {STARTING, loading}
     assert model.status().state == "ready"
 
@@ -101,8 +103,8 @@ def test_what_is_waited_for_is_said_while_the_model_is_loaded(
         ("break", "tiny-gemma2", "internal", FailedError, "ZeroDivisionError: a bug"),
     ],
 )
-def test_a_question_that_fails_ends_itself_alone(
-    model: ModelProcess, settings: Settings, text: str, name: str, kind: str, error, words: str
+def test_a_question_that_fails_leaves_the_process_running(
+    model: PlaygroundClient, settings: Settings, text: str, name: str, kind: str, error, words: str
 ) -> None:
     pid = pid_of(model)
     with pytest.raises(error, match=words) as raised:
@@ -113,9 +115,9 @@ def test_a_question_that_fails_ends_itself_alone(
     assert ("ZeroDivisionError: a bug\nin two lines" in said) == (text == "break")
 
 
-@pytest.mark.parametrize(("text", "how"), [("die", "SIGKILL, which often"), ("exit", "code 7")])
-def test_a_process_that_vanishes_is_said_to_be_gone_and_the_next_question_starts_another(
-    model: ModelProcess, text: str, how: str
+@pytest.mark.parametrize(("text", "how"), [("die", "SIGKILL, often"), ("exit", "code 7")])
+def test_a_process_that_dies_is_reported_and_the_next_question_starts_another(
+    model: PlaygroundClient, text: str, how: str
 ) -> None:
     pid = pid_of(model)
     with pytest.raises(UnavailableError, match=f"was ended by .*{how}"):
@@ -123,13 +125,15 @@ def test_a_process_that_vanishes_is_said_to_be_gone_and_the_next_question_starts
     assert pid_of(model) != pid
 
 
-def test_what_anyone_prints_disturbs_no_reply(model: ModelProcess, settings: Settings) -> None:
+def test_printed_output_goes_to_the_log_and_not_to_the_replies(
+    model: PlaygroundClient, settings: Settings
+) -> None:
     [reading] = [p for p in model.ask(read_task("print")) if isinstance(p, TextReading)]
     assert int(reading.tokens[0].text) == pid_of(model)
     assert "noise" in settings.inference_log.read_text()
 
 
-def test_it_goes_when_it_is_idle_and_comes_back_with_a_question(open_process: Open) -> None:
+def test_an_idle_process_ends_and_a_question_starts_another(open_process: Open) -> None:
     model = open_process(idle_seconds=0.2)
     pid = pid_of(model)
     wait_for(lambda: model.status().state == "off")
@@ -137,7 +141,7 @@ def test_it_goes_when_it_is_idle_and_comes_back_with_a_question(open_process: Op
     assert pid_of(model) != pid
 
 
-def test_it_does_not_go_while_a_question_is_open(open_process: Open, tmp_path: Path) -> None:
+def test_a_process_with_an_open_question_is_not_idle(open_process: Open, tmp_path: Path) -> None:
     model = open_process(idle_seconds=0.2)
     pid_of(model)
     answer = model.ask(read_task(f"load {tmp_path / 'gate'}"))
@@ -149,7 +153,7 @@ def test_it_does_not_go_while_a_question_is_open(open_process: Open, tmp_path: P
     assert any(isinstance(part, TextReading) for part in answer)
 
 
-def test_an_answer_that_nobody_wants_any_more_is_ended(model: ModelProcess, tmp_path: Path) -> None:
+def test_closing_an_answer_cancels_it(model: PlaygroundClient, tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     answer = model.ask(steer_task(f"slow {ended}", 100_000))
     assert any(isinstance(part, SteerToken) for part in answer)
@@ -160,8 +164,8 @@ def test_an_answer_that_nobody_wants_any_more_is_ended(model: ModelProcess, tmp_
     pid_of(model)
 
 
-def test_a_question_that_is_taken_back_before_its_turn_is_never_begun(
-    model: ModelProcess, tmp_path: Path
+def test_a_question_canceled_before_its_turn_is_never_started(
+    model: PlaygroundClient, tmp_path: Path
 ) -> None:
     first = model.ask(read_task(f"load {tmp_path / 'gate'}"))
     next(first)
@@ -169,15 +173,15 @@ def test_a_question_that_is_taken_back_before_its_turn_is_never_begun(
     next(second)
     assert model.status().waiting == 2
     second.close()
-    time.sleep(1)  # until the process, which waits at the gate, has heard of it
+    time.sleep(1)  # let the process, which waits at the gate, read the cancellation
     (tmp_path / "gate").touch()
     list(first)
     pid_of(model)
     assert not (tmp_path / "begun").exists()
 
 
-def test_patience_ends_with_what_it_waited_for_and_when_to_ask_again(
-    model: ModelProcess, tmp_path: Path
+def test_an_answer_that_takes_too_long_names_the_phase_and_when_to_retry(
+    model: PlaygroundClient, tmp_path: Path
 ) -> None:
     pid_of(model)
     question = read_task(f"load {tmp_path / 'gate'}")
@@ -188,18 +192,18 @@ def test_patience_ends_with_what_it_waited_for_and_when_to_ask_again(
     pid_of(model)
 
 
-def test_more_questions_than_can_wait_are_sent_away(model: ModelProcess, tmp_path: Path) -> None:
+def test_too_many_waiting_questions_are_refused(model: PlaygroundClient, tmp_path: Path) -> None:
     answers = [model.ask(read_task(f"load {tmp_path / 'gate'}")) for _ in range(MAX_WAITING)]
     for answer in answers:
         next(answer)
-    with pytest.raises(UnavailableError, match=f"{MAX_WAITING} questions wait"):
+    with pytest.raises(UnavailableError, match=f"{MAX_WAITING} questions are waiting"):
         next(model.ask(read_task("who")))
     (tmp_path / "gate").touch()
     for answer in answers:
         assert any(isinstance(part, TextReading) for part in answer)
 
 
-def test_questions_of_several_threads_each_get_their_own_answer(model: ModelProcess) -> None:
+def test_questions_from_several_threads_get_their_own_answers(model: PlaygroundClient) -> None:
     counts: dict[int, int] = {}
 
     def ask(number: int) -> None:
@@ -215,13 +219,13 @@ def test_questions_of_several_threads_each_get_their_own_answer(model: ModelProc
     assert counts == {number: 2 * number for number in range(1, 9)}
 
 
-def test_it_stands_back_behind_pages_and_hears_no_ctrl_c(open_process: Open) -> None:
+def test_the_process_has_low_priority_and_gets_no_ctrl_c(open_process: Open) -> None:
     pid = pid_of(open_process(niceness=7))
     assert psutil.Process(pid).nice() == max(7, os.nice(0))
     assert os.getsid(pid) != os.getsid(0)
 
 
-def test_closing_ends_it_even_in_the_middle_of_an_answer(model: ModelProcess) -> None:
+def test_closing_the_client_ends_the_process_during_an_answer(model: PlaygroundClient) -> None:
     pid = pid_of(model)
     answer = model.ask(steer_task("slow /dev/null", 100_000))
     assert any(isinstance(part, SteerToken) for part in answer)
@@ -231,13 +235,13 @@ def test_closing_ends_it_even_in_the_middle_of_an_answer(model: ModelProcess) ->
         list(answer)
 
 
-def test_it_does_not_survive_a_server_that_is_killed(settings: Settings) -> None:
+def test_the_process_ends_when_its_server_is_killed(settings: Settings) -> None:
     settings.data_dir.mkdir()
     code = (
-        "from backend.playground.client import ModelProcess\n"
+        "from backend.playground.client import PlaygroundClient\n"
         "from backend.settings import Settings\n"
         "from tests.backend.fake_inference import *\n"
-        f"model = ModelProcess(Settings(data_dir={str(settings.data_dir)!r}), FAKE_INFERENCE)\n"
+        f"model = PlaygroundClient(Settings(data_dir={str(settings.data_dir)!r}), FAKE_INFERENCE)\n"
         "[reading] = [p for p in model.ask(read_task('who')) if isinstance(p, TextReading)]\n"
         "print(reading.tokens[0].text, flush=True)\n"
         "for part in model.ask(steer_task('slow /dev/null', 1_000_000)): pass\n"
@@ -250,7 +254,7 @@ def test_it_does_not_survive_a_server_that_is_killed(settings: Settings) -> None
     wait_for(lambda: is_gone(pid))
 
 
-def test_a_process_that_babbles_is_ended(open_process: Open) -> None:
+def test_a_process_that_sends_no_json_is_killed(open_process: Open) -> None:
     code = "import sys; sys.stdin.readline(); print('no JSON', flush=True); sys.stdin.read()"
     model = open_process(command=(sys.executable, "-c", code))
     with pytest.raises(UnavailableError, match="was ended by SIGKILL"):
@@ -258,7 +262,7 @@ def test_a_process_that_babbles_is_ended(open_process: Open) -> None:
     assert model.status().state == "off"
 
 
-def test_a_process_that_cannot_be_started_is_said_so(open_process: Open) -> None:
+def test_a_process_that_cannot_be_started_is_reported(open_process: Open) -> None:
     model = open_process(command=("/nonexistent/python",))
     with pytest.raises(UnavailableError, match="could not be started"):
         list(model.ask(read_task("who")))

@@ -1,4 +1,4 @@
-"""Maps, densities and comparisons over REST, computed by a real process."""
+"""Densities, maps and comparisons over REST, computed by the real worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_engine import fake_job
 from tests.sae_engine.features.index_reference import build, random_case
 
-D_SAE = 18  # so few that are alive lie on a plane; UMAP is tested with the engine
+D_SAE = 18  # so few live features need no UMAP, which is tested with the engine
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def client(settings: Settings) -> Iterator[TestClient]:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, torch.Tensor]:
-    """Decoders: `b` holds the rows of `a` in another order, the last third replaced by others."""
+    """Decoders: `b` has the rows of `a` in reverse order, the last third replaced by others."""
     a = torch.randn(D_SAE, 6, generator=torch.Generator().manual_seed(1))
     b = a.flip(0).clone()
     b[-6:] = torch.randn(6, 6, generator=torch.Generator().manual_seed(2))
@@ -88,7 +88,7 @@ def publish(folder: Path, seed: int, rows: torch.Tensor) -> None:
 
 
 def when_ready(client: TestClient, path: str, **query: str | int | float) -> httpx.Response:
-    """Ask again until the answer is no 202."""
+    """The first answer that is not 202."""
     answers: list[httpx.Response] = []
 
     def ask() -> bool:
@@ -102,7 +102,7 @@ def when_ready(client: TestClient, path: str, **query: str | int | float) -> htt
     return answers[-1]
 
 
-def test_densities_are_those_of_the_list(client: TestClient, runs: dict[str, str]) -> None:
+def test_densities_agree_with_the_feature_list(client: TestClient, runs: dict[str, str]) -> None:
     answer = client.get(f"/api/runs/{runs['a']}/densities")
     found = DensityHistogram.model_validate_json(answer.content)
     assert found.snapshot == 7
@@ -130,7 +130,7 @@ def test_a_map_is_computed_once_and_shows_labels_written_later(
     np.testing.assert_allclose(np.load(folder / "points.npy")[:, 0], found.x, atol=6e-4)
 
 
-def test_the_best_of_a_thinned_curve_is_the_best_of_all(
+def test_best_values_are_exact_for_downsampled_curves(
     client: TestClient, settings: Settings, runs: dict[str, str]
 ) -> None:
     random = np.random.default_rng(3)
@@ -159,7 +159,7 @@ def test_the_best_of_a_thinned_curve_is_the_best_of_all(
     assert bare["fvu"].step == 5
 
 
-def test_only_what_differs_is_listed_and_curves_stand_side_by_side(
+def test_a_comparison_has_differing_settings_and_both_curves(
     client: TestClient, runs: dict[str, str]
 ) -> None:
     answer = client.get("/api/compare", params={"runs": f"{runs['a']},{runs['b']}"})
@@ -181,7 +181,7 @@ def test_only_what_differs_is_listed_and_curves_stand_side_by_side(
         ("bare", "'bare' has no features"),
     ],
 )
-def test_what_cannot_be_matched_says_why_and_the_rest_is_compared(
+def test_runs_without_comparable_features_are_compared_with_an_obstacle(
     client: TestClient, runs: dict[str, str], other: str, words: str
 ) -> None:
     query = {"runs": f"{runs['a']},{runs[other]}"}
@@ -193,7 +193,33 @@ def test_what_cannot_be_matched_says_why_and_the_rest_is_compared(
     assert (refused.status_code, words in refused.json()["detail"]) == (409, True)
 
 
-def test_features_are_matched_whichever_run_comes_first(
+@pytest.mark.parametrize("file", ["indices.npy", "sae.safetensors"])
+def test_a_damaged_index_is_named_and_the_rest_is_compared(
+    client: TestClient, settings: Settings, database: Database, runs: dict[str, str], file: str
+) -> None:
+    with database.writing() as session:
+        config = resolve_config("quick-test", {"name": "damaged", "sae": {"k": 2}})
+        run_id = store.add_run(session, config=config, status="finished").id
+        record = SnapshotRecord(step=7, tokens=9, index_tokens=200, seconds=0.1, final=True)
+        store.add_snapshot(session, run_id, record)
+    publish(settings.run_folder(run_id).path, 1, torch.randn(D_SAE, 6))
+    damaged = settings.run_folder(run_id).feature_index(7) / file
+    content = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(content)) if file == "sae.safetensors" else content[:-8])
+
+    query = {"runs": f"{runs['a']},{run_id}"}
+    answer = client.get("/api/compare", params=query)
+    assert answer.status_code == 200
+    found = Comparison.model_validate_json(answer.content)
+    assert str(damaged) in (found.obstacle or "")
+    assert "sae.k" in {difference.field for difference in found.differences}
+    assert [curve.series.get("fvu") for curve in found.curves] == [[0.0], None]
+    refused = client.get("/api/compare/features", params=query)
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:sae-workbench:index-damaged")
+    assert str(damaged) in refused.json()["detail"]
+
+
+def test_features_are_matched_in_either_order_of_runs(
     client: TestClient, settings: Settings, runs: dict[str, str], rows: dict[str, torch.Tensor]
 ) -> None:
     a, b = runs["a"], runs["b"]
@@ -207,7 +233,7 @@ def test_features_are_matched_whichever_run_comes_first(
     turned = client.get(
         "/api/compare/features", params={"runs": f"{b},{a}", "threshold": 0.999, "limit": 500}
     )
-    assert turned.status_code == 200, "the same computation serves both directions"
+    assert turned.status_code == 200, "one computation serves both directions"
     back = FeatureComparison.model_validate_json(turned.content)
     pairs = {(item.a.index, item.b.index) for item in found.items}
     assert {(item.b.index, item.a.index) for item in back.items} == pairs
@@ -224,14 +250,18 @@ def test_features_are_matched_whichever_run_comes_first(
         ("", "runs: It is required"),
     ],
 )
-def test_runs_that_are_not_two_are_refused(client: TestClient, query: str, words: str) -> None:
+def test_fewer_than_two_and_more_than_eight_runs_are_refused(
+    client: TestClient, query: str, words: str
+) -> None:
     for path in ("compare", "compare/features"):
         answer = client.get(f"/api/{path}?{query}")
         assert answer.status_code == 422
         assert words in answer.json()["detail"]
 
 
-def test_three_runs_are_compared_but_not_matched(client: TestClient, runs: dict[str, str]) -> None:
+def test_three_runs_are_compared_without_matching_features(
+    client: TestClient, runs: dict[str, str]
+) -> None:
     query = {"runs": ",".join(runs[name] for name in ("a", "b", "bare"))}
     answer = client.get("/api/compare", params=query)
     assert [len(d["values"]) for d in answer.json()["differences"]] == [3, 3]
@@ -240,7 +270,7 @@ def test_three_runs_are_compared_but_not_matched(client: TestClient, runs: dict[
     assert client.get(f"/api/compare?runs={runs['a']},nobody").status_code == 404
 
 
-def test_an_sae_that_cannot_be_read_is_named_and_asking_again_tries_again(
+def test_an_unreadable_sae_is_named_and_asking_again_restarts_the_analysis(
     client: TestClient, settings: Settings, database: Database
 ) -> None:
     with database.writing() as session:
@@ -257,7 +287,7 @@ def test_an_sae_that_cannot_be_read_is_named_and_asking_again_tries_again(
     assert not list((settings.data_dir / "analyses").glob(f"*{run_id}*"))
 
 
-def test_what_was_computed_is_deleted_with_either_run(
+def test_deleting_a_run_deletes_its_matches(
     client: TestClient, settings: Settings, runs: dict[str, str]
 ) -> None:
     folder = settings.data_dir / "analyses"

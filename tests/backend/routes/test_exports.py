@@ -1,4 +1,4 @@
-"""A run's features leave over REST as zips and from the shell as folders, in every format."""
+"""Exports in every format: zips over REST, folders on the command line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from backend import store
 from backend.cli.main import main
 from backend.settings import Settings
 from backend.store.database import Database
-from sae_engine.presets import resolve_config
-from sae_engine.schema.records import SnapshotRecord
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.backend.indexed import add_indexed_run
 
-D_SAE = 30
 FILES = {
     "html": "index.html",
     "jsonl": "features.jsonl",
@@ -33,17 +29,7 @@ FILES = {
 
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    """A finished run with snapshots at steps 3 and 7."""
-    with database.writing() as session:
-        config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = store.add_run(session, config=config, status="finished").id
-        for step in (3, 7):
-            build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
+    return add_indexed_run(settings, database)
 
 
 def ask(client: TestClient, run_id: str, **query: object) -> zipfile.ZipFile:
@@ -53,7 +39,7 @@ def ask(client: TestClient, run_id: str, **query: object) -> zipfile.ZipFile:
 
 
 @pytest.mark.parametrize("format", FILES)
-def test_rest_and_shell_write_the_same_files(
+def test_rest_and_command_line_write_the_same_files(
     client: TestClient,
     settings: Settings,
     run_id: str,
@@ -75,13 +61,13 @@ def test_rest_and_shell_write_the_same_files(
             assert (unzipped / name).read_bytes() == (tmp_path / "shell" / name).read_bytes()
 
 
-def test_the_static_pages_have_the_style_of_the_app(client: TestClient, run_id: str) -> None:
+def test_exported_pages_have_the_style_sheet_of_the_app(client: TestClient, run_id: str) -> None:
     archive = ask(client, run_id, format="html")
     style = archive.read(f"{run_id}-html/style.css").decode()
     assert style == (Path(__file__).parents[3] / "frontend/style.css").read_text("utf-8")
 
 
-def test_labels_that_people_wrote_are_exported(client: TestClient, run_id: str) -> None:
+def test_peoples_labels_are_exported(client: TestClient, run_id: str) -> None:
     written = {"label": "names", "notes": "after import", "starred": True}
     client.put(f"/api/runs/{run_id}/features/4/label", json=written)
     archive = ask(client, run_id, format="jsonl", snapshot=3)
@@ -99,7 +85,7 @@ def test_labels_that_people_wrote_are_exported(client: TestClient, run_id: str) 
     ]
 
 
-def test_a_second_export_waits_for_nobody_but_is_refused(client: TestClient, run_id: str) -> None:
+def test_a_second_export_at_the_same_time_is_refused(client: TestClient, run_id: str) -> None:
     app = client.app
     assert isinstance(app, Starlette)
     [mount] = app.routes
@@ -112,7 +98,7 @@ def test_a_second_export_waits_for_nobody_but_is_refused(client: TestClient, run
     ask(client, run_id, format="html")
 
 
-def test_what_cannot_be_exported_is_named(
+def test_an_export_without_its_run_or_snapshot_is_refused(
     client: TestClient, settings: Settings, run_id: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = client.get(f"/api/runs/{run_id}/export?format=html&snapshot=4")

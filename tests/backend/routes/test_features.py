@@ -16,35 +16,20 @@ from backend.cli.main import main
 from backend.http.services import IndexCache
 from backend.settings import Settings
 from backend.store.database import Database
-from sae_engine.features.index.format import SAE
-from sae_engine.features.index.manifest import MANIFEST
+from sae_engine.features.index.format import MANIFEST, SAE, IndexDamagedError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import FeatureDetail, FeatureHistory, FeaturePage
 from sae_engine.schema.lookup import LookupResult
-from sae_engine.schema.records import SnapshotRecord
+from tests.backend.indexed import D_SAE, add_indexed_run
 from tests.sae_engine.features.index_reference import build, byte_level_tokenizer, random_case
-
-D_SAE = 30
 
 
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    """A finished run with snapshots at steps 3 and 7."""
-    with database.writing() as session:
-        config = resolve_config("quick-test", {"name": "indexed"})
-        run_id = store.add_run(session, config=config, status="finished").id
-        for step in (3, 7):
-            build(settings.run_folder(run_id).path, random_case(step, d_sae=D_SAE), step=step)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=step == 7
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
+    return add_indexed_run(settings, database)
 
 
-def test_the_newest_snapshot_answers_unless_another_is_named(
-    client: TestClient, run_id: str
-) -> None:
+def test_the_newest_snapshot_answers_by_default(client: TestClient, run_id: str) -> None:
     snapshots = client.get(f"/api/runs/{run_id}/snapshots").json()
     assert [snapshot["step"] for snapshot in snapshots] == [3, 7]
     for query, step in [("", 7), ("?snapshot=3", 3)]:
@@ -56,9 +41,7 @@ def test_the_newest_snapshot_answers_unless_another_is_named(
     assert (missing.status_code, "it has 3, 7" in missing.json()["detail"]) == (404, True)
 
 
-def test_features_are_listed_page_by_page_without_repetition(
-    client: TestClient, run_id: str
-) -> None:
+def test_pages_list_every_feature_once(client: TestClient, run_id: str) -> None:
     seen: list[int] = []
     cursor: str | None = None
     while True:
@@ -76,7 +59,7 @@ def test_features_are_listed_page_by_page_without_repetition(
     assert client.get(f"/api/runs/{run_id}/features?cursor=nonsense").status_code == 422
 
 
-def test_a_label_is_kept_shown_found_and_removed(client: TestClient, run_id: str) -> None:
+def test_a_label_is_stored_shown_found_and_removed(client: TestClient, run_id: str) -> None:
     written = {"label": "names of modules", "notes": "after import", "starred": True}
     put = client.put(f"/api/runs/{run_id}/features/4/label", json=written)
     assert (put.status_code, put.json()) == (200, written)
@@ -89,7 +72,7 @@ def test_a_label_is_kept_shown_found_and_removed(client: TestClient, run_id: str
     assert (detail["label"], detail["notes"], detail["starred"]) == (None, "", False)
 
 
-def test_a_feature_beyond_the_sae_is_not_found_and_cannot_be_labeled(
+def test_an_unknown_feature_is_not_found_and_cannot_be_labeled(
     client: TestClient, run_id: str
 ) -> None:
     for answer in (
@@ -101,7 +84,7 @@ def test_a_feature_beyond_the_sae_is_not_found_and_cannot_be_labeled(
     assert client.get(f"/api/runs/{run_id}/features/-1").status_code == 422
 
 
-def test_lookup_answers_rest_and_shell_alike(
+def test_lookup_is_the_same_over_rest_and_on_the_command_line(
     client: TestClient,
     settings: Settings,
     run_id: str,
@@ -122,7 +105,7 @@ def test_lookup_answers_rest_and_shell_alike(
     assert "there are 3, 7" in capsys.readouterr().err
 
 
-def test_before_the_first_snapshot_the_answer_says_when_features_appear(
+def test_before_the_first_snapshot_the_error_says_when_features_appear(
     client: TestClient, database: Database
 ) -> None:
     with database.writing() as session:
@@ -134,7 +117,7 @@ def test_before_the_first_snapshot_the_answer_says_when_features_appear(
     assert "first snapshot" in answer.json()["detail"]
 
 
-def test_a_damaged_index_is_named_and_breaks_nothing_else(
+def test_a_damaged_index_is_named_and_other_snapshots_work(
     client: TestClient, settings: Settings, run_id: str
 ) -> None:
     folder = settings.run_folder(run_id).feature_index(7)
@@ -148,7 +131,7 @@ def test_a_damaged_index_is_named_and_breaks_nothing_else(
     assert client.get(f"/api/runs/{run_id}/features?snapshot=3").status_code == 200
 
 
-def test_open_indexes_are_shared_until_their_folder_is_replaced(tmp_path: Path) -> None:
+def test_an_open_index_is_reused_until_its_folder_is_replaced(tmp_path: Path) -> None:
     cache = IndexCache(capacity=2)
     folders = [build(tmp_path, random_case(step), step=step) for step in (1, 2, 3)]
     first = cache.get(folders[0])
@@ -161,7 +144,22 @@ def test_open_indexes_are_shared_until_their_folder_is_replaced(tmp_path: Path) 
     assert cache.get(folders[0]) is not replaced
 
 
-def test_a_features_history_tells_its_density_and_how_its_direction_settled(
+def test_a_repaired_index_is_opened_again(tmp_path: Path) -> None:
+    cache = IndexCache()
+    folder = build(tmp_path, random_case(1), step=1)
+    first = cache.get(folder)
+    file = folder / "token_ids.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:-8])
+    with pytest.raises(IndexDamagedError, match="token_ids"):
+        cache.get(folder)
+    repaired = tmp_path / "repaired"
+    repaired.write_bytes(content)
+    repaired.rename(file)
+    assert cache.get(folder) is not first
+
+
+def test_a_history_has_density_and_direction_at_every_snapshot(
     client: TestClient, settings: Settings, run_id: str
 ) -> None:
     rows = {3: np.eye(D_SAE, 4, dtype=np.float32), 7: np.eye(D_SAE, 4, dtype=np.float32)}
@@ -184,7 +182,7 @@ def test_a_features_history_tells_its_density_and_how_its_direction_settled(
     assert missing.status_code == 404
 
 
-def test_a_history_whose_saes_are_damaged_says_so(client: TestClient, run_id: str) -> None:
+def test_a_history_with_a_damaged_sae_names_it(client: TestClient, run_id: str) -> None:
     answer = client.get(f"/api/runs/{run_id}/features/0/history")  # they hold b"weights"
     assert (answer.status_code, answer.json()["type"]) == (
         409,

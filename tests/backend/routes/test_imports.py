@@ -1,4 +1,4 @@
-"""SAEs trained elsewhere become runs, over REST and in the shell."""
+"""SAEs trained elsewhere become runs, over REST and on the command line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
+from sae_engine.schema.fields import Value
 from sae_engine.schema.runs import Run
 from tests.backend.conftest import wait_for_status
 from tests.backend.fake_engine import train as fake_train
@@ -23,7 +24,7 @@ from tests.backend.fake_engine import train as fake_train
 
 @pytest.fixture
 def sae(settings: Settings) -> Path:
-    """A file where REST may read; what is in it is the engine's business."""
+    """A file in a readable folder; only the engine checks its content."""
     path = settings.data_dir / "their-sae" / "sae_weights.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
@@ -35,7 +36,7 @@ def post(client: TestClient, path: Path, **more: object):
     return client.post("/api/imports", json={k: v for k, v in body.items() if v is not None})
 
 
-def test_an_import_is_a_run_that_looks_into_the_file(client: TestClient, sae: Path) -> None:
+def test_an_import_is_a_run_with_the_files_sae(client: TestClient, sae: Path) -> None:
     index = {"index": {"tokens": 2000}, "sae": {"k": 8}}
     more = {"site": "mlp_out", "preset": "quick-test", "config": index, "tags": ["theirs"]}
     answer = post(client, sae, format="saelens", **more)
@@ -50,14 +51,14 @@ def test_an_import_is_a_run_that_looks_into_the_file(client: TestClient, sae: Pa
     assert wait_for_status(client, run.id, "finished", "failed").status == "finished"
 
 
-def test_a_hook_point_takes_the_layers_place(client: TestClient, sae: Path) -> None:
+def test_a_hook_point_replaces_the_layer(client: TestClient, sae: Path) -> None:
     answer = post(client, sae, layer=None, hook_point="model.layers.1.mlp", name="mlp")
     assert answer.status_code == 201
     assert answer.json()["config"]["model"]["hook_point"] == "model.layers.1.mlp"
     assert answer.json()["name"] == "mlp"
 
 
-def test_the_same_key_imports_once(client: TestClient, sae: Path) -> None:
+def test_one_idempotency_key_imports_once(client: TestClient, sae: Path) -> None:
     def send(**more: object):
         body = {"path": str(sae), "model": "tiny-gemma2", "layer": 1, **more}
         return client.post("/api/imports", json=body, headers={"Idempotency-Key": "once"})
@@ -78,7 +79,7 @@ def test_the_same_key_imports_once(client: TestClient, sae: Path) -> None:
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
     ],
 )
-def test_an_import_that_makes_no_sense_is_refused(
+def test_an_invalid_import_is_refused(
     client: TestClient, sae: Path, changes: dict, field: str, words: str
 ) -> None:
     answer = post(client, sae, **changes)
@@ -88,7 +89,7 @@ def test_an_import_that_makes_no_sense_is_refused(
     assert words in problem["message"]
 
 
-def test_files_elsewhere_are_not_read_nor_told_apart(
+def test_files_outside_the_readable_folders_are_neither_read_nor_distinguished(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret.safetensors"
@@ -109,7 +110,7 @@ def test_files_elsewhere_are_not_read_nor_told_apart(
     ("name", "words"),
     [("absent.safetensors", "There is no file or folder"), ("ae.pt", "it can hold code")],
 )
-def test_what_is_no_sae_is_said_at_once(
+def test_a_path_that_is_not_an_sae_is_refused(
     client: TestClient, sae: Path, name: str, words: str
 ) -> None:
     answer = post(client, sae.with_name(name))
@@ -117,11 +118,15 @@ def test_what_is_no_sae_is_said_at_once(
     assert words in answer.text
 
 
-def test_the_shell_imports_with_any_field_of_the_configuration(
+def test_the_command_line_imports_with_any_configuration_field(
     settings: Settings, database: Database, sae: Path
 ) -> None:
-    flags = ["--model.name=tiny-gemma2", "--model.layer=3", "--data.ctx_len=64"]
-    request = import_from(sae, flags, "theirs")
+    values: dict[str, Value] = {
+        "model.name": "tiny-gemma2",
+        "model.layer": 3,
+        "data.ctx_len": 64,
+    }
+    request = import_from(sae, values, "theirs")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
         [row] = store.list_runs(session).rows
@@ -130,23 +135,23 @@ def test_the_shell_imports_with_any_field_of_the_configuration(
     assert (row.config["model"]["layer"], row.config["data"]["ctx_len"]) == (3, 64)
 
 
-def test_a_runs_folder_says_itself_what_it_reads(tmp_path: Path) -> None:
+def test_a_runs_folder_brings_its_configuration(tmp_path: Path) -> None:
     theirs = resolve_config("quick-test", {"model": {"layer": 3}, "sae": {"d_sae": 64, "k": 4}})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs.model_dump(mode="json")))
-    request = import_from(tmp_path, ["--index.tokens=5000"], None)
+    request = import_from(tmp_path, {"index.tokens": 5000}, None)
     config = resolve_config(request.preset, request.config)
     assert (config.model.layer, config.data) == (3, theirs.data)
     assert (config.sae.pretrained, config.index.tokens) == (str(tmp_path), 5000)
     assert request.name == tmp_path.name
 
 
-def test_without_a_model_the_shell_asks_for_one(sae: Path) -> None:
-    for flags in ([], ["--model.name=gpt2"], ["--model.layer=1"]):
+def test_without_a_model_the_command_line_asks_for_one(sae: Path) -> None:
+    for values in ({}, {"model.name": "gpt2"}, {"model.layer": 1}):
         with pytest.raises(UserError, match="--model NAME --layer N"):
-            import_from(sae, flags, None)
+            import_from(sae, values, None)
 
 
-def test_the_import_command_takes_its_options_and_fields_in_any_order(
+def test_the_import_command_takes_options_and_fields_in_any_order(
     tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model", "tiny-gemma2", "--layer", "77", "--data-dir", str(tmp_path / "x")]

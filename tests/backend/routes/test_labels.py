@@ -1,8 +1,7 @@
-"""A language model labels features, is judged, and never overwrites what a person wrote."""
+"""A language model labels features and is scored; it never overwrites a person's label."""
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -83,7 +82,7 @@ def index(index_folder: Path) -> FeatureIndex:
 
 
 def some_features(index: FeatureIndex, number: int) -> list[int]:
-    """Features that fire often enough to be scored."""
+    """Features that fire often enough for a score."""
     page = index.features(sort="density", limit=120 + number)
     return [row.index for row in page.items[120:]]
 
@@ -114,7 +113,7 @@ def put(client: TestClient, run_id: str, feature: int, text: str, **more: Any) -
 
 
 @pytest.mark.both_databases
-def test_a_label_is_scored_on_contexts_that_the_explainer_was_not_shown(
+def test_a_label_is_scored_on_contexts_that_were_not_in_its_prompt(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     features = some_features(index, 6)
@@ -123,7 +122,7 @@ def test_a_label_is_scored_on_contexts_that_the_explainer_was_not_shown(
     job = wait_for_end(client, run_id)
     assert (job.status, job.labeled, job.failed, job.problem) == ("finished", 6, 0, None)
     assert (job.calls, job.prompt_tokens) == (len(served.asked), 100 * len(served.asked))
-    assert set(served.keys) == {f"Bearer {KEY}"}
+    assert {headers["Authorization"] for headers in served.headers} == {f"Bearer {KEY}"}
     for feature in features:
         written = label(client, run_id, feature)
         origin = written.origin
@@ -139,7 +138,7 @@ def test_a_label_is_scored_on_contexts_that_the_explainer_was_not_shown(
         assert origin.score is not None
 
 
-def test_the_list_and_the_page_of_a_feature_have_the_label(
+def test_a_models_label_appears_in_lists_and_details(
     client: TestClient, run_id: str, index: FeatureIndex
 ) -> None:
     (feature,) = some_features(index, 1)
@@ -152,7 +151,7 @@ def test_the_list_and_the_page_of_a_feature_have_the_label(
 
 
 @pytest.mark.both_databases
-def test_a_label_that_a_person_writes_meanwhile_is_kept(
+def test_a_label_that_a_person_writes_during_a_job_is_kept(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     first, second = some_features(index, 2)
@@ -171,7 +170,7 @@ def test_a_label_that_a_person_writes_meanwhile_is_kept(
 
 
 @pytest.mark.both_databases
-def test_a_person_who_changes_a_models_label_becomes_its_author_and_one_who_stars_does_not(
+def test_editing_a_models_label_makes_it_a_persons_and_starring_does_not(
     client: TestClient, run_id: str, index: FeatureIndex
 ) -> None:
     first, second = some_features(index, 2)
@@ -190,7 +189,7 @@ def test_a_person_who_changes_a_models_label_becomes_its_author_and_one_who_star
     assert label(client, run_id, second).label == "better"
 
 
-def test_what_has_a_label_or_never_fires_is_not_labeled_again(
+def test_labeled_and_dead_features_are_skipped(
     client: TestClient, run_id: str, index: FeatureIndex
 ) -> None:
     by_strength = [row.index for row in index.features(sort="max_activation", limit=500).items]
@@ -210,7 +209,7 @@ def test_what_has_a_label_or_never_fires_is_not_labeled_again(
     assert asked["features"] == alive - 4
 
 
-def test_the_estimate_counts_the_calls_that_are_then_made(
+def test_the_estimate_has_the_number_of_calls_that_a_job_makes(
     settings: Settings, database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     priced = settings.model_copy(update={"labels_input_price": 2.0, "labels_output_price": 8.0})
@@ -237,7 +236,7 @@ def test_without_prices_there_is_no_cost(
 
 
 @pytest.mark.both_databases
-def test_a_labeling_can_be_cancelled_and_another_begun(
+def test_a_job_can_be_cancelled_and_another_started(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     features = some_features(index, 8)
@@ -258,7 +257,7 @@ def test_a_labeling_can_be_cancelled_and_another_begun(
     assert jobs[1]["labeled"] == 0
 
 
-def test_no_more_is_asked_at_once_than_the_setting_allows(
+def test_no_more_requests_are_open_than_the_setting_allows(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     served.gate.clear()
@@ -269,7 +268,7 @@ def test_no_more_is_asked_at_once_than_the_setting_allows(
     assert served.most_at_once == 3
 
 
-def test_answers_of_no_use_cost_their_feature_its_label_and_no_other(
+def test_an_unusable_answer_fails_its_feature_alone(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     features = some_features(index, 4)
@@ -289,20 +288,20 @@ def test_answers_of_no_use_cost_their_feature_its_label_and_no_other(
     assert job.failed >= 1
     assert job.labeled == 4 - job.failed
     assert job.problem is not None
-    assert "the model answers something else: \"I'd rather" in job.problem
+    assert "the model gave an unusable answer: \"I'd rather" in job.problem
     assert features[1] not in [
         row["feature"] for row in client.get(f"/api/runs/{run_id}/labels").json()
     ]
 
 
 def _marked_token(index: FeatureIndex, feature: int) -> str:
-    """The token that the strongest example marks first."""
+    """The first token marked in the strongest example."""
     context = examples_of(index, feature).shown[0]
     place = next(n for n, act in enumerate(context.activations) if act > 0)
     return context.tokens[place]
 
 
-def test_a_key_that_is_refused_ends_the_job_at_once(
+def test_a_refused_key_ends_the_job_at_once(
     client: TestClient, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     served.reply = lambda _: Reply(401, '{"error": {"message": "bad key"}}')
@@ -315,14 +314,10 @@ def test_a_key_that_is_refused_ends_the_job_at_once(
     assert len(served.asked) <= 3
 
 
-async def _at_once(_: float) -> None:
-    await asyncio.sleep(0)
-
-
 def run_job(
     database: Database, served: Endpoint, run_id: str, index: FeatureIndex, features: list[int]
 ) -> LabelJob:
-    """A job without pauses, from beginning to end."""
+    """A job from start to end."""
     labeler = Labeler(database)
     pid, pid_created = labeler.process()
     with database.writing() as session:
@@ -336,7 +331,7 @@ def run_job(
             pid_created=pid_created,
         )
     task = LabelTask(row.id, run_id, index, features, MODEL, concurrency=2)
-    labeler.start(task, lambda: ChatClient(served.url, MODEL, KEY, sleep=_at_once))
+    labeler.start(task, lambda: ChatClient(served.url, MODEL, KEY))
 
     def stored() -> Any:
         with database.reading() as session:
@@ -349,14 +344,14 @@ def run_job(
     return LabelJob.model_validate(fields | {"cost": None})
 
 
-def test_errors_that_pass_delay_labels_and_lose_none(
+def test_transient_errors_cost_no_labels(
     database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     troubles = [Reply(429), Reply(500), Reply(200, "garbage"), Reply(503)]
     times_asked: Counter[str] = Counter()
 
     def reply(body: dict[str, Any]) -> Reply | str:
-        """Every question fails in all four ways before it is answered."""
+        """Fail every question in all four ways before answering it."""
         question = body["messages"][1]["content"]
         times_asked[question] += 1
         tried = times_asked[question] - 1
@@ -368,7 +363,7 @@ def test_errors_that_pass_delay_labels_and_lose_none(
     assert (job.status, job.labeled, job.failed) == ("finished", 8, 0)
 
 
-def test_an_endpoint_that_stays_broken_ends_the_job_instead_of_being_asked_for_ever(
+def test_a_permanently_failing_endpoint_ends_the_job(
     database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     served.reply = lambda body: Reply(500, "out of memory")
@@ -380,7 +375,7 @@ def test_an_endpoint_that_stays_broken_ends_the_job_instead_of_being_asked_for_e
 
 
 @pytest.mark.both_databases
-def test_a_job_whose_server_is_gone_is_said_to_be_interrupted(
+def test_a_job_whose_server_is_gone_is_interrupted(
     client: TestClient, database: Database, run_id: str
 ) -> None:
     with database.writing() as session:
@@ -392,7 +387,7 @@ def test_a_job_whose_server_is_gone_is_said_to_be_interrupted(
     assert job.ended_at is not None
 
 
-def test_a_server_that_ends_interrupts_its_jobs(
+def test_a_closing_server_interrupts_its_jobs(
     settings: Settings, database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     served.gate.clear()
@@ -405,7 +400,7 @@ def test_a_server_that_ends_interrupts_its_jobs(
 
 
 @pytest.mark.both_databases
-def test_a_run_that_is_deleted_ends_its_labeling(
+def test_deleting_a_run_ends_its_job(
     client: TestClient, database: Database, served: Endpoint, run_id: str, index: FeatureIndex
 ) -> None:
     served.gate.clear()
@@ -423,7 +418,7 @@ def _labeling_threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("labels-")]
 
 
-def test_without_an_endpoint_the_answer_names_what_to_set(
+def test_without_an_endpoint_the_settings_are_named(
     tmp_path: Path, database: Database, settings: Settings, run_id: str
 ) -> None:
     plain = Settings(data_dir=settings.data_dir, database_url=settings.database_url)
@@ -435,7 +430,7 @@ def test_without_an_endpoint_the_answer_names_what_to_set(
             assert "SAE_WORKBENCH_LABELS_BASE_URL" in answer.json()["detail"]
 
 
-def test_a_feature_that_does_not_exist_is_named(client: TestClient, run_id: str) -> None:
+def test_an_unknown_feature_is_named(client: TestClient, run_id: str) -> None:
     answer = client.post(f"/api/runs/{run_id}/labels", json={"features": [3, 300]})
     assert answer.status_code == 422
     assert "There is no feature 300; this SAE has features 0 to 299." in answer.json()["detail"]
@@ -444,10 +439,8 @@ def test_a_feature_that_does_not_exist_is_named(client: TestClient, run_id: str)
 
 
 @pytest.mark.both_databases
-def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
-    database: Database, run_id: str
-) -> None:
-    """Whoever comes first, since each is one transaction."""
+def test_a_persons_label_wins_over_a_concurrent_model(database: Database, run_id: str) -> None:
+    """In either order; each write is one transaction."""
     for feature, first in ((1, "person"), (2, "model")):
         writers = {
             "person": lambda session, f=feature: store.set_label(
@@ -465,7 +458,7 @@ def test_of_a_person_and_a_model_that_write_at_once_the_person_wins(
         assert (written.label, written.origin.author) == ("mine", "person")
 
 
-def test_the_key_of_the_endpoint_does_not_reach_training_jobs(
+def test_training_jobs_do_not_get_the_endpoints_key(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAE_WORKBENCH_LABELS_API_KEY", KEY)

@@ -1,14 +1,13 @@
-"""Own text and steering over REST, on a real index, with an inference process that needs no torch
-and with the real one.
+"""Reading text and steering over REST on a real index, with a fake language-model process and with
+the real one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
-from types import MappingProxyType
 
 import httpx
 import pytest
@@ -28,43 +27,18 @@ from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE
 from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.playground import SteerResult, TextActivations
-from sae_engine.schema.records import SnapshotRecord
 from tests.backend.conftest import URL, wait_for
 from tests.backend.fake_engine import fake_job
 from tests.backend.fake_inference import FAKE_INFERENCE
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.backend.indexed import D_SAE, add_indexed_run
 
-D_SAE = 30
 ALIVE, DEAD = 4, 29
 STREAM = {"Accept": "text/event-stream"}
 
 
-def add_run(
-    settings: Settings,
-    database: Database,
-    saes: Mapping[int, SAE] = MappingProxyType({}),
-    **config: object,
-) -> str:
-    """A run with snapshots at steps 3 and 7, of 30 features of which the last is dead; what they
-    hold of an SAE is in `saes`.
-    """
-    with database.writing() as session:
-        resolved = resolve_config("quick-test", config)
-        run_id = store.add_run(session, config=resolved, status="running").id
-        for step in (3, 7):
-            case = random_case(step, d_sae=D_SAE)
-            options = {"write_sae": saes[step].save} if step in saes else {}
-            build(settings.run_folder(run_id).path, case, step=step, **options)
-            record = SnapshotRecord(
-                step=step, tokens=1000, index_tokens=200, seconds=0.1, final=False
-            )
-            store.add_snapshot(session, run_id, record)
-    return run_id
-
-
 @pytest.fixture
 def run_id(settings: Settings, database: Database) -> str:
-    return add_run(settings, database)
+    return add_indexed_run(settings, database, status="running")
 
 
 @pytest.fixture
@@ -79,7 +53,7 @@ def largest(settings: Settings, run_id: str, step: int, feature: int) -> float:
     return index.feature(feature).max_activation
 
 
-def test_an_answer_names_its_snapshot_labels_and_the_features_largest_activations(
+def test_an_answer_has_the_snapshots_step_labels_and_largest_activations(
     client: TestClient, settings: Settings, database: Database, run_id: str
 ) -> None:
     with database.writing() as session:
@@ -106,7 +80,7 @@ def test_an_answer_names_its_snapshot_labels_and_the_features_largest_activation
         ("ab\ud800", "half a character, U+D800 at position 2"),
     ],
 )
-def test_text_that_cannot_be_read_is_refused_in_a_sentence_that_does_not_repeat_it(
+def test_invalid_text_is_refused_without_repeating_it(
     client: TestClient, run_id: str, text: str, words: str
 ) -> None:
     headers = {"Content-Type": "application/json"}
@@ -137,7 +111,7 @@ def test_text_that_cannot_be_read_is_refused_in_a_sentence_that_does_not_repeat_
         ("steer", {"features": [{"index": 1, "strength": 1}], "temperature": -1}, "equal to 0"),
     ],
 )
-def test_numbers_out_of_their_bounds_are_refused(
+def test_numbers_out_of_bounds_are_refused(
     client: TestClient, run_id: str, path: str, body: dict, words: str
 ) -> None:
     if path == "steer":
@@ -147,7 +121,7 @@ def test_numbers_out_of_their_bounds_are_refused(
     assert client.get("/api/inference").json()["state"] == "off"
 
 
-def test_a_strength_that_is_no_number_is_refused(client: TestClient, run_id: str) -> None:
+def test_a_non_finite_strength_is_refused(client: TestClient, run_id: str) -> None:
     for strength in ("NaN", "Infinity"):
         content = f'{{"prompt": "a", "features": [{{"index": 1, "strength": {strength}}}]}}'
         headers = {"Content-Type": "application/json"}
@@ -156,14 +130,14 @@ def test_a_strength_that_is_no_number_is_refused(client: TestClient, run_id: str
 
 
 @pytest.mark.parametrize("path", ["activations", "steer"])
-def test_a_run_without_a_language_model_or_without_features_says_so(
+def test_a_run_without_a_language_model_or_features_says_so(
     client: TestClient, settings: Settings, database: Database, path: str
 ) -> None:
     body = {"text": "a"} if path == "activations" else {"prompt": "a"}
     if path == "steer":
         body["features"] = [{"index": 1, "strength": 1}]  # pyright: ignore[reportArgumentType]
-    of_files = add_run(settings, database, data={"activations": "acts"})
-    absent = add_run(settings, database, model={"name": "absent"})
+    of_files = add_indexed_run(settings, database, data={"activations": "acts"})
+    absent = add_indexed_run(settings, database, model={"name": "absent"})
     with database.writing() as session:
         early = store.add_run(session, config=resolve_config("quick-test", {})).id
     for run_id, words in [
@@ -176,9 +150,7 @@ def test_a_run_without_a_language_model_or_without_features_says_so(
     assert client.post(f"/api/runs/nobody/{path}", json=body).status_code == 404
 
 
-def test_a_process_that_is_killed_answers_503_with_when_to_ask_again(
-    client: TestClient, run_id: str
-) -> None:
+def test_a_killed_process_gives_503_with_retry_after(client: TestClient, run_id: str) -> None:
     url = f"/api/runs/{run_id}/activations"
     answer = client.post(url, json={"text": "die"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -201,7 +173,7 @@ def events_of(text: str) -> list[tuple[str, dict]]:
     return found
 
 
-def test_steering_answers_whole_or_token_by_token(client: TestClient, run_id: str) -> None:
+def test_steering_answers_at_once_or_token_by_token(client: TestClient, run_id: str) -> None:
     url = f"/api/runs/{run_id}/steer"
     whole = client.post(url, json=steer_body("go"))
     expected = SteerResult(plain="p0p1p2", steered="s0s1s2", snapshot=7)
@@ -215,7 +187,7 @@ def test_steering_answers_whole_or_token_by_token(client: TestClient, run_id: st
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("refuse", 422), ("break", 500), ("die", 503)])
-def test_a_stream_that_fails_ends_with_the_problem(
+def test_a_failing_stream_ends_with_a_problem_event(
     client: TestClient, run_id: str, prompt: str, status: int
 ) -> None:
     url = f"/api/runs/{run_id}/steer"
@@ -226,7 +198,7 @@ def test_a_stream_that_fails_ends_with_the_problem(
     assert whole.json() == data
 
 
-def test_a_reader_that_leaves_the_stream_ends_the_steering(
+def test_closing_the_stream_cancels_the_steering(
     settings: Settings, database: Database, run_id: str, tmp_path: Path
 ) -> None:
     app = create_app(settings, command=fake_job, inference=FAKE_INFERENCE)
@@ -253,7 +225,7 @@ def test_a_reader_that_leaves_the_stream_ends_the_steering(
         thread.join()
 
 
-# The real process
+# With the real process
 
 
 def jumprelu() -> JumpReLUSAE:
@@ -271,12 +243,13 @@ def topk() -> TopKSAE:
 
 
 @pytest.mark.timeout(600)
-def test_the_real_process_answers_what_the_engine_does_for_a_run_that_still_trains(
+def test_the_real_process_agrees_with_the_engine_while_the_run_trains(
     settings: Settings, database: Database
 ) -> None:
     torch.manual_seed(0)
     saes: dict[int, SAE] = {3: jumprelu(), 7: topk()}
-    run_id = add_run(settings, database, saes)
+    options = {step: {"write_sae": sae.save} for step, sae in saes.items()}
+    run_id = add_indexed_run(settings, database, status="running", options=options)
     text, strengths = "import os\nprint('é')", [{"index": ALIVE, "strength": -1.5}]
     model = ProbeModel.of(LanguageModel.load(resolve_config("quick-test", {}).model))
     with TestClient(create_app(settings), URL) as client:

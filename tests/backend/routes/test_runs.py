@@ -35,7 +35,7 @@ def listed(client: TestClient, **query: object) -> list[str]:
     return [run.name for run in RunPage.model_validate_json(answer.content).items]
 
 
-def test_a_run_is_created_with_its_preset_its_overrides_and_its_place(client: TestClient) -> None:
+def test_a_run_is_created_from_a_preset_and_overrides(client: TestClient) -> None:
     body = {
         "preset": "quick-test",
         "config": {"sae": {"k": 8}},
@@ -53,7 +53,7 @@ def test_a_run_is_created_with_its_preset_its_overrides_and_its_place(client: Te
     assert client.get(answer.headers["location"]).json()["id"] == run["id"]
 
 
-def test_a_run_without_a_name_is_called_after_its_recipe_and_the_time(client: TestClient) -> None:
+def test_a_run_without_a_name_is_named_after_its_preset_and_the_time(client: TestClient) -> None:
     name = client.post("/api/runs", json={"preset": "quick-test"}).json()["name"]
     assert name.startswith("quick-test 20")
 
@@ -70,7 +70,7 @@ def test_a_run_without_a_name_is_called_after_its_recipe_and_the_time(client: Te
         ({"tags": "x"}, "tags", "x"),
     ],
 )
-def test_a_wrong_request_is_refused_in_words_that_name_the_field(
+def test_an_invalid_request_is_refused_with_the_fields_name(
     client: TestClient, body: dict[str, object], field: str, words: str
 ) -> None:
     refused = problem(client.post("/api/runs", json=body), 422)
@@ -79,7 +79,7 @@ def test_a_wrong_request_is_refused_in_words_that_name_the_field(
     assert listed(client) == []
 
 
-def test_broken_json_unknown_paths_and_methods_are_problems_too(client: TestClient) -> None:
+def test_broken_json_unknown_paths_and_methods_are_problems(client: TestClient) -> None:
     headers = {"content-type": "application/json"}
     problem(client.post("/api/runs", content="{", headers=headers), 422)
     problem(client.get("/api/nothing"), 404)
@@ -88,7 +88,7 @@ def test_broken_json_unknown_paths_and_methods_are_problems_too(client: TestClie
         assert "'nope'" in problem(client.get(f"/api/runs/nope{path}"), 404).detail
 
 
-def test_a_dataset_that_is_not_there_is_refused_before_a_job_starts(
+def test_a_missing_dataset_is_refused_before_a_job_starts(
     client: TestClient, settings: Settings
 ) -> None:
     missing = settings.data_dir / "missing.txt"
@@ -96,7 +96,7 @@ def test_a_dataset_that_is_not_there_is_refused_before_a_job_starts(
     assert str(missing) in problem(client.post("/api/runs", json=body), 422).detail
 
 
-def test_files_outside_the_data_folder_are_refused_even_behind_a_link(
+def test_files_outside_the_data_folder_are_refused_even_through_links(
     client: TestClient, settings: Settings, tmp_path: Path
 ) -> None:
     secret = tmp_path / "secret.txt"
@@ -115,13 +115,13 @@ def test_files_outside_the_data_folder_are_refused_even_behind_a_link(
     assert problem(client.post("/api/runs", json=body), 422).errors[0].field == "model.name"
 
 
-def test_files_inside_the_data_folder_are_read(client: TestClient, settings: Settings) -> None:
+def test_files_inside_the_data_folder_are_accepted(client: TestClient, settings: Settings) -> None:
     text = settings.data_dir / "text.txt"
     text.write_text("some text\n")
     create(client, config={"data": {"dataset": str(text)}})
 
 
-def test_a_repeated_request_makes_one_run_and_a_different_one_is_refused(
+def test_an_idempotency_key_creates_one_run_and_refuses_another_request(
     client: TestClient,
 ) -> None:
     headers = {"Idempotency-Key": "once"}
@@ -135,7 +135,7 @@ def test_a_repeated_request_makes_one_run_and_a_different_one_is_refused(
     assert listed(client) == ["finish"]
 
 
-def test_runs_are_listed_newest_first_page_by_page(client: TestClient) -> None:
+def test_pages_list_runs_newest_first(client: TestClient) -> None:
     for number in range(5):
         create(client, f"run {number}")
     names: list[str] = []
@@ -154,7 +154,7 @@ def test_runs_are_listed_newest_first_page_by_page(client: TestClient) -> None:
     problem(client.get("/api/runs?status=asleep"), 422)
 
 
-def test_runs_are_filtered_by_state_text_tag_and_archive(
+def test_runs_are_filtered_by_status_text_tag_and_archive(
     client: TestClient, database: Database
 ) -> None:
     with database.writing() as session:
@@ -178,7 +178,7 @@ def test_runs_are_filtered_by_state_text_tag_and_archive(
     assert listed(client, archived="true") == ["carrot"]
 
 
-def test_a_patch_changes_what_it_names_and_nothing_else(client: TestClient) -> None:
+def test_a_patch_changes_only_the_fields_it_has(client: TestClient) -> None:
     run = create(client, "wait", tags=["x"], notes="old")
     client.patch(f"/api/runs/{run.id}", json={"name": "renamed", "tags": ["y", "x"]})
     patched = read(client, run.id)
@@ -188,7 +188,7 @@ def test_a_patch_changes_what_it_names_and_nothing_else(client: TestClient) -> N
     problem(client.patch(f"/api/runs/{run.id}", json={"name": ""}), 422)
 
 
-def test_a_running_run_is_not_deleted_and_an_ended_one_goes_with_its_folder(
+def test_a_running_run_cannot_be_deleted_and_an_ended_one_loses_its_folder(
     client: TestClient, settings: Settings
 ) -> None:
     run = create(client, "wait")
@@ -215,7 +215,7 @@ def test_presets_schema_health_and_system_answer(client: TestClient) -> None:
     assert 0 < system["disk_free_bytes"] <= system["disk_total_bytes"]
 
 
-def test_an_estimate_answers_for_a_preset_and_overrides(client: TestClient) -> None:
+def test_an_estimate_is_for_a_preset_with_overrides(client: TestClient) -> None:
     asked = {"preset": "tiny", "config": {"sae": {"d_sae": 1024}}}
     found = client.post("/api/config/estimate", json=asked).json()
     assert (found["d_in"], found["d_sae"]) == (192, 1024)
@@ -223,25 +223,28 @@ def test_an_estimate_answers_for_a_preset_and_overrides(client: TestClient) -> N
     assert found["memory_bytes"] == sum(part["bytes"] for part in found["memory"])
     refused = problem(client.post("/api/config/estimate", json={"preset": "huge"}), 422)
     assert "There is no preset 'huge'" in str(refused)
+    too_sparse = {"config": {"sae": {"k": 4096}}}
+    refused = problem(client.post("/api/config/estimate", json=too_sparse), 422)
+    assert [error.field for error in refused.errors] == ["sae.k"]
     outside = {"config": {"model": {"name": "/etc"}}}
     problem(client.post("/api/config/estimate", json=outside), 422)
 
 
-def test_operations_have_the_names_of_their_functions_each_once(tmp_path: Path) -> None:
+def test_operation_ids_are_function_names_and_unique(tmp_path: Path) -> None:
     paths = create_api(Settings(data_dir=tmp_path)).openapi()["paths"]
     names = [call["operationId"] for path in paths.values() for call in path.values()]
     assert len(names) == len(set(names))
     assert {"create_run", "get_metrics", "list_features", "lookup"} <= set(names)
 
 
-def test_the_openapi_document_and_its_reader_lie_under_api(client: TestClient) -> None:
+def test_the_openapi_document_and_its_reference_are_under_api(client: TestClient) -> None:
     document = client.get("/api/openapi.json").json()
     assert document["servers"] == [{"url": "/api"}]
     assert "/api/openapi.json" in client.get("/api/docs").text
 
 
 @pytest.mark.parametrize("page", ["/api/docs", "/api/redoc"])
-def test_the_reference_loads_nothing_from_another_machine(client: TestClient, page: str) -> None:
+def test_the_reference_loads_nothing_from_other_hosts(client: TestClient, page: str) -> None:
     loaded = re.findall(r'<(?:script|link)[^>]*? (?:src|href)="([^"]+)"', client.get(page).text)
     assert any(url.endswith(".js") for url in loaded)
     for url in loaded:
@@ -249,8 +252,8 @@ def test_the_reference_loads_nothing_from_another_machine(client: TestClient, pa
         assert client.get(url).status_code == 200
 
 
-def test_a_character_that_a_database_cannot_hold_is_refused_or_kept(client: TestClient) -> None:
-    """SQLite holds a NUL, PostgreSQL does not; neither is a mistake of the server."""
+def test_a_nul_character_is_stored_or_refused(client: TestClient) -> None:
+    """SQLite stores it, PostgreSQL cannot."""
     body = {"preset": "quick-test", "name": "wait", "notes": "a\0b"}
     answer = client.post("/api/runs", json=body)
     if answer.status_code == 201:

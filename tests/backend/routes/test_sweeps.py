@@ -1,4 +1,4 @@
-"""Sweeps over REST: made whole or not at all, carried out on shared passes."""
+"""Sweeps over REST: created as a whole or not at all, and trained on shared passes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pids(database: Database, made: Sweep) -> list[int | None]:
         return [store.get_run(session, run.id).pid for run in made.runs]
 
 
-def test_every_combination_becomes_a_run_of_one_group(client: TestClient) -> None:
+def test_every_combination_becomes_a_run_of_the_group(client: TestClient) -> None:
     made = make(client, {"sae.k": [8, 16], "model.layer": [1, 2]}, tags=["grid"])
     settings = [(run.config.sae.k, run.config.model.layer) for run in made.runs]
     assert settings == [(8, 1), (8, 2), (16, 1), (16, 2)]
@@ -40,12 +40,14 @@ def test_every_combination_becomes_a_run_of_one_group(client: TestClient) -> Non
     assert {run["id"] for run in listed} == {run.id for run in made.runs}
 
 
-def test_fields_that_end_alike_are_told_apart_in_the_names(client: TestClient) -> None:
+def test_fields_with_the_same_last_part_are_distinguished_in_names(client: TestClient) -> None:
     made = make(client, {"seed": [0, 1], "data.seed": [5]})
     assert [run.name for run in made.runs] == [f"finish seed={n} data.seed=5" for n in (0, 1)]
 
 
-def test_runs_that_can_share_a_pass_share_a_process(client: TestClient, database: Database) -> None:
+def test_runs_that_can_share_a_pass_run_in_one_process(
+    client: TestClient, database: Database
+) -> None:
     made = make(client, {"sae.k": [8, 16], "data.seed": [0, 1]}, name="wait")
     seed_0, seed_1 = made.runs[::2], made.runs[1::2]
     for run in seed_0:
@@ -66,7 +68,7 @@ def test_runs_that_can_share_a_pass_share_a_process(client: TestClient, database
     assert pids(database, made)[1] == pids(database, made)[3] != together[0]
 
 
-def test_a_member_that_was_stopped_resumes_alone(client: TestClient, database: Database) -> None:
+def test_a_stopped_member_resumes_alone(client: TestClient, database: Database) -> None:
     made = make(client, {"sae.k": [8, 16]}, name="wait")
     for run in made.runs:
         wait_for(lambda run=run: read(client, run.id).progress.phase == "waiting")
@@ -83,7 +85,7 @@ def test_a_member_that_was_stopped_resumes_alone(client: TestClient, database: D
         wait_for_status(client, run.id, "stopped")
 
 
-def test_when_the_process_dies_every_run_on_it_is_interrupted(client: TestClient) -> None:
+def test_a_killed_process_interrupts_all_its_runs(client: TestClient) -> None:
     made = make(client, {"sae.k": [8, 16]}, name="die")
     for run in made.runs:
         ended = wait_for_status(client, run.id, "interrupted")
@@ -91,7 +93,7 @@ def test_when_the_process_dies_every_run_on_it_is_interrupted(client: TestClient
         assert ended.error.type == "SIGKILL"
 
 
-def test_every_run_on_a_pass_has_the_log(client: TestClient) -> None:
+def test_every_run_of_a_pass_has_a_log(client: TestClient) -> None:
     made = make(client, {"sae.k": [8, 16]})
     for run in made.runs:
         wait_for_status(client, run.id, "finished")
@@ -102,7 +104,7 @@ def log_of(client: TestClient, run_id: str) -> str:
     return client.get(f"/api/runs/{run_id}/log").text
 
 
-def test_the_same_key_makes_one_sweep(client: TestClient) -> None:
+def test_one_idempotency_key_creates_one_sweep(client: TestClient) -> None:
     body = {"preset": "quick-test", "name": "finish", "grid": {"sae.k": [8, 16]}}
     key = {"Idempotency-Key": "once"}
     first, second = (client.post("/api/sweeps", json=body, headers=key).json() for _ in range(2))
@@ -116,14 +118,14 @@ def test_the_same_key_makes_one_sweep(client: TestClient) -> None:
     ("grid", "words"),
     [
         ({"sae.kk": [1]}, "did you mean sae.k?"),
-        ({"sae.k": []}, "no values to try"),
-        ({"sae.k": [8, 8]}, "names a value twice"),
+        ({"sae.k": []}, "sae.k: Give values"),
+        ({"sae.k": [8, 8]}, "twice"),
         ({"sae.k": [8, 4096]}, "lower k or raise d_sae"),
         ({"sae.k": [8], "model.layer": [1, 99]}, "Layer 99 does not exist"),
         ({"seed": list(range(300))}, "has 300 combinations; 256 is the most"),
     ],
 )
-def test_a_sweep_with_one_wrong_member_makes_none(client: TestClient, grid: dict, words: str):
+def test_a_sweep_with_an_invalid_member_creates_no_run(client: TestClient, grid: dict, words: str):
     answer = sweep(client, grid)
     assert answer.status_code == 422
     assert words in answer.text

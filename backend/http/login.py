@@ -1,0 +1,103 @@
+"""The access token: checked in every request, and exchanged for a cookie on the login page.
+
+Used by `security`, which decides which requests need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from html import escape
+from string import Template
+from urllib.parse import parse_qs, quote
+
+from pydantic import SecretStr
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+COOKIE = "sae_workbench"
+LOGIN_PATH = "/login"
+MAX_FORM_BYTES = 10_000
+COOKIE_SECONDS = 30 * 24 * 3600
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>SAE Workbench</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root { color-scheme: light dark; font-family: system-ui, sans-serif; }
+body { display: grid; place-items: center; min-height: 90vh; }
+form { display: grid; gap: .75rem; width: 20rem; }
+input, button { font: inherit; padding: .5rem; }
+p { margin: 0; color: #c0392b; min-height: 1.2em; }
+</style></head><body>
+<form method="post" action="$action">
+<h1>SAE Workbench</h1>
+<label for="token">Access token</label>
+<input id="token" name="token" type="password" autocomplete="current-password" autofocus required>
+<p role="alert">$message</p>
+<button>Enter</button>
+</form></body></html>
+""")
+
+
+class TokenLogin:
+    """One secret token, and the cookie that stands for it.
+
+    The cookie proves that a browser has sent the token, which cannot be computed from it.
+    """
+
+    def __init__(self, token: SecretStr) -> None:
+        self._token = token.get_secret_value()
+        key = self._token.encode()
+        self._cookie = hmac.new(key, b"sae-workbench cookie", hashlib.sha256).hexdigest()
+
+    def accepts(self, request: HTTPConnection) -> bool:
+        """Whether a request carries the token or the cookie."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
+            return True
+        return _equal(request.cookies.get(COOKIE, ""), self._cookie)
+
+    async def respond(self, request: Request) -> Response:
+        """The login page; the right token sets the cookie and leads to the page in `next`."""
+        target = _own_path(request.query_params.get("next", "/"))
+        if request.method != "POST":
+            return _page(target)
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                return _page(target, "That is too long.", status=413)
+        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
+        if not _equal(given, self._token):
+            return _page(target, "That is not the token.", status=401)
+        response = RedirectResponse(target, status_code=303)
+        response.set_cookie(
+            COOKIE,
+            self._cookie,
+            max_age=COOKIE_SECONDS,
+            httponly=True,
+            samesite="strict",
+            secure=request.url.scheme == "https",
+        )
+        return response
+
+
+def login_url(target: str) -> str:
+    """Address of the login page that leads to `target` afterwards."""
+    return f"{LOGIN_PATH}?next={quote(target, safe='')}"
+
+
+def _page(target: str, message: str = "", *, status: int = 200) -> HTMLResponse:
+    page = _PAGE.substitute(action=escape(login_url(target)), message=escape(message))
+    return HTMLResponse(page, status_code=status)
+
+
+def _equal(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def _own_path(target: str) -> str:
+    """`target` if it is a path on this server, else `/`: no redirect leads to another site."""
+    safe = target.startswith("/") and not target.startswith("//") and "\\" not in target
+    return target if safe and target.isprintable() else "/"

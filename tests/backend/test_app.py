@@ -1,0 +1,44 @@
+"""`backend.app:app` is made on first access."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+IMPORT = """
+import threading
+import sqlalchemy
+
+engines = []
+create_engine = sqlalchemy.create_engine
+
+
+def recorded(*args, **kwargs):
+    engines.append(args)
+    return create_engine(*args, **kwargs)
+
+
+sqlalchemy.create_engine = recorded
+
+import backend.app
+
+print(len(engines), threading.active_count(), "app" in vars(backend.app))
+from uvicorn.importer import import_from_string
+
+app = import_from_string("backend.app:app")
+print(len(engines), app is backend.app.app)
+"""
+
+
+def test_importing_the_module_creates_no_engine_thread_or_file(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    environment = {**os.environ, "SAE_WORKBENCH_DATA_DIR": str(data_dir)}
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    imported, served = done.stdout.splitlines()
+    assert imported == "0 1 False"
+    assert served == "1 True", "uvicorn gets one application, made once"
+    assert list(tmp_path.iterdir()) == []
