@@ -18,6 +18,9 @@ from sae_engine.presets import presets, resolve_config
 from sae_engine.schema import features as api
 from sae_engine.schema import machine, runs
 from sae_engine.schema.features import FeatureHistory, FeatureMoment
+from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.lookup import FeatureMatch, LookupResult, MatchedToken, TokenMatch
+from sae_engine.schema.problems import FieldProblem, Problem
 from tests.frontend.fake_comparison import add_comparison
 from tests.frontend.fake_labels import add_labels
 from tests.frontend.fake_machine import add_machine
@@ -104,7 +107,7 @@ def _add_runs(app: FastAPI, world: World) -> None:
             return _problem(422, str(error), error.problems)
         if config.model.layer > 5:
             text = f"There is no layer {config.model.layer}; tiny-gemma2 has layers 0 to 5."
-            return _problem(422, text, [api.FieldProblem(field="model.layer", message=text)])
+            return _problem(422, text, [FieldProblem(field="model.layer", message=text)])
         world.created.append(body)
         run_id = f"new{len(world.created)}"
         world.keys[idempotency_key] = run_id
@@ -221,7 +224,7 @@ def _add_features(app: FastAPI, world: World) -> None:
         return FeatureHistory(index=index, moments=moments, born_step=None, died_step=None)
 
     @app.put("/api/runs/{run_id}/features/{index}/label")
-    def label(run_id: str, index: int, body: api.LabelUpdate) -> api.Feature:
+    def label(run_id: str, index: int, body: LabelUpdate) -> api.Feature:
         world.labels[index] = body
         row = world.row(index).model_dump(exclude={"example", "top_tokens"})
         return api.Feature.model_validate(row)
@@ -230,18 +233,16 @@ def _add_features(app: FastAPI, world: World) -> None:
     def lookup(
         run_id: str,
         text: str,
-        match: api.TokenMatch = "fold",
+        match: TokenMatch = "fold",
         limit: int = 20,
         snapshot: int | None = None,
-    ) -> api.LookupResult:
+    ) -> LookupResult:
         unseen = text.strip() == "zzz"
         members = [(5, text.strip(), 40), (6, " " + text.strip(), 1234)]
         if match == "exact":
             members = members[:1]
-        return api.LookupResult(
-            tokens=[
-                api.MatchedToken(id=i, text=t, count=0 if unseen else c) for i, t, c in members
-            ],
+        return LookupResult(
+            tokens=[MatchedToken(id=i, text=t, count=0 if unseen else c) for i, t, c in members],
             features=[] if unseen else [_match(rank) for rank in range(min(limit, 20))],
             phrase=False,
             count=0 if unseen else sum(c for *_, c in members),
@@ -251,9 +252,9 @@ def _add_features(app: FastAPI, world: World) -> None:
         )
 
 
-def _match(rank: int) -> api.FeatureMatch:
+def _match(rank: int) -> FeatureMatch:
     part = 1 / (rank + 1)
-    return api.FeatureMatch(
+    return FeatureMatch(
         index=rank * 11,
         f1=0.95 * part,
         lift=40 * part,
@@ -270,7 +271,7 @@ def _match(rank: int) -> api.FeatureMatch:
 
 def _detail(world: World, index: int, snapshot: int) -> api.FeatureDetail:
     row = world.row(index)
-    kept = world.labels.get(index, api.LabelUpdate(label="", notes=""))
+    kept = world.labels.get(index, LabelUpdate(label="", notes=""))
     alive = row.state == "alive"
     top = row.max_activation
 
@@ -324,10 +325,8 @@ def _detail(world: World, index: int, snapshot: int) -> api.FeatureDetail:
     )
 
 
-def _problem(
-    status: int, detail: str, errors: list[api.FieldProblem] | None = None
-) -> JSONResponse:
-    body = api.Problem(
+def _problem(status: int, detail: str, errors: list[FieldProblem] | None = None) -> JSONResponse:
+    body = Problem(
         type="about:blank", title="Refused", status=status, detail=detail, errors=errors or []
     )
     return JSONResponse(body.model_dump(mode="json"), status, media_type="application/problem+json")

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from sae_engine.schema import analysis
 from sae_engine.schema import features as api
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import D_SAE, NASTY, World
 
 
@@ -20,7 +21,7 @@ def add_comparison(app: FastAPI, world: World) -> None:
         world.asked += 1
         if world.failing:
             world.failing = False
-            problem = api.Problem(
+            problem = Problem(
                 type="urn:sae-workbench:analysis-failed",
                 title="Conflict",
                 status=409,
@@ -82,7 +83,7 @@ def add_comparison(app: FastAPI, world: World) -> None:
         cursor: int = 0,
     ) -> analysis.FeatureComparison | Response:
         if world.obstacle:
-            problem = api.Problem(
+            problem = Problem(
                 type="urn:sae-workbench:not-comparable",
                 title="Conflict",
                 status=409,

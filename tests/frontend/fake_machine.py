@@ -7,8 +7,8 @@ from fastapi.responses import JSONResponse, Response
 
 from sae_engine.errors import ConfigError
 from sae_engine.presets import expand_grid
-from sae_engine.schema import features as api
 from sae_engine.schema import machine, runs
+from sae_engine.schema.problems import Problem
 from tests.frontend.fake_world import World
 
 GIB = 2**30
@@ -95,7 +95,7 @@ def add_machine(app: FastAPI, world: World) -> None:
 
 
 def _refusal(error: ConfigError) -> JSONResponse:
-    problem = api.Problem(
+    problem = Problem(
         type="about:blank", title="Refused", status=422, detail=str(error), errors=error.problems
     )
     return JSONResponse(problem.model_dump(), 422, media_type="application/problem+json")

@@ -11,7 +11,7 @@ from sae_engine.presets import presets
 from sae_engine.schema import features as api
 from sae_engine.schema import runs
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.labels import LabelJob, LabelOrigin
+from sae_engine.schema.labels import LabelJob, LabelOrigin, LabelUpdate
 from sae_engine.schema.playground import ActivationsRequest, SteerRequest
 
 D_SAE = 512
@@ -53,7 +53,7 @@ class World:
         self.runs: dict[str, runs.Run] = {}
         self.created: list[runs.RunCreate] = []
         self.keys: dict[str, str] = {}
-        self.labels = {3: api.LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
+        self.labels = {3: LabelUpdate(label=f"{NASTY} $x$", notes="", starred=True)}
         self.origins: dict[int, LabelOrigin] = {}
         self.label_jobs: list[LabelJob] = []
         self.can_label = True

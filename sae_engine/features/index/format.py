@@ -192,4 +192,4 @@ def open_decoder(sae: Path, *, framework: Literal["np", "pt"] = "np") -> Any:
     try:
         return safe_open(sae, framework=framework).get_slice("W_dec")
     except (OSError, SafetensorError) as error:
-        raise IndexDamagedError(f"{sae} is not an SAE ({error}); {REMEDY}") from error
+        raise IndexDamagedError(f"'{sae}' is not an SAE ({error}); {REMEDY}") from error

@@ -116,7 +116,7 @@ def test_saes_of_different_widths_and_other_files_are_refused(tmp_path: Path) ->
     (tmp_path / "text").write_text("not an SAE")
     save_file({"weight": torch.ones(2, 2)}, tmp_path / "other")
     for name in ("text", "other", "absent"):
-        with pytest.raises(UserError, match=f"{name} is not an SAE"):
+        with pytest.raises(UserError, match=f"{name}' is not an SAE"):
             match_decoders(a, tmp_path / name)
 
 

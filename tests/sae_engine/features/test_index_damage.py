@@ -157,7 +157,7 @@ def test_reading_the_decoder_reports_a_damaged_sae(
     with restored(file) as content:
         for damaged in (b"\xff" * len(content), None):
             file.write_bytes(damaged) if damaged else file.unlink()
-            with pytest.raises(IndexDamagedError, match=r"sae\.safetensors is not an SAE"):
+            with pytest.raises(IndexDamagedError, match=r"sae\.safetensors' is not an SAE"):
                 query(index)
 
 
