@@ -1,4 +1,4 @@
-"""Calls about several runs at once."""
+"""Calls that compare runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ComparisonCalls(Connection):
     """Runs side by side."""
 
     def compare(self, run_ids: Sequence[str], *, max_points: int | None = None) -> Comparison:
-        """In what runs differ, and their curves."""
+        """The settings in which runs differ, and their curves."""
         query = {"runs": ",".join(run_ids), "max_points": max_points}
-        return self._read(Comparison, "/compare", query)
+        return self._call(Comparison, "GET", "/compare", query)
 
     def compare_features(
         self,
@@ -33,13 +33,7 @@ class ComparisonCalls(Connection):
         limit: int | None = None,
         cursor: str | None = None,
     ) -> FeatureComparison | AnalysisProgress:
-        """Two runs' features matched by decoder rows, or how far the computation is."""
-        query = {
-            "runs": f"{run_a},{run_b}",
-            "section": section,
-            "threshold": threshold,
-            "order": order,
-            "limit": limit,
-            "cursor": cursor,
-        }
-        return self._read_computed(FeatureComparison, "/compare/features", query)
+        """Two runs' features matched by decoder rows, or the progress of the computation."""
+        query = {"runs": f"{run_a},{run_b}", "section": section, "threshold": threshold}
+        query |= {"order": order, "limit": limit, "cursor": cursor}
+        return self._call_computed(FeatureComparison, "/compare/features", query)

@@ -1,4 +1,4 @@
-"""Runs as tables: in what their settings differ, how they stand, as CSV."""
+"""Runs as CSV tables: settings that differ, metrics, curves."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sae_engine.schema.runs import MetricsSeries, Run
 
 
 def measured_names(runs: Iterable[Run]) -> list[str]:
-    """Metrics that any of the runs has, in the order of their definition."""
+    """Metrics that any of the runs has, in the order of `METRICS`."""
     names = {name for run in runs for name in run.metrics}
     return [name for name in METRICS if name in names]
 
 
 def comparison_csv(found: Comparison) -> str:
-    """A row for each run: its settings that differ, last and best values."""
+    """One row per run: settings that differ, last and best values of metrics."""
     settings = {difference.field: difference.values for difference in found.differences}
     names = measured_names(found.runs)
     best = [name for name in names if any(name in run for run in found.best)]
@@ -40,7 +40,7 @@ def comparison_csv(found: Comparison) -> str:
 
 
 def curves_csv(runs: Sequence[Run], curves: Sequence[MetricsSeries]) -> str:
-    """A row for each run and step; what was not measured at a step is empty."""
+    """One row per run and step; empty where a metric was not measured."""
     names = list(dict.fromkeys(name for data in curves for name in data.series))
     rows: list[list[Any]] = []
     for run, data in zip(runs, curves, strict=True):
@@ -51,7 +51,7 @@ def curves_csv(runs: Sequence[Run], curves: Sequence[MetricsSeries]) -> str:
 
 
 def members_csv(runs: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> str:
-    """A row for each run of a sweep: its settings that differ and its last values."""
+    """One row per run of a sweep: settings that differ and last values of metrics."""
     names = measured_names(runs)
     rows = [
         [run.id, run.name, run.status]

@@ -1,4 +1,4 @@
-"""The menu of what can be downloaded of a run."""
+"""The menu of a run's downloads."""
 
 from __future__ import annotations
 
@@ -13,36 +13,34 @@ from sae_engine.schema.features import ExportFormat
 from sae_engine.schema.runs import Run
 
 FORMATS: dict[ExportFormat, tuple[str, str]] = {
-    "html": ("Static pages", "list, features and token lookup in a folder that needs no server"),
-    "parquet": ("Parquet", "features, contexts and token statistics as tables"),
-    "jsonl": ("JSON lines", "a feature per line, in Neuronpedia's field names"),
-    "neuronpedia": ("Neuronpedia", "the folder that Neuronpedia imports"),
-    "saelens": ("SAE", "its weights, as SAELens opens them"),
+    "html": ("Static pages", "A folder with features and token lookup; needs no server"),
+    "parquet": ("Parquet", "Tables of features, contexts and token statistics"),
+    "jsonl": ("JSON Lines", "One feature per line, with Neuronpedia's field names"),
+    "neuronpedia": ("Neuronpedia", "A folder to import into Neuronpedia"),
+    "saelens": ("SAE", "The weights, for SAELens"),
 }
 
 
 def download_menu(run: Run, snapshot: str | None = None) -> None:
-    """A button that opens the menu; the features are those of a snapshot, or of the latest."""
+    """A button that opens the menu; features come from `snapshot`, by default the latest."""
     with st.popover("Download", key="downloads"):
         html_block(download_list(run, snapshot, links=pages_serve_the_api()))
 
 
 def download_list(run: Run, snapshot: str | None, *, links: bool) -> str:
-    """Every format with what it is; without `links`, with the address to ask the API for."""
+    """Every format with a description and a link, or without `links` its address in the API."""
     rows: list[str] = []
-    for format_, (name, what) in FORMATS.items():
+    for format_, (name, description) in FORMATS.items():
         chosen = snapshot if format_ != "saelens" else None
         query = {"format": format_} | ({"snapshot": chosen} if chosen else {})
         address = html.escape(f"/api/runs/{quote(run.id, safe='')}/export?{urlencode(query)}")
         title = f'<a href="{address}" download>{name}</a>' if links else f"<strong>{name}</strong>"
         where = "" if links else f"<code>GET {address}</code>"
-        rows.append(f"<li>{title}<span>{what}</span>{where}</li>")
+        rows.append(f"<li>{title}<span>{description}</span>{where}</li>")
     return f'<ul class="wb-downloads">{"".join(rows)}</ul>'
 
 
 def pages_serve_the_api() -> bool:
-    """Whether pages and API answer on one port, so that a browser that sees one reaches the
-    other.
-    """
+    """Whether pages and API share a port, so that the browser reaches both."""
     port = urlsplit(os.environ.get("SAE_WORKBENCH_API_URL", "")).port
     return port is not None and port == st.get_option("server.port")

@@ -10,6 +10,8 @@ from sae_engine.schema.shape import Shape
 
 MatchSection = Literal["mutual", "only_a", "only_b"]
 
+MAX_COMPARED_RUNS = 8
+
 MATCH_THRESHOLD = 0.7
 """Cosine from which two decoder rows count as the same feature, as in Paulo & Belrose 2025 (arXiv
 2501.16615).

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from frontend.html import cards
+from frontend.runs import cards
 from sae_engine.presets import presets
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, Progress, Run
