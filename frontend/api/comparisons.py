@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 from frontend.api.connection import Connection
 from sae_engine.schema.analysis import (
@@ -14,6 +15,16 @@ from sae_engine.schema.analysis import (
 from sae_engine.schema.features import SortOrder
 
 
+class MatchQuery(TypedDict, total=False):
+    """Which matched features to list, and in which order."""
+
+    section: MatchSection | None
+    threshold: float | None
+    order: SortOrder | None
+    limit: int | None
+    cursor: str | None
+
+
 class ComparisonCalls(Connection):
     """Runs side by side."""
 
@@ -23,17 +34,8 @@ class ComparisonCalls(Connection):
         return self._call(Comparison, "GET", "/compare", query)
 
     def compare_features(
-        self,
-        run_a: str,
-        run_b: str,
-        *,
-        section: MatchSection | None = None,
-        threshold: float | None = None,
-        order: SortOrder | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
+        self, run_a: str, run_b: str, **query: Unpack[MatchQuery]
     ) -> FeatureComparison | AnalysisProgress:
         """Two runs' features matched by decoder rows, or the progress of the computation."""
-        query = {"runs": f"{run_a},{run_b}", "section": section, "threshold": threshold}
-        query |= {"order": order, "limit": limit, "cursor": cursor}
-        return self._call_computed(FeatureComparison, "/compare/features", query)
+        runs = {"runs": f"{run_a},{run_b}"}
+        return self._call_computed(FeatureComparison, "/compare/features", {**runs, **query})

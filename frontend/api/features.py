@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from typing import TypedDict, Unpack
 
 from frontend.api.connection import ApiProblem, Connection, run_path
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
@@ -24,27 +25,35 @@ WARM_UP_SECONDS = 180.0
 """How long an answer may take that needs the language model, which may have to be loaded."""
 
 
+class FeatureQuery(TypedDict, total=False):
+    """Which features to list, and in which order."""
+
+    snapshot: int | None
+    sort: FeatureSort | None
+    order: SortOrder | None
+    min_density: float | None
+    max_density: float | None
+    state: FeatureState | None
+    q: str | None
+    limit: int | None
+    cursor: str | None
+
+
+class LookupQuery(TypedDict, total=False):
+    """How a token is matched, and how its features are ranked."""
+
+    match: TokenMatch | None
+    rank: LookupRank | None
+    min_count: int | None
+    limit: int | None
+    snapshot: int | None
+
+
 class FeatureCalls(Connection):
     """Features of a run's snapshots; without a `snapshot` the latest one answers."""
 
-    def features(
-        self,
-        run_id: str,
-        *,
-        snapshot: int | None = None,
-        sort: FeatureSort | None = None,
-        order: SortOrder | None = None,
-        min_density: float | None = None,
-        max_density: float | None = None,
-        state: FeatureState | None = None,
-        q: str | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> FeaturePage:
+    def features(self, run_id: str, **query: Unpack[FeatureQuery]) -> FeaturePage:
         """One page of a snapshot's features."""
-        query = {"snapshot": snapshot, "sort": sort, "order": order, "state": state, "q": q}
-        query |= {"min_density": min_density, "max_density": max_density}
-        query |= {"limit": limit, "cursor": cursor}
         return self._call(FeaturePage, "GET", run_path(run_id, "features"), query)
 
     def feature(self, run_id: str, index: int, *, snapshot: int | None = None) -> FeatureDetail:
@@ -56,21 +65,10 @@ class FeatureCalls(Connection):
         """One feature in every snapshot."""
         return self._call(FeatureHistory, "GET", run_path(run_id, "features", index, "history"))
 
-    def lookup(
-        self,
-        run_id: str,
-        text: str,
-        *,
-        match: TokenMatch | None = None,
-        rank: LookupRank | None = None,
-        min_count: int | None = None,
-        limit: int | None = None,
-        snapshot: int | None = None,
-    ) -> LookupResult:
+    def lookup(self, run_id: str, text: str, **query: Unpack[LookupQuery]) -> LookupResult:
         """The features that fire on a token or a phrase."""
-        query = {"text": text, "match": match, "rank": rank, "min_count": min_count}
-        query |= {"limit": limit, "snapshot": snapshot}
-        return self._call(LookupResult, "GET", run_path(run_id, "lookup"), query)
+        path = run_path(run_id, "lookup")
+        return self._call(LookupResult, "GET", path, {"text": text, **query})
 
     def activations(
         self,

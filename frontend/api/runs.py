@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 from frontend.api.connection import ApiProblem, Connection, run_path
 from sae_engine.schema.features import SortOrder
@@ -38,6 +38,20 @@ _EVENTS: dict[str, type[MetricsEvent | StatusEvent | Snapshot | Notice]] = {
 }
 
 
+class RunQuery(TypedDict, total=False):
+    """Which runs to list, and in which order."""
+
+    status: RunStatus | Sequence[RunStatus] | None
+    q: str | None
+    group_id: str | None
+    """The runs of one sweep."""
+    archived: bool | None
+    sort: RunSort | None
+    order: SortOrder | None
+    limit: int | None
+    cursor: str | None
+
+
 class RunEvent(NamedTuple):
     """One event of a run: `metrics`, `status`, `snapshot`, `alert` or `notice`."""
 
@@ -48,26 +62,12 @@ class RunEvent(NamedTuple):
 class RunCalls(Connection):
     """Runs, and what they report."""
 
-    def runs(
-        self,
-        *,
-        status: RunStatus | Sequence[RunStatus] | None = None,
-        q: str | None = None,
-        tags: Sequence[str] = (),
-        group_id: str | None = None,
-        archived: bool | None = None,
-        sort: RunSort | None = None,
-        order: SortOrder | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> RunPage:
-        """One page of runs that have all `tags`, newest first; `group_id` selects a sweep.
+    def runs(self, *, tags: Sequence[str] = (), **query: Unpack[RunQuery]) -> RunPage:
+        """One page of runs that have all `tags`, by default newest first.
 
         Sorted by a metric, the lowest come first unless `order` says otherwise.
         """
-        query = {"status": status, "q": q, "tag": tags, "group_id": group_id, "archived": archived}
-        query |= {"sort": sort, "order": order, "limit": limit, "cursor": cursor}
-        return self._call(RunPage, "GET", "/runs", query)
+        return self._call(RunPage, "GET", "/runs", {"tag": tags, **query})
 
     def tags(self) -> list[TagCount]:
         """Every tag, most frequent first."""

@@ -21,7 +21,7 @@ from frontend.html.blocks import (
 )
 from frontend.html.format import count, counted, number, percent
 from frontend.html.tokens import chip, escaped, example
-from frontend.shell.url import bound, param
+from frontend.shell.url import bound_text, param
 from sae_engine.schema.features import FeatureMatch, LookupResult
 
 SUGGESTIONS = (" import", " self", " return", " not")
@@ -43,15 +43,14 @@ COLUMNS: dict[str, tuple[str, Callable[[FeatureMatch], str]]] = {
 def token_box(text: str, *, width: int | None = None) -> None:
     """The box for a token, tied to `q` in the URL; without a `width` it has a visible label."""
     with st.container(key="search"):
-        key, write = bound("q", text)
-        st.text_input(
+        bound_text(
             "Token or phrase",
-            key=key,
-            on_change=write,
+            "q",
+            text,
             placeholder="import",
-            icon=":material/search:",
+            search=True,
+            show_title=width is None,
             max_chars=200,
-            label_visibility="visible" if width is None else "collapsed",
             width=width or "stretch",
         )
 

@@ -141,13 +141,12 @@ def _centered(context: Context, largest: float, reach: int) -> str:
 def logit_column(logits: Sequence[TokenLogit], *, sign: str) -> str:
     """Token logits as bars; `sign` is `positive` or `negative` and decides the color."""
     widest = max((abs(logit.value) for logit in logits), default=0.0) or 1.0
-    rows = "".join(
+    return "".join(
         f'<div class="wb-logit {sign}"><span>{chip(logit.text)}</span>'
         f'<span class="bar"><i style="width:{abs(logit.value) / widest:.0%}"></i></span>'
         f'<span class="num">{logit.value:+.2f}</span></div>'
         for logit in logits
     )
-    return f'<div class="wb-logits">{rows}</div>'
 
 
 def plotly_text(text: str) -> str:

@@ -29,7 +29,7 @@ def curve_view(curves: Sequence[MetricsSeries]) -> CurveView:
         smoothing = st.slider("Smoothing", 0, 99, step=1, key=key, on_change=write, width=220)
         if total > shown:
             text = f"{count(shown)} of {count(total)} points"
-            html_block(f'<span class="wb-muted wb-points">{text}</span>')
+            html_block(f'<span class="wb-muted">{text}</span>')
     return CurveView(x_axis, log_x, log_y, smoothing / 100)
 
 

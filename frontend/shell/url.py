@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import streamlit as st
 
@@ -73,6 +73,31 @@ def bound(
             set_param(other, None)
 
     return key, write
+
+
+def bound_text(
+    title: str,
+    name: str,
+    value: str,
+    *,
+    placeholder: str,
+    search: bool = False,
+    show_title: bool = False,
+    max_chars: int | None = None,
+    width: int | Literal["stretch"] = "stretch",
+) -> None:
+    """A line of text tied to the URL."""
+    key, write = bound(name, value)
+    st.text_input(
+        title,
+        key=key,
+        on_change=write,
+        placeholder=placeholder,
+        icon=":material/search:" if search else None,
+        label_visibility="visible" if show_title else "collapsed",
+        max_chars=max_chars,
+        width=width,
+    )
 
 
 def bound_choice(

@@ -175,7 +175,7 @@ def test_steering_arrives_token_by_token_and_returns_the_result(client: Workbenc
         ("nope", "import", "There is no run 'nope'"),
         ("finished", "refuse", "The prompt is no good; give another."),
         ("finished", "", "answered 422"),
-        ("finished", "break", "broke off in the middle of an answer"),
+        ("finished", "break", "answer was cut off"),
     ],
 )
 def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
