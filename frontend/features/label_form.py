@@ -49,6 +49,4 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
         label_visibility="collapsed",
     )
     written = client().labels(run.id, [feature.index]) if feature.label else []
-    origin = "".join(map(origin_line, written))
-    if origin:
-        html_block(origin)
+    html_block("".join(map(origin_line, written)))

@@ -158,8 +158,9 @@ def slash_focuses_search() -> None:
 
 
 def html_block(body: str) -> None:
-    """Show HTML (escaped already) without links."""
-    st.html(body)
+    """Show HTML (escaped already) without links; nothing if it is empty."""
+    if body:
+        st.html(body)
 
 
 def section_title(text: str, *, note: str = "") -> None:

@@ -12,7 +12,7 @@ from frontend.charts.plot import show_figure
 from frontend.charts.series import X_TITLES, XAxis
 from frontend.html.blocks import html_block
 from frontend.html.format import count
-from frontend.shell.url import bound, bound_choice, choice_param, flag_param, int_param
+from frontend.shell.url import bound, bound_choice, bound_toggle, choice_param, int_param
 from sae_engine.schema.runs import MetricsSeries
 
 
@@ -23,19 +23,14 @@ def curve_view(curves: Sequence[MetricsSeries]) -> CurveView:
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         x_axis: XAxis = choice_param("x", tuple(X_TITLES)) or "step"
         bound_choice("x axis", "x", tuple(X_TITLES), x_axis, default="step", label=str.capitalize)
-        log_y = _toggle("log", "Log y")
-        log_x = _toggle("logx", "Log x")
+        log_y = bound_toggle("Log y", "log")
+        log_x = bound_toggle("Log x", "logx")
         key, write = bound("smoothing", min(int_param("smoothing") or 0, 99), default=0)
         smoothing = st.slider("Smoothing", 0, 99, step=1, key=key, on_change=write, width=220)
         if total > shown:
             text = f"{count(shown)} of {count(total)} points"
             html_block(f'<span class="wb-muted">{text}</span>')
     return CurveView(x_axis, log_x, log_y, smoothing / 100)
-
-
-def _toggle(name: str, title: str) -> bool:
-    key, write = bound(name, flag_param(name), default=False)
-    return st.toggle(title, key=key, on_change=write)
 
 
 def show_panels(panels: Sequence[Panel], draw: Callable[[Panel], Figure]) -> None:

@@ -112,8 +112,7 @@ def run_heading(run: Run, tab: str) -> str:
     about = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
     return heading(
         run.name,
-        after=f'{state}<span class="wb-muted">{about}</span>'
-        f'<nav class="wb-tabs">{tabs}</nav>',
+        after=f'{state}<span class="wb-muted">{about}</span><nav class="wb-tabs">{tabs}</nav>',
     )
 
 

@@ -100,6 +100,12 @@ def bound_text(
     )
 
 
+def bound_toggle(title: str, name: str) -> bool:
+    """A switch tied to the URL, off by default."""
+    key, write = bound(name, flag_param(name), default=False)
+    return st.toggle(title, key=key, on_change=write)
+
+
 def bound_choice(
     title: str,
     name: str,

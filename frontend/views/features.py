@@ -24,7 +24,7 @@ from frontend.html.tokens import chips, escaped, example
 from frontend.shell.downloads import download_menu
 from frontend.shell.pager import pager
 from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound, bound_choice, choice_param, float_param, param, set_param
+from frontend.shell.url import bound_choice, bound_text, choice_param, float_param, param, set_param
 from sae_engine.schema.features import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
 from sae_engine.schema.runs import Run, Snapshot
 
@@ -131,15 +131,8 @@ def _controls(run: Run, page: FeaturePage) -> None:
         snapshot_picker(run)
         state = choice_param("state", STATES) or "all"
         bound_choice("State", "state", ("all", *STATES), state, default="all", label=str.capitalize)
-        key, write = bound("q", param("q") or "")
-        st.text_input(
-            "Filter",
-            key=key,
-            on_change=write,
-            placeholder="Label, token or #index",
-            label_visibility="collapsed",
-            width=190,
-        )
+        hint = "Label, token or #index"
+        bound_text("Filter", "q", param("q") or "", placeholder=hint, width=190)
         _density_boxes()
         html_block(f'<span class="wb-muted">{counted(page.total, "feature")}</span>')
         with st.container(horizontal=True, width="content", gap="small"):

@@ -11,7 +11,7 @@ from frontend.html.blocks import href, html_block, notice
 from frontend.html.format import count, counted
 from frontend.shell.progress import computed
 from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound, param
+from frontend.shell.url import bound_text, param
 from sae_engine.schema.analysis import FeatureMap
 from sae_engine.schema.runs import Run, Snapshot
 
@@ -40,16 +40,8 @@ def _map(run: Run, snapshot: Snapshot, data: FeatureMap) -> None:
         chosen, total = {row.index for row in page.items}, page.total
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         snapshot_picker(run)
-        key, write = bound("q", query or "")
-        st.text_input(
-            "Highlight",
-            key=key,
-            on_change=write,
-            placeholder="Highlight a label, token or #index",
-            icon=":material/search:",
-            label_visibility="collapsed",
-            width=280,
-        )
+        hint = "Highlight a label, token or #index"
+        bound_text("Highlight", "q", query or "", placeholder=hint, search=True, width=280)
         html_block(f'<span class="wb-muted">{_caption(data, query, len(chosen), total)}</span>')
     if not data.index:
         html_block(notice("No features fire in this snapshot."))

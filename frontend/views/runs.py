@@ -15,7 +15,16 @@ from frontend.runs.list import first_order, runs_table
 from frontend.shell.navigation import page_button
 from frontend.shell.pager import pager
 from frontend.shell.problems import attempt, live
-from frontend.shell.url import bound, choice_param, flag_param, list_param, param, set_param
+from frontend.shell.url import (
+    bound,
+    bound_text,
+    bound_toggle,
+    choice_param,
+    flag_param,
+    list_param,
+    param,
+    set_param,
+)
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
@@ -59,22 +68,14 @@ def _filters() -> None:
     with title:
         html_block('<h1 class="wb-title">Runs</h1>')
     with search:
-        key, write = bound("q", param("q") or "")
-        st.text_input(
-            "Filter by text",
-            key=key,
-            on_change=write,
-            placeholder="Name, tag, note or ID",
-            icon=":material/search:",
-            label_visibility="collapsed",
-        )
+        hint = "Name, tag, note or ID"
+        bound_text("Filter by text", "q", param("q") or "", placeholder=hint, search=True)
     with status:
         _choice("status", STATUSES, ANY_STATUS, "Status")
     with tag:
         _choice("tag", known_tags(), ANY_TAG, "Tag")
     with archived:
-        key, write = bound("archived", flag_param("archived"), default=False)
-        st.toggle("Archived", key=key, on_change=write)
+        bound_toggle("Archived", "archived")
     with new:
         page_button(
             "New run", "launch", key="new", icon=":material/add:", primary=True, width="stretch"
