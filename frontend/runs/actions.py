@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
@@ -26,7 +26,7 @@ def show_actions(run: Run) -> None:
             "", icon=":material/more_horiz:", key="more", help="Edit, archive or delete"
         ):
             _edit(run)
-            _archive(run)
+            archive_button([run.id], archived=run.archived, key="archive")
             _delete(run)
 
 
@@ -74,12 +74,24 @@ def _edit(run: Run) -> None:
         _do(lambda: client().update_run(run.id, RunPatch.model_validate(new)))
 
 
-def _archive(run: Run) -> None:
-    text = "Unarchive" if run.archived else "Archive"
-    tip = "Hides the run from the list; nothing is deleted."
-    if st.button(text, icon=":material/archive:", key="archive", help=tip):
-        patch = RunPatch.model_validate({"archived": not run.archived})
-        _do(lambda: client().update_run(run.id, patch))
+def archive_button(
+    run_ids: Sequence[str],
+    *,
+    archived: bool,
+    key: str,
+    all_runs: bool = False,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """A button that archives runs, or unarchives those that are `archived`."""
+    text = f"{'Unarchive' if archived else 'Archive'}{' all' if all_runs else ''}"
+    tip = None if archived else "Hidden from the list; nothing is deleted."
+    if not st.button(text, icon=":material/archive:", key=key, help=tip):
+        return
+    for run_id in run_ids:
+        client().update_run(run_id, RunPatch.model_validate({"archived": not archived}))
+    forget_cached()
+    after()
+    st.rerun()
 
 
 def _delete(run: Run) -> None:

@@ -7,14 +7,15 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.api.cache import all_runs, client, forget_cached, known_tags
+from frontend.api.cache import all_runs, client, known_tags
 from frontend.html.blocks import empty_state, html_block, set_link, show_linked
 from frontend.html.format import count, counted
+from frontend.runs.actions import archive_button
 from frontend.runs.comparison import show_pareto
 from frontend.runs.list import first_order, runs_table
 from frontend.shell.navigation import page_button
 from frontend.shell.pager import pager
-from frontend.shell.problems import attempt, live
+from frontend.shell.problems import live
 from frontend.shell.url import (
     bound,
     bound_text,
@@ -27,7 +28,7 @@ from frontend.shell.url import (
 )
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.features import SortOrder
-from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
+from sae_engine.schema.runs import RunPage, RunSort, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",
@@ -172,21 +173,15 @@ def _act_on(picked: Sequence[str]) -> None:
         enabled=2 <= len(picked) <= MAX_COMPARED_RUNS,
         runs=",".join(picked),
     )
-    text = "Unarchive" if flag_param("archived") else "Archive"
-    if st.button(text, icon=":material/archive:", key="archive-picked"):
-        attempt(lambda: _archive(picked, not flag_param("archived")))
-        forget_cached()
-        set_param("pick", None)
-        st.rerun()
+    archive_button(
+        picked,
+        archived=flag_param("archived"),
+        key="archive-picked",
+        after=lambda: set_param("pick", None),
+    )
     if st.button("Clear selection", key="clear-picked", type="tertiary"):
         set_param("pick", None)
         st.rerun()
-
-
-def _archive(run_ids: Sequence[str], archived: bool) -> None:
-    patch = RunPatch.model_validate({"archived": archived})
-    for run_id in run_ids:
-        client().update_run(run_id, patch)
 
 
 def _pareto() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -27,18 +27,19 @@ from frontend.html.blocks import (
 )
 from frontend.html.format import counted, metric_text
 from frontend.html.tokens import escaped
+from frontend.runs.actions import archive_button
 from frontend.runs.cards import fraction_done
 from frontend.runs.comparison import csv_button, setting_text, show_pareto
 from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.list import sweep_name
-from frontend.runs.tables import members_csv
+from frontend.runs.tables import runs_csv
 from frontend.shell.navigation import name_tab, page_button, runs_button
 from frontend.shell.problems import live
 from frontend.shell.url import param
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.fields import differing
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import ENDED, Run, RunPatch, RunStatus
+from sae_engine.schema.runs import ENDED, Run, RunStatus
 
 MOST_MEMBERS = 500
 MOST_CURVES = 32
@@ -102,26 +103,18 @@ def _buttons(members: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> N
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         active = [run for run in members if run.status not in ENDED]
         if active and st.button("Stop all", icon=":material/stop:", key="stop-all"):
-            _do(active, lambda run: client().stop_run(run.id))
+            for run in active:
+                client().stop_run(run.id)
+            forget_cached()
+            st.rerun()
         best = sorted(members, key=_unexplained)[:MAX_COMPARED_RUNS]
         tip = f"The best {len(best)} runs side by side"
-        ids = ",".join(run.id for run in best)
-        page_button(
-            "Compare", "compare", key="compare", icon=":material/compare:", tip=tip, runs=ids
-        )
-        csv_button("Table", members_csv(members, settings), "sweep.csv", key="csv-members")
+        icon, chosen = ":material/compare:", ",".join(run.id for run in best)
+        page_button("Compare", "compare", key="compare", icon=icon, tip=tip, runs=chosen)
+        csv_button("Table", runs_csv(members, settings), "sweep.csv", key="csv-members")
         archived = all(run.archived for run in members)
-        text = "Unarchive all" if archived else "Archive all"
-        if st.button(text, icon=":material/archive:", key="archive-all"):
-            patch = RunPatch.model_validate({"archived": not archived})
-            _do(members, lambda run: client().update_run(run.id, patch))
-
-
-def _do(members: Sequence[Run], action: Callable[[Run], object]) -> None:
-    for run in members:
-        action(run)
-    forget_cached()
-    st.rerun()
+        ids = [run.id for run in members]
+        archive_button(ids, archived=archived, key="archive-all", all_runs=True)
 
 
 def _unexplained(run: Run) -> tuple[bool, float]:

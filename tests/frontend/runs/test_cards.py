@@ -17,7 +17,7 @@ from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue, Progress, Run
 
 
-def _run(**changes: Any) -> Run:
+def run_with(**changes: Any) -> Run:
     start = datetime(2030, 1, 1, tzinfo=UTC)
     progress = Progress(
         step=50,
@@ -57,14 +57,14 @@ _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, r
 
 
 def test_progress_names_steps_tokens_times_and_phase() -> None:
-    line = cards.progress_line(_run())
+    line = cards.progress_line(run_with())
     assert line == (
         "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed · about 1 min 00 s left · training"
     )
 
 
 def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
-    line = cards.progress_line(_run(status="finished"))
+    line = cards.progress_line(run_with(status="finished"))
     assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed"
 
 
@@ -83,19 +83,19 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
 def test_the_share_done_is_unknown_without_a_total_or_before_the_first_step(
     status: str, step: int, total: int | None, fraction: float | None
 ) -> None:
-    run = _run(status=status)
+    run = run_with(status=status)
     progress = run.progress.model_copy(update={"step": step, "total_steps": total})
     assert cards.fraction_done(run.model_copy(update={"progress": progress})) == fraction
 
 
 def test_every_card_carries_its_definition() -> None:
-    shown = cards.cards(_run(), _EMPTY)
+    shown = cards.cards(run_with(), _EMPTY)
     assert all(METRICS[name].title in shown for name in cards.CARDS)
     assert shown.count('title="') == len(cards.CARDS)
 
 
 def test_a_value_that_is_not_finite_is_shown_and_marked() -> None:
-    shown = cards.cards(_run(metrics={"fvu": "NaN"}), _EMPTY)
+    shown = cards.cards(run_with(metrics={"fvu": "NaN"}), _EMPTY)
     assert "wb-card broken" in shown
     assert "NaN" in shown
 
