@@ -164,7 +164,8 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
         "order": turned if on else _first_order(name),
         **{each: param(each) for each in FILTERS},
     }
-    return f"<th>{link('features', _TITLES[name] + arrow, query)}</th>"
+    css = ' class="num"' if name in ("density", "max_activation") else ""
+    return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
 def _row(run: Run, row: FeatureRow, note: str) -> str:
