@@ -1,4 +1,4 @@
 """The pages of SAE Workbench: Streamlit over the REST API.
 
-Of the project they know the vocabulary, `sae_engine.schema`, and nothing else.
+Of the rest of the project they import only the vocabulary, `sae_engine.schema`.
 """

@@ -7,8 +7,9 @@ from pathlib import Path
 import streamlit as st
 
 from frontend.api.client import ApiProblem
-from frontend.html.blocks import slash_focuses_search
-from frontend.shell.url import show_problem, show_problem_of_attempt
+from frontend.html.blocks import HOME, slash_focuses_search
+from frontend.shell.navigation import PAGES, script_of
+from frontend.shell.problems import show_problem, show_problem_of_attempt
 
 HERE = Path(__file__).parent
 
@@ -17,19 +18,13 @@ st.html(HERE / "style.css")
 st.logo(str(HERE / "mark.svg"), size="large")
 page = st.navigation(
     [
-        st.Page("views/runs.py", title="Runs", default=True),
-        st.Page("views/launch.py", title="New run", url_path="launch"),
-        st.Page("views/system.py", title="System", url_path="system"),
-        st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
-        st.Page("views/features.py", title="Features", url_path="features", visibility="hidden"),
-        st.Page("views/feature.py", title="Feature", url_path="feature", visibility="hidden"),
-        st.Page("views/map.py", title="Map", url_path="map", visibility="hidden"),
-        st.Page("views/compare.py", title="Compare", url_path="compare", visibility="hidden"),
-        st.Page("views/sweep.py", title="Sweep", url_path="sweep", visibility="hidden"),
-        st.Page("views/lookup.py", title="Look up", url_path="lookup", visibility="hidden"),
         st.Page(
-            "views/playground.py", title="Playground", url_path="playground", visibility="hidden"
-        ),
+            script_of(page.name),
+            title=page.title,
+            default=page.name == HOME,
+            visibility="visible" if page.offered == "menu" else "hidden",
+        )
+        for page in PAGES
     ],
     position="top",
 )

@@ -1,4 +1,4 @@
-"""The REST API as the pages see it: one typed client, its calls, and answers kept for seconds.
+"""The REST API as the pages use it: a typed client, its calls, and a short-lived cache.
 
-Fed by the vocabulary, `sae_engine.schema`; read by every page.
+Fed by the vocabulary, `sae_engine.schema`; read by every other wing.
 """

@@ -1,4 +1,4 @@
-"""A typed client of the REST API; the pages use it, and a notebook can.
+"""A typed client of the REST API, for the pages and for notebooks.
 
 >>> client = WorkbenchClient("http://127.0.0.1:8501")
 >>> run = client.create_run(RunCreate(preset="tiny"))
@@ -18,4 +18,4 @@ __all__ = ["ApiProblem", "WorkbenchClient"]
 
 
 class WorkbenchClient(MachineCalls, RunCalls, FeatureCalls, LabelCalls, ComparisonCalls):
-    """The calls of the API; safe to share between threads."""
+    """All calls of the API; safe to share between threads."""

@@ -1,8 +1,9 @@
-"""Calls about several runs at once."""
+"""Calls that compare runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict, Unpack
 
 from frontend.api.connection import Connection
 from sae_engine.schema.analysis import (
@@ -14,32 +15,27 @@ from sae_engine.schema.analysis import (
 from sae_engine.schema.features import SortOrder
 
 
+class MatchQuery(TypedDict, total=False):
+    """Which matched features to list, and in which order."""
+
+    section: MatchSection | None
+    threshold: float | None
+    order: SortOrder | None
+    limit: int | None
+    cursor: str | None
+
+
 class ComparisonCalls(Connection):
     """Runs side by side."""
 
     def compare(self, run_ids: Sequence[str], *, max_points: int | None = None) -> Comparison:
-        """In what runs differ, and their curves."""
+        """The settings in which runs differ, and their curves."""
         query = {"runs": ",".join(run_ids), "max_points": max_points}
-        return self._read(Comparison, "/compare", query)
+        return self._call(Comparison, "GET", "/compare", query)
 
     def compare_features(
-        self,
-        run_a: str,
-        run_b: str,
-        *,
-        section: MatchSection | None = None,
-        threshold: float | None = None,
-        order: SortOrder | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
+        self, run_a: str, run_b: str, **query: Unpack[MatchQuery]
     ) -> FeatureComparison | AnalysisProgress:
-        """Two runs' features matched by decoder rows, or how far the computation is."""
-        query = {
-            "runs": f"{run_a},{run_b}",
-            "section": section,
-            "threshold": threshold,
-            "order": order,
-            "limit": limit,
-            "cursor": cursor,
-        }
-        return self._read_computed(FeatureComparison, "/compare/features", query)
+        """Two runs' features matched by decoder rows, or the progress of the computation."""
+        runs = {"runs": f"{run_a},{run_b}"}
+        return self._call_computed(FeatureComparison, "/compare/features", {**runs, **query})

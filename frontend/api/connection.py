@@ -1,24 +1,34 @@
-"""HTTP to one server: requests out, typed answers in, problems in words."""
+"""HTTP to one server: sends requests, parses answers, raises problems in words.
+
+Fed by the shapes of `sae_engine.schema`; read by the calls of this wing.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple, Self, TypeVar, cast
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from httpx_sse import ServerSentEvent, connect_sse
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sae_engine.schema.analysis import AnalysisProgress
 from sae_engine.schema.problems import Problem
 
 UNREACHABLE = "about:unreachable"
+SECONDS = 15.0
+"""How long an answer may take, unless a call says otherwise."""
+CONNECT_SECONDS = 2.0
 
-_Shape = TypeVar("_Shape", bound=BaseModel)
+_Answer = TypeVar("_Answer")
+_Body = BaseModel | dict[str, Any] | None
 
 
 class ApiProblem(Exception):  # noqa: N818 - it carries a `Problem`
-    """The API refused, failed or could not be reached; `problem` says which, in words."""
+    """The API refused, failed or could not be reached; `problem` explains it."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail or problem.title)
@@ -26,20 +36,12 @@ class ApiProblem(Exception):  # noqa: N818 - it carries a `Problem`
 
     @property
     def unreachable(self) -> bool:
-        """No answer came at all; trying again may help."""
+        """Whether the server did not answer at all, so that trying again may help."""
         return self.problem.type == UNREACHABLE
 
 
-class ServerSentEvent(NamedTuple):
-    """One event of a stream; one that only numbers what came before has no name."""
-
-    name: str
-    data: str
-    id: int | None
-
-
 class Connection:
-    """One HTTP connection pool to one server; safe to share between threads."""
+    """A pool of connections to one server; safe to share between threads."""
 
     def __init__(
         self,
@@ -48,11 +50,9 @@ class Connection:
         *,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
             base_url=base_url.rstrip("/") + "/api",
-            headers=headers,
-            timeout=httpx.Timeout(15.0, connect=2.0),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
             transport=transport,
             trust_env=False,
         )
@@ -67,39 +67,50 @@ class Connection:
         """Close the connections."""
         self._http.close()
 
-    def _read_computed(
-        self, shape: type[_Shape], path: str, query: Mapping[str, object]
-    ) -> _Shape | AnalysisProgress:
-        answer = self._send("GET", path, query)
-        if answer.status_code == 202:
-            return _parsed(AnalysisProgress, path, answer)
-        return _parsed(shape, path, answer)
+    def _call(
+        self,
+        shape: type[_Answer],
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        *,
+        body: _Body = None,
+        headers: Mapping[str, str] | None = None,
+        seconds: float = SECONDS,
+    ) -> _Answer:
+        """The answer as `shape`, which may be a list of shapes."""
+        answer = self._send(method, path, query, body=body, headers=headers, seconds=seconds)
+        return _parsed(shape, answer)
 
-    def _read(
-        self, shape: type[_Shape], path: str, query: Mapping[str, object] | None = None
-    ) -> _Shape:
-        return _parsed(shape, path, self._send("GET", path, query))
+    def _call_computed(
+        self, shape: type[_Answer], path: str, query: Mapping[str, Any]
+    ) -> _Answer | AnalysisProgress:
+        """The answer to a GET, or the progress of its computation."""
+        answer = self._send("GET", path, query)
+        return _parsed(AnalysisProgress if answer.status_code == 202 else shape, answer)
 
     def _send(
         self,
         method: str,
         path: str,
-        query: Mapping[str, object] | None = None,
+        query: Mapping[str, Any] | None = None,
         *,
-        body: dict[str, Any] | None = None,
+        body: _Body = None,
         headers: Mapping[str, str] | None = None,
-        wait: float | None = None,
+        seconds: float = SECONDS,
     ) -> httpx.Response:
-        """`wait` is how many seconds the answer may take, where that is longer than usual."""
-        timeout = self._http.timeout if wait is None else httpx.Timeout(wait, connect=2.0)
-        try:
+        """The answer, read whole; of a body model only the fields that were set are sent."""
+        if isinstance(body, BaseModel):
+            body = body.model_dump(mode="json", exclude_unset=True)
+        with self._reaching():
             answer = self._http.request(
-                method, path, params=_params(query), json=body, headers=headers, timeout=timeout
+                method,
+                path,
+                params=_given(query),
+                json=body,
+                headers=headers,
+                timeout=_timeout(seconds),
             )
-        except httpx.TimeoutException as error:
-            raise self._unreachable("did not answer in time") from error
-        except httpx.TransportError as error:
-            raise self._unreachable("cannot be reached") from error
         if answer.is_error:
             raise ApiProblem(_problem(answer))
         return answer
@@ -108,34 +119,27 @@ class Connection:
         self,
         method: str,
         path: str,
-        query: Mapping[str, object],
-        body: dict[str, Any] | None = None,
+        query: Mapping[str, Any],
         *,
-        wait: float | None = None,
+        body: dict[str, Any] | None = None,
+        seconds: float = SECONDS,
     ) -> Generator[ServerSentEvent]:
-        """The server-sent events that answer; `wait` is the longest silence between two, in
-        seconds, where that is longer than usual.
-        """
-        headers = {"Accept": "text/event-stream"}
-        timeout = self._http.timeout if wait is None else httpx.Timeout(wait, connect=2.0)
+        """The server-sent events of an answer; `seconds` is the longest silence between two."""
+        options: dict[str, Any] = {"params": _given(query), "json": body}
+        with (
+            self._reaching(),
+            connect_sse(self._http, method, path, timeout=_timeout(seconds), **options) as source,
+        ):
+            if source.response.is_error:
+                source.response.read()
+                raise ApiProblem(_problem(source.response))
+            yield from source.iter_sse()
+
+    @contextmanager
+    def _reaching(self) -> Generator[None]:
+        """Raise `ApiProblem` when the server does not answer."""
         try:
-            with self._http.stream(
-                method, path, params=_params(query), json=body, headers=headers, timeout=timeout
-            ) as answer:
-                if answer.is_error:
-                    answer.read()
-                    raise ApiProblem(_problem(answer))
-                fields: dict[str, str] = {}
-                for line in answer.iter_lines():
-                    name, _, value = line.partition(": ")
-                    if name:
-                        fields[name] = value
-                    elif not line:
-                        number = int(fields["id"]) if "id" in fields else None
-                        yield ServerSentEvent(
-                            fields.get("event", ""), fields.get("data", ""), number
-                        )
-                        fields = {}
+            yield
         except httpx.TimeoutException as error:
             raise self._unreachable("did not answer in time") from error
         except httpx.TransportError as error:
@@ -148,42 +152,43 @@ class Connection:
         )
 
 
-def _parsed(shape: type[_Shape], path: str, answer: httpx.Response) -> _Shape:
+def run_path(run_id: str, *parts: object) -> str:
+    """A path below a run, whatever its id contains."""
+    return "/".join(["/runs", quote(run_id, safe=""), *map(str, parts)])
+
+
+def _timeout(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+
+
+def _given(query: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (query or {}).items() if value is not None}
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _parsed(shape: Any, answer: httpx.Response) -> Any:
     try:
-        return shape.model_validate_json(answer.content)
+        return _adapter(shape).validate_json(answer.content)
     except ValidationError as error:
+        request = answer.request
         detail = (
-            f"GET {path} answered something that is no {shape.__name__}; "
-            "do server and pages have the same version?"
+            f"The answer to {request.method} {request.url.path} has an unexpected shape; make "
+            "sure that the server and the pages have the same version."
         )
         raise ApiProblem(
             Problem(type="about:blank", title="Unexpected answer", status=502, detail=detail)
         ) from error
 
 
-def _params(query: Mapping[str, object] | None) -> dict[str, str | list[str]]:
-    return {name: _texts(value) for name, value in (query or {}).items() if value is not None}
-
-
-def _texts(value: object) -> str | list[str]:
-    """A query's value; a list stands in it once for each."""
-    return (
-        [_text(one) for one in cast(list[object], value)]
-        if isinstance(value, list)
-        else _text(value)
-    )
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _problem(answer: httpx.Response) -> Problem:
-    """The body as a `Problem`, or one made from the status where the body is none."""
+    """The body as a `Problem`, or one made from the status if the body has another shape."""
     try:
-        return Problem.model_validate(json.loads(answer.content))
-    except (ValueError, ValidationError):
+        return Problem.model_validate_json(answer.content)
+    except ValidationError:
         title = answer.reason_phrase or "Error"
-        path = answer.request.url.path
-        detail = f"{path} answered {answer.status_code} {title}."
+        detail = f"{answer.request.url.path} answered {answer.status_code} {title}."
         return Problem(type="about:blank", title=title, status=answer.status_code, detail=detail)

@@ -1,11 +1,11 @@
-"""Calls about a run's features: listed, looked into, looked up, tried on one's own text."""
+"""Calls about a run's features: lists, details, lookups, activations on a text, steering."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from typing import TypedDict, Unpack
 
-from frontend.api.connection import ApiProblem, Connection
-from frontend.api.sending import segment
+from frontend.api.connection import ApiProblem, Connection, run_path
 from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, FeatureMap
 from sae_engine.schema.features import (
     FeatureDetail,
@@ -15,81 +15,58 @@ from sae_engine.schema.features import (
     FeatureState,
     SortOrder,
 )
-from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.playground import SteerPhase, SteerResult, SteerToken, TextActivations
 from sae_engine.schema.problems import Problem
 
 WARM_UP_SECONDS = 180.0
-"""How long an answer may take that waits for the language model to be loaded."""
+"""How long an answer may take that needs the language model, which may have to be loaded."""
+
+
+class FeatureQuery(TypedDict, total=False):
+    """Which features to list, and in which order."""
+
+    snapshot: int | None
+    sort: FeatureSort | None
+    order: SortOrder | None
+    min_density: float | None
+    max_density: float | None
+    state: FeatureState | None
+    q: str | None
+    limit: int | None
+    cursor: str | None
+
+
+class LookupQuery(TypedDict, total=False):
+    """How a token is matched, and how its features are ranked."""
+
+    match: TokenMatch | None
+    rank: LookupRank | None
+    min_count: int | None
+    limit: int | None
+    snapshot: int | None
 
 
 class FeatureCalls(Connection):
-    """Features of a run's snapshots."""
+    """Features of a run's snapshots; without a `snapshot` the latest one answers."""
 
-    def features(
-        self,
-        run_id: str,
-        *,
-        snapshot: int | None = None,
-        sort: FeatureSort | None = None,
-        order: SortOrder | None = None,
-        min_density: float | None = None,
-        max_density: float | None = None,
-        state: FeatureState | None = None,
-        q: str | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-    ) -> FeaturePage:
-        """One page of a snapshot's features; no `snapshot` is the latest."""
-        query = {
-            "snapshot": snapshot,
-            "sort": sort,
-            "order": order,
-            "min_density": min_density,
-            "max_density": max_density,
-            "state": state,
-            "q": q,
-            "limit": limit,
-            "cursor": cursor,
-        }
-        return self._read(FeaturePage, f"/runs/{segment(run_id)}/features", query)
+    def features(self, run_id: str, **query: Unpack[FeatureQuery]) -> FeaturePage:
+        """One page of a snapshot's features."""
+        return self._call(FeaturePage, "GET", run_path(run_id, "features"), query)
 
     def feature(self, run_id: str, index: int, *, snapshot: int | None = None) -> FeatureDetail:
         """Everything a snapshot knows about one feature."""
-        query = {"snapshot": snapshot}
-        return self._read(FeatureDetail, f"/runs/{segment(run_id)}/features/{index}", query)
+        path = run_path(run_id, "features", index)
+        return self._call(FeatureDetail, "GET", path, {"snapshot": snapshot})
 
     def history(self, run_id: str, index: int) -> FeatureHistory:
-        """What became of one feature over all snapshots."""
-        return self._read(FeatureHistory, f"/runs/{segment(run_id)}/features/{index}/history")
+        """One feature in every snapshot."""
+        return self._call(FeatureHistory, "GET", run_path(run_id, "features", index, "history"))
 
-    def label(self, run_id: str, index: int, update: LabelUpdate) -> None:
-        """Set a feature's label, notes and star."""
-        path = f"/runs/{segment(run_id)}/features/{index}/label"
-        self._send("PUT", path, body=update.model_dump(mode="json"))
-
-    def lookup(
-        self,
-        run_id: str,
-        text: str,
-        *,
-        match: TokenMatch | None = None,
-        rank: LookupRank | None = None,
-        min_count: int | None = None,
-        limit: int | None = None,
-        snapshot: int | None = None,
-    ) -> LookupResult:
-        """The features that go with a token or a phrase."""
-        query = {
-            "text": text,
-            "match": match,
-            "rank": rank,
-            "min_count": min_count,
-            "limit": limit,
-            "snapshot": snapshot,
-        }
-        return self._read(LookupResult, f"/runs/{segment(run_id)}/lookup", query)
+    def lookup(self, run_id: str, text: str, **query: Unpack[LookupQuery]) -> LookupResult:
+        """The features that fire on a token or a phrase."""
+        path = run_path(run_id, "lookup")
+        return self._call(LookupResult, "GET", path, {"text": text, **query})
 
     def activations(
         self,
@@ -100,11 +77,17 @@ class FeatureCalls(Connection):
         features: Sequence[int] = (),
         snapshot: int | None = None,
     ) -> TextActivations:
-        """The strongest features of every token of a text, and those of `features` at each."""
-        path = f"/runs/{segment(run_id)}/activations"
-        body = {"text": text, "top": top, "features": list(features)}
-        answer = self._send("POST", path, {"snapshot": snapshot}, body=body, wait=WARM_UP_SECONDS)
-        return TextActivations.model_validate_json(answer.content)
+        """The `top` strongest features of every token of a text, and the activations of
+        `features` at each.
+        """
+        return self._call(
+            TextActivations,
+            "POST",
+            run_path(run_id, "activations"),
+            {"snapshot": snapshot},
+            body={"text": text, "top": top, "features": list(features)},
+            seconds=WARM_UP_SECONDS,
+        )
 
     def steer(
         self,
@@ -117,7 +100,7 @@ class FeatureCalls(Connection):
         temperature: float = 1.0,
         snapshot: int | None = None,
     ) -> Generator[SteerPhase | SteerToken, None, SteerResult]:
-        """How a prompt goes on, plain and steered, token by token; `features` maps features to
+        """Continue a prompt, plain and steered, token by token; `features` maps features to
         strengths in units of their largest activations.
 
         The generator returns the whole result; closing it ends the work.
@@ -129,27 +112,29 @@ class FeatureCalls(Connection):
             "seed": seed,
             "temperature": temperature,
         }
-        path = f"/runs/{segment(run_id)}/steer"
-        for event, data, _ in self._events("POST", path, {"snapshot": snapshot}, body):
-            if event == "phase":
-                yield SteerPhase.model_validate_json(data)
-            elif event == "token":
-                yield SteerToken.model_validate_json(data)
-            elif event == "problem":
-                raise ApiProblem(Problem.model_validate_json(data))
-            elif event == "result":
-                return SteerResult.model_validate_json(data)
-        detail = "The server broke off in the middle of an answer; ask again."
-        raise ApiProblem(Problem(type="about:blank", title="Broken off", status=502, detail=detail))
+        path = run_path(run_id, "steer")
+        for event in self._events("POST", path, {"snapshot": snapshot}, body=body):
+            match event.event:
+                case "phase":
+                    yield SteerPhase.model_validate_json(event.data)
+                case "token":
+                    yield SteerToken.model_validate_json(event.data)
+                case "problem":
+                    raise ApiProblem(Problem.model_validate_json(event.data))
+                case "result":
+                    return SteerResult.model_validate_json(event.data)
+                case _:
+                    pass
+        detail = "The server's answer was cut off; try again."
+        raise ApiProblem(Problem(type="about:blank", title="Cut off", status=502, detail=detail))
 
     def densities(self, run_id: str, *, snapshot: int | None = None) -> DensityHistogram:
-        """How many features fire how often."""
-        query = {"snapshot": snapshot}
-        return self._read(DensityHistogram, f"/runs/{segment(run_id)}/densities", query)
+        """A histogram of the features' densities."""
+        path = run_path(run_id, "densities")
+        return self._call(DensityHistogram, "GET", path, {"snapshot": snapshot})
 
     def feature_map(
         self, run_id: str, *, snapshot: int | None = None
     ) -> FeatureMap | AnalysisProgress:
-        """A snapshot's features on a plane, or how far its computation is."""
-        query = {"snapshot": snapshot}
-        return self._read_computed(FeatureMap, f"/runs/{segment(run_id)}/map", query)
+        """A snapshot's features on a plane, or the progress of the computation."""
+        return self._call_computed(FeatureMap, run_path(run_id, "map"), {"snapshot": snapshot})

@@ -4,41 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import TypeAdapter
-
-from frontend.api.connection import Connection
-from frontend.api.sending import segment, sent
-from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
-
-_LABELS = TypeAdapter(list[FeatureLabel])
-_LABEL_JOBS = TypeAdapter(list[LabelJob])
+from frontend.api.connection import Connection, run_path
+from sae_engine.schema.labels import (
+    FeatureLabel,
+    LabelEstimate,
+    LabelJob,
+    LabelRequest,
+    LabelUpdate,
+)
 
 
 class LabelCalls(Connection):
-    """What is written about features, and who writes it."""
+    """Labels of features, and the jobs that write them."""
 
     def labels(self, run_id: str, features: Sequence[int] | None = None) -> list[FeatureLabel]:
-        """What is written about a run's features, or about some of them, and by whom."""
-        query = None if features is None else {"feature": list(features)}
-        answer = self._send("GET", f"/runs/{segment(run_id)}/labels", query)
-        return _LABELS.validate_json(answer.content)
+        """Labels, notes and stars of a run's features, all or only `features`."""
+        return self._call(
+            list[FeatureLabel], "GET", run_path(run_id, "labels"), {"feature": features}
+        )
+
+    def label(self, run_id: str, index: int, update: LabelUpdate) -> None:
+        """Set a feature's label, notes and star."""
+        self._send("PUT", run_path(run_id, "features", index, "label"), body=update)
 
     def estimate_labeling(self, run_id: str, body: LabelRequest) -> LabelEstimate:
-        """What it would take to have features labeled by a language model."""
-        path = f"/runs/{segment(run_id)}/labels/estimate"
-        return LabelEstimate.model_validate_json(self._send("POST", path, body=sent(body)).content)
+        """Requests, tokens and cost of labeling features with a language model."""
+        path = run_path(run_id, "labels", "estimate")
+        return self._call(LabelEstimate, "POST", path, body=body)
 
     def start_labeling(self, run_id: str, body: LabelRequest) -> LabelJob:
-        """Have features labeled by a language model, in the background."""
-        answer = self._send("POST", f"/runs/{segment(run_id)}/labels", body=sent(body))
-        return LabelJob.model_validate_json(answer.content)
+        """Label features with a language model, in the background."""
+        return self._call(LabelJob, "POST", run_path(run_id, "labels"), body=body)
 
     def label_jobs(self, run_id: str) -> list[LabelJob]:
-        """The labelings of a run, the newest first."""
-        answer = self._send("GET", f"/runs/{segment(run_id)}/labels/jobs")
-        return _LABEL_JOBS.validate_json(answer.content)
+        """The labeling jobs of a run, newest first."""
+        return self._call(list[LabelJob], "GET", run_path(run_id, "labels", "jobs"))
 
     def cancel_labeling(self, run_id: str) -> LabelJob:
-        """End the labeling that is running; its labels stay."""
-        answer = self._send("POST", f"/runs/{segment(run_id)}/labels/cancel")
-        return LabelJob.model_validate_json(answer.content)
+        """End the running labeling job; its labels stay."""
+        return self._call(LabelJob, "POST", run_path(run_id, "labels", "cancel"))

@@ -1,4 +1,4 @@
-"""Runs of a sweep as lines across parallel axes: what was tried, and what came of it."""
+"""Runs of a sweep as lines across parallel axes of their settings and results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from frontend.charts.curves import GRAY, Figure, Trace
+from frontend.charts.figure import GRAY, SMALL, Figure, Trace, margin
 from frontend.html.format import DASH
 from frontend.html.tokens import plotly_text
 
@@ -15,7 +15,7 @@ _MOST_TICKS = 6
 
 
 class Axis(NamedTuple):
-    """One axis: its title, and the value of each run; None where a run has none."""
+    """One axis: its title, and one value per run; None if a run has none."""
 
     title: str
     values: Sequence[Any]
@@ -31,7 +31,7 @@ class _Scale(NamedTuple):
 def parallel_figure(
     axes: Sequence[Axis], ids: Sequence[str], names: Sequence[str], colors: Sequence[str]
 ) -> Figure:
-    """A line for each run; its points open it, as `customdata` is its id."""
+    """One line per run; the `customdata` of its points is the run's id."""
     scales = [_scale(axis.values) for axis in axes]
     places = list(range(len(axes)))
     traces: list[Trace] = [
@@ -50,7 +50,6 @@ def parallel_figure(
         }
         for run in range(len(ids))
     ]
-    small = {"size": 11}
     labels = [
         {
             "x": place,
@@ -59,7 +58,7 @@ def parallel_figure(
             "showarrow": False,
             "xanchor": "right",
             "xshift": -7,
-            "font": small,
+            "font": SMALL,
         }
         for place, scale in enumerate(scales)
         for height, text in scale.ticks
@@ -78,7 +77,7 @@ def parallel_figure(
     ]
     layout = {
         "height": 340,
-        "margin": {"l": 60, "r": 30, "t": 40, "b": 16},
+        "margin": margin(60, 30, 40, 16),
         "hovermode": "closest",
         "showlegend": False,
         "uirevision": "parallel",
@@ -100,11 +99,11 @@ def parallel_figure(
 
 
 def _text(axes: Sequence[Axis], name: str, run: int) -> str:
-    lines = [f"{plotly_text(axis.title)} {_said(axis.values[run])}" for axis in axes]
+    lines = [f"{plotly_text(axis.title)} {_value_text(axis.values[run])}" for axis in axes]
     return "<br>".join([f"<b>{plotly_text(name)}</b>", *lines])
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value is None:
         return DASH
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -113,15 +112,15 @@ def _said(value: Any) -> str:
 
 
 def _scale(values: Sequence[Any]) -> _Scale:
-    """Numbers by size, on a logarithmic scale where they differ much; all else in steps."""
+    """Numbers by size, logarithmic if they span a wide range; other values in equal steps."""
     numbers = [v for v in values if _is_number(v)]
     if numbers and all(value is None or _is_number(value) for value in values):
         return _numeric(values, numbers)
-    kinds = list(dict.fromkeys(_said(value) for value in values if _said(value) != DASH))
+    kinds = list(dict.fromkeys(_value_text(value) for value in values if value is not None))
     top = max(1, len(kinds) - 1)
     heights = {kind: place / top for place, kind in enumerate(kinds)}
     return _Scale(
-        [heights.get(_said(value)) for value in values],
+        [heights.get(_value_text(value)) for value in values],
         [(height, kind) for kind, height in heights.items()],
     )
 
@@ -144,4 +143,4 @@ def _numeric(values: Sequence[Any], numbers: Sequence[float]) -> _Scale:
     distinct = sorted(set(numbers))
     shown = distinct if len(distinct) <= _MOST_TICKS else [low, high]
     heights = [None if value is None else height(value) for value in values]
-    return _Scale(heights, [(height(value), _said(value)) for value in shown])
+    return _Scale(heights, [(height(value), _value_text(value)) for value in shown])

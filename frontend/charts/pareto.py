@@ -1,4 +1,4 @@
-"""How well runs reconstruct with how few latents: FVU against L0, the plot SAEs are judged by."""
+"""FVU vs. L0 of runs: how well they reconstruct with how few latents, as a Plotly figure."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from frontend.charts.curves import GRAY, TEAL, Figure, Trace
+from frontend.charts.figure import GRAY, TEAL, Figure, Trace, margin
 from frontend.html.format import number
 from frontend.html.tokens import plotly_text
 from sae_engine.schema.runs import Run
 
 _LOGARITHMIC_FROM = 4
-"""An axis whose largest value is so many times its smallest is logarithmic."""
+"""An axis is logarithmic if its largest value is this many times its smallest."""
 
 
 class Point(NamedTuple):
-    """A run by what was measured on held-out text."""
+    """A run and its metrics on held-out text."""
 
     run: Run
     l0: float
@@ -24,7 +24,7 @@ class Point(NamedTuple):
 
 
 def held_out(runs: Sequence[Run]) -> list[Point]:
-    """Those runs that have been evaluated, in the same order."""
+    """The runs that have been evaluated, in the same order."""
     points: list[Point] = []
     for run in runs:
         l0, fvu = (_finite(run, name) for name in ("eval_l0", "eval_fvu"))
@@ -39,7 +39,7 @@ def _finite(run: Run, metric: str) -> float | None:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats: none has as few active latents and less unexplained."""
+    """The Pareto front: no other point has both an L0 and an FVU as low."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.l0, p.fvu)):
         if not best or point.fvu < best[-1].fvu:
@@ -50,7 +50,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def pareto_figure(
     points: Sequence[Point], *, colors: Mapping[str, str] | None = None, height: int = 420
 ) -> Figure:
-    """Runs as points, their frontier as a line of steps; `colors` are by the runs' ids."""
+    """Runs as points, their Pareto front as a staircase; `colors` are keyed by run id."""
     edge = frontier(points)
     line: Trace = {
         "type": "scatter",
@@ -80,12 +80,12 @@ def pareto_figure(
     }
     layout = {
         "height": height,
-        "margin": {"l": 60, "r": 16, "t": 12, "b": 44},
+        "margin": margin(60, 16, 12, 44),
         "hovermode": "closest",
         "showlegend": False,
         "uirevision": "pareto",
         "xaxis": _axis("active latents per token (held-out L0)", [p.l0 for p in points]),
-        "yaxis": _axis("variance unexplained (held-out FVU)", [p.fvu for p in points]),
+        "yaxis": _axis("unexplained variance (held-out FVU)", [p.fvu for p in points]),
     }
     return Figure(data=[line, marks], layout=layout)
 
@@ -95,13 +95,13 @@ def _axis(title: str, values: Sequence[float]) -> dict[str, object]:
     low, high = min(values, default=0), max(values, default=0)
     if low <= 0 or high < _LOGARITHMIC_FROM * low:
         return axis
-    marks = _marks(low, high)
-    texts = [f"{mark:g}" for mark in marks]
-    return axis | {"type": "log", "tickvals": marks, "ticktext": texts}
+    ticks = _round_numbers(low, high)
+    texts = [f"{tick:g}" for tick in ticks]
+    return axis | {"type": "log", "tickvals": ticks, "ticktext": texts}
 
 
-def _marks(low: float, high: float) -> list[float]:
-    """Round numbers around and between two positive ones: 1, 2, 3, 5, 7 times powers of ten."""
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Round numbers from below `low` to above `high`: 1, 2, 3, 5, 7 times powers of ten."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     return [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5, 7)]
 

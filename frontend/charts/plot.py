@@ -1,7 +1,7 @@
 """Plotly charts that are updated in place, so that zoom and hover survive while a run is live.
 
-Streamlit's own chart element is made anew whenever its data change. This one hands new data to
-`Plotly.react` instead; the library is served from `static/`, by Streamlit itself.
+Streamlit's own chart element is recreated whenever its data change. This one passes new data to
+`Plotly.react` instead; Streamlit serves the library from `static/`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Literal, TypedDict
 
 import streamlit as st
 
-from frontend.charts.curves import Figure
+from frontend.charts.figure import Figure
 from frontend.html.blocks import component
 
 Library = Literal["basic", "gl2d"]
-"""Which of Plotly's bundles draws a chart: curves and bars, or points by the ten thousand."""
+"""Plotly's bundle for a chart: `basic` for curves and bars, `gl2d` for many thousand points."""
 
 _JS = """
 const libraries = window.wbPlotly ??= {};
@@ -26,7 +26,7 @@ const library = (url) => libraries[url] ??= new Promise((resolve, reject) => {
   document.head.append(script);
 });
 
-// Colors of the theme, as the style sheet resolves them for this place.
+// Colors of the theme, as the style sheet resolves them here.
 const themed = (layout, box) => {
   const text = getComputedStyle(box).color, ground = getComputedStyle(box).backgroundColor;
   const line = getComputedStyle(box).borderTopColor;
@@ -41,7 +41,7 @@ const themed = (layout, box) => {
   };
 };
 
-// A move within the session, as the browser's Back does.
+// A move within the session, like the browser's Back.
 const open = (address) => {
   history.pushState({}, "", address);
   window.dispatchEvent(new PopStateEvent("popstate"));
@@ -96,7 +96,7 @@ export default async function ({ data, parentElement }) {
 
 
 class Range(TypedDict):
-    """Where a stretch of a logarithmic axis leads: an address and the names of its two bounds."""
+    """Where a selected range of a logarithmic axis leads: an address and its two parameters."""
 
     address: str
     low: str
@@ -113,9 +113,8 @@ def show_figure(
 ) -> None:
     """Show a chart; shown again under the same key it is updated in place.
 
-    A click on a point opens `opens` followed by the point's `customdata`. With a `range`, its
-    address is opened by a click on a bar, whose `customdata` are its bounds, or by drawing a
-    stretch on the axis.
+    A click on a point opens `opens` followed by the point's `customdata`. With a `range`, a click
+    on a bar (its `customdata` are its bounds) or a selection on the axis opens the range's address.
     """
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     file = f"app/static/plotly-{library}.min.js"

@@ -1,4 +1,4 @@
-"""What the pages about features are made of: labels, matches, own text, steering.
+"""The parts of pages about features: details, lookups, matches, labels, own text, steering.
 
 Fed by `api`, `html`, `charts` and `shell`; read by `views`.
 """

@@ -1,4 +1,4 @@
-"""Automatic labels: the dialog that starts, watches and cancels them, and how they are shown."""
+"""Automatic labels: the dialog that starts, follows and cancels labeling, and scores in lists."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import streamlit as st
 from frontend.api.cache import client
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import escaped_lines, html_block
-from frontend.html.format import age, count, percent, short_count
-from frontend.shell.url import live
+from frontend.html.format import age, count, counted, percent, short_count
+from frontend.shell.problems import live
 from sae_engine.schema.features import FeatureSort
 from sae_engine.schema.labels import (
     DetectionScore,
@@ -24,10 +24,10 @@ from sae_engine.schema.runs import Run
 SORTS: dict[FeatureSort, str] = {
     "max_activation": "Strongest first",
     "density": "Most frequent first",
-    "index": "In order of index",
+    "index": "By index",
 }
 ENDINGS = {
-    "finished": "The last labeling is done.",
+    "finished": "The last labeling has finished.",
     "cancelled": "The last labeling was cancelled.",
     "failed": "The last labeling failed.",
     "interrupted": "The last labeling was interrupted.",
@@ -35,7 +35,7 @@ ENDINGS = {
 
 
 def score_note(written: FeatureLabel | None) -> str:
-    """Precision and recall of a model's label, to stand beside it in a list; else nothing."""
+    """Precision and recall of a model's label, for lists; empty for other labels."""
     if written is None or written.origin.author != "model":
         return ""
     score = written.origin.score
@@ -45,7 +45,7 @@ def score_note(written: FeatureLabel | None) -> str:
 
 
 def origin_line(written: FeatureLabel) -> str:
-    """Who proposed a label and how well it detects; nothing for a person's."""
+    """The author and score of a model's label; empty for a person's."""
     if written.origin.author != "model" or not written.label:
         return ""
     return f'<p class="wb-origin">{html.escape(_origin(written))}</p>'
@@ -54,21 +54,21 @@ def origin_line(written: FeatureLabel) -> str:
 def _origin(written: FeatureLabel) -> str:
     origin = written.origin
     when = f" {age(origin.created_at)}" if origin.created_at else ""
-    return f"Proposed by {origin.model}{when}. {_judged(origin.score)}"
+    return f"Proposed by {origin.model}{when}. {_score_text(origin.score)}"
 
 
-def _judged(score: DetectionScore | None) -> str:
+def _score_text(score: DetectionScore | None) -> str:
     if score is None:
-        return "Not scored: it fires too seldom to hold contexts out."
+        return "Not scored: it fires too rarely to hold out contexts."
     return (
-        f"Detects held-out contexts with precision {percent(score.precision)} and recall "
-        f"{percent(score.recall)} ({score.activating} with it, {score.silent} without)."
+        f"On held-out contexts: precision {percent(score.precision)}, recall "
+        f"{percent(score.recall)} ({score.activating} active, {score.silent} inactive)."
     )
 
 
 def label_menu(run: Run, snapshot: int) -> None:
-    """The button that opens the dialog; the contexts are those of a snapshot."""
-    tip = "Let a language model propose labels, and judge them"
+    """The button that opens the dialog; contexts come from `snapshot`."""
+    tip = "Let a language model propose and score labels"
     if st.button("Label", key="label-features", help=tip):
         _dialog(run, snapshot)
 
@@ -90,10 +90,10 @@ def _dialog(run: Run, snapshot: int) -> None:
 def _start(run: Run, snapshot: int, last: LabelJob | None) -> None:
     if last is not None:
         html_block(job_block(last))
-    how_many = st.number_input("Features", 1, 200_000, 50, step=50, key="label-limit")
-    sort = st.selectbox("Which", list(SORTS), format_func=SORTS.__getitem__, key="label-sort")
-    tip = "Labels that people wrote are never replaced."
-    relabel = st.checkbox("Replace labels of models", key="label-again", help=tip)
+    how_many = st.number_input("Number of features", 1, 200_000, 50, step=50, key="label-limit")
+    sort = st.selectbox("Order", list(SORTS), format_func=SORTS.__getitem__, key="label-sort")
+    tip = "Labels written by people are never replaced."
+    relabel = st.checkbox("Replace labels written by models", key="label-again", help=tip)
     request = LabelRequest(limit=how_many, sort=sort, relabel=relabel, snapshot=snapshot)
     estimate = client().estimate_labeling(run.id, request)
     html_block(f'<p class="wb-origin">{html.escape(estimate_line(estimate))}</p>')
@@ -104,22 +104,22 @@ def _start(run: Run, snapshot: int, last: LabelJob | None) -> None:
 
 
 def estimate_line(estimate: LabelEstimate) -> str:
-    """What a labeling will take, in a sentence."""
+    """What labeling will take, in a sentence."""
     if not estimate.features:
-        return "Every feature that fires has a label."
+        return "Every feature that fires already has a label."
     tokens = estimate.prompt_tokens + estimate.completion_tokens
-    cost = f", at a cost of {_money(estimate.cost)}" if estimate.cost is not None else ""
-    features = "1 feature" if estimate.features == 1 else f"{count(estimate.features)} features"
+    cost = f", cost {_money(estimate.cost)}" if estimate.cost is not None else ""
     return (
-        f"{estimate.model} labels {features} and judges its labels on contexts it was not shown: "
-        f"{count(estimate.calls)} questions, about {short_count(tokens)} tokens{cost}."
+        f"{estimate.model} labels {counted(estimate.features, 'feature')} and scores the labels on "
+        f"held-out contexts: {counted(estimate.calls, 'request')}, about {short_count(tokens)} "
+        f"tokens{cost}."
     )
 
 
 def _progress(run: Run) -> None:
     job = client().label_jobs(run.id)[0]
     done = job.labeled + job.kept + job.failed
-    st.progress(done / job.total, text=f"{count(done)} of {count(job.total)} features")
+    st.progress(done / job.total, text=f"{count(done)} of {counted(job.total, 'feature')}")
     html_block(job_block(job))
     if job.status == "running":
         if st.button("Cancel", icon=":material/stop:", key="label-cancel"):
@@ -130,26 +130,26 @@ def _progress(run: Run) -> None:
 
 
 def job_block(job: LabelJob) -> str:
-    """How a labeling stands or ended, as HTML."""
+    """The state or outcome of a labeling job, as HTML."""
     ending = ENDINGS.get(job.status)
     head = f"<strong>{ending}</strong><br>" if ending else ""
     return f'<p class="wb-origin">{head}{escaped_lines(job_line(job))}</p>'
 
 
 def job_line(job: LabelJob) -> str:
-    """What a labeling has done so far, and on a second line what went wrong last."""
+    """The work done by a labeling job so far, and on a second line its last problem."""
     parts = [f"{count(job.labeled)} labeled"]
     if job.kept:
-        parts.append(f"{count(job.kept)} written by a person meanwhile")
+        parts.append(f"{count(job.kept)} meanwhile labeled by a person")
     if job.failed:
         parts.append(f"{count(job.failed)} without a usable answer")
     tokens = short_count(job.prompt_tokens + job.completion_tokens)
-    parts.append(f"{count(job.calls)} questions, {tokens} tokens")
+    parts.append(f"{counted(job.calls, 'request')}, {tokens} tokens")
     if job.cost is not None:
         parts.append(f"cost {_money(job.cost)}")
     return " · ".join(parts) + (f"\n{job.problem}" if job.problem else "")
 
 
 def _money(amount: float) -> str:
-    """An amount in whatever currency the prices are in."""
+    """An amount in the currency of the configured prices."""
     return f"{amount:,.2f}" if amount >= 0.01 or amount == 0 else "under 0.01"

@@ -1,4 +1,4 @@
-"""The features of two runs matched by their decoder rows: how many, how well, and which."""
+"""The features of two runs matched by their decoder rows: how many match, how well, which."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ import streamlit as st
 
 from frontend.api.cache import cached_run, client
 from frontend.api.client import ApiProblem
-from frontend.charts.overview import cosine_figure
+from frontend.charts.histograms import cosine_figure
 from frontend.charts.plot import show_figure
-from frontend.html.blocks import empty_state, html_block, link, notice, show_linked
+from frontend.html.blocks import (
+    empty_state,
+    feature_link,
+    html_block,
+    link,
+    notice,
+    show_linked,
+    table,
+)
 from frontend.html.format import count, percent
 from frontend.html.tokens import chips, escaped, example
 from frontend.shell.pager import pager
-from frontend.shell.progress import awaited
-from frontend.shell.url import bound, choice_param, float_param, param
+from frontend.shell.progress import computed
+from frontend.shell.url import bound, bound_choice, choice_param, float_param, param
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,
     FeatureComparison,
@@ -28,23 +36,24 @@ SECTIONS: tuple[MatchSection, ...] = get_args(MatchSection)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 PAGE_SIZE = 50
 _HELP = """
-A feature's nearest is the one of the other run whose decoder row has the highest cosine to its own.
+A feature's nearest feature is the one in the other run whose decoder row has the highest cosine to
+its own.
 
-- **mutual**: each is the other's nearest, with a cosine of at least the threshold
-- **only in A**, **only in B**: nothing in the other run comes as near as the threshold
+- **Mutual**: each is the other's nearest, with a cosine of at least the threshold
+- **Only in A**, **Only in B**: no feature of the other run reaches the threshold
 
 Features that never fire are left out.
 """
 
 
-def show_features(a: str, b: str) -> None:
-    """How the features of two runs match, and a page of one section of them."""
+def show_matches(a: str, b: str) -> None:
+    """How the features of two runs match, and one page of one section of them."""
     section: MatchSection = choice_param("section", SECTIONS) or "mutual"
     order: SortOrder = choice_param("order", ORDERS) or _first_order(section)
     threshold = float_param("threshold")
     threshold = MATCH_THRESHOLD if threshold is None else min(max(threshold, 0), 1)
     try:
-        found = awaited(
+        found = computed(
             lambda: client().compare_features(
                 a,
                 b,
@@ -55,7 +64,7 @@ def show_features(a: str, b: str) -> None:
                 cursor=param("cursor"),
             ),
             key=f"matches:{a}:{b}",
-            what="matches",
+            doing="Matching features",
         )
     except ApiProblem as error:
         if error.problem.status != 409:
@@ -72,9 +81,14 @@ def show_features(a: str, b: str) -> None:
         key, write = bound("threshold", threshold, default=MATCH_THRESHOLD)
         st.slider("Threshold", 0.0, 1.0, step=0.05, key=key, on_change=write, help=_HELP)
         html_block(_summary(found))
-    _sections(section, found)
+    sizes = {
+        "mutual": f"Mutual {count(found.num_mutual)}",
+        "only_a": f"Only in A {count(found.num_only_a)}",
+        "only_b": f"Only in B {count(found.num_only_b)}",
+    }
+    bound_choice("Section", "section", SECTIONS, section, default="mutual", label=sizes.__getitem__)
     if not found.items:
-        html_block(empty_state("No feature here", "Move the threshold above."))
+        html_block(empty_state("No features in this section", "Try another threshold."))
         return
     show_linked(_table(a, b, found, section, order), key="matches-table")
     pager(found.next_cursor, key=f"matches:{a}:{b}:{section}")
@@ -97,41 +111,21 @@ def _summary(found: FeatureComparison) -> str:
     return f'<dl class="wb-facts">{facts}</dl>'
 
 
-def _sections(section: MatchSection, found: FeatureComparison) -> None:
-    titles: dict[MatchSection, str] = {
-        "mutual": f"Mutual {count(found.num_mutual)}",
-        "only_a": f"Only in A {count(found.num_only_a)}",
-        "only_b": f"Only in B {count(found.num_only_b)}",
-    }
-    key, write = bound("section", section, default="mutual")
-    st.segmented_control(
-        "Section",
-        SECTIONS,
-        key=key,
-        on_change=write,
-        format_func=lambda name: titles[name],
-        label_visibility="collapsed",
-        required=True,
-    )
-
-
 def _table(
     a: str, b: str, found: FeatureComparison, section: MatchSection, order: SortOrder
 ) -> str:
     kept: dict[str, object | None] = {"runs": param("runs"), "a": a, "b": b, "part": "features"}
     kept |= {"section": section, "threshold": param("threshold")}
-    turned = "asc" if order == "desc" else "desc"
-    arrow = "↓" if order == "desc" else "↑"
-    head = link("compare", f"Cosine {arrow}", kept | {"order": turned})
-    rows = "".join(_row(a, b, item, section) for item in found.items)
+    turned, arrow = ("asc", "↓") if order == "desc" else ("desc", "↑")
     nearest_a = "Nearest in A" if section == "only_b" else "A"
     nearest_b = "Nearest in B" if section == "only_a" else "B"
-    return (
-        '<table class="wb-table matches"><thead><tr>'
-        f'<th>{head}</th><th class="wb-run-a" colspan="2">{nearest_a}</th>'
+    head = (
+        f"<th>{link('compare', f'Cosine {arrow}', kept | {'order': turned})}</th>"
+        f'<th class="wb-run-a" colspan="2">{nearest_a}</th>'
         f'<th class="wb-run-b" colspan="2">{nearest_b}</th>'
-        f"</tr></thead><tbody>{rows}</tbody></table>"
     )
+    rows = "".join(_row(a, b, item, section) for item in found.items)
+    return table(head, rows, css="matches")
 
 
 def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
@@ -143,11 +137,11 @@ def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
 
 
 def _cells(run_id: str, row: FeatureRow) -> str:
-    name = link("feature", str(row.index), {"id": run_id, "index": row.index}, css="wb-feature")
     state = f'<span class="wb-state {row.state}">{row.state}</span>' if row.state != "alive" else ""
     label = f"<span>{escaped(row.label)}</span>" if row.label else ""
     return (
-        f'<td><div class="wb-matchhead">{name}{state}{label}'
-        f"<small>{percent(row.density.fraction)}</small></div>{chips(row.top_tokens[:3])}</td>"
+        f'<td><div class="wb-matchhead">{feature_link(run_id, row.index, css="wb-feature")}{state}'
+        f"{label}<small>{percent(row.density.fraction)}</small></div>"
+        f"{chips(row.top_tokens[:3])}</td>"
         f'<td class="example">{example(row.example, reach=8)}</td>'
     )

@@ -1,93 +1,97 @@
-"""The panel that lets a prompt go on, plain beside steered; its state is in the address."""
+"""The panel that continues a prompt, plain beside steered; its state is in the address."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import streamlit as st
 
 from frontend.api.cache import client, feature_row, num_features
 from frontend.api.client import ApiProblem
 from frontend.features.token_chips import MAX_STRENGTH, strengths_text
-from frontend.html.blocks import html_block, link, show_linked
+from frontend.html.blocks import feature_link, html_block, panel_title, section_title, show_linked
 from frontend.html.format import number
 from frontend.html.tokens import escaped
-from frontend.shell.url import bound, int_param, param, set_param, show_problem
-from frontend.shell.warm_up import waiting_line
+from frontend.shell.problems import show_problem
+from frontend.shell.progress import phase_line
+from frontend.shell.url import bound, float_param, int_param, param, set_param
 from sae_engine.schema.playground import Side, SteerPhase, SteerResult
 from sae_engine.schema.runs import Run
 
 MAX_PROMPT = 4000
+"""As much as an address can carry."""
 MAX_NEW_TOKENS = 200
-DEFAULTS = {"seed": 0, "max": 40, "temp": 1.0}
+NEW_TOKENS, TEMPERATURE, SEED = 40, 1.0, 0
 TITLES: dict[Side, str] = {"plain": "Plain", "steered": "Steered"}
 
 
+class Question(NamedTuple):
+    """Everything that decides the two texts."""
+
+    run_id: str
+    step: int
+    strengths: str
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
 def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
-    """The panel; generates when the address says so (`go`)."""
-    html_block('<h3 class="wb-section">Steering</h3>')
+    """The panel; it generates when the address says so (`go`)."""
+    section_title("Steering")
     left, right = st.columns([1, 1.15], gap="large")
     with left:
-        _features(run, step, strengths)
-        prompt = _prompt()
-        seed, max_new_tokens, temperature = _sampling()
-        question = (run.id, step, strengths_text(strengths), prompt, seed, max_new_tokens)
-        question = (*question, temperature)
-        held: tuple[object, SteerResult] | None = st.session_state.get("steered")
+        for index, strength in strengths.items():
+            _feature(run, step, index, strength, strengths)
+        _add_feature(run, step, strengths)
+        question = Question(run.id, step, strengths_text(strengths), _prompt(), *_sampling())
+        held: tuple[Question, SteerResult] | None = st.session_state.get("steered")
         result = held[1] if held is not None and held[0] == question else None
-        going = param("go") == "1" and result is None and bool(prompt and strengths)
-        _button(going=going, possible=bool(prompt and strengths))
+        possible = bool(question.prompt and strengths)
+        going = possible and param("go") == "1" and result is None
+        _button(going=going, possible=possible)
     with right:
         if result is not None:
-            html_block(_texts(prompt, {"plain": result.plain, "steered": result.steered}))
+            html_block(_texts(question.prompt, {"plain": result.plain, "steered": result.steered}))
             return
         if not going:
             text = (
                 "Write a prompt and press Generate."
                 if strengths
-                else "Choose a feature: press steer beside one above, or add its number."
+                else "Click steer beside a feature above, or add one by its index."
             )
             html_block(f'<p class="wb-muted">{text}</p>')
             return
-        answer = _generate(
-            run, step, strengths, prompt, seed, max_new_tokens=max_new_tokens, temp=temperature
-        )
+        answer = _generate(question, strengths)
     if answer is not None:
         st.session_state["steered"] = (question, answer)
         st.rerun()
 
 
-def _generate(
-    run: Run,
-    step: int,
-    strengths: Mapping[int, float],
-    prompt: str,
-    seed: int,
-    *,
-    max_new_tokens: int,
-    temp: float,
-) -> SteerResult | None:
+def _generate(question: Question, strengths: Mapping[int, float]) -> SteerResult | None:
     """Show both texts as they grow; None after a problem, which is shown."""
     place = st.empty()
     texts: dict[Side, str] = {"plain": "", "steered": ""}
     stream = client().steer(
-        run.id,
-        prompt,
+        question.run_id,
+        question.prompt,
         strengths,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        temperature=temp,
-        snapshot=step,
+        max_new_tokens=question.max_new_tokens,
+        seed=question.seed,
+        temperature=question.temperature,
+        snapshot=question.step,
     )
     try:
         while True:
             part = next(stream)
             if isinstance(part, SteerPhase):
                 if not any(texts.values()):
-                    place.html(waiting_line(part.phase))
+                    place.html(phase_line(part.phase))
             else:
                 texts[part.side] += part.text
-                place.html(_texts(prompt, texts))
+                place.html(_texts(question.prompt, texts))
     except StopIteration as end:
         return end.value
     except ApiProblem as error:
@@ -100,7 +104,7 @@ def _generate(
 
 def _texts(prompt: str, texts: Mapping[Side, str]) -> str:
     columns = "".join(
-        f'<div><h3 class="wb-panel">{TITLES[side]}</h3><div class="wb-generated {side}">'
+        f'<div>{panel_title(TITLES[side])}<div class="wb-generated {side}">'
         f"<i>{_lines(prompt)}</i>{_lines(text)}</div></div>"
         for side, text in texts.items()
     )
@@ -111,16 +115,19 @@ def _lines(text: str) -> str:
     return escaped(text).replace("↵", "↵<br>")
 
 
-def _features(run: Run, step: int, strengths: Mapping[int, float]) -> None:
-    for index, strength in strengths.items():
-        _feature(run, step, index, strength, strengths)
+def _steer_with(strengths: Mapping[int, float]) -> None:
+    """Change the steered features; generating needs another press of Generate."""
+    set_param("steer", strengths_text(strengths))
+    set_param("go", None)
+
+
+def _add_feature(run: Run, step: int, strengths: Mapping[int, float]) -> None:
     last = num_features(run.id, step) - 1
 
     def add() -> None:
         index = st.session_state["steer-add"]
         if index is not None:
-            set_param("steer", strengths_text({**strengths, index: 1.0}))
-            set_param("go", None)
+            _steer_with({**strengths, index: 1.0})
         st.session_state["steer-add"] = None
 
     st.number_input(
@@ -131,7 +138,7 @@ def _features(run: Run, step: int, strengths: Mapping[int, float]) -> None:
         step=1,
         key="steer-add",
         on_change=add,
-        placeholder=f"its number, 0 to {last}",
+        placeholder=f"index, 0 to {last}",
         width=220,
     )
 
@@ -141,24 +148,21 @@ def _feature(
 ) -> None:
     key = f"strength:{index}"
     st.session_state[key] = strength
-
-    def change() -> None:
-        set_param("steer", strengths_text({**strengths, index: st.session_state[key]}))
-        set_param("go", None)
-
-    def remove() -> None:
-        set_param("steer", strengths_text({i: s for i, s in strengths.items() if i != index}))
-        set_param("go", None)
-
+    rest = {i: s for i, s in strengths.items() if i != index}
     row = feature_row(run.id, step, index)
     name, slider, button = st.columns([1.3, 2.4, 0.35], vertical_alignment="center")
     with name:
-        query = {"id": run.id, "index": index, "snapshot": param("snapshot")}
-        what = "does not exist" if row is None else f"max {number(row.max_activation)}"
+        known = "does not exist" if row is None else f"max {number(row.max_activation)}"
         label = escaped(row.label or "") if row is not None else ""
-        title = link("feature", f"Feature {index}", query, css="wb-index")
+        title = feature_link(
+            run.id,
+            index,
+            snapshot=param("snapshot"),
+            label_html=f"Feature {index}",
+            css="wb-index",
+        )
         show_linked(
-            f'{title}<span class="wb-sub">{label}</span><span class="wb-sub">{what}</span>',
+            f'{title}<span class="wb-sub">{label}</span><span class="wb-sub">{known}</span>',
             key=f"steered:{index}",
         )
     with slider:
@@ -168,72 +172,50 @@ def _feature(
             MAX_STRENGTH,
             step=0.25,
             key=key,
-            on_change=change,
+            on_change=lambda: _steer_with({**strengths, index: st.session_state[key]}),
             format="%.2f × max",
             label_visibility="collapsed",
         )
     with button:
         st.button(
-            "", icon=":material/close:", key=f"unsteer:{index}", help="Remove", on_click=remove
+            "",
+            icon=":material/close:",
+            key=f"unsteer:{index}",
+            help="Remove",
+            on_click=lambda: _steer_with(rest),
         )
 
 
-def _settled(name: str, value: object) -> tuple[str, Callable[[], None]]:
-    """A widget bound to the address, whose change asks for a new press of Generate."""
-    key, write = bound(name, value, default=DEFAULTS.get(name))
-
-    def changed() -> None:
-        write()
-        set_param("go", None)
-
-    return key, changed
+def _setting(name: str, value: object, default: object = None) -> tuple[str, Callable[[], None]]:
+    """A widget tied to the URL; after a change, generating needs another press of Generate."""
+    return bound(name, value, default=default, clears=("go",))
 
 
 def _prompt() -> str:
     prompt = param("prompt") or (param("text") or "")[:MAX_PROMPT]
-    key, changed = _settled("prompt", prompt)
+    key, write = _setting("prompt", prompt)
     st.text_area(
-        "Prompt", key=key, on_change=changed, height=90, max_chars=MAX_PROMPT, placeholder="import "
+        "Prompt", key=key, on_change=write, height=90, max_chars=MAX_PROMPT, placeholder="import "
     )
     return prompt
 
 
-def _sampling() -> tuple[int, int, float]:
-    seed = int_param("seed") or 0
-    longest = min(max(int_param("max") or 40, 1), MAX_NEW_TOKENS)
-    temperature = _temperature()
+def _sampling() -> tuple[int, float, int]:
+    """Number of new tokens, temperature and seed."""
+    num_tokens = min(max(int_param("max") or NEW_TOKENS, 1), MAX_NEW_TOKENS)
+    given = float_param("temp")
+    temperature = TEMPERATURE if given is None else min(max(given, 0.0), 2.0)
+    seed = int_param("seed") or SEED
     with st.container(horizontal=True, gap="medium"):
-        key, changed = _settled("max", longest)
-        st.slider("New tokens", 1, MAX_NEW_TOKENS, key=key, on_change=changed, width=165)
-        key, changed = _settled("temp", temperature)
-        st.slider(
-            "Temperature",
-            0.0,
-            2.0,
-            step=0.1,
-            key=key,
-            on_change=changed,
-            width=165,
-            help="0 always takes the likeliest token.",
-        )
-        key, changed = _settled("seed", seed)
-        st.number_input(
-            "Seed",
-            min_value=0,
-            step=1,
-            key=key,
-            on_change=changed,
-            width=100,
-            help="Both texts are drawn with the same random numbers.",
-        )
-    return seed, longest, temperature
-
-
-def _temperature() -> float:
-    try:
-        return min(max(float(param("temp") or 1.0), 0.0), 2.0)
-    except ValueError:
-        return 1.0
+        key, write = _setting("max", num_tokens, NEW_TOKENS)
+        st.slider("New tokens", 1, MAX_NEW_TOKENS, key=key, on_change=write, width=165)
+        key, write = _setting("temp", temperature, TEMPERATURE)
+        tip = "0 always picks the most likely token."
+        st.slider("Temperature", 0.0, 2.0, step=0.1, key=key, on_change=write, width=165, help=tip)
+        key, write = _setting("seed", seed, SEED)
+        tip = "Both texts are sampled with the same random numbers."
+        st.number_input("Seed", min_value=0, step=1, key=key, on_change=write, width=100, help=tip)
+    return num_tokens, temperature, seed
 
 
 def _button(*, going: bool, possible: bool) -> None:

@@ -1,4 +1,4 @@
-"""HTML of the pages: headings, links, tokens, numbers in words, with all text escaped.
+"""HTML of the pages: headings, links, tokens, formatted numbers, with all text escaped.
 
 Fed by the vocabulary; read by `charts`, `shell`, the noun wings and `views`.
 """

@@ -1,9 +1,12 @@
-"""Pieces of pages: HTML whose links stay in the session, headings, badges, empty states."""
+"""Pieces of pages: links that stay in the session, headings, tables, badges, empty states.
+
+Fed by the vocabulary; read by every wing that draws.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,11 +16,11 @@ from streamlit.components import v2
 from frontend.html.tokens import escaped
 from sae_engine.schema.runs import Run, RunStatus
 
-# Links are real ones (middle click, copy address). A plain click moves within the session, as the
-# browser's Back does, instead of loading everything anew. Those with data-set change values of the
-# address at hand; they get their own when they are pointed at, as a long one many times over would
-# be too much. Those with data-toggle look at the address only then, so that quick clicks add up.
-# Buttons with data-act tell the program what they say.
+# Links have real addresses (middle click, copy). A plain click moves within the session, like the
+# browser's Back, instead of reloading everything. Links with data-set change values of the current
+# address; their own address is filled in when they are hovered, because repeating a long one in
+# every link would be too much. Links with data-toggle read the address only then, so that quick
+# clicks add up. Buttons with data-act send their text to the program.
 _LINKS_JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const root = parentElement.querySelector(".wb-block");
@@ -71,30 +74,25 @@ export default function () {
 }
 """
 
-_FACES = (
-    ("run", "Training"),
-    ("features", "Features"),
-    ("map", "Map"),
-    ("lookup", "Look up"),
-    ("playground", "Playground"),
-)
-"""Pages of a run, as its header offers them."""
+HOME = "runs"
+"""The page at the root of the address."""
 
 STATUS_HELP: dict[RunStatus, str] = {
-    "queued": "Waits for its turn.",
-    "running": "Trains now.",
-    "stopping": "Was asked to stop; builds its features first.",
+    "queued": "Waiting to start.",
+    "running": "In progress.",
+    "stopping": "Stopping; its features are built first.",
     "finished": "Reached its last step.",
-    "stopped": "Was stopped; what it had learned is kept.",
+    "stopped": "Stopped early; the SAE trained so far is kept.",
     "failed": "Ended with an error.",
-    "interrupted": "Its process vanished or was killed.",
+    "interrupted": "Its process was killed or disappeared.",
 }
 
 
 def href(page: str, query: Mapping[str, object | None]) -> str:
     """Address of a page with its state, such as `feature?id=…&index=3`; None is left out."""
+    path = "./" if page == HOME else page
     given = {name: str(value) for name, value in query.items() if value not in (None, "")}
-    return f"{page}?{urlencode(given)}" if given else page
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def link(page: str, label_html: str, query: Mapping[str, object | None], *, css: str = "") -> str:
@@ -103,20 +101,33 @@ def link(page: str, label_html: str, query: Mapping[str, object | None], *, css:
     return f'<a{kind} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
 
 
-def set_link(label_html: str, change: Mapping[str, object | None], *, css: str, note: str) -> str:
-    """An anchor to this page with some values of its address changed; None takes one out."""
+def feature_link(
+    run_id: str,
+    index: int,
+    *,
+    snapshot: str | None = None,
+    label_html: str = "",
+    css: str = "wb-name",
+) -> str:
+    """An anchor to a feature's page, which shows the feature's index unless labeled otherwise."""
+    query = {"id": run_id, "index": index, "snapshot": snapshot}
+    return link("feature", label_html or str(index), query, css=css)
+
+
+def set_link(label_html: str, change: Mapping[str, object | None], *, css: str, tip: str) -> str:
+    """An anchor to this page with some values of its address changed; None removes one."""
     query = urlencode({name: "" if value is None else value for name, value in change.items()})
     return (
         f'<a class="{css}" href="?{html.escape(query, quote=True)}" '
-        f'data-set="{html.escape(query, quote=True)}" title="{escaped(note)}">{label_html}</a>'
+        f'data-set="{html.escape(query, quote=True)}" title="{escaped(tip)}">{label_html}</a>'
     )
 
 
-def toggle_link(label_html: str, name: str, value: str, *, css: str, note: str) -> str:
-    """An anchor that puts a value into a list of this page's address, or takes it out of there."""
+def toggle_link(label_html: str, name: str, value: str, *, css: str, tip: str) -> str:
+    """An anchor that adds a value to a list in this page's address, or removes it."""
     return (
         f'<a class="{css}" href="?" data-toggle="{escaped(name)}" data-value="{escaped(value)}" '
-        f'title="{escaped(note)}">{label_html}</a>'
+        f'title="{escaped(tip)}">{label_html}</a>'
     )
 
 
@@ -126,75 +137,80 @@ def show_linked(body: str, *, key: str) -> None:
 
 
 def show_acting(body: str, *, key: str) -> tuple[str, str] | None:
-    """The same with `act_button`s; what the one that was clicked does, and to which run."""
-    done = _links()(key=key, data=body, on_act_change=_nothing)
+    """The same with `act_button`s; returns the verb and the run id of the clicked one."""
+    done = _links()(key=key, data=body, on_act_change=lambda: None)
     verb, _, subject = str(done.act or "").partition(" ")
     return (verb, subject) if verb else None
 
 
-def _nothing() -> None:
-    """Asks Streamlit to draw anew after a click, which is all."""
-
-
 def act_button(verb: str, subject: str, sign: str, tip: str, *, enabled: bool = True) -> str:
     """A small button within HTML."""
-    act, says, off = escaped(f"{verb} {subject}"), escaped(tip), "" if enabled else " disabled"
+    act, text, off = escaped(f"{verb} {subject}"), escaped(tip), "" if enabled else " disabled"
     return (
-        f'<button class="wb-do" data-act="{act}" title="{says}" aria-label="{says}"{off}>'
+        f'<button class="wb-do" data-act="{act}" title="{text}" aria-label="{text}"{off}>'
         f"{sign}</button>"
     )
 
 
 def slash_focuses_search() -> None:
-    """Let the key `/` jump into the page's search box."""
-    _slash()(key="slash", height=0)
+    """Let the key `/` jump to the page's search box."""
+    component("wb_slash", js=_SLASH_JS)(key="slash", height=0)
 
 
 def html_block(body: str) -> None:
-    """Show HTML (escaped already) without links."""
-    st.html(body)
+    """Show HTML (escaped already) without links; nothing if it is empty."""
+    if body:
+        st.html(body)
+
+
+def section_title(text: str, *, note: str = "") -> None:
+    """Show the title of a part of a page, with a small note after it."""
+    html_block(f'<h3 class="wb-section">{text}{f" <small>{note}</small>" if note else ""}</h3>')
+
+
+def panel_title(title_html: str, *, css: str = "", tip: str = "") -> str:
+    """The title of a panel, smaller than a section's."""
+    hint = f' title="{escaped(tip)}"' if tip else ""
+    return f'<h3 class="wb-panel{f" {css}" if css else ""}"{hint}>{title_html}</h3>'
+
+
+def heading(title: str, *, crumbs: Sequence[str] = (), after: str = "") -> str:
+    """A page's heading: links to the pages above it, its title (plain text), and more HTML."""
+    path = "<span>/</span>".join([link(HOME, "Runs", {}), *crumbs])
+    return (
+        f'<div class="wb-head"><div class="wb-crumb">{path}</div>'
+        f"<h1>{escaped(title)}</h1>{after}</div>"
+    )
+
+
+def table(head: str, rows: str, *, css: str) -> str:
+    """A table from the cells of its head and from its rows."""
+    return (
+        f'<table class="wb-table {css}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+
+
+def numeric_cells(values: Iterable[str]) -> str:
+    """Cells of a row, aligned to the right."""
+    return "".join(f'<td class="num">{value}</td>' for value in values)
 
 
 def badge(status: RunStatus) -> str:
     """A run's status as a colored pill."""
-    note = html.escape(STATUS_HELP[status], quote=True)
-    return f'<span class="wb-badge {status}" title="{note}">{status}</span>'
+    tip = html.escape(STATUS_HELP[status], quote=True)
+    return f'<span class="wb-badge {status}" title="{tip}">{status}</span>'
 
 
 def progress_bar(fraction: float | None, *, css: str = "") -> str:
-    """A thin bar; an unknown fraction moves."""
+    """A thin bar; it slides while the fraction is unknown."""
     if fraction is None:
         return f'<span class="wb-progress unknown {css}"><i></i></span>'
     share = min(max(fraction, 0.0), 1.0)
     return f'<span class="wb-progress {css}"><i style="width:{share:.1%}"></i></span>'
 
 
-def run_header(run: Run, current: str, snapshot: str | None = None) -> str:
-    """Breadcrumb, name, status and the run's faces, of which one is `current`. The first of them
-    shows the status by itself.
-    """
-    tabs = "".join(
-        link(
-            page,
-            title,
-            {"id": run.id, "snapshot": snapshot if page != "run" else None},
-            css="on" if page == current else "",
-        )
-        for page, title in _FACES
-    )
-    crumb = link("./", "Runs", {})
-    state = "" if current == "run" else badge(run.status)  # stands beside the progress there
-    return (
-        f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
-        f"<h1>{escaped(run.name)}</h1>{state}"
-        f'<span class="wb-muted wb-what">{escaped(run.config.model.name)} · '
-        f"{escaped(run.config.hook_name)}{sweep_link(run)}</span>"
-        f'<nav class="wb-tabs">{tabs}</nav></div>'
-    )
-
-
 def sweep_link(run: Run) -> str:
-    """Leads from a run to the others of its sweep; nothing for a run of its own."""
+    """Leads from a run to the other runs of its sweep; empty for a single run."""
     if run.group_id is None:
         return ""
     return " · " + link("sweep", "sweep", {"id": run.group_id}, css="wb-sweep")
@@ -202,7 +218,7 @@ def sweep_link(run: Run) -> str:
 
 def tag_chips(run: Run) -> str:
     """A run's tags, each leading to the runs that have it."""
-    return "".join(link("./", escaped(tag), {"tag": tag}, css="wb-tag") for tag in run.tags)
+    return "".join(link(HOME, escaped(tag), {"tag": tag}, css="wb-tag") for tag in run.tags)
 
 
 def notice(body: str, *, level: str = "info", title: str = "") -> str:
@@ -211,9 +227,10 @@ def notice(body: str, *, level: str = "info", title: str = "") -> str:
     return f'<div class="wb-notice {level}">{head}<span>{escaped_lines(body)}</span></div>'
 
 
-def empty_state(title: str, body: str) -> str:
-    """What an empty place says: what is missing and what to do next."""
-    return f'<div class="wb-empty"><h2>{html.escape(title)}</h2><p>{escaped(body)}</p></div>'
+def empty_state(title: str, body_html: str, *, css: str = "") -> str:
+    """What an empty place shows: what is missing and what to do next."""
+    kind = f"wb-empty {css}".strip()
+    return f'<div class="{kind}"><h2>{html.escape(title)}</h2><p>{body_html}</p></div>'
 
 
 def escaped_lines(text: str) -> str:
@@ -225,11 +242,7 @@ def _links() -> Any:
     return component("wb_links", js=_LINKS_JS, html='<div class="wb-block"></div>')
 
 
-def _slash() -> Any:
-    return component("wb_slash", js=_SLASH_JS)
-
-
 @st.cache_resource(show_spinner=False)
 def component(name: str, *, js: str, html: str | None = None) -> Any:
-    """What draws a piece of a page with a script of its own."""
+    """A piece of a page that runs a script, registered once."""
     return v2.component(name, html=html, js=js, isolate_styles=False)

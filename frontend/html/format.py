@@ -1,10 +1,11 @@
-"""Numbers, durations and ages in words, the same on every page."""
+"""Numbers, durations and ages as text, the same on every page."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
 
+from sae_engine.schema.config import SAEConfig
 from sae_engine.schema.features import Density
 
 DASH = "–"
@@ -32,6 +33,17 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
+def counted(value: int, noun: str) -> str:
+    """A count with its noun, such as `1 run` or `1,024 runs`."""
+    return f"{count(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def ordinal(value: int) -> str:
+    """A place in an order, such as `1st` or `12th`."""
+    teens = 10 < value % 100 < 14
+    return f"{count(value)}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(value % 10, 'th')}"
+
+
 def short_count(value: float) -> str:
     """A count in three significant digits and a unit, such as `500k` or `1.2M`."""
     for scale, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
@@ -41,21 +53,36 @@ def short_count(value: float) -> str:
 
 
 def percent(fraction: float | str | None) -> str:
-    """A share in percent, three significant digits."""
+    """A share in percent with three significant digits."""
     if fraction is None or isinstance(fraction, str):
         return number(fraction)
     return f"{number(fraction * 100)} %"
 
 
 def gibibytes(size: float) -> str:
-    """A size in GiB, or in MiB where it is small."""
+    """A size in GiB, or in MiB below 1 GiB."""
     if size < 2**30:
         return f"{size / 2**20:.3g} MiB"
     return f"{size / 2**30:.3g} GiB" if size < 1000 * 2**30 else f"{size / 2**30:,.0f} GiB"
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric's values are shares, shown in percent; their names say so."""
+    return metric.startswith("frac_") or metric.endswith("_share")
+
+
+def metric_text(metric: str, value: float | str | None) -> str:
+    """A value of a metric."""
+    return percent(value) if is_share(metric) else number(value)
+
+
+def width_text(sae: SAEConfig) -> str:
+    """An SAE's width, as a multiple of the activation's if that is how it was set."""
+    return f"{count(sae.d_sae)} latents" if sae.d_sae else f"{sae.expansion_factor or 8}× width"
+
+
 def density(value: Density) -> str:
-    """A feature's density with the counts it was made from."""
+    """A feature's density with its counts."""
     return f"{percent(value.fraction)} ({count(value.fired)} of {count(value.seen)} tokens)"
 
 
@@ -77,7 +104,7 @@ def duration(seconds: float | None) -> str:
 
 
 def age(moment: datetime, now: datetime | None = None) -> str:
-    """How long ago a moment was, in one unit."""
+    """How long ago a moment was, in its largest unit."""
     seconds = ((now or datetime.now(UTC)) - _aware(moment)).total_seconds()
     for scale, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= scale:

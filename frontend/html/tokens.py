@@ -1,6 +1,6 @@
 """Contexts as HTML: per-token color, text centered on the peak, everything escaped.
 
-Pure functions; the classes they use are defined in `style.css`.
+Pure functions. Fed by the features' shapes; read by every page that shows text of a corpus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PICTURES = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\xa0": "⍽"
 def opacity(activation: float, largest: float) -> float:
     """How strongly a token is colored: 0.05 + 0.95 log10(1 + 9 r) with r = activation / largest.
 
-    Exactly 0 where the feature is silent, so that the faintest activation still shows.
+    Exactly 0 where the feature does not fire, so that the faintest activation still shows.
     """
     if not (activation > 0 and largest > 0):
         return 0.0
@@ -33,7 +33,7 @@ def opacity(activation: float, largest: float) -> float:
 
 
 def visible(text: str) -> str:
-    """Text in which nothing is invisible or reorders its surroundings; not yet escaped."""
+    """Text with invisible and reordering characters replaced; not yet escaped."""
     return "".join(_visible_character(character) for character in text)
 
 
@@ -49,12 +49,12 @@ def _visible_character(character: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text from a corpus or a person, safe to stand in HTML as content or in a quoted attribute."""
+    """Text from a corpus or a person, safe as HTML content and in a quoted attribute."""
     return html.escape(visible(text), quote=True)
 
 
 def chip(text: str, *, title: str = "", count: str = "") -> str:
-    """A token by itself, its outer spaces made visible."""
+    """A single token with its outer spaces made visible."""
     bare = text.strip(" ")
     lead = text[: len(text) - len(text.lstrip(" "))] if bare else text
     trail = text[len(text.rstrip(" ")) :] if bare else ""
@@ -70,12 +70,12 @@ def _spaces(length: int) -> str:
 
 
 def chips(texts: Iterable[str]) -> str:
-    """Several tokens side by side."""
+    """Several chips side by side."""
     return "".join(chip(text) for text in texts)
 
 
 def largest_activation(contexts: Iterable[Context]) -> float:
-    """The maximum over all shown examples, to which their colors are relative; 0 without any."""
+    """The maximum over all shown contexts, to which colors are relative; 0 without any."""
     return max((max(c.activations, default=0.0) for c in contexts), default=0.0)
 
 
@@ -93,21 +93,21 @@ def _span(token: str, activation: float, largest: float) -> str:
 
 
 def example(context: Context | None, *, reach: int = 9) -> str:
-    """A glimpse of a feature for a list: one line, centered on the peak."""
+    """One line of a context, centered on its peak, for lists of features."""
     if context is None:
         return '<span class="wb-muted">no example</span>'
     return _centered(context, largest_activation([context]), reach)
 
 
 def context_lines(contexts: Sequence[Context], largest: float, *, full: bool = False) -> str:
-    """Examples one per line: gutter with the peak's value and token, then the text around it."""
+    """Contexts, one per line: a gutter with the peak's value and token, then the text around it."""
     lines = "".join(_line(context, largest, full) for context in contexts)
     return f'<div class="wb-contexts{" full" if full else ""}">{lines}</div>'
 
 
 def _line(context: Context, largest: float, full: bool) -> str:
     copies = (
-        f'<span class="wb-copies" title="{context.copies} contexts with these tokens, shown once">'
+        f'<span class="wb-copies" title="{context.copies} identical contexts, shown once">'
         f"×{context.copies}</span>"
         if context.copies > 1
         else ""
@@ -121,7 +121,7 @@ def _line(context: Context, largest: float, full: bool) -> str:
         f'<div class="wb-gutter"><span class="wb-value">{number(context.activation)}</span>'
         f"{chip(context.tokens[context.peak])}{copies}</div>"
     )
-    where = f"row {context.row}, position {context.position}"
+    where = f"Row {context.row}, position {context.position}"
     return f'<div class="wb-line" title="{where}">{gutter}{body}</div>'
 
 
@@ -141,15 +141,14 @@ def _centered(context: Context, largest: float, reach: int) -> str:
 def logit_column(logits: Sequence[TokenLogit], *, sign: str) -> str:
     """Token logits as bars; `sign` is `positive` or `negative` and decides the color."""
     widest = max((abs(logit.value) for logit in logits), default=0.0) or 1.0
-    rows = "".join(
+    return "".join(
         f'<div class="wb-logit {sign}"><span>{chip(logit.text)}</span>'
         f'<span class="bar"><i style="width:{abs(logit.value) / widest:.0%}"></i></span>'
         f'<span class="num">{logit.value:+.2f}</span></div>'
         for logit in logits
     )
-    return f'<div class="wb-logits">{rows}</div>'
 
 
 def plotly_text(text: str) -> str:
-    """Text from a corpus or a person as Plotly shows it unchanged: it knows a little HTML."""
+    """Text from a corpus or a person, escaped for Plotly, which interprets a little HTML."""
     return visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

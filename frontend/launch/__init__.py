@@ -1,4 +1,4 @@
-"""What the launch page is made of: the form read off the configuration, drafts, forecasts.
+"""The parts of the launch page: presets, the form derived from the configuration, forecasts.
 
 Fed by `api`, `html` and `shell`; read by `views`.
 """

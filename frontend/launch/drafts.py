@@ -1,4 +1,4 @@
-"""A run or a sweep as the launch form holds it, and how it is sent once."""
+"""A run or a sweep as the launch form holds it, and how it is submitted exactly once."""
 
 from __future__ import annotations
 
@@ -15,78 +15,79 @@ from frontend.api.cache import client
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import Value, changed_from, grid_size, merge
 from sae_engine.schema.machine import EstimateRequest
-from sae_engine.schema.runs import RunCreate, SweepCreate
+from sae_engine.schema.runs import Run, RunCreate, SweepCreate
 
 KEYS = "launch-idempotency-keys"
 DOUBLED_SECONDS = 10
-"""Sent again within so many seconds, a request is taken for a doubled click."""
+"""The same request within this time counts as a double click."""
 
 
 class Recipe(NamedTuple):
-    """Where the form starts."""
+    """What the form starts from: a preset, or a run to clone."""
 
-    key: str
-    """Keeps the form's values apart from those of other recipes."""
     preset: str
-    """The preset that is sent."""
+    """The preset that is submitted."""
     base: RunConfig
-    """Its configuration: only differences to this are sent."""
-    first: RunConfig
-    """Values the form shows at first."""
-    source: str
-    """Name of the run that is cloned; empty for a preset."""
-    source_id: str | None
-    """Its id."""
+    """The preset's configuration; only differences from it are submitted."""
+    initial: RunConfig
+    """The values that the form shows at first."""
+    source: Run | None = None
+    """The run that is cloned."""
+
+    @property
+    def key(self) -> str:
+        """Keeps the form's values apart from those of other recipes."""
+        return self.source.id if self.source else self.preset
 
 
 class Draft(NamedTuple):
-    """What the form holds now."""
+    """The current content of the form."""
 
     recipe: Recipe
     values: dict[str, Value]
     grid: dict[str, list[Value]]
-    """Values to try by field; empty for a single run."""
+    """Values to try, by field; empty for a single run."""
 
     @property
     def changes(self) -> dict[str, Any]:
-        """Differences to the recipe's base."""
+        """Differences from the recipe's base."""
         return changed_from(self.recipe.base, self.values)
 
     @property
     def first_changes(self) -> dict[str, Any]:
-        """The same for the first run of a sweep."""
+        """The same, for the first run of a sweep."""
         first = {field: values[0] for field, values in self.grid.items()}
         return changed_from(self.recipe.base, self.values | first)
 
     @property
     def whole(self) -> dict[str, Any]:
-        """The whole configuration of the first run, not validated."""
+        """The whole configuration of the first run, not yet validated."""
         return merge(self.recipe.base.model_dump(mode="json"), self.first_changes)
 
     @property
     def num_runs(self) -> int:
-        """How many runs it makes."""
+        """Number of runs."""
         return grid_size(self.grid)
 
     def estimate_request(self) -> EstimateRequest:
-        """What asks how much it would take."""
+        """The request for a forecast."""
         return EstimateRequest(preset=self.recipe.preset, config=self.changes, grid=self.grid)
 
 
 class Started(NamedTuple):
-    """What was made: the page that shows it, and its id there."""
+    """What was started: the page that shows it, and its id there."""
 
     page: str
     id: str
 
 
 def start(draft: Draft) -> Started:
-    """Send what the form holds; raises `ApiProblem`."""
+    """Submit the form; raises `ApiProblem`."""
     changes = draft.changes
     body: dict[str, Any] = {"preset": draft.recipe.preset, "name": changes.pop("name", None)}
     body["config"] = changes
-    if draft.recipe.source_id is not None:
-        body["cloned_from"] = draft.recipe.source_id
+    if draft.recipe.source is not None:
+        body["cloned_from"] = draft.recipe.source.id
     if draft.grid:
         sweep = SweepCreate.model_validate(body | {"grid": draft.grid})
         with _once(sweep) as key:
@@ -97,7 +98,7 @@ def start(draft: Draft) -> Started:
 
 
 class _Sent(NamedTuple):
-    """A request's key, and when it was answered."""
+    """A request's idempotency key, and when it was answered."""
 
     key: str
     done_at: float | None
@@ -105,7 +106,7 @@ class _Sent(NamedTuple):
 
 @contextmanager
 def _once(body: RunCreate) -> Generator[str]:
-    """A request's key: the same one until it has been answered, and a while after."""
+    """A request's idempotency key, the same until `DOUBLED_SECONDS` after its answer."""
     keys: dict[str, _Sent] = st.session_state.setdefault(KEYS, {})
     content = json.dumps(body.model_dump(mode="json"), sort_keys=True)
     sent = keys.get(content)

@@ -1,4 +1,4 @@
-"""What a run would take here, before it is started, as HTML."""
+"""What a run would take on this machine, as HTML."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from sae_engine.schema.machine import Forecast
 
 
 def forecast_block(forecast: Forecast) -> str:
-    """Figures side by side, and each warning framed."""
-    num_runs, disk = forecast.num_runs, forecast.disk_bytes
+    """Memory, disk, time and size side by side, and each warning in a frame."""
+    num_runs, disk, device = forecast.num_runs, forecast.disk_bytes, forecast.slot_device
+    kind = "CPU" if device == "cpu" else "GPU"
     memory = " + ".join(f"{part.name} {gibibytes(part.bytes)}" for part in forecast.memory)
-    told = f"from {forecast.seconds_from}" if forecast.seconds_from else "nothing like it was "
-    told += "" if forecast.seconds_from else f"measured on {forecast.slot_device} yet"
+    basis = forecast.seconds_from
     facts = [
         _fact(
-            f"Memory of {forecast.slot_device}",
+            f"{'CPU' if device == 'cpu' else device} memory",
             gibibytes(forecast.memory_bytes),
             f"{gibibytes(forecast.memory_free_bytes)} free",
             tip=memory,
             bad=forecast.memory_bytes > forecast.memory_free_bytes,
         ),
         _fact(
-            "Disk of all runs, at most" if num_runs > 1 else "Disk, at most",
+            "Disk for all runs (at most)" if num_runs > 1 else "Disk (at most)",
             gibibytes(disk),
             f"{gibibytes(forecast.disk_free_bytes)} free",
-            tip=f"A checkpoint takes {gibibytes(forecast.checkpoint_bytes)}.",
+            tip=f"One checkpoint takes {gibibytes(forecast.checkpoint_bytes)}.",
             bad=disk > forecast.disk_free_bytes,
         ),
         _fact(
             "Training time",
             DASH if forecast.seconds is None else f"about {duration(forecast.seconds)}",
-            told,
+            f"based on {basis}" if basis else f"no similar run on this {kind} yet",
         ),
         _fact(
             "First SAE" if num_runs > 1 else "SAE",
@@ -47,12 +47,12 @@ def forecast_block(forecast: Forecast) -> str:
 
 def _together(num_runs: int, num_passes: int) -> str:
     how = (
-        "They share one pass of the language model."
+        "All runs share one pass over the text."
         if num_passes == 1
-        else f"They take {num_passes} passes of the language model, one after another in a slot; "
-        "the memory is that of the largest."
+        else f"The runs take {num_passes} passes over the text, one after another; memory is that "
+        "of the largest pass."
         if num_passes < num_runs
-        else "Each takes a pass of the language model of its own, one after another in a slot."
+        else "Each run takes its own pass over the text, one after another."
     )
     return f'<p class="wb-muted">{how}</p>'
 

@@ -1,4 +1,4 @@
-"""What the launch form does with a configuration: its main fields, problems, YAML and command."""
+"""A configuration on the launch form: its main fields, problems, YAML and command."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAIN_FIELDS = (
     "train.lr",
     "model.device",
 )
-"""Fields that are always visible; the others are folded by section."""
+"""Fields that are always visible; the others are collapsed by section."""
 
 
 def problems(values: dict[str, Any]) -> dict[str, str]:
-    """What is wrong with a nested configuration, by dotted field; the model's own words."""
+    """The validation errors of a nested configuration, by dotted field."""
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
@@ -37,7 +37,7 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
 
 
 def field_of_problem(field: str, message: str) -> str:
-    """The form's field to show a problem at: its own, else the first one the message names."""
+    """The field beside which a problem is shown: its own, or the first that the message names."""
     paths = field_names()
     if field in paths:
         return field
@@ -45,7 +45,7 @@ def field_of_problem(field: str, message: str) -> str:
 
 
 def as_yaml(config: Tree) -> str:
-    """The configuration as a file for `sae-workbench train --config`, without unset fields."""
+    """The configuration as YAML for `sae-workbench train --config`, without unset fields."""
     bare = {
         name: {field: part for field, part in value.items() if part is not None}
         if is_tree(value)

@@ -1,4 +1,4 @@
-"""One widget per kind of field of the launch form."""
+"""The launch form's widgets, one per kind of field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGEST_INT = (1 << 53) - 1
 
 
 def render_field(spec: FieldSpec, default: Value, scope: str, problem: str | None) -> Value:
-    """Draw a field and return its value; `scope` keeps the values of different recipes apart."""
+    """Draw a field and return its value; `scope` keeps values of different recipes apart."""
     key = f"field:{scope}:{spec.path}"
     value = _WIDGETS[spec.kind](spec, default, key)
     if problem:
@@ -24,7 +24,7 @@ def render_field(spec: FieldSpec, default: Value, scope: str, problem: str | Non
 
 
 def _help(spec: FieldSpec) -> str:
-    """Markdown of the help: the field's docstring, which is ours, and its dotted name."""
+    """Help in Markdown: the field's docstring and its dotted name."""
     return f"{spec.help}\n\n`{spec.path}`"
 
 

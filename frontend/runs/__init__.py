@@ -1,4 +1,4 @@
-"""What the pages about runs are made of: lists, cards, actions, alerts, the queue, comparison.
+"""The parts of pages about runs: lists, cards, curves, actions, alerts, the queue, comparison.
 
 Fed by `api`, `html`, `charts` and `shell`; read by `views`.
 """

@@ -1,15 +1,15 @@
-"""What can be done to a run, by its state: the buttons of its page."""
+"""The buttons of a run's page, by the run's state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import streamlit as st
 
 from frontend.api.cache import client, forget_cached, known_tags
+from frontend.html.blocks import HOME
 from frontend.shell.navigation import open_page, page_button
-from frontend.shell.url import has_ended
-from sae_engine.schema.runs import Run, RunPatch
+from sae_engine.schema.runs import ENDED, Run, RunPatch
 
 _DELETING = "deleting"
 
@@ -18,44 +18,46 @@ def show_actions(run: Run) -> None:
     """Buttons side by side."""
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
         _lifecycle(run)
-        icon, tip = ":material/content_copy:", "New run from these settings"
+        icon, tip = ":material/content_copy:", "New run with these settings"
         page_button("Clone", "launch", key="clone", icon=icon, tip=tip, clone=run.id)
-        icon, tip = ":material/compare:", "This run beside others"
+        icon, tip = ":material/compare:", "Compare with other runs"
         page_button("Compare", "compare", key="compare", icon=icon, tip=tip, runs=run.id)
-        with st.popover("", icon=":material/more_horiz:", key="more", help="Edit, archive, delete"):
+        with st.popover(
+            "", icon=":material/more_horiz:", key="more", help="Edit, archive or delete"
+        ):
             _edit(run)
-            _put_away(run)
+            archive_button([run.id], archived=run.archived, key="archive")
             _delete(run)
 
 
 def _lifecycle(run: Run) -> None:
     if run.status in ("queued", "running"):
-        tip = "Ends within seconds, keeps the SAE and builds its features."
+        tip = "Stops within seconds, keeps the SAE and builds its features."
         if st.button("Stop", icon=":material/stop:", key="stop", help=tip):
             _do(lambda: client().stop_run(run.id))
     if run.status == "stopping":
-        tip = "Ends at once, without building features."
+        tip = "Stops at once, without building features."
         if st.button("Stop now", icon=":material/stop:", key="force", help=tip):
             _do(lambda: client().stop_run(run.id, force=True))
     if run.resumable:
-        tip = "Goes on from its last checkpoint, on the same curve."
+        tip = "Continues from the last checkpoint."
         if st.button("Resume", icon=":material/play_arrow:", key="resume", help=tip):
             _do(lambda: client().resume_run(run.id))
     elif run.status in ("failed", "interrupted", "stopped"):
-        tip = "Starts again from its beginning: it has no checkpoint."
+        tip = "Starts over, because there is no checkpoint."
         if st.button("Retry", icon=":material/replay:", key="retry", help=tip):
             _do(lambda: client().retry_run(run.id))
 
 
 def _do(action: Callable[[], object]) -> None:
-    """Act, and draw the whole page anew."""
+    """Act, and redraw the whole page."""
     action()
     forget_cached()
     st.rerun()
 
 
 def _edit(run: Run) -> None:
-    with st.form(f"edit:{run.id}", border=False):  # also takes what is typed and not yet entered
+    with st.form(f"edit:{run.id}", border=False):  # also submits text that was not yet entered
         name = st.text_input("Name", run.name, max_chars=200, key=f"name:{run.id}").strip()
         tags = st.multiselect(
             "Tags",
@@ -72,29 +74,41 @@ def _edit(run: Run) -> None:
         _do(lambda: client().update_run(run.id, RunPatch.model_validate(new)))
 
 
-def _put_away(run: Run) -> None:
-    text = "Take out of the archive" if run.archived else "Archive"
-    tip = "Archived runs are left out of the list; nothing of them is lost."
-    if st.button(text, icon=":material/archive:", key="archive", help=tip):
-        patch = RunPatch.model_validate({"archived": not run.archived})
-        _do(lambda: client().update_run(run.id, patch))
+def archive_button(
+    run_ids: Sequence[str],
+    *,
+    archived: bool,
+    key: str,
+    all_runs: bool = False,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """A button that archives runs, or unarchives those that are `archived`."""
+    text = f"{'Unarchive' if archived else 'Archive'}{' all' if all_runs else ''}"
+    tip = None if archived else "Hidden from the list; nothing is deleted."
+    if not st.button(text, icon=":material/archive:", key=key, help=tip):
+        return
+    for run_id in run_ids:
+        client().update_run(run_id, RunPatch.model_validate({"archived": not archived}))
+    forget_cached()
+    after()
+    st.rerun()
 
 
 def _delete(run: Run) -> None:
-    text, ended = "Delete run and its files", has_ended(run)
-    tip = None if ended else "A run can be deleted once it has ended."
+    text, ended = "Delete run and files", run.status in ENDED
+    tip = None if ended else "Only runs that have ended can be deleted."
     if st.button(text, icon=":material/delete:", key="delete", disabled=not ended, help=tip):
         st.session_state[_DELETING] = run.id
     if st.session_state.get(_DELETING) != run.id:
         return
-    st.caption("Curves, features, labels and weights cannot be brought back.")
+    st.caption("Curves, features, labels and weights will be lost.")
     with st.container(horizontal=True, gap="small"):
-        if st.button("Delete for good", key="delete-sure", type="primary"):
+        if st.button("Delete permanently", key="delete-sure", type="primary"):
             del st.session_state[_DELETING]
             client().delete_run(run.id)
             forget_cached()
-            open_page("")
+            open_page(HOME)
             st.stop()
-        if st.button("Keep", key="delete-not"):
+        if st.button("Cancel", key="delete-not"):
             del st.session_state[_DELETING]
             st.rerun()

@@ -1,4 +1,4 @@
-"""What a run is watched for, as badges and as marks on its curves."""
+"""Alerts of a run as badges and as marks on its curves."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import html
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from frontend.charts.curves import GRAY, ORANGE, Figure, Trace, XAxis, positions
+from frontend.charts.figure import GRAY, ORANGE, Figure, Trace
+from frontend.charts.series import XAxis, positions
+from frontend.html.format import counted
 from frontend.html.tokens import plotly_text
 from sae_engine.schema.runs import AlertKind, MetricsSeries, Notice, Run
 
 ALERTS: dict[AlertKind, tuple[str, str]] = {
-    "non_finite": ("not finite", "A number of the training became NaN or infinite."),
-    "divergence": ("diverging", "The loss rose far above what it had been."),
-    "dead_latents": ("dead latents", "Many latents have stopped to fire."),
-    "dense_latents": ("dense latents", "Many latents fire on a large share of all tokens."),
-    "throughput": ("slow", "It trains much slower than before."),
-    "disk": ("disk low", "The disk that keeps the runs is almost full."),
-    "no_progress": ("no progress", "Nothing has been heard of it for long."),
+    "non_finite": ("not finite", "A training metric became NaN or infinite."),
+    "divergence": ("diverging", "The loss rose far above its earlier level."),
+    "dead_latents": ("dead latents", "Many latents have stopped firing."),
+    "dense_latents": ("dense latents", "Many latents fire on a large share of tokens."),
+    "throughput": ("slow", "Training is much slower than before."),
+    "disk": ("disk low", "The disk that holds the runs is almost full."),
+    "no_progress": ("no progress", "No progress for a long time."),
 }
 """A short name and a sentence for each kind."""
 
@@ -32,24 +34,23 @@ def alert_badges(run: Run) -> str:
 
 
 def alert_count(run: Run) -> str:
-    """One small badge for all alerts, which names them when it is pointed at."""
+    """One small badge for all alerts, with their names on hover."""
     if not run.alerts:
         return ""
     names = ", ".join(ALERTS[kind][0] for kind in run.alerts)
-    number = len(run.alerts)
-    text = f"{number} alert{'s' if number > 1 else ''}"
-    return f'<span class="wb-badge alert" title="{names}">{text}</span>'
+    number = counted(len(run.alerts), "alert")
+    return f'<span class="wb-badge alert" title="{names}">{number}</span>'
 
 
 def with_marks(
     figure: Figure, notices: Sequence[Notice], data: MetricsSeries, x_axis: XAxis
 ) -> Figure:
-    """The figure with a dashed line at the step of each notice, whose flag shows its message."""
-    placed = [n for n in notices if n.step is not None]
-    if not placed or not data.step:
+    """The figure with a dashed line at the step of each notice; a flag shows its message."""
+    marked = [n for n in notices if n.step is not None]
+    if not marked or not data.step:
         return figure
-    x = [_place(n.step or 0, data, x_axis) for n in placed]
-    colors = [ORANGE if n.kind else GRAY for n in placed]
+    x = [_place(n.step or 0, data, x_axis) for n in marked]
+    colors = [ORANGE if n.kind else GRAY for n in marked]
     flags: Trace = {
         "type": "scatter",
         "uid": "notices",
@@ -60,7 +61,7 @@ def with_marks(
         "cliponaxis": False,
         "showlegend": False,
         "marker": {"symbol": "triangle-down", "size": 10, "color": colors},
-        "hovertext": [_wrapped(n.message) for n in placed],
+        "hovertext": [_wrapped(n.message) for n in marked],
         "hovertemplate": "%{hovertext}<extra></extra>",
     }
     lines = [
@@ -88,7 +89,7 @@ def _place(step: int, data: MetricsSeries, x_axis: XAxis) -> float:
 
 
 def _wrapped(message: str, width: int = 60) -> str:
-    """A message in short lines, as Plotly shows it unchanged."""
+    """A message in short lines, escaped for Plotly."""
     lines: list[str] = [""]
     for word in message.split():
         if len(lines[-1]) + len(word) > width:

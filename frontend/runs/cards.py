@@ -1,37 +1,23 @@
-"""The figures a run is judged by, as cards with a sparkline: pure functions to HTML."""
+"""The most important metrics of a run as cards with sparklines, and its progress, as HTML."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
 
-from frontend.charts.curves import finite_values, sparkline
-from frontend.html.format import DASH, count, duration, elapsed, number, percent, short_count
+from frontend.charts.series import finite_values
+from frontend.html.format import count, duration, elapsed, metric_text, short_count
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue, Run
 
-
-class Card(NamedTuple):
-    """One figure: the metric, and whether it is a share."""
-
-    metric: str
-    share: bool = False
-
-
-CARDS: tuple[Card, ...] = (
-    Card("fvu"),
-    Card("eval_fvu"),
-    Card("l0"),
-    Card("frac_dead", share=True),
-    Card("ce_delta"),
-    Card("tokens_per_second"),
-)
+CARDS = ("fvu", "eval_fvu", "l0", "frac_dead", "ce_delta", "tokens_per_second")
+"""The metrics that have a card."""
 
 
 def cards(run: Run, data: MetricsSeries) -> str:
-    """A row of cards with the latest values."""
-    return f'<div class="wb-cards">{"".join(_card(card, run, data) for card in CARDS)}</div>'
+    """A row of cards with the latest values of metrics."""
+    return f'<div class="wb-cards">{"".join(_card(name, run, data) for name in CARDS)}</div>'
 
 
 def change(values: list[MetricValue]) -> float | None:
@@ -44,46 +30,43 @@ def change(values: list[MetricValue]) -> float | None:
     return (fmean(finite[-tenth:]) - before) / abs(before) if before else None
 
 
-def _card(card: Card, run: Run, data: MetricsSeries) -> str:
-    metric = METRICS[card.metric]
-    value = run.metrics.get(card.metric)
-    text = percent(value) if card.share else number(value)
-    series = data.series.get(card.metric, [])
+def _card(name: str, run: Run, data: MetricsSeries) -> str:
+    metric, value, series = METRICS[name], run.metrics.get(name), data.series.get(name, [])
     broken = " broken" if value is not None and not finite_values([value]) else ""
     return (
         f'<div class="wb-card{broken}" title="{html.escape(metric.help, quote=True)}">'
         f'<span class="t">{html.escape(metric.title)}</span>'
-        f'<span class="v">{text}{_change_text(card, series)}</span>'
+        f'<span class="v">{metric_text(name, value)}{_change_text(name, series)}</span>'
         f"{sparkline(series)}</div>"
     )
 
 
-def _change_text(card: Card, series: list[MetricValue]) -> str:
+def _change_text(name: str, series: list[MetricValue]) -> str:
     moved = change(series)
     if moved is None or abs(moved) < 5e-4:
         return ""
-    good = {"lower": moved < 0, "higher": moved > 0}.get(METRICS[card.metric].better)
+    good = {"lower": moved < 0, "higher": moved > 0}.get(METRICS[name].better)
     tone = "" if good is None else " good" if good else " bad"
-    note = "The last tenth of the curve against the tenth before it"
+    tip = "The last tenth of the curve compared with the tenth before it"
     arrow = "▾" if moved < 0 else "▴"
-    return f'<small class="d{tone}" title="{note}">{arrow} {abs(moved):.1%}</small>'
+    return f'<small class="d{tone}" title="{tip}">{arrow} {abs(moved):.1%}</small>'
 
 
 def progress_line(run: Run) -> str:
-    """`step / total · tokens · elapsed < remaining · phase`, as far as each is known."""
+    """`step / total · tokens · elapsed · remaining · phase`, leaving out what is unknown."""
     at = run.progress
     steps = f"step {count(at.step)}" + (f" / {count(at.total_steps)}" if at.total_steps else "")
     tokens = f"{short_count(at.tokens)} tokens"
     took = elapsed(run.started_at, run.ended_at)
     spent = f"{duration(took)} elapsed" if took is not None else ""
-    if run.status == "running" and at.eta_seconds is not None:
-        spent += f" < {duration(at.eta_seconds)} left"
+    known = run.status == "running" and at.eta_seconds is not None
+    left = f"about {duration(at.eta_seconds)} left" if known else ""
     phase = at.phase if run.status in ("queued", "running", "stopping") and at.phase else ""
-    return " · ".join(part for part in (steps, tokens, spent, phase) if part)
+    return " · ".join(part for part in (steps, tokens, spent, left, phase) if part)
 
 
 def fraction_done(run: Run) -> float | None:
-    """Share of the steps that are done; None while it is unknown or the run still prepares."""
+    """Share of the steps that are done; None if unknown or while the run prepares."""
     if run.status == "finished":
         return 1.0
     at = run.progress
@@ -93,7 +76,19 @@ def fraction_done(run: Run) -> float | None:
     return at.step / at.total_steps if at.total_steps and not preparing else None
 
 
-def metric_text(run: Run, name: str) -> str:
-    """The latest value of a metric for a table cell."""
-    value = run.metrics.get(name)
-    return DASH if value is None else number(value)
+def sparkline(values: Sequence[MetricValue], *, width: int = 120, height: int = 28) -> str:
+    """A tiny curve of about 60 points as inline SVG; empty with fewer than two finite values."""
+    finite = finite_values(values)
+    head = f'<svg class="wb-spark" viewBox="0 0 {width} {height}" preserveAspectRatio="none">'
+    if len(finite) < 2:
+        return f"{head}</svg>"
+    stride = max(1, len(finite) // 60)
+    points = finite[(len(finite) - 1) % stride :: stride]
+    low, high = min(points), max(points)
+    across = width / max(1, len(points) - 1)
+    span = high / 2 - low / 2 or 1.0  # halved because the whole span may overflow a float
+    path = " ".join(
+        f"{i * across:.1f},{height - 2 - (height - 4) * ((value / 2 - low / 2) / span):.1f}"
+        for i, value in enumerate(points)
+    )
+    return f'{head}<polyline points="{path}"/></svg>'

@@ -1,8 +1,8 @@
-"""What the machine is doing, as HTML: devices, CPU, memory, disk."""
+"""Load of the machine as HTML: GPUs, CPU, memory, disk."""
 
 from __future__ import annotations
 
-from frontend.html.format import gibibytes
+from frontend.html.format import counted, gibibytes
 from frontend.html.tokens import escaped
 from sae_engine.schema.machine import Device, System
 
@@ -11,13 +11,14 @@ FULL = 0.9
 
 
 def device_panel(system: System, *, device: str | None = None) -> str:
-    """Meters of the machine; of its GPUs only `device`, where one is named."""
+    """Meters of the machine; of its GPUs only `device`, if one is given."""
     gpus = [gpu for gpu in system.devices if device in (None, "cuda", gpu.id)]
-    cpus = f"{system.num_cpus} CPU{'s' if system.num_cpus > 1 else ''}"
     used = system.disk_total_bytes - system.disk_free_bytes
     meters = [
         *(_gpu(gpu) for gpu in gpus),
-        _meter(cpus, system.cpu_utilization, f"{system.cpu_utilization:.0%}"),
+        _meter(
+            counted(system.num_cpus, "CPU"), system.cpu_utilization, f"{system.cpu_utilization:.0%}"
+        ),
         _memory("Memory", system.memory_used_bytes, system.memory_total_bytes),
         _meter(
             "Disk",
@@ -49,7 +50,7 @@ def _memory(title: str, used: int, total: int) -> str:
 
 
 def _meter(title: str, share: float, value: str, *, alarming: bool = False, css: str = "") -> str:
-    """A bar with its value; one that is `alarming` turns red when it is nearly full."""
+    """A bar with its value; an `alarming` one turns red when it is nearly full."""
     css = "bad" if alarming and share >= FULL else css
     width = min(max(share, 0.0), 1.0)
     return (

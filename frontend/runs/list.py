@@ -1,4 +1,4 @@
-"""The list of runs as HTML: a row for each, a heading over those of one sweep."""
+"""The list of runs as HTML: one row per run, and a heading above the runs of a sweep."""
 
 from __future__ import annotations
 
@@ -13,20 +13,32 @@ from frontend.html.blocks import (
     progress_bar,
     set_link,
     sweep_link,
+    table,
     tag_chips,
     toggle_link,
 )
-from frontend.html.format import DASH, age, duration, elapsed, percent, short_count
+from frontend.html.format import (
+    DASH,
+    age,
+    duration,
+    elapsed,
+    metric_text,
+    ordinal,
+    percent,
+    short_count,
+    width_text,
+)
 from frontend.html.tokens import escaped
 from frontend.runs.alerts import alert_count
-from frontend.runs.cards import fraction_done, metric_text
+from frontend.runs.cards import fraction_done
 from sae_engine.schema.config import SAEConfig
 from sae_engine.schema.features import SortOrder
+from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunSort
 
 
 class Column(NamedTuple):
-    """A column of the list: how it is called, what it says, what it is sorted by."""
+    """A column of the list: its title, its help, and what it is sorted by."""
 
     title: str
     help: str
@@ -35,28 +47,28 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("Run", "Name and what it is trained on", "name", number=False),
-    Column("Status", "What the run is doing", "status", number=False),
-    Column("Progress", "Steps done", number=False),
-    Column("Latents", "Number of latents and how many are kept per token"),
-    Column("FVU", "Fraction of variance unexplained, held out once it is measured", "fvu"),
-    Column("L0", "Mean active latents per token", "l0"),
-    Column("CE delta", "Nats per token lost with reconstructions spliced in", "ce_delta"),
+    Column("Run", "Name, language model and hook point", "name", number=False),
+    Column("Status", "Current status", "status", number=False),
+    Column("Progress", "Share of the steps that are done", number=False),
+    Column("Latents", "Number of latents, and how many are active per token"),
+    Column("FVU", "Fraction of variance unexplained, on held-out text once evaluated", "fvu"),
+    Column("L0", "Mean number of active latents per token", "l0"),
+    Column(METRICS["ce_delta"].title, METRICS["ce_delta"].help, "ce_delta"),
     Column("Tokens/s", "Training tokens per second"),
-    Column("Took", "Time since the start"),
-    Column("Created", "When the run was made", "created"),
+    Column("Duration", "Time since the start"),
+    Column("Created", "When the run was created", "created"),
 )
 
 
 def first_order(sort: RunSort) -> SortOrder:
-    """How a list is sorted unless one says otherwise: newest first, else lowest first."""
+    """The order of a list unless another is chosen: newest first, else lowest first."""
     return "desc" if sort == "created" else "asc"
 
 
 def runs_table(
     runs: Sequence[Run], *, sort: RunSort, order: SortOrder, picked: Collection[str]
 ) -> str:
-    """The table; sweeps have headings where the newest come first, which keeps them together."""
+    """The table; sorted by creation, which keeps sweeps together, it has a heading for each."""
     head = "".join(_heading(column, sort, order) for column in COLUMNS)
     rows: list[str] = []
     group = None
@@ -65,10 +77,7 @@ def runs_table(
             rows.append(_sweep_row(run))
         group = run.group_id
         rows.append(_row(run, picked))
-    return (
-        f'<table class="wb-table runs"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table>"
-    )
+    return table(f"<th></th>{head}", "".join(rows), css="runs")
 
 
 def _heading(column: Column, sort: RunSort, order: SortOrder) -> str:
@@ -85,7 +94,7 @@ def _heading(column: Column, sort: RunSort, order: SortOrder) -> str:
         "cursor": None,
     }
     arrow = (" ↓" if order == "desc" else " ↑") if on else ""
-    shown = set_link(f"{column.title}{arrow}", change, css="on" if on else "", note=column.help)
+    shown = set_link(f"{column.title}{arrow}", change, css="on" if on else "", tip=column.help)
     return f"<th{css}>{shown}</th>"
 
 
@@ -95,14 +104,14 @@ def _sweep_row(run: Run) -> str:
 
 
 def sweep_name(member: Run) -> str:
-    """What a sweep is called: its members' names without what tells them apart."""
+    """The name of a sweep: a member's name without the values that tell the members apart."""
     return re.sub(r"( [\w.]+=\S+)+$", "", member.name) or member.name
 
 
 def _row(run: Run, picked: Collection[str]) -> str:
     fraction = fraction_done(run)
     share = percent(fraction) if fraction is not None else ""
-    place = f"{run.queue_position}. in the queue" if run.queue_position is not None else ""
+    place = f"{ordinal(run.queue_position)} in queue" if run.queue_position is not None else ""
     speed = run.metrics.get("tokens_per_second")
     fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
     l0 = "eval_l0" if "eval_l0" in run.metrics else "l0"
@@ -113,9 +122,9 @@ def _row(run: Run, picked: Collection[str]) -> str:
         f"{badge(run.status)} {alert_count(run)}",
         f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{place or share}</span>',
         _latents(run.config.sae),
-        metric_text(run, fvu),
-        metric_text(run, l0),
-        metric_text(run, "ce_delta"),
+        metric_text(fvu, run.metrics.get(fvu)),
+        metric_text(l0, run.metrics.get(l0)),
+        metric_text("ce_delta", run.metrics.get("ce_delta")),
         short_count(speed) if isinstance(speed, float) else DASH,
         duration(elapsed(run.started_at, run.ended_at)),
         age(run.created_at),
@@ -129,14 +138,13 @@ def _row(run: Run, picked: Collection[str]) -> str:
 
 
 def _check(run: Run, picked: Collection[str]) -> str:
-    """A box that marks a run, or takes its mark away."""
+    """A box that selects a run, or deselects it."""
     on = run.id in picked
     css = "wb-check on" if on else "wb-check"
-    return toggle_link("✓" if on else "", "pick", run.id, css=css, note=f"Mark {run.name}")
+    return toggle_link("✓" if on else "", "pick", run.id, css=css, tip=f"Select {run.name}")
 
 
 def _latents(sae: SAEConfig) -> str:
     if sae.pretrained is not None:
         return "<small>imported</small>"
-    width = short_count(sae.d_sae) if sae.d_sae else f"{sae.expansion_factor or 8}×"
-    return f"{width}<small> k {sae.k}</small>"
+    return f"{width_text(sae)}, k {sae.k}"

@@ -1,4 +1,4 @@
-"""The end of a log that follows what is written, unless one has scrolled away from it."""
+"""The end of a log, followed as it grows unless the reader has scrolled up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _HTML = """
 <div class="wb-log">
   <div class="wb-logbar">
     <input type="search" placeholder="Filter lines" aria-label="Filter lines">
-    <span></span><button class="wb-do" hidden>to the end ↓</button>
+    <span></span><button class="wb-do" hidden>Jump to end ↓</button>
   </div>
   <pre tabindex="0"></pre>
 </div>

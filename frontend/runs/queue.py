@@ -1,4 +1,4 @@
-"""Runs that wait: their place in the queue, what for, and how they are moved."""
+"""Queued runs: their place, what they wait for, and the buttons to move them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import streamlit as st
 
 from frontend.api.cache import client, forget_cached
 from frontend.api.client import ApiProblem
-from frontend.html.blocks import act_button, html_block, link, notice, show_acting
-from frontend.html.format import age, count
+from frontend.html.blocks import act_button, html_block, link, notice, show_acting, table
+from frontend.html.format import age, ordinal
 from frontend.html.tokens import escaped
-from frontend.shell.url import show_problem
+from frontend.shell.problems import show_problem
 from sae_engine.schema.runs import Run, RunPatch
 
 
 def show_place(run: Run) -> None:
-    """Where one run stands in the queue, with buttons to move it; nothing once it has started."""
+    """A run's place in the queue, with buttons to move it; nothing once it has started."""
     if run.queue_position is None:
         return
-    place = f"<strong>Position {count(run.queue_position)} in the queue.</strong>"
+    place = f"<strong>{ordinal(run.queue_position)} in queue.</strong>"
     body = (
         f'<div class="wb-notice wb-place"><span>{place} {escaped(run.waiting_for or "")}</span>'
         f"<span>{_moves(run)}</span></div>"
@@ -28,9 +28,9 @@ def show_place(run: Run) -> None:
 
 
 def show_queue(waiting: Sequence[Run]) -> None:
-    """The runs that wait, the next one first, each with buttons."""
+    """The queued runs, the next one first, each with buttons."""
     if not waiting:
-        html_block(notice("No run waits."))
+        html_block(notice("The queue is empty."))
         return
     rows = "".join(
         f'<tr><td class="num">{run.queue_position}</td>'
@@ -38,12 +38,11 @@ def show_queue(waiting: Sequence[Run]) -> None:
         f'<span class="wb-sub">{escaped(run.waiting_for or "")}</span></td>'
         f'<td class="num">{age(run.created_at)}</td>'
         f'<td class="wb-acts">{_moves(run, last=run is waiting[-1])}'
-        f"{act_button('stop', run.id, '✕', 'Take out of the queue')}</td></tr>"
+        f"{act_button('stop', run.id, '✕', 'Remove from queue')}</td></tr>"
         for run in waiting
     )
     head = '<th class="num">#</th><th>Run</th><th class="num">Created</th><th></th>'
-    table = f"<table class='wb-table queue'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    _carry_out(show_acting(f"{table}</table>", key="queue"), waiting)
+    _carry_out(show_acting(table(head, rows, css="queue"), key="queue"), waiting)
 
 
 def _moves(run: Run, *, last: bool = False) -> str:
@@ -56,7 +55,7 @@ def _moves(run: Run, *, last: bool = False) -> str:
 
 
 def _carry_out(done: tuple[str, str] | None, shown: Sequence[Run]) -> None:
-    """Do what was clicked, and draw what is around it anew."""
+    """Do what was clicked, and redraw the page."""
     if done is None:
         return
     verb, run_id = done
@@ -77,5 +76,5 @@ def _carry_out(done: tuple[str, str] | None, shown: Sequence[Run]) -> None:
 
 
 def new_position(verb: str, position: int) -> int:
-    """Where `front`, `up` or `down` lead from a place of the queue."""
+    """The place in the queue that `front`, `up` or `down` leads to."""
     return {"front": 1, "up": max(1, position - 1), "down": position + 1}[verb]

@@ -1,4 +1,4 @@
-"""Runs as tables: in what their settings differ, how they stand, as CSV."""
+"""Runs as CSV tables: settings that differ, metrics, curves."""
 
 from __future__ import annotations
 
@@ -8,27 +8,36 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sae_engine.schema.analysis import Comparison
+from sae_engine.schema.analysis import BestValue, Comparison
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, Run
 
 
 def measured_names(runs: Iterable[Run]) -> list[str]:
-    """Metrics that any of the runs has, in the order of their definition."""
+    """Metrics that any of the runs has, in the order of `METRICS`."""
     names = {name for run in runs for name in run.metrics}
     return [name for name in METRICS if name in names]
 
 
 def comparison_csv(found: Comparison) -> str:
-    """A row for each run: its settings that differ, last and best values."""
+    """The compared runs: settings that differ, last and best values of metrics."""
     settings = {difference.field: difference.values for difference in found.differences}
-    names = measured_names(found.runs)
-    best = [name for name in names if any(name in run for run in found.best)]
+    return runs_csv(found.runs, settings, found.best)
+
+
+def runs_csv(
+    runs: Sequence[Run],
+    settings: Mapping[str, Sequence[Any]],
+    best: Sequence[Mapping[str, BestValue]] = (),
+) -> str:
+    """One row per run: settings that differ, last and, if given, best values of metrics."""
+    names = measured_names(runs)
+    best_names = [name for name in names if any(name in values for values in best)]
     head = ["id", "name", "status", *settings, *names]
-    head += [f"best_{name}" for name in best] + [f"best_{name}_step" for name in best]
+    head += [f"best_{name}{suffix}" for suffix in ("", "_step") for name in best_names]
     rows: list[list[Any]] = []
-    for place, run in enumerate(found.runs):
-        bests = [found.best[place].get(name) for name in best]
+    for place, run in enumerate(runs):
+        bests = [best[place].get(name) for name in best_names]
         rows.append(
             [run.id, run.name, run.status]
             + [_cell(values[place]) for values in settings.values()]
@@ -40,7 +49,7 @@ def comparison_csv(found: Comparison) -> str:
 
 
 def curves_csv(runs: Sequence[Run], curves: Sequence[MetricsSeries]) -> str:
-    """A row for each run and step; what was not measured at a step is empty."""
+    """One row per run and step; empty where a metric was not measured."""
     names = list(dict.fromkeys(name for data in curves for name in data.series))
     rows: list[list[Any]] = []
     for run, data in zip(runs, curves, strict=True):
@@ -48,18 +57,6 @@ def curves_csv(runs: Sequence[Run], curves: Sequence[MetricsSeries]) -> str:
             values = [data.series[name][at] if name in data.series else None for name in names]
             rows.append([run.id, run.name, step, data.tokens[at], data.time[at], *values])
     return _csv(["id", "name", "step", "tokens", "time", *names], rows)
-
-
-def members_csv(runs: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> str:
-    """A row for each run of a sweep: its settings that differ and its last values."""
-    names = measured_names(runs)
-    rows = [
-        [run.id, run.name, run.status]
-        + [_cell(values[place]) for values in settings.values()]
-        + [run.metrics.get(name) for name in names]
-        for place, run in enumerate(runs)
-    ]
-    return _csv(["id", "name", "status", *settings, *names], rows)
 
 
 def _cell(value: Any) -> Any:

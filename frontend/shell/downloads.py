@@ -1,4 +1,4 @@
-"""The menu of what can be downloaded of a run."""
+"""The menu of a run's downloads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sae_engine.schema.runs import Run
 
 
 def download_menu(run: Run, snapshot: str | None = None) -> None:
-    """A button that opens the menu; the features are those of a snapshot, or of the latest."""
+    """A button that opens the menu; features come from `snapshot`, by default the latest."""
     with st.popover("Download", key="downloads"):
         html_block(download_list(run, snapshot, links=pages_serve_the_api()))
 
@@ -37,8 +37,6 @@ def download_list(run: Run, snapshot: str | None, *, links: bool) -> str:
 
 
 def pages_serve_the_api() -> bool:
-    """Whether pages and API answer on one port, so that a browser that sees one reaches the
-    other.
-    """
+    """Whether pages and API share a port, so that the browser reaches both."""
     port = urlsplit(os.environ.get("SAE_WORKBENCH_API_URL", "")).port
     return port is not None and port == st.get_option("server.port")

@@ -1,27 +1,43 @@
-"""From page to page by the browser's own doing: buttons that are links, and moves after an action.
+"""The table of pages, and moves between them that the browser makes: links and buttons.
 
-`st.switch_page` would let the server move. Until its answer arrives, the timers of the page that is
-left go on in the browser, and what they ask for is drawn into the next page (decision 0021).
+`st.switch_page` would let the server move. Until its answer arrives, the timers of the old page
+keep running in the browser, and their results are drawn into the new page (decision 0021).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import streamlit as st
 
-from frontend.html.blocks import component, href
+from frontend.html.blocks import HOME, component, href
 
-_PAGES = {
-    "": "views/runs.py",
-    "launch": "views/launch.py",
-    "run": "views/run.py",
-    "features": "views/features.py",
-    "compare": "views/compare.py",
-}
-"""Where buttons lead."""
 
-# Drawn again, it finds the browser where it was to go.
+class Page(NamedTuple):
+    """One page of the app."""
+
+    name: str
+    """Its script is `views/<name>.py`; outside of `HOME` it is also its path in the address."""
+    title: str
+    offered: Literal["menu", "run", "links"] = "links"
+    """Where it is offered: in the menu, as a tab of a run, or only by links."""
+
+
+PAGES = (
+    Page(HOME, "Runs", "menu"),
+    Page("launch", "New run", "menu"),
+    Page("system", "System", "menu"),
+    Page("run", "Training", "run"),
+    Page("features", "Features", "run"),
+    Page("map", "Map", "run"),
+    Page("lookup", "Look up", "run"),
+    Page("playground", "Playground", "run"),
+    Page("feature", "Feature"),
+    Page("compare", "Compare"),
+    Page("sweep", "Sweep"),
+)
+
+# Drawn again, it finds the browser at its target.
 _MOVE_JS = """
 export default function ({ data }) {
   const target = new URL(data, window.location.href).href;
@@ -30,6 +46,11 @@ export default function ({ data }) {
   window.dispatchEvent(new PopStateEvent("popstate"));
 }
 """
+
+
+def script_of(page: str) -> str:
+    """A page's script, relative to `app.py`."""
+    return f"views/{page}.py"
 
 
 def page_button(
@@ -48,7 +69,7 @@ def page_button(
     kind = "primary" if primary else "plain"
     with st.container(key=f"go-{kind}-{key}", width=width):
         st.page_link(
-            _PAGES[page],
+            script_of(page),
             label=label,
             icon=icon,
             help=tip,
@@ -59,10 +80,15 @@ def page_button(
 
 
 def open_page(page: str, **query: object) -> None:
-    """Leave for another page once this one is drawn; None is left out of its address."""
-    component("wb_move", js=_MOVE_JS)(key="move", data=href(page or "./", query), height=0)
+    """Move to another page once this one is drawn; None is left out of its address."""
+    component("wb_move", js=_MOVE_JS)(key="move", data=href(page, query), height=0)
 
 
 def runs_button(key: str = "all-runs") -> None:
-    """What a page offers that has nothing to show."""
-    page_button("Show all runs", "", key=key, primary=True)
+    """The way out of a page that has nothing to show."""
+    page_button("Show all runs", HOME, key=key, primary=True)
+
+
+def name_tab(*parts: str) -> None:
+    """Name the browser's tab after the page's content."""
+    st.set_page_config(page_title=" · ".join([*parts, "SAE Workbench"]))

@@ -1,4 +1,4 @@
-"""Previous and next page of a list whose pages are found by cursors."""
+"""Previous and next page of a list that is paged by cursors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from frontend.shell.url import param
 
 
 def pager(next_cursor: str | None, *, key: str) -> None:
-    """Two buttons that move the URL's `cursor`; where the pages before began is remembered."""
+    """Two buttons that move the URL's `cursor`; the session keeps the cursors of earlier pages."""
     trail: list[str] = st.session_state.setdefault(f"cursors:{key}", [])
     here = param("cursor") or ""
     if not here:
@@ -22,10 +22,7 @@ def pager(next_cursor: str | None, *, key: str) -> None:
             st.query_params["cursor"] = trail.pop() if trail else ""
             st.rerun()
         if st.button(
-            "Next",
-            icon=":material/chevron_right:",
-            disabled=next_cursor is None,
-            key="page-on",
+            "Next", icon=":material/chevron_right:", disabled=next_cursor is None, key="page-on"
         ):
             trail.append(here)
             st.query_params["cursor"] = next_cursor or ""

@@ -1,4 +1,4 @@
-"""One script per page; `frontend/app.py` names them.
+"""One script per page, named in `frontend/shell/navigation.py`.
 
-Not called `pages`: Streamlit runs the scripts of a folder of that name by itself, past `app.py`.
+Not called `pages`: Streamlit runs the scripts of a folder of that name by itself, without `app.py`.
 """

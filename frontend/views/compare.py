@@ -1,21 +1,20 @@
-"""Runs side by side: their training; of two of them, the features they share and what fires on a
-token.
-"""
+"""Compare: the training of several runs; for two of them, their features and lookups."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from frontend.api.cache import cached_runs, client
-from frontend.features.matched_tokens import show_tokens
-from frontend.features.matches import show_features
-from frontend.html.blocks import empty_state, link, show_linked
-from frontend.runs.compared import show_training
-from frontend.shell.url import bound, choice_param, list_param, name_tab, param, set_param
+from frontend.features.lookup import compare_lookups
+from frontend.features.matches import show_matches
+from frontend.html.blocks import empty_state, heading, html_block, link, show_linked
+from frontend.runs.comparison import show_training
+from frontend.shell.navigation import name_tab
+from frontend.shell.url import bound, choice_param, list_param, param, set_param
+from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.runs import Run
 
 PARTS = {"training": "Training", "features": "Features", "tokens": "Tokens"}
-MAX_RUNS = 8  # as many as the API compares
 _CHOSEN = "chosen-runs"
 
 
@@ -27,23 +26,23 @@ def show() -> None:
     show_linked(_header(part, chosen), key="head")
     titles = _choose(chosen)
     if len(chosen) < 2:
-        body = "Their differences appear here. The list of runs lets you mark them, too."
-        show_linked(empty_state("Choose two runs or more", body), key="empty")
+        text = "Their differences appear here. You can also tick them in the run list."
+        html_block(empty_state("Choose two or more runs", text))
         return
     if part == "training":
         show_training(chosen)
         return
     a, b = _pair(chosen, titles)
     if part == "features":
-        show_features(a, b)
+        show_matches(a, b)
     else:
-        show_tokens(a, b)
+        compare_lookups(a, b)
 
 
 def _chosen() -> list[str]:
-    """The runs that the URL names, each once."""
+    """The runs that the URL names, without duplicates."""
     pair = [run_id for name in ("a", "b") if (run_id := param(name))]
-    return list(dict.fromkeys([*list_param("runs"), *pair]))[:MAX_RUNS]
+    return list(dict.fromkeys([*list_param("runs"), *pair]))[:MAX_COMPARED_RUNS]
 
 
 def _header(part: str, chosen: list[str]) -> str:
@@ -52,15 +51,11 @@ def _header(part: str, chosen: list[str]) -> str:
         link("compare", title, kept | {"part": name}, css="on" if name == part else "")
         for name, title in PARTS.items()
     )
-    crumb = link("./", "Runs", {})
-    return (
-        f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
-        f'<h1>Compare</h1><nav class="wb-tabs">{tabs}</nav></div>'
-    )
+    return heading("Compare", after=f'<nav class="wb-tabs">{tabs}</nav>')
 
 
 def _choose(chosen: list[str]) -> dict[str, str]:
-    """The box of runs, tied to the URL; what each run is called there."""
+    """The box of runs, tied to the URL; returns the runs' titles in it."""
     runs = {run.id: run for run in cached_runs()}
     for run_id in chosen:
         if run_id not in runs:
@@ -79,7 +74,7 @@ def _choose(chosen: list[str]) -> dict[str, str]:
         key=_CHOSEN,
         on_change=write,
         format_func=titles.__getitem__,
-        max_selections=MAX_RUNS,
+        max_selections=MAX_COMPARED_RUNS,
         placeholder="Choose runs",
         label_visibility="collapsed",
     )
@@ -91,7 +86,7 @@ def _title(run: Run) -> str:
 
 
 def _pair(chosen: list[str], titles: dict[str, str]) -> tuple[str, str]:
-    """Which of the runs are A and B; asked for where there are more than two."""
+    """Runs A and B; with more than two runs, boxes choose them."""
     a = choice_param("a", chosen) or chosen[0]
     b = choice_param("b", [run_id for run_id in chosen if run_id != a])
     b = b or next(run_id for run_id in chosen if run_id != a)

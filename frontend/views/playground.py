@@ -1,4 +1,4 @@
-"""A person's own text: its tokens, their features, and how it goes on when they are steered."""
+"""Playground: the features of the reader's own text, and text steered by features."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from frontend.features.token_chips import (
     token_chips,
     token_title,
 )
-from frontend.html.blocks import empty_state, html_block, link, notice, run_header, show_linked
-from frontend.html.format import count, number
-from frontend.html.tokens import chip, escaped
-from frontend.shell.snapshots import follow_latest, snapshot_picker
-from frontend.shell.url import (
-    bound,
-    chosen_snapshot,
-    int_param,
-    name_tab,
-    param,
-    required_run,
-    set_param,
-    show_problem,
+from frontend.html.blocks import (
+    empty_state,
+    feature_link,
+    html_block,
+    link,
+    notice,
+    panel_title,
+    show_linked,
 )
-from frontend.shell.warm_up import with_progress
+from frontend.html.format import counted, number
+from frontend.html.tokens import chip, escaped
+from frontend.shell.problems import show_problem
+from frontend.shell.progress import kept_answer
+from frontend.shell.run_page import open_snapshot, snapshot_picker
+from frontend.shell.url import bound, int_param, param
 from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
 
-# What an address can carry.
 MAX_CHARACTERS = 4000
+"""As much as an address can carry."""
 TOP = 12
 SUGGESTIONS = (
     "import numpy as np\nimport os",
@@ -49,21 +49,13 @@ SUGGESTIONS = (
 
 def show() -> None:
     """The page."""
-    run = required_run()
-    name_tab("Playground", run.name)
-    show_linked(run_header(run, "playground", param("snapshot")), key="head")
-    snapshot = chosen_snapshot(run)
-    follow_latest(run, snapshot)
-    if snapshot is None:
-        note = "The first snapshot appears here by itself while the run trains."
-        html_block(empty_state("No features yet", note))
-        return
+    run, snapshot = open_snapshot("playground")
     text = st.query_params.get("text", "")[:MAX_CHARACTERS]
     _text_box(run, text)
     strengths = strengths_of(param("steer") or "")
     if text:
         try:
-            _reading(run, snapshot.step, text, strengths)
+            _analysis(run, snapshot.step, text, strengths)
         except ApiProblem as error:
             show_problem(error)
     else:
@@ -73,44 +65,41 @@ def show() -> None:
 
 def _text_box(run: Run, text: str) -> None:
     box, snapshots = st.columns([4, 1], vertical_alignment="top")
-    key, write = bound("text", text)
-
-    def changed() -> None:
-        write()
-        set_param("token", None)
-
+    key, write = bound("text", text, clears=("token",))
     with box:
         st.text_area(
             "Your text",
             key=key,
-            on_change=changed,
+            on_change=write,
             height=110,
             max_chars=MAX_CHARACTERS,
-            placeholder="Type or paste a text; Ctrl + Enter reads it",
+            placeholder="Type or paste text; Ctrl+Enter to run",
         )
     with snapshots:
         html_block('<p class="wb-label">Snapshot</p>')
         snapshot_picker(run)
-        st.button("Read", icon=":material/visibility:", key="read", width=190)
+        st.button("Analyze", icon=":material/visibility:", key="read", width=190)
 
 
 def _suggest(run: Run) -> None:
-    links = " ".join(
-        link("playground", chip(text), {"id": run.id, "text": text, "snapshot": param("snapshot")})
-        for text in SUGGESTIONS
-    )
-    show_linked(
-        '<div class="wb-empty near"><h2>Which features does your text have?</h2>'
-        f"<p>Type it above, or try {links}</p></div>",
-        key="suggestions",
-    )
+    query = {"id": run.id, "snapshot": param("snapshot")}
+    links = " ".join(link("playground", chip(text), query | {"text": text}) for text in SUGGESTIONS)
+    title = "Which features fire on your text?"
+    show_linked(empty_state(title, f"Type it above, or try {links}", css="near"), key="suggestions")
 
 
-def _reading(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> None:
-    locked = int_param("lock")
-    if locked is not None and locked >= num_features(run.id, step):
-        locked = None
-    answer = _read(run, step, text, locked)
+def _analysis(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> None:
+    """The text's tokens, and the features of the chosen token or the strongest of all."""
+    highlighted = int_param("lock")
+    if highlighted is not None and highlighted >= num_features(run.id, step):
+        highlighted = None
+    watched = [] if highlighted is None else [highlighted]
+    api = client()
+    answer = kept_answer(
+        "playground-answer",
+        (run.id, step, text, highlighted),
+        lambda: api.activations(run.id, text, top=TOP, features=watched, snapshot=step),
+    )
     chosen = int_param("token")
     if chosen is not None and (
         chosen >= len(answer.tokens) or answer.tokens[chosen].excluded is not None
@@ -118,15 +107,16 @@ def _reading(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> 
         chosen = None
     left, right = st.columns([1, 1.15], gap="large")
     with left:
-        show_linked(_legend(run, answer, locked) + token_chips(answer, chosen=chosen), key="tokens")
+        legend = f'<p class="wb-muted">{_legend(run, answer, highlighted)}</p>'
+        show_linked(legend + token_chips(answer, chosen=chosen), key="tokens")
     if chosen is None:
-        found, title = strongest_features(answer, TOP), '<h3 class="wb-panel">Strongest</h3>'
+        found, title = strongest_features(answer, TOP), panel_title("Strongest features")
     else:
         found = features_of_token(answer.tokens[chosen], chosen)
         title = token_title(answer.tokens[chosen], chosen)
     with right:
         if not found:
-            html_block(title + notice("No feature is active here."))
+            html_block(title + notice("No features fire here."))
             return
         table = feature_table(
             found,
@@ -134,43 +124,32 @@ def _reading(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> 
             _rows(run, step, found),
             run_id=run.id,
             snapshot=param("snapshot"),
-            locked=locked,
+            highlighted=highlighted,
             strengths=strengths,
             show_token=chosen is None,
         )
         show_linked(title + table, key="token-features")
 
 
-def _legend(run: Run, answer: TextActivations, locked: int | None) -> str:
-    if locked is None:
-        what = "colored by the sum of all activations; click a token for its features"
-    else:
-        query = {"id": run.id, "index": locked, "snapshot": param("snapshot")}
-        label = answer.labels.get(locked, "")
-        name = link("feature", f"feature {locked}", query, css="wb-index")
-        largest = max(answer.features[0].activations, default=0.0)
-        most = number(answer.features[0].max_activation)
-        what = (
-            f"colored by {name} {escaped(label)}; at most {number(largest)} here, {most} in the "
-            "index"
+def _legend(run: Run, answer: TextActivations, highlighted: int | None) -> str:
+    """What the colors mean."""
+    num_tokens = counted(sum(token.excluded is None for token in answer.tokens), "token")
+    if highlighted is None:
+        return (
+            f"{num_tokens}, colored by the sum of all activations. Click a token to see its "
+            "features."
         )
-    ordinary = sum(token.excluded is None for token in answer.tokens)
-    return f'<p class="wb-muted">{count(ordinary)} tokens, {what}</p>'
-
-
-def _read(run: Run, step: int, text: str, locked: int | None) -> TextActivations:
-    """The answer to the same question is kept; asking anew would flicker."""
-    question = (run.id, step, text, locked)
-    held: tuple[object, TextActivations] | None = st.session_state.get("reading")
-    if held is not None and held[0] == question:
-        return held[1]
-    api = client()
-    features = [] if locked is None else [locked]
-    answer = with_progress(
-        lambda: api.activations(run.id, text, top=TOP, features=features, snapshot=step)
+    name = feature_link(
+        run.id,
+        highlighted,
+        snapshot=param("snapshot"),
+        label_html=f"feature {highlighted}",
+        css="wb-index",
     )
-    st.session_state["reading"] = (question, answer)
-    return answer
+    label = escaped(answer.labels.get(highlighted, ""))
+    here = number(max(answer.features[0].activations, default=0.0))
+    overall = number(answer.features[0].max_activation)
+    return f"{num_tokens}, colored by {name} {label}; max {here} here, {overall} in the index"
 
 
 def _rows(run: Run, step: int, found: list[Found]) -> dict[int, FeatureRow]:

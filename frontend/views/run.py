@@ -1,4 +1,4 @@
-"""One run: state, quality, live curves, snapshots, log."""
+"""One run: status, metrics, live curves, snapshots, log."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import streamlit as st
 
 from frontend.api.cache import cached_run, client, forget_cached
 from frontend.api.client import ApiProblem
-from frontend.charts import curves as charts
-from frontend.charts.plot import show_figure
+from frontend.charts.curves import CurveView, Panel, figure, run_panels
+from frontend.charts.figure import Figure
+from frontend.charts.series import measured_in, merged
 from frontend.html.blocks import (
     badge,
     escaped_lines,
     html_block,
     link,
     notice,
+    panel_title,
     progress_bar,
-    run_header,
     show_linked,
     tag_chips,
 )
@@ -24,81 +25,75 @@ from frontend.html.tokens import escaped
 from frontend.runs.actions import show_actions
 from frontend.runs.alerts import alert_badges, with_marks
 from frontend.runs.cards import cards, fraction_done, progress_line
-from frontend.runs.curve_controls import curve_view
+from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.devices import device_panel
 from frontend.runs.log import show_log
 from frontend.runs.queue import show_place
 from frontend.shell.downloads import download_menu
 from frontend.shell.navigation import page_button
-from frontend.shell.url import has_ended, live, name_tab, required_run, search_box
-from sae_engine.schema.runs import MetricsSeries, Notice, Run, Snapshot
+from frontend.shell.problems import live
+from frontend.shell.run_page import features_ahead, open_run
+from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 
 MAX_POINTS = 1500
 LOG_LINES = 1000
-
-# Points fetched again with each increment: values of one step may arrive one after another.
+MOST_NOTICES = 8
 OVERLAP_POINTS = 20
+"""Points fetched again with each increment, because values of one step may arrive separately."""
 
 
 def show() -> None:
     """The page."""
-    run = required_run()
-    name_tab(run.name)
-    header, search = st.columns([3.2, 1.2], vertical_alignment="bottom")
-    with header:
-        show_linked(run_header(run, "run"), key="head")
-    with search:
-        search_box(run)
+    run = open_run("run", search=True)
     _about(run)
-    live(lambda: _live(run), active=not has_ended(run))
+    live(lambda: _live(run), active=run.status not in ENDED)
     _log(run)
 
 
 def _about(run: Run) -> None:
-    """Where it came from, its tags, what was noted about it."""
-    origin = ""
-    if run.cloned_from is not None:
-        origin = f"from {_origin(run.cloned_from)}"
-    put_away = '<span class="wb-badge">archived</span>' if run.archived else ""
-    facts = " ".join(part for part in (origin, tag_chips(run), put_away) if part)
+    """The run's origin, tags and notes."""
+    origin = f"cloned from {_origin(run.cloned_from)}" if run.cloned_from is not None else ""
+    archived = '<span class="wb-badge">archived</span>' if run.archived else ""
+    facts = " ".join(part for part in (origin, tag_chips(run), archived) if part)
     notes = f'<p class="wb-notes">{escaped_lines(run.notes)}</p>' if run.notes else ""
     if facts or notes:
         show_linked(f'<div class="wb-about">{facts}{notes}</div>', key="about")
 
 
 def _origin(run_id: str) -> str:
-    """The run whose settings these were, which may have been deleted since."""
+    """The cloned run, which may have been deleted since."""
     try:
         name = cached_run(run_id).name
     except ApiProblem as error:
         if error.problem.status != 404:
             raise
-        return "a run that was deleted"
+        return "a deleted run"
     return link("run", escaped(name), {"id": run_id})
 
 
 def _live(drawn: Run) -> None:
-    """Everything that changes while the run works; `drawn` is what the rest of the page shows."""
+    """Everything that changes while the run trains; the rest of the page shows `drawn`."""
     run = client().run(drawn.id)
     if run.status != drawn.status:
         forget_cached()
         st.rerun()
     data = _metrics(run)
     notices = client().notices(run.id)
-    _state(run)
+    _status(run)
     show_linked(cards(run, data), key="cards")
     curves, side = st.columns([3.4, 1], gap="medium")
     with curves:
-        _curves(data, notices, ended=has_ended(run))
+        _curves(run, data, notices)
     with side:
         _snapshots(run)
-        _notices(notices)
-        if not has_ended(run):
-            html_block('<h3 class="wb-panel">Machine</h3>')
+        recent = reversed(notices[-MOST_NOTICES:])
+        html_block("".join(notice(n.message, level=n.level) for n in recent))
+        if run.status not in ENDED:
+            html_block(panel_title("Machine"))
             html_block(device_panel(client().system(), device=run.device))
 
 
-def _state(run: Run) -> None:
+def _status(run: Run) -> None:
     bar, buttons = st.columns([2.6, 1.4], vertical_alignment="center")
     with bar:
         html_block(
@@ -110,53 +105,50 @@ def _state(run: Run) -> None:
         show_actions(run)
     show_place(run)
     if run.error is not None:
-        html_block(notice(run.error.message, level="error", title=f"This run {run.status}"))
+        title = "This run failed" if run.status == "failed" else f"This run was {run.status}"
+        html_block(notice(run.error.message, level="error", title=title))
         if run.error.log_tail:
             st.code(run.error.log_tail, None, wrap_lines=True, height=180)
 
 
 def _metrics(run: Run) -> MetricsSeries:
-    """All points so far: the first call fetches the curve, later ones what came since."""
+    """All points so far: the first call fetches the curves, later ones only their increments."""
     key = f"metrics:{run.id}"
     held: MetricsSeries | None = st.session_state.get(key)
     grows = held is not None and held.step and run.progress.step >= held.step[-1]
     if held is not None and grows and len(held.step) < 2 * MAX_POINTS:
         since = held.step[-OVERLAP_POINTS] - 1 if len(held.step) >= OVERLAP_POINTS else -1
-        data = charts.merged(held, client().metrics(run.id, since_step=since))
+        data = merged(held, client().metrics(run.id, since_step=since))
     else:
         data = client().metrics(run.id, max_points=MAX_POINTS)
     st.session_state[key] = data
     return data
 
 
-def _curves(data: MetricsSeries, notices: list[Notice], *, ended: bool) -> None:
-    view = curve_view(shown=data.returned_points, total=data.total_points)
-    panels = [(n, panel) for n, panel in charts.PANELS.items() if charts.has_values(data, panel)]
-    if not panels:
-        text = (
-            "This run ended before its first point."
-            if ended
-            else "The first point appears within seconds of the first step."
-        )
-        html_block(notice(text))
+def _curves(run: Run, data: MetricsSeries, notices: list[Notice]) -> None:
+    view: CurveView = curve_view([data])
+    first, others = run_panels(measured_in([data]))
+    if not first and not others:
+        ended = "This run ended before its first step was measured."
+        html_block(notice(ended if run.status in ENDED else "Curves appear after the first step."))
         return
-    columns = st.columns(2)
-    for position, (name, panel) in enumerate(panels):
-        with columns[position % 2]:
-            drawn = charts.figure(data, panel, **view._asdict())
-            show_figure(with_marks(drawn, notices, data, view.x_axis), key=f"chart-{name}")
+
+    def draw(panel: Panel) -> Figure:
+        return with_marks(figure(data, panel, view), notices, data, view.x_axis)
+
+    show_panels(first, draw)
+    if others:
+        more = st.expander("More metrics", key="more-metrics", on_change="rerun")
+        if more.open:
+            with more:
+                show_panels(others, draw)
 
 
 def _snapshots(run: Run) -> None:
     snapshots = client().snapshots(run.id)
-    html_block('<h3 class="wb-panel">Features</h3>')
+    html_block(panel_title("Features"))
     if not snapshots:
-        text = (
-            "This run ended before its first snapshot."
-            if has_ended(run)
-            else "The first snapshot can be browsed while the run trains."
-        )
-        html_block(f'<p class="wb-muted">{text}</p>')
+        html_block(f'<p class="wb-muted">{features_ahead(run)}</p>')
         return
     page_button(
         "Browse features",
@@ -175,24 +167,19 @@ def _snapshots(run: Run) -> None:
 def _snapshot(run_id: str, snapshot: Snapshot) -> str:
     name = "final" if snapshot.final else f"step {count(snapshot.step)}"
     target = link("features", name, {"id": run_id, "snapshot": snapshot.step})
-    tip = f"{count(snapshot.tokens)} tokens trained, {count(snapshot.index_tokens)} indexed"
+    tip = f"{count(snapshot.tokens)} tokens trained, {count(snapshot.index_tokens)} tokens indexed"
     facts = f"{short_count(snapshot.tokens)} tokens · {age(snapshot.created_at)}"
     return f'<li title="{tip}">{target}<span>{facts}</span></li>'
-
-
-def _notices(notices: list[Notice]) -> None:
-    if notices:
-        html_block("".join(notice(n.message, level=n.level) for n in reversed(notices[-8:])))
 
 
 def _log(run: Run) -> None:
     def body() -> None:
         show_log(client().log(run.id, tail=LOG_LINES) or "The log is empty.", key="log")
 
-    opened = st.expander("Log", key="log-open", on_change="rerun")
-    if opened.open:
-        with opened:
-            live(body, active=not has_ended(run))
+    log = st.expander("Log", key="log-open", on_change="rerun")
+    if log.open:
+        with log:
+            live(body, active=run.status not in ENDED)
 
 
 if __name__ == "__main__":

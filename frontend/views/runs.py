@@ -1,4 +1,4 @@
-"""Start page: every run with its state and quality, newest first; FVU against L0 of all of them."""
+"""Runs, the start page: a list that can be filtered and sorted, or all runs as FVU vs. L0."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from typing import get_args
 
 import streamlit as st
 
-from frontend.api.cache import all_runs, client, forget_cached, known_tags
+from frontend.api.cache import all_runs, client, known_tags
 from frontend.html.blocks import empty_state, html_block, set_link, show_linked
-from frontend.html.format import count
-from frontend.runs.compared import show_pareto
+from frontend.html.format import count, counted
+from frontend.runs.actions import archive_button
+from frontend.runs.comparison import show_pareto
 from frontend.runs.list import first_order, runs_table
 from frontend.shell.navigation import page_button
 from frontend.shell.pager import pager
+from frontend.shell.problems import live
 from frontend.shell.url import (
-    attempt,
     bound,
+    bound_text,
+    bound_toggle,
     choice_param,
+    flag_param,
     list_param,
-    live,
     param,
     set_param,
 )
+from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.features import SortOrder
-from sae_engine.schema.runs import RunPage, RunPatch, RunSort, RunStatus
+from sae_engine.schema.runs import RunPage, RunSort, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",
@@ -37,13 +41,13 @@ STATUSES: tuple[RunStatus, ...] = (
 SORTS: tuple[RunSort, ...] = get_args(RunSort)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 PAGE_SIZE = 50
-MOST_COMPARED = 8
-ANY_STATUS, ANY_TAG = "any status", "any tag"
+ANY_STATUS, ANY_TAG = "Any status", "Any tag"
 
 
 def show() -> None:
     """The page."""
-    if not _filtered() and not _some(archived=False) and not _some(archived=True):
+    filtered = any(param(name) for name in ("q", "status", "tag", "archived"))
+    if not filtered and not _has_runs(archived=False) and not _has_runs(archived=True):
         _welcome()
         return
     _filters()
@@ -53,38 +57,26 @@ def show() -> None:
         live(_list, active=True)
 
 
-def _filtered() -> bool:
-    return any(param(name) for name in ("q", "status", "tag", "archived"))
-
-
-def _some(*, archived: bool) -> bool:
+def _has_runs(*, archived: bool) -> bool:
     return bool(client().runs(archived=archived, limit=1).items)
 
 
 def _filters() -> None:
-    """Title, the boxes that choose runs, and the button for a new one."""
+    """Title, the boxes that filter the runs, and the button for a new run."""
     title, search, status, tag, archived, new = st.columns(
         [1.5, 3, 1.6, 1.6, 1.2, 1.4], vertical_alignment="center"
     )
     with title:
         html_block('<h1 class="wb-title">Runs</h1>')
     with search:
-        key, write = bound("q", param("q") or "")
-        st.text_input(
-            "Filter by text",
-            key=key,
-            on_change=write,
-            placeholder="Name, tag, note or id",
-            icon=":material/search:",
-            label_visibility="collapsed",
-        )
+        hint = "Name, tag, note or ID"
+        bound_text("Filter by text", "q", param("q") or "", placeholder=hint, search=True)
     with status:
         _choice("status", STATUSES, ANY_STATUS, "Status")
     with tag:
         _choice("tag", known_tags(), ANY_TAG, "Tag")
     with archived:
-        key, write = bound("archived", _archived(), default=False)
-        st.toggle("Archived", key=key, on_change=write)
+        bound_toggle("Archived", "archived")
     with new:
         page_button(
             "New run", "launch", key="new", icon=":material/add:", primary=True, width="stretch"
@@ -97,10 +89,6 @@ def _choice(name: str, choices: Sequence[str], any_of_them: str, title: str) -> 
     key, write = bound(name, chosen or any_of_them, default=any_of_them)
     options = [any_of_them, *choices, *given]
     st.selectbox(title, options, key=key, on_change=write, label_visibility="collapsed")
-
-
-def _archived() -> bool:
-    return param("archived") in ("1", "True")
 
 
 def _status() -> RunStatus | None:
@@ -116,8 +104,8 @@ def _welcome() -> None:
     html_block(
         empty_state(
             "No runs yet",
-            "Train a sparse autoencoder on a small embedded language model and browse what its "
-            "features mean while they form. Everything works offline, on a laptop.",
+            "Train a sparse autoencoder on the small embedded language model and browse its "
+            "features while they form. Everything works offline, on a laptop.",
         )
     )
     _, middle, _ = st.columns([1, 1.2, 1])
@@ -140,7 +128,7 @@ def _list() -> None:
         status=_status(),
         q=param("q"),
         tags=_tags(),
-        archived=_archived(),
+        archived=flag_param("archived"),
         sort=sort,
         order=order,
         limit=PAGE_SIZE,
@@ -149,7 +137,7 @@ def _list() -> None:
     picked = list_param("pick")
     _bar(picked, _shown(page))
     if not page.items:
-        html_block(empty_state("No run matches", "Change the text, the status or the tag above."))
+        html_block(empty_state("No matching runs", "Change the filters above."))
         return
     show_linked(runs_table(page.items, sort=sort, order=order, picked=picked), key="runs-table")
     pager(page.next_cursor, key="runs")
@@ -157,17 +145,17 @@ def _list() -> None:
 
 def _shown(page: RunPage) -> str:
     if len(page.items) == page.total:
-        return f"{count(page.total)} run{'s' if page.total != 1 else ''}"
-    return f"{count(len(page.items))} of {count(page.total)} runs"
+        return counted(page.total, "run")
+    return f"{count(len(page.items))} of {counted(page.total, 'run')}"
 
 
 def _bar(picked: Sequence[str], shown: str) -> None:
-    """How many runs there are, what can be done to the marked ones, and the two views."""
+    """The two views, the number of runs, and the actions on the selected ones."""
     on = param("view") == "pareto"
-    views = set_link("List", {"view": None}, css="" if on else "on", note="A row for each run")
-    note = "The runs that match, as points"
-    views += set_link("FVU against L0", {"view": "pareto"}, css="on" if on else "", note=note)
-    chosen = f" · {len(picked)} marked" if picked else ""
+    views = set_link("List", {"view": None}, css="" if on else "on", tip="One row per run")
+    tip = "Matching runs as points"
+    views += set_link("FVU vs. L0", {"view": "pareto"}, css="on" if on else "", tip=tip)
+    chosen = f" · {len(picked)} selected" if picked else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="runs-bar"):
         number = f'<span class="wb-muted">{shown}{chosen}</span>'
         show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
@@ -181,30 +169,24 @@ def _act_on(picked: Sequence[str]) -> None:
         "compare",
         key="compare-picked",
         icon=":material/compare:",
-        tip="Side by side, two to eight runs",
-        enabled=2 <= len(picked) <= MOST_COMPARED,
+        tip=f"Two to {MAX_COMPARED_RUNS} runs side by side",
+        enabled=2 <= len(picked) <= MAX_COMPARED_RUNS,
         runs=",".join(picked),
     )
-    text = "Take out of the archive" if _archived() else "Archive"
-    if st.button(text, icon=":material/archive:", key="archive-picked"):
-        attempt(lambda: _put_away(picked, not _archived()))
-        forget_cached()
+    archive_button(
+        picked,
+        archived=flag_param("archived"),
+        key="archive-picked",
+        after=lambda: set_param("pick", None),
+    )
+    if st.button("Clear selection", key="clear-picked", type="tertiary"):
         set_param("pick", None)
         st.rerun()
-    if st.button("Clear", key="clear-picked", type="tertiary"):
-        set_param("pick", None)
-        st.rerun()
-
-
-def _put_away(run_ids: Sequence[str], archived: bool) -> None:
-    patch = RunPatch.model_validate({"archived": archived})
-    for run_id in run_ids:
-        client().update_run(run_id, patch)
 
 
 def _pareto() -> None:
-    runs = all_runs(_status(), param("q"), _tags(), _archived())
-    _bar([], f"{count(len(runs))} run{'s' if len(runs) != 1 else ''}")
+    runs = all_runs(_status(), param("q"), _tags(), flag_param("archived"))
+    _bar([], counted(len(runs), "run"))
     show_pareto(runs)
 
 

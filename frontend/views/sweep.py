@@ -1,43 +1,51 @@
-"""A sweep: its runs as a table of what was tried and what came of it, their curves together."""
+"""Sweep: its runs in a table of settings and results, and their curves together."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from frontend.api.cache import client, curves_of, forget_cached
-from frontend.charts.overlay import overlay_figure, overlay_panels, run_colors
+from frontend.api.cache import client, coarse_curves, forget_cached
+from frontend.charts.overlay import OVERLAID, overlay_figure, overlay_panels, run_colors
 from frontend.charts.parallel import Axis, parallel_figure
 from frontend.charts.plot import show_figure
 from frontend.html.blocks import (
     badge,
     empty_state,
+    heading,
     html_block,
     link,
     notice,
+    numeric_cells,
     progress_bar,
+    section_title,
     show_linked,
+    table,
 )
+from frontend.html.format import counted, metric_text
 from frontend.html.tokens import escaped
-from frontend.runs.cards import fraction_done, metric_text
-from frontend.runs.compared import setting_text, show_pareto
-from frontend.runs.curve_controls import curve_view
+from frontend.runs.actions import archive_button
+from frontend.runs.cards import fraction_done
+from frontend.runs.comparison import csv_button, setting_text, show_pareto
+from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.list import sweep_name
-from frontend.runs.tables import members_csv
-from frontend.shell.navigation import page_button, runs_button
-from frontend.shell.url import has_ended, live, name_tab, param
+from frontend.runs.tables import runs_csv
+from frontend.shell.navigation import name_tab, page_button, runs_button
+from frontend.shell.problems import live
+from frontend.shell.url import param
+from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.fields import differing
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import Run, RunPatch, RunStatus
+from sae_engine.schema.runs import ENDED, Run, RunStatus
 
 MOST_MEMBERS = 500
 MOST_CURVES = 32
-MOST_COMPARED = 8
-# What is judged at the end, in the table and on the parallel axes.
+CURVES = OVERLAID[:5]
 RESULTS = ("eval_fvu", "eval_l0", "ce_delta", "frac_alive")
+"""Metrics at the end of a run, in the table and on the parallel axes."""
 
 
 def show() -> None:
@@ -49,13 +57,12 @@ def show() -> None:
         runs_button()
         return
     name_tab(sweep_name(members[0]))
-    live(
-        lambda: _sweep(_members(members[0].group_id or "")), active=not all(map(has_ended, members))
-    )
+    active = any(run.status not in ENDED for run in members)
+    live(lambda: _sweep(_members(members[0].group_id or "")), active=active)
 
 
 def _members(group_id: str) -> list[Run]:
-    """All runs of the sweep, archived or not, in the order they were made."""
+    """All runs of the sweep, archived or not, in order of creation."""
     found = [
         run
         for archived in (False, True)
@@ -88,45 +95,30 @@ def _sweep(members: list[Run]) -> None:
 def _heading(members: Sequence[Run]) -> str:
     states = Counter[RunStatus](run.status for run in members)
     counts = " ".join(f"{number} {badge(status)}" for status, number in states.items())
-    crumb = link("./", "Runs", {})
-    return (
-        f'<div class="wb-head"><div class="wb-crumb">{crumb}</div>'
-        f"<h1>{escaped(sweep_name(members[0]))}</h1>"
-        f'<span class="wb-muted">sweep of {len(members)} runs</span> {counts}</div>'
-    )
+    size = f'<span class="wb-muted">sweep of {counted(len(members), "run")}</span>'
+    return heading(sweep_name(members[0]), after=f"{size} {counts}")
 
 
 def _buttons(members: Sequence[Run], settings: Mapping[str, Sequence[Any]]) -> None:
     with st.container(horizontal=True, horizontal_alignment="right", gap="small"):
-        active = [run for run in members if not has_ended(run)]
+        active = [run for run in members if run.status not in ENDED]
         if active and st.button("Stop all", icon=":material/stop:", key="stop-all"):
-            _do(active, lambda run: client().stop_run(run.id))
-        best = sorted(members, key=_quality)[:MOST_COMPARED]
-        tip = f"Its runs side by side, the {MOST_COMPARED} best of them"
-        ids = ",".join(run.id for run in best)
-        page_button(
-            "Compare", "compare", key="compare", icon=":material/compare:", tip=tip, runs=ids
-        )
-        st.download_button(
-            "Table", members_csv(members, settings), "sweep.csv", "text/csv", key="csv-members",
-            icon=":material/download:", on_click="ignore",
-        )  # fmt: skip
-        put_away = all(run.archived for run in members)
-        text = "Take out of the archive" if put_away else "Archive all"
-        if st.button(text, icon=":material/archive:", key="archive-all"):
-            patch = RunPatch.model_validate({"archived": not put_away})
-            _do(members, lambda run: client().update_run(run.id, patch))
+            for run in active:
+                client().stop_run(run.id)
+            forget_cached()
+            st.rerun()
+        best = sorted(members, key=_unexplained)[:MAX_COMPARED_RUNS]
+        tip = f"The best {len(best)} runs side by side"
+        icon, chosen = ":material/compare:", ",".join(run.id for run in best)
+        page_button("Compare", "compare", key="compare", icon=icon, tip=tip, runs=chosen)
+        csv_button("Table", runs_csv(members, settings), "sweep.csv", key="csv-members")
+        archived = all(run.archived for run in members)
+        ids = [run.id for run in members]
+        archive_button(ids, archived=archived, key="archive-all", all_runs=True)
 
 
-def _do(members: Sequence[Run], action: Callable[[Run], object]) -> None:
-    for run in members:
-        action(run)
-    forget_cached()
-    st.rerun()
-
-
-def _quality(run: Run) -> tuple[bool, float]:
-    """Sorts the least unexplained first, runs without a number last."""
+def _unexplained(run: Run) -> tuple[bool, float]:
+    """Sorts runs by FVU, those without one last."""
     value = run.metrics.get("eval_fvu", run.metrics.get("fvu"))
     return (False, value) if isinstance(value, float) else (True, 0.0)
 
@@ -134,7 +126,7 @@ def _quality(run: Run) -> tuple[bool, float]:
 def members_table(
     members: Sequence[Run], settings: Mapping[str, Sequence[Any]], colors: Sequence[str]
 ) -> str:
-    """A row for each run: what was tried in it, how it stands, what came of it."""
+    """A row for each run: its settings that differ, status, progress and results."""
     results = [name for name in RESULTS if any(name in run.metrics for run in members)]
     heads = [f"<th><code>{escaped(field)}</code></th>" for field in settings]
     heads += [
@@ -146,24 +138,22 @@ def members_table(
         f"{link('run', escaped(run.name), {'id': run.id}, css='wb-name')}</td>"
         + "".join(f"<td>{setting_text(values[place])}</td>" for values in settings.values())
         + f"<td>{badge(run.status)}</td><td>{progress_bar(fraction_done(run), css=run.status)}</td>"
-        + "".join(f'<td class="num">{metric_text(run, name)}</td>' for name in results)
+        + numeric_cells(metric_text(name, run.metrics.get(name)) for name in results)
         + "</tr>"
         for place, run in enumerate(members)
     )
     head = [*heads[: len(settings)], "<th>Status</th><th>Progress</th>", *heads[len(settings) :]]
-    return (
-        '<div class="wb-scroll tall"><table class="wb-table small members"><thead><tr><th>Run</th>'
-        f"{''.join(head)}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    shown = table(f"<th>Run</th>{''.join(head)}", rows, css="small members")
+    return f'<div class="wb-scroll tall">{shown}</div>'
 
 
 def _parallel(
     members: Sequence[Run], settings: Mapping[str, Sequence[Any]], colors: Sequence[str]
 ) -> None:
-    html_block('<h3 class="wb-section">What was tried, and what came of it</h3>')
+    section_title("Settings and results")
     results = [name for name in RESULTS if any(name in run.metrics for run in members)]
     if not results:
-        html_block(notice("The lines appear with the first evaluation on held-out text."))
+        html_block(notice("Lines appear after the first held-out evaluation."))
         return
     axes = [Axis(field, values) for field, values in settings.items()]
     axes += [Axis(METRICS[n].title, [_number(run, n) for run in members]) for n in results]
@@ -177,24 +167,15 @@ def _number(run: Run, metric: str) -> float | None:
 
 
 def _curves(members: Sequence[Run], colors: Sequence[str], total: int) -> None:
-    curves = [curves_of(run) for run in members]
+    curves = [coarse_curves(run, CURVES) for run in members]
     panels = overlay_panels(curves)
     if not panels:
         return
-    few = (
-        f" <small>the first {len(members)} of {total} runs</small>" if len(members) < total else ""
-    )
-    html_block(f'<h3 class="wb-section">Curves{few}</h3>')
-    view = curve_view(
-        shown=sum(data.returned_points for data in curves),
-        total=sum(data.total_points for data in curves),
-    )
+    few = f"first {len(members)} of {total} runs" if len(members) < total else ""
+    section_title("Curves", note=few)
+    view = curve_view(curves)
     names = [run.name for run in members]
-    columns = st.columns(2)
-    for position, panel in enumerate(panels):
-        with columns[position % 2]:
-            drawn = overlay_figure(panel, curves, names, colors, **view._asdict())
-            show_figure(drawn, key=f"chart-{panel.metrics[0]}")
+    show_panels(panels, lambda panel: overlay_figure(panel, curves, names, colors, view))
 
 
 if __name__ == "__main__":

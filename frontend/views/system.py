@@ -1,4 +1,4 @@
-"""The machine: what trains where, who waits for it, and how busy everything is."""
+"""System: what runs on each device, the queue, and the machine's load."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Mapping
 import streamlit as st
 
 from frontend.api.cache import client
-from frontend.html.blocks import badge, html_block, link, notice, progress_bar, show_linked
+from frontend.html.blocks import (
+    badge,
+    html_block,
+    link,
+    notice,
+    progress_bar,
+    section_title,
+    show_linked,
+    table,
+)
 from frontend.html.format import count
 from frontend.html.tokens import escaped
 from frontend.runs.cards import fraction_done, progress_line
 from frontend.runs.devices import device_panel
 from frontend.runs.queue import show_queue
-from frontend.shell.url import live, name_tab
-from sae_engine.schema.machine import Slot, System
+from frontend.shell.navigation import name_tab
+from frontend.shell.problems import live
+from sae_engine.schema.machine import System
 from sae_engine.schema.runs import Run
 
 MOST_WAITING = 200
@@ -34,40 +44,36 @@ def _system() -> None:
     waiting = client().runs(status="queued", limit=MOST_WAITING).items
     waiting.sort(key=lambda run: run.queue_position or 0)
     if not system.supervises:
-        text = "Another server works on this data folder; it starts the runs that wait."
-        html_block(notice(text, level="warning", title="This server starts no runs"))
+        text = "Another server uses this data folder and starts the queued runs."
+        html_block(notice(text, level="warning", title="This server does not start runs"))
     left, right = st.columns([2.4, 1], gap="large")
     with left:
-        html_block('<h3 class="wb-section">Slots</h3>')
-        show_linked(slots_table(system, {run.id: run for run in active}), key="slots")
-        more = system.queue.get("queued", 0)
-        html_block(f'<h3 class="wb-section">Queue <small>{count(more)}</small></h3>')
+        section_title("Devices")
+        show_linked(devices_table(system, {run.id: run for run in active}), key="slots")
+        section_title("Queue", note=count(system.queue.get("queued", 0)))
         show_queue(waiting)
     with right:
-        html_block('<h3 class="wb-section">Machine</h3>')
+        section_title("Machine")
         html_block(device_panel(system))
         html_block(f'<p class="wb-muted">SAE Workbench {escaped(system.version)}</p>')
 
 
-def slots_table(system: System, active: Mapping[str, Run]) -> str:
-    """A row for each slot with what is trained there; runs outside of all slots come last."""
-    rows = "".join(_slot(slot, active) for slot in system.slots)
+def devices_table(system: System, active: Mapping[str, Run]) -> str:
+    """A row for each slot with its runs; runs outside of all slots come last."""
+    rows = "".join(
+        _row(f"<strong>{escaped(slot.id)}</strong>", [active[i] for i in slot.runs if i in active])
+        for slot in system.slots
+    )
     placed = {run_id for slot in system.slots for run_id in slot.runs}
     others = [run for run in active.values() if run.id not in placed]
     if others:
-        rows += f"<tr><td>elsewhere</td><td>{''.join(map(_work, others))}</td></tr>"
-    return (
-        '<table class="wb-table slots"><thead><tr><th>Slot</th><th>Trains</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
+        rows += _row("other", others)
+    return table("<th>Device</th><th>Running</th>", rows, css="slots")
 
 
-def _slot(slot: Slot, active: Mapping[str, Run]) -> str:
-    works = "".join(_work(active[run_id]) for run_id in slot.runs if run_id in active)
-    return (
-        f"<tr><td><strong>{escaped(slot.id)}</strong></td>"
-        f"<td>{works or '<small>free</small>'}</td></tr>"
-    )
+def _row(name_html: str, runs: list[Run]) -> str:
+    works = "".join(map(_work, runs)) or "<small>free</small>"
+    return f"<tr><td>{name_html}</td><td>{works}</td></tr>"
 
 
 def _work(run: Run) -> str:

@@ -75,7 +75,7 @@ def test_labels_are_estimated_made_shown_and_a_labeling_cancelled(
         served.gate.clear()
         page.go_back()
         page.locator(".st-key-label-features button").first.click()
-        expect(dialog).to_contain_text("The last labeling is done.")
+        expect(dialog).to_contain_text("The last labeling has finished.")
         dialog.get_by_role("button", name="Start").click()
         dialog.get_by_role("button", name="Cancel").click()
         expect(dialog).to_contain_text("The last labeling was cancelled.")

@@ -103,7 +103,7 @@ def test_a_bar_or_a_stretch_of_the_histogram_filters_the_list(
     assert 0 < low < high <= 1
     assert query(page)["sort"] == "index"
     expect(num_rows(page)).not_to_have_count(D_SAE)
-    from_box = page.get_by_label("Density from, in percent")
+    from_box = page.get_by_label("Min density in percent")
     assert float(from_box.input_value()) == pytest.approx(100 * low)
 
     plot = page.locator(".st-key-densities .nsewdrag").bounding_box()
@@ -143,7 +143,7 @@ def test_two_runs_are_chosen_compared_and_lead_to_their_features(
     page.goto(server.url)
     for name in ("first", "second"):
         page.locator("table.runs tr", has_text=name).locator(".wb-check").click()
-    expect(page.locator(".wb-views")).to_contain_text("2 marked")
+    expect(page.locator(".wb-views")).to_contain_text("2 selected")
     page.get_by_role("link", name="Compare").click()
     expect(page.locator("tr", has_text="sae.k").first).to_contain_text("45")
     expect(page.locator(".wb-key .wb-keyed").first).to_have_text("first")

@@ -63,11 +63,11 @@ def test_a_text_is_read_a_feature_locked_and_steered_and_the_address_brings_it_a
     chips.first.click()
     expect(page.locator(".wb-token.on")).to_have_text("import")
     expect(
-        page.get_by_role("heading", name=re.compile("token 1: .* features active"))
+        page.get_by_role("heading", name=re.compile("token 1: .* features? active"))
     ).to_be_visible()
     first = page.locator("table.probe tbody tr").first
     feature = first.locator("a.wb-index").inner_text()
-    first.get_by_text("lock").click()
+    first.get_by_text("highlight").click()
     expect(page.locator(".wb-tokens")).to_have_count(1)  # for a moment the old ones stand too
     expect(page.get_by_text("colored by")).to_contain_text(f"feature {feature}")
     page.locator("table.probe tbody tr").first.get_by_text("steer").click()

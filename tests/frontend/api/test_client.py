@@ -11,7 +11,7 @@ import pytest
 from frontend.api.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.playground import SteerPhase, SteerResult
-from sae_engine.schema.runs import RunCreate, RunPatch, TagCount
+from sae_engine.schema.runs import MetricsEvent, RunCreate, RunPatch, TagCount
 from tests.frontend.conftest import FakeServer, serve
 from tests.frontend.fake_world import World
 
@@ -175,7 +175,7 @@ def test_steering_arrives_token_by_token_and_returns_the_result(client: Workbenc
         ("nope", "import", "There is no run 'nope'"),
         ("finished", "refuse", "The prompt is no good; give another."),
         ("finished", "", "answered 422"),
-        ("finished", "break", "broke off in the middle of an answer"),
+        ("finished", "break", "answer was cut off"),
     ],
 )
 def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
@@ -184,3 +184,41 @@ def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
     with pytest.raises(ApiProblem) as caught:
         list(client.steer(run_id, prompt, {3: 1.0}))
     assert words in str(caught.value)
+
+
+def _stream(*blocks: str) -> httpx.Response:
+    headers = {"content-type": "text/event-stream"}
+    return httpx.Response(200, headers=headers, text="".join(f"{block}\n\n" for block in blocks))
+
+
+def test_events_are_read_by_name_and_heartbeats_skipped() -> None:
+    answer = _stream(
+        ": still there",
+        'id: 3\nevent: metrics\ndata: {"step":1,"tokens":9,"time":0.5,"values":{}}',
+        "id: 4",
+        "event: unknown\ndata: {}",
+    )
+    [event] = _client(lambda _: answer).events("r")
+    assert event.name == "metrics"
+    assert isinstance(event.body, MetricsEvent)
+    assert event.body.tokens == 9
+
+
+def test_a_broken_stream_continues_after_its_last_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frontend.api.runs.RECONNECT_SECONDS", 0)
+    asked: list[str] = []
+
+    class Breaking(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b'id: 7\nevent: status\ndata: {"status":"running","step":1,"error":null}\n\n'
+            raise httpx.ReadError("broken")
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params["after"])
+        if len(asked) == 1:
+            headers = {"content-type": "text/event-stream"}
+            return httpx.Response(200, headers=headers, stream=Breaking())
+        return _stream('id: 8\nevent: status\ndata: {"status":"finished","step":2,"error":null}')
+
+    assert [event.name for event in _client(handler).events("r")] == ["status", "status"]
+    assert asked == ["0", "7"]

@@ -34,7 +34,7 @@ def test_only_a_models_label_has_a_score_beside_it() -> None:
 def test_a_feature_says_who_proposed_its_label_and_how_well_it_detects() -> None:
     line = origin_line(label())
     assert "Proposed by fake &lt;b&gt;model&lt;/b&gt;" in line
-    assert "precision 90.0 % and recall 75.0 % (20 with it, 19 without)" in line
+    assert "precision 90.0 %, recall 75.0 % (20 active, 19 inactive)" in line
     assert origin_line(label(origin=BY_PERSON)) == origin_line(label(label="")) == ""
 
 
@@ -51,20 +51,20 @@ def test_an_estimate_is_a_sentence() -> None:
         model="m", features=40, calls=200, prompt_tokens=150_000, completion_tokens=10_000, cost=0.5
     )
     assert estimate_line(estimate) == (
-        "m labels 40 features and judges its labels on contexts it was not shown: 200 questions, "
-        "about 160k tokens, at a cost of 0.50."
+        "m labels 40 features and scores the labels on held-out contexts: 200 requests, "
+        "about 160k tokens, cost 0.50."
     )
     assert "cost" not in estimate_line(estimate.model_copy(update={"cost": None}))
-    assert "cost of under 0.01" in estimate_line(estimate.model_copy(update={"cost": 0.0004}))
+    assert "cost under 0.01" in estimate_line(estimate.model_copy(update={"cost": 0.0004}))
     none_left = estimate.model_copy(update={"features": 0})
-    assert estimate_line(none_left) == "Every feature that fires has a label."
+    assert estimate_line(none_left) == "Every feature that fires already has a label."
 
 
 def test_a_job_says_what_it_did_and_what_went_wrong_as_text() -> None:
     job = label_job(kept=1, failed=2, cost=0.25, problem="<img src=x>", status="failed")
     assert job_line(job).splitlines() == [
-        "10 labeled · 1 written by a person meanwhile · 2 without a usable answer · "
-        "50 questions, 32k tokens · cost 0.25",
+        "10 labeled · 1 meanwhile labeled by a person · 2 without a usable answer · "
+        "50 requests, 32k tokens · cost 0.25",
         "<img src=x>",
     ]
     assert "The last labeling failed." in job_block(job)
@@ -77,12 +77,12 @@ def test_the_dialog_begins_with_an_estimate_or_with_what_is_running(
     app = open_page("features", id="finished")
     app.button(key="label-features").click().run()
     assert "labels 50 features" in shown(app)
-    assert "250 questions" in shown(app)
+    assert "250 requests" in shown(app)
     assert not app.button(key="label-start").disabled
     world.label_jobs.append(label_job())
     app = open_page("features", id="finished")
     app.button(key="label-features").click().run()
-    assert "10 labeled · 50 questions" in shown(app)
+    assert "10 labeled · 50 requests" in shown(app)
     assert [b.label for b in app.button if b.key.startswith("label-")] == ["Label", "Cancel"]
 
 

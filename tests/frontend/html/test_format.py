@@ -42,6 +42,18 @@ def test_a_short_count_has_a_unit(value: float, text: str) -> None:
     assert words.short_count(value) == text
 
 
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd"), (113, "113th")],
+)
+def test_a_place_in_the_queue_is_an_ordinal(place: int, text: str) -> None:
+    assert words.ordinal(place) == text
+
+
+def test_one_is_singular() -> None:
+    assert [words.counted(n, "run") for n in (0, 1, 1024)] == ["0 runs", "1 run", "1,024 runs"]
+
+
 def test_a_density_names_its_counts() -> None:
     density = Density(fraction=0.001234, fired=1234, seen=1_000_000)
     assert words.density(density) == "0.123 % (1,234 of 1,000,000 tokens)"

@@ -1,19 +1,23 @@
-"""The figures a run is judged by."""
+"""The cards of a run, its progress and its sparklines."""
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from frontend.runs.cards import cards
+from frontend.charts.series import finite_values
+from frontend.runs import cards
 from sae_engine.presets import presets
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries, Progress, Run
+from sae_engine.schema.runs import MetricsSeries, MetricValue, Progress, Run
 
 
-def _run(**changes: Any) -> Run:
+def run_with(**changes: Any) -> Run:
     start = datetime(2030, 1, 1, tzinfo=UTC)
     progress = Progress(
         step=50,
@@ -53,14 +57,14 @@ _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, r
 
 
 def test_progress_names_steps_tokens_times_and_phase() -> None:
-    line = cards.progress_line(_run())
+    line = cards.progress_line(run_with())
     assert line == (
-        "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed < 1 min 00 s left · training"
+        "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed · about 1 min 00 s left · training"
     )
 
 
 def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
-    line = cards.progress_line(_run(status="finished"))
+    line = cards.progress_line(run_with(status="finished"))
     assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed"
 
 
@@ -79,19 +83,19 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
 def test_the_share_done_is_unknown_without_a_total_or_before_the_first_step(
     status: str, step: int, total: int | None, fraction: float | None
 ) -> None:
-    run = _run(status=status)
+    run = run_with(status=status)
     progress = run.progress.model_copy(update={"step": step, "total_steps": total})
     assert cards.fraction_done(run.model_copy(update={"progress": progress})) == fraction
 
 
 def test_every_card_carries_its_definition() -> None:
-    shown = cards.cards(_run(), _EMPTY)
-    assert all(METRICS[card.metric].title in shown for card in cards.CARDS)
+    shown = cards.cards(run_with(), _EMPTY)
+    assert all(METRICS[name].title in shown for name in cards.CARDS)
     assert shown.count('title="') == len(cards.CARDS)
 
 
 def test_a_value_that_is_not_finite_is_shown_and_marked() -> None:
-    shown = cards.cards(_run(metrics={"fvu": "NaN"}), _EMPTY)
+    shown = cards.cards(run_with(metrics={"fvu": "NaN"}), _EMPTY)
     assert "wb-card broken" in shown
     assert "NaN" in shown
 
@@ -105,3 +109,18 @@ def test_change_compares_the_last_tenth_with_the_tenth_before() -> None:
 @pytest.mark.parametrize("values", [[], [1.0] * 9, [0.0] * 20])
 def test_change_is_unknown_without_enough_values_or_from_zero(values: list[Any]) -> None:
     assert cards.change(values) is None
+
+
+@given(st.lists(st.one_of(st.none(), st.just("NaN"), st.floats(-1e3, 1e3)), max_size=300))
+def test_a_sparkline_stays_inside_its_box_and_ends_at_the_last_value(
+    values: list[MetricValue],
+) -> None:
+    drawn = cards.sparkline(values, width=100, height=20)
+    points = [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", drawn)]
+    finite = finite_values(values)
+    assert bool(points) == (len(finite) >= 2)
+    assert all(0 <= x <= 100 and 0 <= y <= 20 for x, y in points)
+    if len(points) > 1:
+        assert points[-1][0] == 100
+        if finite[-1] == max(finite):
+            assert points[-1][1] == pytest.approx(2 if max(finite) > min(finite) else 18, abs=0.1)

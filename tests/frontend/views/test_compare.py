@@ -20,10 +20,10 @@ def test_runs_are_chosen_in_a_box_and_kept_in_the_address(open_page: Open) -> No
     followed(app, "Compare")
     assert address(app, "runs") == "finished"
     app = open_page("compare", runs="finished")
-    assert "Choose two runs or more" in shown(app)
+    assert "Choose two or more runs" in shown(app)
     app.multiselect(key="chosen-runs").set_value(["finished", "failed", "live"]).run()
     assert address(app, "runs") == "finished,failed,live"
-    assert "Measurements: last and best" in shown(app)
+    assert "Metrics: last and best" in shown(app)
 
 
 def test_only_settings_that_differ_are_shown(open_page: Open, world: World) -> None:
@@ -65,7 +65,7 @@ def test_of_three_runs_two_are_chosen_to_match_their_features(open_page: Open) -
 def test_a_run_compared_with_itself_is_one_run(open_page: Open, part: str) -> None:
     app = open_page("compare", runs="finished,finished", part=part)
     assert not app.exception
-    assert "Choose two runs or more" in shown(app)
+    assert "Choose two or more runs" in shown(app)
 
 
 def test_names_of_compared_runs_are_text(open_page: Open) -> None:

@@ -15,10 +15,10 @@ Open = Callable[..., AppTest]
 
 def test_a_forecast_says_what_it_takes_what_is_free_and_where_from(open_page: Open) -> None:
     text = shown(open_page("launch", preset="tiny"))
-    assert "Memory of cuda:0</span><strong>3 GiB</strong><small>60 GiB free" in text
+    assert "cuda:0 memory</span><strong>3 GiB</strong><small>60 GiB free" in text
     assert "<strong>2 GiB</strong><small>50 GiB free" in text
     assert "about 1 min 30 s" in text
-    assert "from 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
+    assert "based on 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
 
 
 def test_the_steps_are_those_that_the_engine_does(open_page: Open) -> None:
@@ -68,9 +68,9 @@ def test_values_to_try_make_a_sweep_whose_size_is_said_before(
     app.text_input(key="field:tiny:name").set_value("trial").run()
     app.text_area(key="grid:tiny").set_value("sae.k = 16, 32, 64\ntrain.lr = 1e-4, 3e-4").run()
     assert app.button(key="start").label == "Start 6 runs"
-    assert "6 runs: 3 of sae.k × 2 of train.lr." in shown(app)
-    assert "Disk of all runs, at most</span><strong>12 GiB</strong>" in shown(app)
-    assert "They share one pass of the language model." in shown(app)
+    assert "6 runs: sae.k = 16, 32, 64 × train.lr = 0.0001, 0.0003." in shown(app)
+    assert "Disk for all runs (at most)</span><strong>12 GiB</strong>" in shown(app)
+    assert "All runs share one pass over the text." in shown(app)
     assert any("--grid sae.k=16,32,64 --grid train.lr=0.0001,0.0003" in c.value for c in app.code)
     app.button(key="start").click().run()
     [sent] = world.sweeps

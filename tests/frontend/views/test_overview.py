@@ -76,7 +76,7 @@ def test_a_point_of_the_map_leads_to_its_feature_and_shows_text_as_text(open_pag
     place = points["customdata"].index(3)
     assert "&lt;script&gt;" in points["hovertext"][place]
     assert all("<script" not in text for text in points["hovertext"])
-    assert "10 dead ones left out" in shown(app)
+    assert "10 dead features hidden" in shown(app)
     assert 49 not in points["customdata"]
 
 
@@ -90,7 +90,7 @@ def test_a_search_marks_features_on_the_map(open_page: Open) -> None:
 def test_while_a_map_is_computed_the_page_says_how_far_it_is(open_page: Open, world: World) -> None:
     world.computing = True
     app = open_page("map", id="finished")
-    assert f"Computing the map, once: comparing {ESCAPED} · 25%" in shown(app)
+    assert f"Building the map (first visit only)… comparing {ESCAPED} · 25%" in shown(app)
     assert not plots(app)
     world.computing = False
     app.run()
@@ -147,7 +147,7 @@ def test_one_token_is_looked_up_in_both_runs(open_page: Open) -> None:
     text = shown(app)
     assert 'href="feature?id=finished&amp;index=11"' in text
     assert 'href="feature?id=failed&amp;index=11"' in text
-    assert text.count("1,274 positions") == 2
+    assert text.count("1,274 occurrences") == 2
     assert "does not occur" in shown(open_page("compare", **BOTH, part="tokens", q="zzz"))
 
 

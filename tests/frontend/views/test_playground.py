@@ -93,7 +93,7 @@ def test_an_excluded_position_says_so_and_leads_nowhere() -> None:
 
 def test_without_a_text_the_page_offers_some(open_page: Open) -> None:
     text = shown(open_page("playground", id="finished"))
-    assert "Which features does your text have?" in text
+    assert "Which features fire on your text?" in text
     assert 'href="playground?id=finished&amp;text=import+numpy' in text
 
 
@@ -109,7 +109,7 @@ def test_a_text_shows_its_tokens_and_strongest_features(open_page: Open, world: 
 
 def test_a_chosen_token_shows_its_own_features(open_page: Open) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, token="2"))
-    assert "token 2: 1 features active" in text
+    assert "token 2: 1 feature active" in text
     assert "index=10" not in text
     text = shown(open_page("playground", id="finished", text=TEXT, token="99"))
     assert "Strongest" in text
@@ -120,9 +120,9 @@ def test_a_locked_feature_colors_the_text_and_can_be_unlocked(
 ) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, lock="10"))
     assert world.read[-1].features == [10]
-    assert "at most 7.50 here, 8.00 in the index" in text
-    assert {"lock": [""]} in changes(text, "unlock")
-    assert {"lock": ["3"]} in changes(text, "lock")
+    assert "max 7.50 here, 8.00 in the index" in text
+    assert {"lock": [""]} in changes(text, "highlighted")
+    assert {"lock": ["3"]} in changes(text, "highlight")
 
 
 def test_a_new_text_is_read_and_the_chosen_token_forgotten(open_page: Open, world: World) -> None:
@@ -221,7 +221,7 @@ def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
 ) -> None:
     app = open_page("playground", id="finished", steer="3:1", prompt=prompt, go="1")
     assert not app.exception
-    words = {"refuse": "The prompt is no good", "break": "The server broke off"}[prompt]
+    words = {"refuse": "The prompt is no good", "break": "answer was cut off"}[prompt]
     assert words in shown(app)
     assert "go" not in app.query_params
 
@@ -254,7 +254,7 @@ def test_ones_own_text_stays_from_feature_to_feature(open_page: Open, world: Wor
     app = open_page("feature", id="finished", index="10", own=TEXT)
     app.button(key="right").click().run()
     assert [body.features for body in world.read] == [[10], [11]]
-    assert "the feature is silent here" in shown(app)
+    assert "does not fire on this text" in shown(app)
 
 
 def test_a_text_that_is_refused_leaves_the_feature_on_the_page(open_page: Open) -> None:

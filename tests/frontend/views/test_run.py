@@ -73,7 +73,7 @@ def test_a_run_that_waits_says_where_and_for_what_and_can_be_moved(
     world.wait("first", "first")
     world.wait("second", "second")
     text = shown(open_page("run", id="second"))
-    assert "Position 2 in the queue." in text
+    assert "2nd in queue." in text
     assert f"It waits for cuda:0, taken by &#x27;{ESCAPED}&#x27;." in text
     assert 'data-act="front second"' in text
     assert 'data-act="up first" title="Move up" aria-label="Move up" disabled' in shown(
@@ -128,13 +128,13 @@ def test_a_clone_names_the_run_it_came_from_even_when_that_is_gone(
     open_page: Open, world: World
 ) -> None:
     change(world, "failed", cloned_from="finished")
-    assert 'from <a href="run?id=finished">tiny baseline</a>' in shown(
+    assert 'cloned from <a href="run?id=finished">tiny baseline</a>' in shown(
         open_page("run", id="failed")
     )
     del world.runs["finished"]
     st.cache_data.clear()
     app = open_page("run", id="failed")
-    assert "from a run that was deleted" in shown(app)
+    assert "cloned from a deleted run" in shown(app)
     followed(app, "Clone")
     assert address(app, "clone") == "failed"
 
@@ -162,6 +162,6 @@ def test_the_system_page_shows_devices_slots_and_the_queue_in_its_order(
     assert '<div class="wb-meter bad"><span>Memory</span><span>15 GiB of 16 GiB</span>' in text
     assert "<strong>cpu</strong></td><td><small>free</small>" in text
     assert 'href="run?id=live"' in text
-    assert "starts no runs" not in text
+    assert "does not start runs" not in text
     world.supervises = False
-    assert "This server starts no runs" in shown(open_page("system"))
+    assert "This server does not start runs" in shown(open_page("system"))

@@ -29,7 +29,7 @@ def test_a_tag_is_shown_leads_to_its_runs_and_filters(open_page: Open, world: Wo
     change(world, "failed", tags=["k <study>"])
     app = open_page("runs")
     assert '<a class="wb-tag" href="./?tag=k+%3Cstudy%3E">k &lt;study&gt;</a>' in shown(app)
-    assert app.selectbox(key="url:tag").options == ["any tag", "k <study>"]
+    assert app.selectbox(key="url:tag").options == ["Any tag", "k <study>"]
     app.selectbox(key="url:tag").set_value("k <study>").run()
     assert order_of(app) == ["failed"]
     assert order_of(open_page("runs", tag="k <study>")) == ["failed"]
@@ -70,7 +70,7 @@ def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
     assert '<a class="wb-check on" href="?" data-toggle="pick" data-value="live"' in shown(app)
     assert '<a class="wb-check" href="?" data-toggle="pick" data-value="finished"' in shown(app)
     app = open_page("runs", pick="live,finished")
-    assert "3 runs · 2 marked" in shown(app)
+    assert "3 runs · 2 selected" in shown(app)
     followed(app, "Compare")
     assert address(app, "runs") == "live,finished"
     app = open_page("runs", pick="failed,finished")

@@ -1,0 +1,110 @@
+"""The launch form: a widget for every field of the configuration, and the values to sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import streamlit as st
+
+from frontend.api.cache import known_devices
+from frontend.html.blocks import html_block
+from frontend.html.format import counted
+from frontend.html.tokens import escaped
+from frontend.launch.drafts import Recipe
+from frontend.launch.forms import MAIN_FIELDS, field_of_problem
+from frontend.launch.widgets import render_field
+from sae_engine.schema.fields import (
+    MAX_GRID,
+    FieldError,
+    FieldSpec,
+    Value,
+    field_specs,
+    grid_size,
+    parse_grid,
+    section_help,
+    values_of,
+)
+
+SECTIONS = {
+    "model": "Language model",
+    "data": "Text",
+    "sae": "Sparse autoencoder",
+    "train": "Training",
+    "index": "Feature index",
+    "run": "Seed",
+}
+
+
+def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> dict[str, Value]:
+    """Draw the form with `errors` beside their fields; returns the values by field."""
+    defaults = values_of(recipe.initial)
+    problems = {field_of_problem(field, message): message for field, message in errors.items()}
+    if problems:
+        html_block(_summary(problems))
+    specs = dict(field_specs())
+    specs["model.device"] = _devices(specs["model.device"], str(defaults["model.device"]))
+    values: dict[str, Value] = {}
+
+    def draw(path: str) -> None:
+        values[path] = render_field(specs[path], defaults[path], recipe.key, problems.get(path))
+
+    visible = ("name", *MAIN_FIELDS)
+    for column, path in zip(st.columns([1.6, 0.9, 1.2, 1, 0.9, 1.2, 1.1, 1]), visible, strict=True):
+        with column:
+            draw(path)
+    helps = section_help()
+    halves = st.columns(2)
+    for place, (section, title) in enumerate(SECTIONS.items()):
+        members = [s.path for s in specs.values() if s.section == section]
+        collapsed = [path for path in members if path not in visible]
+        wrong = any(path in problems for path in collapsed)
+        with halves[place % 2], st.expander(title, expanded=wrong, key=f"section-{section}"):
+            if section in helps:
+                st.caption(helps[section])
+            columns = st.columns(2)
+            for position, path in enumerate(collapsed):
+                with columns[position % 2]:
+                    draw(path)
+    return values
+
+
+def _devices(spec: FieldSpec, default: str) -> FieldSpec:
+    """The device field as a choice of this machine's devices."""
+    devices = known_devices()
+    gpus = ["cuda"] if sum(device != "cpu" for device in devices) > 1 else []
+    choices = dict.fromkeys(["auto", *gpus, *devices, default])
+    return spec._replace(kind="choice", choices=tuple(choices))
+
+
+def _summary(problems: Mapping[str, str]) -> str:
+    lines = "".join(
+        f"<li><code>{escaped(path or 'config')}</code> {escaped(message)}</li>"
+        for path, message in problems.items()
+    )
+    title = f"Fix {counted(len(problems), 'setting')}"
+    return f'<div class="wb-notice error"><strong>{title}</strong><ul>{lines}</ul></div>'
+
+
+def draw_grid(recipe: Recipe) -> dict[str, list[Value]] | None:
+    """The values to sweep, by field; None if they cannot be read, with the reason on the page."""
+    with st.expander("Sweep: try several values", key="section-sweep"):
+        text = st.text_area(
+            "Values to try",
+            key=f"grid:{recipe.key}",
+            placeholder="sae.k = 16, 32\ntrain.lr = 1e-4, 3e-4",
+            help="One setting and its values per line. Every combination becomes a run; runs with "
+            "the same model and text train together in one pass over the text.",
+            max_chars=4_000,
+            height=100,
+        )
+        try:
+            grid = parse_grid(text.splitlines())
+        except FieldError as error:
+            problem = str(error)
+        else:
+            size = grid_size(grid)
+            if size <= MAX_GRID:
+                return grid
+            problem = f"This sweep has {size:,} runs; the limit is {MAX_GRID}."
+        html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
+        return None
