@@ -46,7 +46,7 @@ _Read = TypeVar("_Read")
 
 
 class _UnusableAnswerError(Exception):
-    """The model's answer has not the form that was asked for."""
+    """The model's answer does not have the requested form."""
 
 
 class _EndedError(Exception):

@@ -60,7 +60,7 @@ def _answer(
     task: ReadTask | SteerTask, action: str, rest: list[str]
 ) -> Iterator[TextReading | SteerToken]:
     if action == "refuse":
-        raise UserError("The text is no good; give another.")
+        raise UserError("The text is invalid; give another.")
     if action == "break":
         raise ZeroDivisionError("a bug\nin two lines")
     if action == "die":

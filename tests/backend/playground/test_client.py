@@ -98,7 +98,7 @@ def test_phases_are_reported_while_the_model_is_loading(
 @pytest.mark.parametrize(
     ("text", "name", "kind", "error", "words"),
     [
-        ("refuse", "tiny-gemma2", "invalid", ApiError, "The text is no good; give another."),
+        ("refuse", "tiny-gemma2", "invalid", ApiError, "The text is invalid; give another."),
         ("read", "absent", "model-unavailable", ConflictError, "There is no model 'absent'."),
         ("break", "tiny-gemma2", "internal", FailedError, "ZeroDivisionError: a bug"),
     ],
