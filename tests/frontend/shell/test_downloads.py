@@ -5,33 +5,26 @@ from __future__ import annotations
 import re
 from typing import get_args
 
-import pytest
-
 from frontend.shell.downloads import FORMATS, download_list
-from sae_engine.presets import resolve_config
 from sae_engine.schema.features import ExportFormat
-from sae_engine.schema.runs import Run
-from tests.frontend.fake_world import World
+from tests.frontend.samples import make_run
 
-
-@pytest.fixture
-def run() -> Run:
-    return World().add("abc/1", resolve_config("tiny", {}), name="tiny 1", status="finished")
+RUN = make_run(id="abc/1", status="finished")
 
 
 def test_every_format_can_be_downloaded() -> None:
     assert set(FORMATS) == set(get_args(ExportFormat))
 
 
-def test_a_link_names_the_run_the_format_and_the_snapshot_of_the_features(run: Run) -> None:
-    links = re.findall(r'href="([^"]+)" download', download_list(run, "40", links=True))
+def test_a_link_names_the_run_the_format_and_the_snapshot_of_the_features() -> None:
+    links = re.findall(r'href="([^"]+)" download', download_list(RUN, "40", links=True))
     start = "/api/runs/abc%2F1/export?format="
     features = ("html", "parquet", "jsonl", "neuronpedia")
     wanted = [f"{start}{name}&amp;snapshot=40" for name in features]
     assert links == [*wanted, f"{start}saelens"]
 
 
-def test_pages_without_the_api_on_their_port_say_what_to_ask_it_for(run: Run) -> None:
-    shown = download_list(run, None, links=False)
+def test_pages_without_the_api_on_their_port_say_what_to_ask_it_for() -> None:
+    shown = download_list(RUN, None, links=False)
     assert "href" not in shown
     assert "<code>GET /api/runs/abc%2F1/export?format=html</code>" in shown

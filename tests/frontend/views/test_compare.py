@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.frontend.fake_world import World
+from frontend.html.format import number
+from tests.frontend.indexes import FINAL_STEP
+from tests.frontend.samples import ESCAPED
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import ESCAPED, address, followed, shown
+from tests.frontend.views.test_pages import address, followed, shown
+from tests.frontend.workbench import Workbench, point
 
 Open = Callable[..., AppTest]
 ALL = {"runs": "finished,failed,live"}
@@ -26,17 +29,17 @@ def test_runs_are_chosen_in_a_box_and_kept_in_the_address(open_page: Open) -> No
     assert "Measurements: last and best" in shown(app)
 
 
-def test_only_settings_that_differ_are_shown(open_page: Open, world: World) -> None:
+def test_only_settings_that_differ_are_shown(open_page: Open, workbench: Workbench) -> None:
     assert "These runs have the same settings." in shown(open_page("compare", **ALL))
-    model = world.runs["failed"].config.model.model_copy(update={"layer": 5})
-    config = world.runs["failed"].config.model_copy(update={"model": model})
-    world.runs["failed"] = world.runs["failed"].model_copy(update={"config": config})
+    workbench.configure("failed", "model", layer=5)
     text = shown(open_page("compare", **ALL))
     assert "<code>model.layer</code></td><td>2</td><td>5</td><td>2</td>" in text
 
 
 def test_the_best_value_stands_beside_the_last_one(open_page: Open) -> None:
-    assert '<small title="Best, at step 5">best 0.100</small>' in shown(open_page("compare", **ALL))
+    fvu, step = min((point(step)["fvu"], step) for step in range(5, FINAL_STEP, 5))
+    best = f'<small title="Best, at step {step}">best {number(fvu)}</small>'
+    assert best in shown(open_page("compare", **ALL))
 
 
 def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) -> None:
@@ -53,7 +56,10 @@ def test_an_address_of_two_runs_named_a_and_b_is_understood(open_page: Open) -> 
     assert app.multiselect(key="chosen-runs").value == ["finished", "failed"]
 
 
-def test_of_three_runs_two_are_chosen_to_match_their_features(open_page: Open) -> None:
+def test_of_three_runs_two_are_chosen_to_match_their_features(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.publish("live", "b", 100)
     app = open_page("compare", **ALL, part="features")
     assert 'href="feature?id=failed&amp;index=3"' in shown(app)
     app.selectbox(key="url:b").set_value("live").run()

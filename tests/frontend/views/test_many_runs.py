@@ -18,13 +18,14 @@ from frontend.charts.parallel import Axis, parallel_figure
 from frontend.charts.pareto import Point, frontier, held_out, pareto_figure
 from frontend.runs.tables import comparison_csv, curves_csv
 from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
-from sae_engine.schema.runs import Run
-from tests.frontend.fake_world import NASTY, World
+from sae_engine.schema.runs import MetricsSeries, Run
+from tests.frontend.samples import NASTY, make_run
 from tests.frontend.views.test_overview import plots
 from tests.frontend.views.test_pages import followed, shown
+from tests.frontend.workbench import Workbench
 
 Open = Callable[..., AppTest]
-RUN = World().runs["finished"]
+RUN = make_run(status="finished")
 
 
 def run(run_id: str, *, k: int = 32, name: str = "", **metrics: Any) -> Run:
@@ -122,29 +123,28 @@ def test_a_comparison_as_csv_has_settings_last_and_best_values_of_each_run() -> 
 
 
 def test_curves_as_csv_have_a_row_for_each_run_and_step() -> None:
-    world = World()
-    both = [world.metrics(run_id, -1) for run_id in ("finished", "failed")]
-    rows = _rows(curves_csv([run("a"), run("b")], both))
-    assert len(rows) == len(both[0].step) + len(both[1].step)
-    assert [row["step"] for row in rows if row["id"] == "b"] == [str(s) for s in both[1].step]
-    assert float(rows[0]["fvu"]) == both[0].series["fvu"][0]
+    shared = {"total_points": 2, "returned_points": 2, "tokens": [10, 20], "time": [1.0, 2.0]}
+    a = MetricsSeries(step=[1, 2], series={"fvu": [0.5, 0.25], "eval_fvu": [None, 0.3]}, **shared)
+    b = MetricsSeries(step=[3, 4], series={"loss": [0.9, "NaN"]}, **shared)
+    rows = _rows(curves_csv([run("a"), run("b")], [a, b]))
+    assert [(row["id"], row["step"]) for row in rows] == [*zip("aabb", "1234", strict=True)]
+    assert [row["fvu"] for row in rows] == ["0.5", "0.25", "", ""]
     assert rows[0]["eval_fvu"] == ""
     assert rows[-1]["loss"] == "NaN"
 
 
 @pytest.fixture
-def swept(world: World) -> World:
+def swept(workbench: Workbench) -> Workbench:
     """A sweep of three runs, of which one works."""
     for run_id, k in (("finished", 8), ("failed", 16), ("live", 32)):
-        run = world.runs[run_id]
-        sae = run.config.sae.model_copy(update={"k": k})
-        update = {"name": f"trial {NASTY} k={k}", "group_id": "g"}
-        update["config"] = run.config.model_copy(update={"sae": sae})
-        world.runs[run_id] = run.model_copy(update=update)
-    return world
+        workbench.configure(run_id, "sae", k=k)
+        workbench.change(run_id, name=f"trial {NASTY} k={k}", group_id="g")
+    return workbench
 
 
-def test_a_sweep_shows_what_was_tried_and_what_came_of_it(open_page: Open, swept: World) -> None:
+def test_a_sweep_shows_what_was_tried_and_what_came_of_it(
+    open_page: Open, swept: Workbench
+) -> None:
     app = open_page("sweep", id="g")
     text = shown(app)
     assert "sweep of 3 runs" in text
@@ -159,7 +159,7 @@ def test_a_sweep_shows_what_was_tried_and_what_came_of_it(open_page: Open, swept
     assert "FVU" in titles
 
 
-def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: World) -> None:
+def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: Workbench) -> None:
     app = open_page("sweep", id="g")
     app.button(key="stop-all").click().run()
     assert swept.runs["live"].status == "stopping"
