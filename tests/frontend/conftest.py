@@ -16,7 +16,8 @@ from backend.settings import Settings
 from frontend.api import cache as pages_server
 from tests.frontend.fake_model import FAKE_MODEL
 from tests.frontend.indexes import build_indexes, publish_analyses
-from tests.frontend.workbench import Workbench, fill, serving
+from tests.frontend.seeding import seed
+from tests.frontend.workbench import Workbench
 
 APP = Path(__file__).parents[2] / "frontend" / "app.py"
 
@@ -45,37 +46,38 @@ def indexes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def filled_data_dir(tmp_path_factory: pytest.TempPathFactory, indexes: Path) -> Path:
-    """A data folder that each test gets a copy of."""
-    data_dir = tmp_path_factory.mktemp("filled") / "data"
-    fill(Settings(data_dir=data_dir), indexes)
+def seeded_data_dir(tmp_path_factory: pytest.TempPathFactory, indexes: Path) -> Path:
+    """The data folder that each test gets a copy of."""
+    data_dir = tmp_path_factory.mktemp("seeded") / "data"
+    seed(Settings(data_dir=data_dir), indexes)
     publish_analyses(data_dir / "analyses", indexes)
     return data_dir
 
 
 @pytest.fixture
 def changed_settings() -> dict[str, Any]:
-    """Settings of the server other than usual; tests and modules override it."""
+    """Settings of the server that differ from the usual ones; tests and modules override it."""
     return {}
 
 
 @pytest.fixture
 def workbench(
     tmp_path: Path,
-    filled_data_dir: Path,
+    seeded_data_dir: Path,
     indexes: Path,
     model: ModelProcess,
     changed_settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Workbench]:
-    """The API over a copy of the data folder, found by the pages through the environment."""
-    shutil.copytree(filled_data_dir, tmp_path / "data", symlinks=True)
+    """The API over a copy of the data folder; the pages find it through the environment."""
+    shutil.copytree(seeded_data_dir, tmp_path / "data", symlinks=True)
     usual = {"data_dir": tmp_path / "data", "devices": ["cuda:0", "cpu"]}
-    with serving(Settings(**usual | changed_settings), model, indexes) as running:
-        monkeypatch.setenv("SAE_WORKBENCH_API_URL", running.url)
+    workbench = Workbench(Settings(**usual | changed_settings), model, indexes)
+    with workbench.serving():
+        monkeypatch.setenv("SAE_WORKBENCH_API_URL", workbench.url)
         st.cache_data.clear()
         st.cache_resource.clear()
-        yield running
+        yield workbench
         pages_server.client().close()
         st.cache_resource.clear()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from backend.analyses.client import Analysis, Source
-from sae_engine.features.geometry.files import Layout
+from sae_engine.features.geometry.files import Layout, Matches
 from sae_engine.features.geometry.matches import match_decoders
 from sae_engine.features.index.format import SAE
 from sae_engine.features.index.reader import FeatureIndex
@@ -101,7 +101,7 @@ def _source(run_id: str, run_folder: Path, step: int) -> Source:
     return Source(run_id, FeatureIndex.open(RunFolder(run_folder).feature_index(step)))
 
 
-def _save(folder: Path, analysis: Analysis, result: object) -> None:
+def _save(folder: Path, analysis: Analysis, result: Layout | Matches) -> None:
     target = folder / analysis.name
     target.mkdir(parents=True)
     result.save(target)

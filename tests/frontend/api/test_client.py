@@ -28,7 +28,7 @@ def _client(handler: Handler, token: str | None = None) -> WorkbenchClient:
     return WorkbenchClient("http://server/", token, transport=httpx.MockTransport(handler))
 
 
-def test_every_answer_of_the_api_arrives_as_its_shape(client: WorkbenchClient) -> None:
+def test_every_answer_of_the_api_is_parsed_into_its_shape(client: WorkbenchClient) -> None:
     assert client.health().status == "ok"
     assert client.presets()[0].name == "quick-test"
     assert {run.id for run in client.runs().items} == {"finished", "failed", "live"}
@@ -65,7 +65,7 @@ def test_the_same_idempotency_key_gives_the_same_run(client: WorkbenchClient) ->
     assert client.create_run(body, idempotency_key="l").id != first.id
 
 
-def test_stopping_with_force_says_so(client: WorkbenchClient, workbench: Workbench) -> None:
+def test_a_forced_stop_is_sent_as_forced(client: WorkbenchClient, workbench: Workbench) -> None:
     assert client.stop_run("live").status == "stopping"
     assert workbench.runs["live"].force_stop_at is None
     client.stop_run("live", force=True)
@@ -121,7 +121,9 @@ def _is_slow(request: httpx.Request) -> httpx.Response:
     ("handler", "words"),
     [(_refuses_connection, "cannot be reached"), (_is_slow, "did not answer in time")],
 )
-def test_silence_is_told_from_refusal(handler: Handler, words: str) -> None:
+def test_an_unreachable_server_and_a_slow_one_get_their_own_messages(
+    handler: Handler, words: str
+) -> None:
     with pytest.raises(ApiProblem, match=words) as caught:
         _client(handler).health()
     assert caught.value.unreachable
@@ -135,7 +137,7 @@ def test_silence_is_told_from_refusal(handler: Handler, words: str) -> None:
         (httpx.Response(200, json={"status": "odd"}), "same version"),
     ],
 )
-def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
+def test_an_unexpected_answer_becomes_a_problem_in_words(
     answer: httpx.Response, words: str
 ) -> None:
     with pytest.raises(ApiProblem, match=words) as caught:
@@ -143,7 +145,7 @@ def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
     assert not caught.value.unreachable
 
 
-def test_a_text_arrives_with_its_features_and_those_asked_for(client: WorkbenchClient) -> None:
+def test_activations_arrive_with_the_requested_features(client: WorkbenchClient) -> None:
     answer = client.activations("finished", "import os", top=3, features=[10], snapshot=100)
     assert [token.text for token in answer.tokens] == ["<bos>", "import", " os"]
     assert answer.features[0].activations == [0, 7.5, 0]

@@ -28,7 +28,7 @@ def _series(steps: list[int], **values: list[MetricValue]) -> MetricsSeries:
     )
 
 
-def test_what_was_not_measured_is_left_out_and_what_is_not_finite_breaks_the_line() -> None:
+def test_missing_values_are_skipped_and_non_finite_ones_break_the_line() -> None:
     data = charts.split([1, 2, 3, 4, 5], [0.5, None, "NaN", 0.25, "Infinity"])
     assert data.x == [1, 3, 4, 5]
     assert data.y == [0.5, None, 0.25, None]
@@ -42,7 +42,7 @@ def test_no_smoothing_changes_nothing(values: list[float | None]) -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.floats(0.01, 0.99))
-def test_smoothing_is_the_weighted_mean_of_what_came_before(
+def test_smoothing_is_the_weighted_mean_of_the_values_so_far(
     values: list[float], weight: float
 ) -> None:
     weights = [weight ** (len(values) - 1 - i) for i in range(len(values))]
@@ -50,7 +50,7 @@ def test_smoothing_is_the_weighted_mean_of_what_came_before(
     assert charts.smooth(values, weight)[-1] == pytest.approx(mean, rel=1e-6, abs=1e-6)
 
 
-def test_smoothing_starts_anew_after_a_gap() -> None:
+def test_smoothing_restarts_after_a_gap() -> None:
     assert charts.smooth([5.0, None, 1.0], 0.9) == [5.0, None, pytest.approx(1.0)]
 
 
@@ -64,7 +64,7 @@ def test_increments_replace_the_points_they_overlap() -> None:
     assert (both.total_points, both.returned_points) == (4, 4)
 
 
-def test_increments_to_a_decimated_curve_keep_the_count_of_all_points() -> None:
+def test_increments_to_a_thinned_curve_keep_the_count_of_all_points() -> None:
     old = _series([1, 50, 100], fvu=[1, 2, 3]).model_copy(update={"total_points": 100})
     both = charts.merged(old, _series([101], fvu=[4]))
     assert (both.total_points, both.returned_points) == (101, 4)

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from backend.store import label_jobs
 from frontend.features.labeling import estimate_line, job_block, job_line, origin_line, score_note
+from sae_engine.schema.features import LabelUpdate
 from sae_engine.schema.labels import (
     DetectionScore,
     FeatureLabel,
@@ -69,7 +70,7 @@ def test_only_a_models_label_has_a_score_beside_it() -> None:
     assert "not scored" in score_note(label(origin=BY_MODEL.model_copy(update={"score": None})))
 
 
-def test_a_feature_says_who_proposed_its_label_and_how_well_it_detects() -> None:
+def test_the_origin_line_names_the_model_and_its_detection_score() -> None:
     line = origin_line(label())
     assert "Proposed by fake &lt;b&gt;model&lt;/b&gt;" in line
     assert "precision 90.0 % and recall 75.0 % (20 with it, 19 without)" in line
@@ -79,7 +80,7 @@ def test_a_feature_says_who_proposed_its_label_and_how_well_it_detects() -> None
 def test_the_list_and_the_page_of_a_feature_show_the_score(
     open_page: Open, workbench: Workbench
 ) -> None:
-    with workbench.services.database.writing() as session:
+    with workbench.writing() as session:
         label_jobs.propose_label(
             session, "finished", 7, "sevens", model=MODEL, prompt_version="1", score=SCORE
         )
@@ -102,7 +103,7 @@ def test_an_estimate_is_a_sentence() -> None:
     assert estimate_line(none_left) == "Every feature that fires has a label."
 
 
-def test_a_job_says_what_it_did_and_what_went_wrong_as_text() -> None:
+def test_a_job_line_lists_its_counts_and_escapes_its_problem() -> None:
     job = LabelJob(
         id=1,
         status="failed",
@@ -126,7 +127,7 @@ def test_a_job_says_what_it_did_and_what_went_wrong_as_text() -> None:
     assert "&lt;img src=x&gt;" in job_block(job)
 
 
-def test_the_dialog_begins_with_an_estimate_or_with_what_is_running(
+def test_the_dialog_opens_with_an_estimate_or_the_running_job(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("features", id="finished")
@@ -136,7 +137,7 @@ def test_the_dialog_begins_with_an_estimate_or_with_what_is_running(
     assert html.escape(estimate_line(estimate)) in shown(app)
     assert not app.button(key="label-start").disabled
     pid, created = workbench.services.labeler.process()
-    with workbench.services.database.writing() as session:
+    with workbench.writing() as session:
         job = label_jobs.add_label_job(
             session, "finished", snapshot=100, model=MODEL, total=40, pid=pid, pid_created=created
         )
@@ -148,7 +149,7 @@ def test_the_dialog_begins_with_an_estimate_or_with_what_is_running(
 
 
 @pytest.mark.parametrize("changed_settings", [{}])
-def test_where_no_model_is_set_the_dialog_says_so_and_offers_nothing(open_page: Open) -> None:
+def test_without_a_configured_model_the_dialog_says_so_and_offers_nothing(open_page: Open) -> None:
     app = open_page("features", id="finished")
     app.button(key="label-features").click().run()
     assert "No language model is set to label features" in shown(app)
@@ -156,10 +157,12 @@ def test_where_no_model_is_set_the_dialog_says_so_and_offers_nothing(open_page: 
     assert not [n for n in app.number_input if n.key == "label-limit"]
 
 
-def test_the_client_sends_what_it_is_asked_to(workbench: Workbench, asked: Endpoint) -> None:
+def test_the_client_lists_estimates_starts_and_cancels_labelings(
+    workbench: Workbench, asked: Endpoint
+) -> None:
     client = workbench.client
-    workbench.label("finished", 7, "sevens")
-    workbench.label("finished", 8, "eights")
+    client.label("finished", 7, LabelUpdate(label="sevens"))
+    client.label("finished", 8, LabelUpdate(label="eights"))
     assert {w.feature for w in client.labels("finished", [7, 8, 9])} == {7, 8}
     assert {w.feature for w in client.labels("finished")} == {3, 7, 8}
     assert client.estimate_labeling("finished", LabelRequest(limit=9)).features == 9

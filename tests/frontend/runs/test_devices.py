@@ -36,7 +36,7 @@ def system() -> System:
     )
 
 
-def test_meters_name_their_device_and_are_red_where_it_is_hot_or_full(system: System) -> None:
+def test_meters_are_red_where_a_device_is_hot_or_full(system: System) -> None:
     panel = device_panel(system)
     assert "Fake &lt;GPU&gt;" in panel
     assert '<div class="wb-meter bad"><span>Temperature</span><span>91 °C</span>' in panel
@@ -45,6 +45,6 @@ def test_meters_name_their_device_and_are_red_where_it_is_hot_or_full(system: Sy
     assert '<div class="wb-meter "><span>Disk</span><span>50 GiB free</span>' in panel
 
 
-def test_a_run_on_the_processor_is_shown_no_gpu(system: System) -> None:
+def test_a_run_on_the_cpu_shows_no_gpu(system: System) -> None:
     assert "GPU" not in device_panel(system, device="cpu")
     assert "GPU" in device_panel(system, device="cuda")

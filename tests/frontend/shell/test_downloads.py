@@ -24,7 +24,7 @@ def test_a_link_names_the_run_the_format_and_the_snapshot_of_the_features() -> N
     assert links == [*wanted, f"{start}saelens"]
 
 
-def test_pages_without_the_api_on_their_port_say_what_to_ask_it_for() -> None:
+def test_pages_without_the_api_on_their_port_show_the_request_instead_of_a_link() -> None:
     shown = download_list(RUN, None, links=False)
     assert "href" not in shown
     assert "<code>GET /api/runs/abc%2F1/export?format=html</code>" in shown

@@ -8,11 +8,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from frontend.html.format import number
-from tests.frontend.indexes import FINAL_STEP
 from tests.frontend.samples import ESCAPED
+from tests.frontend.seeding import BEST_FVU, BEST_STEP
 from tests.frontend.views.test_overview import plots
 from tests.frontend.views.test_pages import address, followed, shown
-from tests.frontend.workbench import Workbench, point
+from tests.frontend.workbench import Workbench
 
 Open = Callable[..., AppTest]
 ALL = {"runs": "finished,failed,live"}
@@ -36,9 +36,8 @@ def test_only_settings_that_differ_are_shown(open_page: Open, workbench: Workben
     assert "<code>model.layer</code></td><td>2</td><td>5</td><td>2</td>" in text
 
 
-def test_the_best_value_stands_beside_the_last_one(open_page: Open) -> None:
-    fvu, step = min((point(step)["fvu"], step) for step in range(5, FINAL_STEP, 5))
-    best = f'<small title="Best, at step {step}">best {number(fvu)}</small>'
+def test_the_best_value_is_shown_beside_the_last_one(open_page: Open) -> None:
+    best = f'<small title="Best, at step {BEST_STEP}">best {number(BEST_FVU)}</small>'
     assert best in shown(open_page("compare", **ALL))
 
 
@@ -51,15 +50,15 @@ def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) 
     assert all("<script" not in name for name in curves)
 
 
-def test_an_address_of_two_runs_named_a_and_b_is_understood(open_page: Open) -> None:
+def test_an_address_may_name_its_two_runs_a_and_b(open_page: Open) -> None:
     app = open_page("compare", a="finished", b="failed")
     assert app.multiselect(key="chosen-runs").value == ["finished", "failed"]
 
 
-def test_of_three_runs_two_are_chosen_to_match_their_features(
+def test_features_are_matched_between_two_of_three_runs(
     open_page: Open, workbench: Workbench
 ) -> None:
-    workbench.publish("live", "b", 100)
+    workbench.add_features("live", "b", 100)
     app = open_page("compare", **ALL, part="features")
     assert 'href="feature?id=failed&amp;index=3"' in shown(app)
     app.selectbox(key="url:b").set_value("live").run()

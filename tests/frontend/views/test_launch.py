@@ -41,7 +41,7 @@ FORECAST = Forecast(
 )
 
 
-def test_a_forecast_says_what_it_takes_what_is_free_and_where_from() -> None:
+def test_a_forecast_shows_needs_free_resources_and_its_source() -> None:
     text = forecast_block(FORECAST)
     assert "Memory of cuda:0</span><strong>3 GiB</strong><small>60 GiB free" in text
     assert "<strong>2 GiB</strong><small>50 GiB free" in text
@@ -56,19 +56,19 @@ def test_the_page_shows_the_servers_forecast(open_page: Open) -> None:
     assert f"from 9,000 tokens/s of &#x27;live {ESCAPED}&#x27; on cuda:0" in text
 
 
-def test_the_steps_are_those_that_the_engine_does(open_page: Open) -> None:
+def test_the_number_of_steps_leaves_out_a_partial_batch(open_page: Open) -> None:
     """500,000 tokens fill 976 batches of 512; the rest of a batch is left out."""
     text = shown(open_page("launch", preset="tiny"))
     assert "500,000 tokens in batches of 512: 976 steps." in text
 
 
-def test_what_does_not_fit_is_warned_of(open_page: Open) -> None:
+def test_a_run_that_does_not_fit_is_warned_about(open_page: Open) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:sae.d_sae").set_value(2_000_000_000).run()
     assert '<div class="wb-notice warning"><span>It takes ' in shown(app)
 
 
-def test_a_device_is_chosen_from_those_that_are_there(
+def test_the_device_is_chosen_from_the_servers_devices(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
@@ -84,9 +84,7 @@ def test_a_clone_tells_the_server_where_it_came_from(open_page: Open, workbench:
     assert workbench.posted("/api/runs")[0]["cloned_from"] == "finished"
 
 
-def test_the_same_start_again_at_once_is_the_same_run(
-    open_page: Open, workbench: Workbench
-) -> None:
+def test_starting_twice_at_once_makes_one_run(open_page: Open, workbench: Workbench) -> None:
     app = open_page("launch", preset="tiny")
     app.button(key="start").click().run()
     first = address(moved(app), "id")
@@ -100,7 +98,7 @@ def test_the_same_start_again_at_once_is_the_same_run(
     assert address(moved(app), "id") != first
 
 
-def test_values_to_try_make_a_sweep_whose_size_is_said_before(
+def test_values_to_try_make_a_sweep_whose_size_is_shown_before_the_start(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
@@ -123,7 +121,7 @@ def test_values_to_try_make_a_sweep_whose_size_is_said_before(
     assert "sweep of 6 runs" in shown(app)
 
 
-def test_a_value_that_cannot_be_tried_is_said_and_nothing_starts(
+def test_an_invalid_sweep_value_is_reported_and_nothing_starts(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")

@@ -37,7 +37,7 @@ def run(run_id: str, *, k: int = 32, name: str = "", **metrics: Any) -> Run:
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12))
-def test_the_frontier_is_what_no_other_run_beats(values: list[tuple[int, int]]) -> None:
+def test_the_frontier_holds_the_runs_that_no_other_run_beats(values: list[tuple[int, int]]) -> None:
     points = [Point(RUN, l0, fvu) for l0, fvu in values]
     beaten = {
         (a.l0, a.fvu)
@@ -142,9 +142,7 @@ def swept(workbench: Workbench) -> Workbench:
     return workbench
 
 
-def test_a_sweep_shows_what_was_tried_and_what_came_of_it(
-    open_page: Open, swept: Workbench
-) -> None:
+def test_a_sweep_shows_its_settings_and_results(open_page: Open, swept: Workbench) -> None:
     app = open_page("sweep", id="g")
     text = shown(app)
     assert "sweep of 3 runs" in text
@@ -159,7 +157,7 @@ def test_a_sweep_shows_what_was_tried_and_what_came_of_it(
     assert "FVU" in titles
 
 
-def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: Workbench) -> None:
+def test_a_sweep_is_stopped_and_archived_as_a_whole(open_page: Open, swept: Workbench) -> None:
     app = open_page("sweep", id="g")
     app.button(key="stop-all").click().run()
     assert swept.runs["live"].status == "stopping"
@@ -169,7 +167,7 @@ def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: Work
     assert "sweep of 3 runs" in shown(app)
 
 
-def test_an_unknown_sweep_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+def test_an_unknown_sweep_shows_a_message_and_a_way_back(open_page: Open) -> None:
     app = open_page("sweep", id="nope")
     assert "No such sweep" in shown(app)
     followed(app, "Show all runs")

@@ -68,11 +68,11 @@ def test_density_is_filtered_in_percent_and_kept_in_the_address(open_page: Open)
 
 
 @pytest.mark.parametrize("bound", ["nan", "x", "-3", "7"])
-def test_an_impossible_density_in_the_address_does_no_harm(open_page: Open, bound: str) -> None:
+def test_an_invalid_density_in_the_address_is_harmless(open_page: Open, bound: str) -> None:
     assert not open_page("features", id="finished", min_density=bound).exception
 
 
-def test_a_point_of_the_map_leads_to_its_feature_and_shows_text_as_text(open_page: Open) -> None:
+def test_a_point_of_the_map_opens_its_feature_and_escapes_its_text(open_page: Open) -> None:
     app = open_page("map", id="finished", snapshot="200")
     plot = only_plot(app)
     assert plot["opens"] == "feature?id=finished&snapshot=200&index="
@@ -92,7 +92,7 @@ def test_a_search_marks_features_on_the_map(open_page: Open) -> None:
     assert "1 feature found" in shown(app)
 
 
-def test_while_a_map_is_computed_the_page_says_how_far_it_is(
+def test_while_a_map_is_computed_the_page_shows_its_progress(
     open_page: Open, workbench: Workbench
 ) -> None:
     progress = shlex.quote(json.dumps({"phase": f"comparing {NASTY}", "fraction": 0.25}))
@@ -106,21 +106,21 @@ def test_while_a_map_is_computed_the_page_says_how_far_it_is(
     assert plots(app)
 
 
-def test_a_failed_computation_is_a_sentence_and_repeated_only_on_demand(
+def test_a_failed_computation_shows_why_and_is_repeated_only_on_demand(
     open_page: Open, workbench: Workbench
 ) -> None:
     workbench.compute_analyses("kill -9 $$")
     app = open_page("map", id="finished")
     wait_for(lambda: "The computation was ended by SIGKILL." in shown(app.run()))
-    asked = len(workbench.requests_to("/map"))
+    asked = workbench.num_requests("/map")
     app.run()
-    assert len(workbench.requests_to("/map")) == asked
+    assert workbench.num_requests("/map") == asked
     workbench.finish_analyses()
     app.button(key="retry:map:finished:489").click().run()
     assert plots(app)
 
 
-def test_matches_lead_to_both_features_and_turn_around(open_page: Open) -> None:
+def test_matches_link_to_both_features_and_can_be_reversed(open_page: Open) -> None:
     app = open_page("compare", **BOTH, part="features")
     text = shown(app)
     alive = [i for i in range(D_SAE - 1) if fired(i) and fired(i + 1)]
@@ -164,7 +164,7 @@ def test_one_token_is_looked_up_in_both_runs(open_page: Open) -> None:
     assert "does not occur" in shown(open_page("compare", **BOTH, part="tokens", q="zzz"))
 
 
-def test_an_unknown_run_in_a_comparison_is_a_sentence(open_page: Open) -> None:
+def test_an_unknown_run_in_a_comparison_shows_a_message(open_page: Open) -> None:
     app = open_page("compare", a="nope", b="finished")
     assert not app.exception
     assert "There is no run &#x27;nope&#x27;." in shown(app)

@@ -88,7 +88,7 @@ def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
 @pytest.mark.parametrize(
     "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare", "system"]
 )
-def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
+def test_names_labels_and_texts_appear_escaped(open_page: Open, page: str) -> None:
     query = {"id": "live"} if page == "run" else PAGES[page]
     text = shown(open_page(page, **query))
     assert ESCAPED in text
@@ -113,7 +113,7 @@ def test_runs_can_be_filtered_through_the_address(open_page: Open) -> None:
     assert "No run matches" in shown(open_page("runs", status="queued"))
 
 
-def test_starting_sends_only_what_differs_and_opens_the_run(
+def test_starting_sends_only_changed_settings_and_opens_the_run(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
@@ -126,7 +126,7 @@ def test_starting_sends_only_what_differs_and_opens_the_run(
     assert workbench.runs[address(moved(app), "id")].name == "mine"
 
 
-def test_an_impossible_form_is_not_sent_and_says_why_beside_the_field(
+def test_an_invalid_form_is_not_sent_and_says_why_beside_the_field(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
@@ -137,7 +137,7 @@ def test_an_impossible_form_is_not_sent_and_says_why_beside_the_field(
     assert '<p class="wb-field-problem">sae.k = 5000 is larger' in shown(app)
 
 
-def test_what_only_the_server_can_know_stands_beside_its_field_too(
+def test_a_problem_found_by_the_server_is_shown_beside_its_field(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
@@ -202,7 +202,7 @@ def test_a_sweeps_runs_lead_to_each_other(open_page: Open, workbench: Workbench)
     assert ESCAPED not in text
 
 
-def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, workbench: Workbench) -> None:
+def test_an_imported_sae_shows_no_k(open_page: Open, workbench: Workbench) -> None:
     workbench.configure("finished", "sae", pretrained="/saes/theirs")
     text = shown(open_page("runs", q="baseline"))
     assert "<small>imported</small>" in text
@@ -266,7 +266,7 @@ def test_a_dead_feature_says_so(open_page: Open) -> None:
     assert "never fired in the 10,000 tokens" in text
 
 
-def test_a_label_and_a_star_are_kept(open_page: Open, workbench: Workbench) -> None:
+def test_a_label_and_a_star_are_saved(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="5")
     app.text_input(key="label:finished:5").set_value("five").run()
     app.checkbox(key="star:finished:5").check().run()
@@ -293,13 +293,13 @@ def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_p
     assert 'href="feature?id=finished&amp;index=504"' in text
 
 
-def test_an_unseen_token_is_said_to_be_so(open_page: Open) -> None:
+def test_a_token_that_does_not_occur_is_reported(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="zzz"))
     assert "&#x27;zzz&#x27; does not occur" in text
     assert "<table" not in text
 
 
-def test_a_run_without_snapshots_says_that_features_will_come(
+def test_a_run_without_snapshots_shows_that_it_has_no_features_yet(
     open_page: Open, workbench: Workbench
 ) -> None:
     for page in ("features", "feature", "map", "lookup", "playground"):
@@ -307,14 +307,14 @@ def test_a_run_without_snapshots_says_that_features_will_come(
 
 
 @pytest.mark.parametrize("page", ["run", "features", "feature", "map", "lookup", "playground"])
-def test_an_unknown_run_is_a_sentence_and_a_way_back(open_page: Open, page: str) -> None:
+def test_an_unknown_run_shows_a_message_and_a_way_back(open_page: Open, page: str) -> None:
     app = open_page(page, id="nope")
     assert not app.exception
     assert "There is no run &#x27;nope&#x27;." in shown(app)
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
 
 
-def test_an_address_without_a_run_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+def test_an_address_without_a_run_shows_a_message_and_a_way_back(open_page: Open) -> None:
     app = open_page("run")
     assert "No run chosen" in shown(app)
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
@@ -329,7 +329,7 @@ def test_a_broken_address_falls_back_to_something_sensible(
     assert "Top tokens" in shown(app)
 
 
-def test_an_unreachable_server_is_one_sentence(
+def test_an_unreachable_server_shows_one_sentence(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAE_WORKBENCH_API_URL", "http://127.0.0.1:9")
@@ -338,11 +338,9 @@ def test_an_unreachable_server_is_one_sentence(
     assert "cannot be reached. Trying again every 2 seconds; runs go on." in shown(app)
 
 
-def test_a_label_that_could_not_be_kept_is_said_to_be_so(
-    open_page: Open, workbench: Workbench
-) -> None:
+def test_a_label_that_could_not_be_saved_is_reported(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="5")
-    workbench.down = True
+    workbench.is_down = True
     app.text_input(key="label:finished:5").set_value("five").run()
     assert not app.exception
     assert "answered 503" in shown(app)

@@ -75,20 +75,20 @@ def test_the_strongest_features_of_a_text_are_each_listed_once_where_they_are_st
     assert [(f.feature, f.activation, f.place) for f in found] == [(1, 5.0, 2), (3, 4.0, 2)]
 
 
-def test_chips_are_colored_by_the_feature_asked_for_relative_to_its_largest_in_the_text() -> None:
+def test_chips_are_colored_by_the_locked_feature_relative_to_its_maximum_in_the_text() -> None:
     tokens = [BOS, token("a", 3, {}), token("b", 9, {}), token("c", 9, {})]
     html = token_chips(answer(tokens, [0, 1, 4, 0]), chosen=None)
     strengths = re.findall(r"--o:([\d.]+)", html)
     assert strengths == [f"{opacity(v, 4):.2f}" for v in (1, 4, 0)] == ["0.54", "1.00", "0.00"]
 
 
-def test_without_one_chips_are_colored_by_their_total_from_the_smallest_on() -> None:
+def test_without_a_locked_feature_chips_are_colored_by_their_total_above_the_smallest() -> None:
     tokens = [BOS, token("a", 50, {}), token("b", 60, {}), token("c", 70, {})]
     strengths = re.findall(r"--o:([\d.]+)", token_chips(answer(tokens), chosen=None))
     assert strengths == ["0.00", f"{opacity(10, 20):.2f}", "1.00"]
 
 
-def test_a_chip_says_its_value_and_leads_to_its_token_and_the_chosen_one_leads_back() -> None:
+def test_a_chip_shows_its_value_and_selects_its_token_and_the_selected_one_deselects_it() -> None:
     tokens = [BOS, token("a", 3, {}), token('"><script>', 9, {})]
     html = token_chips(answer(tokens), chosen=1)
     assert changes(html, "a") == [{"token": [""]}]
@@ -156,7 +156,7 @@ def test_the_same_question_is_asked_once(open_page: Open, workbench: Workbench) 
     assert len(readings(workbench)) == 1
 
 
-def test_a_refused_text_is_a_sentence(open_page: Open) -> None:
+def test_a_refused_text_shows_why(open_page: Open) -> None:
     app = open_page("playground", id="finished", text="refuse this")
     assert not app.exception
     assert "The text is no good; give another." in shown(app)
@@ -170,11 +170,13 @@ def test_a_locked_feature_that_does_not_exist_is_ignored(
     assert readings(workbench)[-1]["features"] == []
 
 
-def test_what_an_answer_waits_for_is_awaited(open_page: Open, workbench: Workbench) -> None:
+def test_a_reading_waits_until_the_language_model_is_loaded(
+    open_page: Open, workbench: Workbench
+) -> None:
     gate = workbench.settings.data_dir / "gate"
 
     def load_once_the_page_has_asked() -> None:
-        wait_for(lambda: bool(workbench.requests_to("/inference")))
+        wait_for(lambda: workbench.num_requests("/inference") > 0)
         gate.touch()
 
     loading = threading.Thread(target=load_once_the_page_has_asked)
@@ -183,7 +185,7 @@ def test_what_an_answer_waits_for_is_awaited(open_page: Open, workbench: Workben
     loading.join()
 
 
-def test_steering_asks_for_what_the_address_says_and_shows_both_texts(
+def test_steering_sends_the_values_of_the_address_and_shows_both_texts(
     open_page: Open, workbench: Workbench
 ) -> None:
     query = {"steer": "3:1.5,10:-2", "prompt": "import ", "seed": "4", "max": "25", "temp": "0.5"}
@@ -207,9 +209,7 @@ def test_steering_asks_for_what_the_address_says_and_shows_both_texts(
     assert len(steerings(workbench)) == 1
 
 
-def test_an_address_that_was_generated_generates_again_elsewhere(
-    open_page: Open, workbench: Workbench
-) -> None:
+def test_a_shared_address_generates_again(open_page: Open, workbench: Workbench) -> None:
     query = {"steer": "3:1", "prompt": "import ", "go": "1"}
     assert "plain0 plain1" in shown(open_page("playground", id="finished", **query))
     assert len(steerings(workbench)) == 1
@@ -240,9 +240,7 @@ def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["refuse", "break"])
-def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
-    open_page: Open, prompt: str
-) -> None:
+def test_steering_that_fails_shows_why_and_can_be_tried_again(open_page: Open, prompt: str) -> None:
     app = open_page("playground", id="finished", steer="3:1", prompt=prompt, go="1")
     assert not app.exception
     words = {"refuse": "The text is no good", "break": "a bug"}[prompt]
@@ -253,7 +251,7 @@ def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
 # On a feature's page
 
 
-def test_a_feature_shows_ones_own_text_in_the_look_of_contexts(
+def test_a_feature_page_shows_your_text_like_a_context(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("feature", id="finished", index="10", snapshot="100")
@@ -274,7 +272,7 @@ def test_a_feature_shows_ones_own_text_in_the_look_of_contexts(
     assert "steer=10%3A1" in text
 
 
-def test_ones_own_text_stays_from_feature_to_feature(open_page: Open, workbench: Workbench) -> None:
+def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="10", own=TEXT)
     app.button(key="right").click().run()
     assert [body["features"] for body in readings(workbench)] == [[10], [11]]

@@ -49,7 +49,7 @@ def test_a_run_is_stopped_resumed_or_retried_by_its_state(
     assert app.button(key="delete").disabled == (status in ("queued", "running", "stopping"))
 
 
-def test_a_failed_run_is_tried_again(open_page: Open, workbench: Workbench) -> None:
+def test_a_failed_run_can_be_retried(open_page: Open, workbench: Workbench) -> None:
     app = open_page("run", id="failed")
     app.button(key="retry").click().run()
     assert workbench.runs["failed"].status == "queued"
@@ -61,7 +61,7 @@ def test_the_status_is_shown_once(open_page: Open) -> None:
     assert shown(open_page("map", id="finished")).count('class="wb-badge finished"') == 1
 
 
-def test_a_run_that_waits_says_where_and_for_what_and_can_be_moved(
+def test_a_queued_run_shows_its_position_and_reason_and_can_be_moved(
     open_page: Open, workbench: Workbench
 ) -> None:
     workbench.add("first", "second", status="queued")
@@ -78,7 +78,7 @@ def test_a_run_that_waits_says_where_and_for_what_and_can_be_moved(
     ("verb", "before", "after"),
     [("front", 7, 1), ("up", 3, 2), ("up", 1, 1), ("down", 1, 2)],
 )
-def test_moves_lead_to_the_front_or_one_place_further(verb: str, before: int, after: int) -> None:
+def test_moves_go_to_the_front_or_one_place_up_or_down(verb: str, before: int, after: int) -> None:
     assert new_position(verb, before) == after
 
 
@@ -111,7 +111,7 @@ def test_name_tags_and_notes_are_changed_together_and_shown_as_text(
     assert 'href="./?tag=good"' in shown(app)
 
 
-def test_a_run_is_put_away_and_taken_back(open_page: Open, workbench: Workbench) -> None:
+def test_a_run_is_archived_and_restored(open_page: Open, workbench: Workbench) -> None:
     app = open_page("run", id="finished")
     app.button(key="archive").click().run()
     assert workbench.runs["finished"].archived
@@ -120,7 +120,7 @@ def test_a_run_is_put_away_and_taken_back(open_page: Open, workbench: Workbench)
     assert not workbench.runs["finished"].archived
 
 
-def test_a_clone_names_the_run_it_came_from_even_when_that_is_gone(
+def test_a_clone_names_its_source_run_even_after_that_was_deleted(
     open_page: Open, workbench: Workbench
 ) -> None:
     workbench.change("failed", cloned_from="finished")

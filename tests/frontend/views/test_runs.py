@@ -22,7 +22,7 @@ def order_of(app: AppTest) -> list[str]:
     return re.findall(r'class="wb-name" href="run\?id=(\w+)"', shown(app))
 
 
-def test_a_tag_is_shown_leads_to_its_runs_and_filters(
+def test_a_tag_is_shown_links_to_its_runs_and_filters(
     open_page: Open, workbench: Workbench
 ) -> None:
     workbench.patch("failed", tags=["k <study>"])
@@ -34,7 +34,7 @@ def test_a_tag_is_shown_leads_to_its_runs_and_filters(
     assert order_of(open_page("runs", tag="k <study>")) == ["failed"]
 
 
-def test_a_heading_sorts_and_sorts_the_other_way_when_it_does_already(open_page: Open) -> None:
+def test_a_heading_sorts_and_reverses_its_own_order(open_page: Open) -> None:
     app = open_page("runs")
     assert order_of(app) == ["live", "failed", "finished"]
     assert 'data-set="sort=name&amp;order=&amp;cursor="' in shown(app)
@@ -53,7 +53,7 @@ def test_archived_runs_are_a_list_of_their_own(open_page: Open, workbench: Workb
     assert order_of(app) == ["failed"]
 
 
-def test_when_all_runs_are_archived_nobody_is_welcomed_as_a_newcomer(
+def test_no_welcome_is_shown_when_all_runs_are_archived(
     open_page: Open, workbench: Workbench
 ) -> None:
     for run_id in workbench.runs:
@@ -61,7 +61,7 @@ def test_when_all_runs_are_archived_nobody_is_welcomed_as_a_newcomer(
     assert "No runs yet" not in shown(open_page("runs"))
 
 
-def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
+def test_marks_are_kept_in_the_address_and_enable_actions(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("runs", pick="live")
@@ -78,7 +78,7 @@ def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
     assert "pick" not in app.query_params
 
 
-def test_a_long_list_says_how_much_of_it_is_shown_and_goes_on(
+def test_a_long_list_says_how_many_runs_it_shows_and_has_pages(
     open_page: Open, workbench: Workbench
 ) -> None:
     workbench.add(*(f"more{number}" for number in range(60)))
@@ -111,13 +111,13 @@ def test_a_sweep_has_one_heading_over_its_runs(open_page: Open, workbench: Workb
         (" k=16", " k=16"),
     ],
 )
-def test_a_sweep_is_called_like_its_members_without_what_tells_them_apart(
+def test_a_sweeps_name_is_its_members_name_without_the_varied_settings(
     member: str, sweep: str
 ) -> None:
     assert sweep_name(make_run(name=member)) == sweep
 
 
-def test_all_runs_that_match_are_points_that_open_them(open_page: Open) -> None:
+def test_all_matching_runs_are_points_that_open_them(open_page: Open) -> None:
     app = open_page("runs", view="pareto")
     plot = only_plot(app)
     [marks] = [trace for trace in plot["figure"]["data"] if trace["uid"] == "runs"]
