@@ -36,7 +36,6 @@ UNSEEN = " zzz"
 D_SAE, D_IN = 512, 64
 NUM_ROWS, ROW_TOKENS, COPIES = 100, 100, 3
 NUM_TOKENS = NUM_ROWS * ROW_TOKENS
-NUM_DEAD = D_SAE // 50
 FINAL_STEP = 489
 STEPS = (100, 200, 300, 400, FINAL_STEP)
 BATCH_TOKENS = 1024
@@ -81,8 +80,8 @@ def build_indexes(folder: Path) -> None:
 
 
 def publish_analyses(folder: Path, indexes: Path) -> None:
-    """Publish what the pages ask for: maps of run `finished` at steps 200 and 489, and the matches
-    of its newest snapshot with those of `failed` and `live`, which have the index `b`.
+    """Publish maps of the run `finished` at steps 200 and 489, and the matches of its newest
+    snapshot with the index `b`, as the runs `failed` and `live` have it.
     """
     for step in (200, FINAL_STEP):
         source = _source("finished", indexes / "a", step)

@@ -83,9 +83,10 @@ def add_run(
         store.end_run(session, run_id, status)
     session.refresh(row)
     row.status, row.device, row.slot = status, "cuda:0", slot
-    row.created_at = row.queued_at = row.started_at = store.now() - timedelta(minutes=minutes)
+    start = store.now() - timedelta(minutes=minutes)
+    row.created_at = row.queued_at = row.started_at = start
     if status in ENDED:
-        row.ended_at = row.started_at + timedelta(seconds=row.tokens / TOKENS_PER_SECOND)
+        row.ended_at = start + timedelta(seconds=row.tokens / TOKENS_PER_SECOND)
 
 
 def _report(session: Session, run_id: str, steps: int, *, last_loss: float) -> None:

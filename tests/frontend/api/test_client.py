@@ -1,4 +1,4 @@
-"""The client: what it sends, what it makes of answers and of silence."""
+"""The client: what it sends, and what it makes of answers and failures."""
 
 from __future__ import annotations
 

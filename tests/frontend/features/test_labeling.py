@@ -1,14 +1,13 @@
-"""Labels of models are shown with their score, and made from a dialog."""
+"""Model labels are shown with their score and made from a dialog."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from backend.store import label_jobs
 from frontend.features.labeling import estimate_line, job_block, job_line, origin_line, score_note
@@ -23,10 +22,9 @@ from sae_engine.schema.labels import (
 )
 from tests.backend.conftest import wait_for
 from tests.backend.fake_endpoint import Endpoint, endpoint
-from tests.frontend.views.test_pages import shown
+from tests.frontend.views.test_pages import Open, shown
 from tests.frontend.workbench import Workbench
 
-Open = Callable[..., AppTest]
 MODEL = "fake <b>model</b>"
 SCORE = DetectionScore(precision=0.9, recall=0.75, balanced_accuracy=0.8, activating=20, silent=19)
 BY_PERSON = LabelOrigin(

@@ -1,4 +1,4 @@
-"""The figures a run is judged by."""
+"""The progress line of a run and the cards of its main metrics."""
 
 from __future__ import annotations
 

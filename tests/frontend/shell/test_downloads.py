@@ -1,4 +1,4 @@
-"""The menu of downloads names every format and leads to the API."""
+"""The download menu names every format and links to the API."""
 
 from __future__ import annotations
 

@@ -1,20 +1,16 @@
-"""Two runs or more side by side: what differs, last and best values, curves, downloads."""
+"""Runs side by side: settings that differ, last and best values, curves, matched features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from frontend.html.format import number
 from tests.frontend.samples import ESCAPED
 from tests.frontend.seeding import BEST_FVU, BEST_STEP
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import address, followed, shown
+from tests.frontend.views.test_pages import Open, address, followed, shown
 from tests.frontend.workbench import Workbench
 
-Open = Callable[..., AppTest]
 ALL = {"runs": "finished,failed,live"}
 
 

@@ -1,53 +1,12 @@
-"""The launch page: forecasts, devices, sweeps, and clicks that come twice."""
+"""The launch page: forecasts, devices, sweeps, and double clicks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from streamlit.testing.v1 import AppTest
-
 from frontend.html.format import duration, gibibytes
-from frontend.launch.forecast import forecast_block
-from sae_engine.schema.machine import EstimateRequest, Forecast, MemoryPart
+from sae_engine.schema.machine import EstimateRequest
 from tests.frontend.samples import ESCAPED
-from tests.frontend.views.test_pages import address, moved, shown
+from tests.frontend.views.test_pages import Open, address, moved, shown
 from tests.frontend.workbench import Workbench
-
-Open = Callable[..., AppTest]
-
-
-GIB = 2**30
-FORECAST = Forecast(
-    d_in=64,
-    d_sae=512,
-    parameters=66_000,
-    model_parameters=1_000_000,
-    tokens=500_000,
-    steps=976,
-    checkpoint_bytes=GIB // 4,
-    disk_bytes=2 * GIB,
-    num_runs=1,
-    num_passes=1,
-    memory=[MemoryPart(name="SAE", bytes=3 * GIB)],
-    memory_bytes=3 * GIB,
-    device="gpu",
-    slot_device="cuda:0",
-    memory_free_bytes=60 * GIB,
-    memory_total_bytes=80 * GIB,
-    disk_free_bytes=50 * GIB,
-    seconds=90.0,
-    seconds_from="9,000 tokens/s of 'tiny <baseline>' on cuda:0",
-    warnings=["It takes <much>."],
-)
-
-
-def test_a_forecast_shows_needs_free_resources_and_its_source() -> None:
-    text = forecast_block(FORECAST)
-    assert "Memory of cuda:0</span><strong>3 GiB</strong><small>60 GiB free" in text
-    assert "<strong>2 GiB</strong><small>50 GiB free" in text
-    assert "about 1 min 30 s" in text
-    assert "from 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
-    assert '<div class="wb-notice warning"><span>It takes &lt;much&gt;.' in text
 
 
 def test_the_page_shows_the_servers_forecast(open_page: Open) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamlit.testing.v1 import AppTest
 
 from frontend.charts.overlay import run_colors
 from frontend.charts.parallel import Axis, parallel_figure
@@ -21,10 +19,9 @@ from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
 from sae_engine.schema.runs import MetricsSeries, Run
 from tests.frontend.samples import NASTY, make_run
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import followed, shown
+from tests.frontend.views.test_pages import Open, followed, shown
 from tests.frontend.workbench import Workbench
 
-Open = Callable[..., AppTest]
 RUN = make_run(status="finished")
 
 
@@ -135,7 +132,7 @@ def test_curves_as_csv_have_a_row_for_each_run_and_step() -> None:
 
 @pytest.fixture
 def swept(workbench: Workbench) -> Workbench:
-    """A sweep of three runs, of which one works."""
+    """A sweep of three runs, one of them running."""
     for run_id, k in (("finished", 8), ("failed", 16), ("live", 32)):
         workbench.configure(run_id, "sae", k=k)
         workbench.change(run_id, name=f"trial {NASTY} k={k}", group_id="g")

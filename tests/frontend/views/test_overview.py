@@ -1,10 +1,9 @@
-"""Density histogram, map and comparison over the real API."""
+"""Density histogram, map, and the comparison of two runs' features."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,16 +13,14 @@ from sae_engine.features.index.listing import cursor_at
 from tests.backend.conftest import wait_for
 from tests.frontend.indexes import D_SAE, NUM_TOKENS, fired, matched_cosine
 from tests.frontend.samples import ESCAPED, NASTY
-from tests.frontend.views.test_pages import address, shown
+from tests.frontend.views.test_pages import Open, address, shown
 from tests.frontend.workbench import Workbench
-
-Open = Callable[..., AppTest]
 
 BOTH = {"runs": "finished,failed"}
 
 
 def plots(app: AppTest) -> dict[str, Any]:
-    """What each chart was given, by its key."""
+    """The data of each chart, by its key."""
     found: dict[str, Any] = {}
     for element in app.get("bidi_component"):
         if element.proto.component_name == "wb_plot":

@@ -39,32 +39,32 @@ def shown(app: AppTest) -> str:
 
 
 def address(app: AppTest, name: str) -> str:
-    """A value of the page's address; AppTest keeps one as text or as a list."""
+    """A value of the page's address, which AppTest holds as text or as a list."""
     value = app.query_params[name]
     return value if isinstance(value, str) else value[-1]
 
 
 def moved(app: AppTest) -> AppTest:
-    """The page that the browser would move on to by itself."""
+    """The page that the browser would go to by itself."""
     [move] = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_move"]
     return opened(app, str(json.loads(move.json)))
 
 
 def followed(app: AppTest, label: str) -> AppTest:
-    """The page that a button which is a link leads to."""
+    """The page that a link button opens."""
     proto = button_link(app, label).proto
     assert not proto.disabled
     return opened(app, f"{proto.page or './'}?{proto.query_string}")
 
 
 def button_link(app: AppTest, label: str) -> Any:
-    """A button which is a link."""
+    """The link button with a label."""
     [found] = [e for e in app.get("page_link") if e.proto.label == label]
     return found
 
 
 def opened(app: AppTest, href: str) -> AppTest:
-    """The page behind an address, in the same session."""
+    """The page behind an address, opened in the same session."""
     page, _, query = href.partition("?")
     app.switch_page(f"views/{'runs' if page == './' else page}.py")
     app.query_params.clear()
@@ -73,7 +73,7 @@ def opened(app: AppTest, href: str) -> AppTest:
 
 
 def test_the_server_never_changes_the_page_by_itself() -> None:
-    """Decision 0021: the timers of the page that is left would draw into the next one."""
+    """Decision 0021: timers of the old page would draw into the new one."""
     for path in Path(pages_server.__file__).parent.rglob("*.py"):
         assert "st.switch_page(" not in path.read_text("utf-8"), path
 

@@ -1,4 +1,4 @@
-"""One's own text on the playground and on a feature's page, and steering, over the real API."""
+"""Your own text on the playground and on a feature's page, and steering."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextAc
 
 
 def readings(workbench: Workbench) -> list[dict[str, Any]]:
-    """What the pages asked to read."""
+    """Bodies of all requests to read a text."""
     return workbench.posted("/api/runs/finished/activations")
 
 
 def steerings(workbench: Workbench) -> list[dict[str, Any]]:
-    """What the pages asked to steer."""
+    """Bodies of all requests to steer."""
     return workbench.posted("/api/runs/finished/steer")
 
 
 def changes(html: str, label: str) -> list[dict[str, list[str]]]:
-    """What the links with a label change in the address."""
+    """The address changes made by the links with a label."""
     found = re.findall(rf'data-set="([^"]*)"[^>]*>(?:<b[^>]*>)?{re.escape(label)}<', html)
     return [parse_qs(unescape(query), keep_blank_values=True) for query in found]
 

@@ -1,9 +1,8 @@
-"""The page of one run: what it offers by state, its place in the queue, its alerts, the machine."""
+"""The page of one run: actions by status, place in the queue, alerts, machine; the system page."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -12,10 +11,8 @@ from frontend.runs.queue import new_position
 from sae_engine.schema.runs import RunStatus
 from tests.frontend.samples import ESCAPED
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import address, followed, shown
+from tests.frontend.views.test_pages import Open, address, followed, shown
 from tests.frontend.workbench import Workbench
-
-Open = Callable[..., AppTest]
 
 
 def keys(app: AppTest) -> set[str | None]:

@@ -1,9 +1,8 @@
-"""The list of runs: filtered, sorted, marked, put away; all of them as points."""
+"""The list of runs: filtered, sorted, marked, archived; and all runs as points."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -11,14 +10,12 @@ from streamlit.testing.v1 import AppTest
 from frontend.runs.list import sweep_name
 from tests.frontend.samples import ESCAPED, make_run
 from tests.frontend.views.test_overview import only_plot
-from tests.frontend.views.test_pages import address, button_link, followed, shown
+from tests.frontend.views.test_pages import Open, address, button_link, followed, shown
 from tests.frontend.workbench import Workbench
-
-Open = Callable[..., AppTest]
 
 
 def order_of(app: AppTest) -> list[str]:
-    """Ids of the runs, from the top of the table to its end."""
+    """Ids of the runs from the top of the table to its bottom."""
     return re.findall(r'class="wb-name" href="run\?id=(\w+)"', shown(app))
 
 
