@@ -89,7 +89,6 @@ def open_page(workbench: Workbench) -> Callable[..., AppTest]:
     def open_it(page: str, **query: str) -> AppTest:
         app = AppTest.from_file(str(APP), default_timeout=60)
         if page != "runs":
-            app.run()
             app.switch_page(f"views/{page}.py")
         for name, value in query.items():
             app.query_params[name] = value
