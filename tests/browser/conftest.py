@@ -1,4 +1,4 @@
-"""A real browser and a real server for the tests of this folder."""
+"""A real browser and a real server for the tests in this folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"
 _NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 
 
-# Both fixtures end with their module: a running Playwright holds the thread's event loop.
+# These fixtures end with their module: a running Playwright occupies the thread's event loop.
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium from the PATH; without one the test is skipped, but never in CI."""
+    """A headless Chromium from the PATH; without one the test is skipped, or fails in CI."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     if found is None:
         reason = f"no Chromium on the PATH (looked for {', '.join(_NAMES)})"
@@ -51,6 +51,6 @@ def page(chromium: Browser) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def workbench_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a data folder of its own."""
+    """A server with an empty data folder."""
     with serving(tmp_path_factory.mktemp("data")) as server:
         yield server

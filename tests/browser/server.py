@@ -1,4 +1,4 @@
-"""What the tests of this folder know about a running server."""
+"""`sae-workbench up` as a process, and requests to it that set up a test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sae_engine.schema.runs import ENDED, Run, RunPage
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Poll `condition` until it holds; fails the test, saying `what`, when the deadline passes."""
+    """Poll `condition` until it holds; at the deadline, fail the test with `what`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -42,8 +42,26 @@ class Server(NamedTuple):
         assert answer.status_code == 201, answer.text
         return Run.model_validate_json(answer.content)
 
+    def train_small_run(self, name: str, **data: object) -> Run:
+        """Train the preset `quick-test` for seconds, with changes to its section `data`."""
+        config = {
+            "data": {"heldout_tokens": 6_000, **data},
+            "train": {"total_tokens": 10_000},
+            "index": {"tokens": 6_000, "snapshot_tokens": 1_000},
+        }
+        run = self.create_run({"preset": "quick-test", "name": name, "config": config})
+
+        def is_finished() -> bool:
+            now = self.runs()[0]
+            assert now.id == run.id
+            assert now.status in ("queued", "running", "finished"), now.error
+            return now.status == "finished"
+
+        wait_until(is_finished, seconds=400, what=f"the run '{name}' should finish")
+        return self.runs()[0]
+
     def stop_runs(self) -> None:
-        """End what still runs, so that no job outlives its test."""
+        """Stop every active run, so that no job outlives its test."""
         for run in self.runs():
             if run.status not in ENDED:
                 stop = f"{self.url}/api/runs/{run.id}/stop"
@@ -59,7 +77,7 @@ class Server(NamedTuple):
 def serving(data_dir: Path, *, leave_runs: bool = False) -> Iterator[Server]:
     """Run `sae-workbench up` on a free port of the loopback.
 
-    Runs are stopped with it, unless `leave_runs` says that they shall outlive it, as they would.
+    At the end of the block active runs are stopped too, unless `leave_runs`.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sae_engine.schema.runs import Run
-from tests.browser.server import Server, wait_until
+from tests.browser.server import Server
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -39,24 +39,8 @@ def hostile_run(workbench_server: Server) -> Run:
     """A finished run on a corpus full of markup."""
     corpus = workbench_server.data_dir / "hostile.jsonl"
     _write_corpus(corpus)
-    body: dict[str, object] = {
-        "preset": "quick-test",
-        "name": "<script>window.harmed = true</script>",
-        "config": {
-            "data": {"dataset": str(corpus), "heldout_tokens": 6_000},
-            "train": {"total_tokens": 10_000},
-            "index": {"tokens": 6_000, "snapshot_tokens": 1_000},
-        },
-    }
-    workbench_server.create_run(body)
-
-    def is_finished() -> bool:
-        run = workbench_server.runs()[0]
-        assert run.status in ("queued", "running", "finished"), run.error
-        return run.status == "finished"
-
-    wait_until(is_finished, seconds=400, what="the run on the hostile corpus should finish")
-    return workbench_server.runs()[0]
+    name = "<script>window.harmed = true</script>"
+    return workbench_server.train_small_run(name, dataset=str(corpus))
 
 
 @pytest.mark.parametrize("address", ["/", "/run?id={id}", "/features?id={id}"])

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from sae_engine.schema.runs import Run
-from tests.browser.server import Server, wait_until
+from tests.browser.server import Server
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -19,24 +19,7 @@ _WARM_UP_MILLISECONDS = 240_000
 @pytest.fixture(scope="module")
 def small_run(workbench_server: Server) -> Run:
     """A finished run that was trained for seconds."""
-    body: dict[str, object] = {
-        "preset": "quick-test",
-        "name": "small",
-        "config": {
-            "data": {"heldout_tokens": 6_000},
-            "train": {"total_tokens": 10_000},
-            "index": {"tokens": 6_000, "snapshot_tokens": 1_000},
-        },
-    }
-    workbench_server.create_run(body)
-
-    def is_finished() -> bool:
-        run = workbench_server.runs()[0]
-        assert run.status in ("queued", "running", "finished"), run.error
-        return run.status == "finished"
-
-    wait_until(is_finished, seconds=400, what="the run should finish")
-    return workbench_server.runs()[0]
+    return workbench_server.train_small_run("small")
 
 
 def _generated(page: Page) -> list[str]:

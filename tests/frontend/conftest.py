@@ -1,80 +1,94 @@
-"""A fake API on a free port of the loopback, and the pages run against it without a browser."""
+"""The real API on a free port of the loopback, and the pages run against it without a browser."""
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import streamlit as st
-import uvicorn
 from streamlit.testing.v1 import AppTest
 
+from backend.playground.client import ModelProcess
+from backend.settings import Settings
 from frontend.api import cache as pages_server
-from tests.frontend.fake_api import create_app
-from tests.frontend.fake_world import World
+from tests.frontend.fake_model import FAKE_MODEL
+from tests.frontend.indexes import build_indexes, publish_analyses
+from tests.frontend.seeding import seed
+from tests.frontend.workbench import Workbench
 
 APP = Path(__file__).parents[2] / "frontend" / "app.py"
 
 
-class FakeServer(NamedTuple):
-    """A running fake API and the world behind it."""
+class SharedModel(ModelProcess):
+    """A process that outlives the servers that ask it."""
 
-    url: str
-    world: World
-
-
-def serve(world: World, token: str | None = None) -> Iterator[FakeServer]:
-    """Serve `world` until the generator is closed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(
-            create_app(world, token), log_config=None, access_log=False, ws="none"
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < deadline, "the fake API did not start"
-            time.sleep(0.01)
-        try:
-            yield FakeServer(f"http://127.0.0.1:{listener.getsockname()[1]}", world)
-        finally:
-            server.should_exit = True
-            thread.join(timeout=20)
+    def close(self) -> None:
+        """Do nothing: the session ends the process."""
 
 
-@pytest.fixture
-def world() -> World:
-    """The runs that the fake API knows; a test may change them."""
-    return World()
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelProcess]:
+    """The playground's language model, one for all tests."""
+    model = SharedModel(Settings(data_dir=tmp_path_factory.mktemp("model")), FAKE_MODEL)
+    yield model
+    ModelProcess.close(model)
+
+
+@pytest.fixture(scope="session")
+def indexes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the feature indexes that all tests read."""
+    folder = tmp_path_factory.mktemp("indexes")
+    build_indexes(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seeded_data_dir(tmp_path_factory: pytest.TempPathFactory, indexes: Path) -> Path:
+    """The data folder that each test gets a copy of."""
+    data_dir = tmp_path_factory.mktemp("seeded") / "data"
+    seed(Settings(data_dir=data_dir), indexes)
+    publish_analyses(data_dir / "analyses", indexes)
+    return data_dir
 
 
 @pytest.fixture
-def server(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    """The fake API, found by the pages through the environment."""
-    for running in serve(world):
-        monkeypatch.setenv("SAE_WORKBENCH_API_URL", running.url)
+def changed_settings() -> dict[str, Any]:
+    """Settings of the server that differ from the usual ones; tests and modules override it."""
+    return {}
+
+
+@pytest.fixture
+def workbench(
+    tmp_path: Path,
+    seeded_data_dir: Path,
+    indexes: Path,
+    model: ModelProcess,
+    changed_settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Workbench]:
+    """The API over a copy of the data folder; the pages find it through the environment."""
+    shutil.copytree(seeded_data_dir, tmp_path / "data", symlinks=True)
+    usual = {"data_dir": tmp_path / "data", "devices": ["cuda:0", "cpu"]}
+    workbench = Workbench(Settings(**usual | changed_settings), model, indexes)
+    with workbench.serving():
+        monkeypatch.setenv("SAE_WORKBENCH_API_URL", workbench.url)
         st.cache_data.clear()
         st.cache_resource.clear()
-        yield running
+        yield workbench
         pages_server.client().close()
         st.cache_resource.clear()
 
 
 @pytest.fixture
-def open_page(server: FakeServer) -> Callable[..., AppTest]:
+def open_page(workbench: Workbench) -> Callable[..., AppTest]:
     """Open a page by its file's name with the values of its URL."""
 
     def open_it(page: str, **query: str) -> AppTest:
         app = AppTest.from_file(str(APP), default_timeout=60)
         if page != "runs":
-            app.run()
             app.switch_page(f"views/{page}.py")
         for name, value in query.items():
             app.query_params[name] = value

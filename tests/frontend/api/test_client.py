@@ -1,9 +1,10 @@
-"""The client: what it sends, what it makes of answers and of silence."""
+"""The client: what it sends, and what it makes of answers and failures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,25 +13,22 @@ from frontend.api.client import ApiProblem, WorkbenchClient
 from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.playground import SteerPhase, SteerResult
 from sae_engine.schema.runs import MetricsEvent, RunCreate, RunPatch, TagCount
-from tests.frontend.conftest import FakeServer, serve
-from tests.frontend.fake_world import World
+from tests.frontend.workbench import Workbench
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
 @pytest.fixture
-def client(server: FakeServer) -> Iterator[WorkbenchClient]:
-    """A client of the fake API."""
-    client = WorkbenchClient(server.url)
-    yield client
-    client.close()
+def client(workbench: Workbench) -> WorkbenchClient:
+    """A client of the real API."""
+    return workbench.client
 
 
 def _client(handler: Handler, token: str | None = None) -> WorkbenchClient:
     return WorkbenchClient("http://server/", token, transport=httpx.MockTransport(handler))
 
 
-def test_every_answer_of_the_api_arrives_as_its_shape(client: WorkbenchClient) -> None:
+def test_every_answer_of_the_api_is_parsed_into_its_shape(client: WorkbenchClient) -> None:
     assert client.health().status == "ok"
     assert client.presets()[0].name == "quick-test"
     assert {run.id for run in client.runs().items} == {"finished", "failed", "live"}
@@ -55,7 +53,7 @@ def test_every_answer_of_the_api_arrives_as_its_shape(client: WorkbenchClient) -
     assert [row.index for row in following.items] == [3, 4, 5]
     client.label("finished", 7, LabelUpdate(label="seven", starred=True))
     assert client.feature("finished", 7).label == "seven"
-    assert client.lookup("finished", " import").count == 1274
+    assert client.lookup("finished", " import").count == 840
     client.delete_run("failed")
     assert {run.id for run in client.runs().items} == {"finished", "live"}
 
@@ -67,9 +65,11 @@ def test_the_same_idempotency_key_gives_the_same_run(client: WorkbenchClient) ->
     assert client.create_run(body, idempotency_key="l").id != first.id
 
 
-def test_stopping_with_force_says_so(client: WorkbenchClient) -> None:
+def test_a_forced_stop_is_sent_as_forced(client: WorkbenchClient, workbench: Workbench) -> None:
     assert client.stop_run("live").status == "stopping"
-    assert client.stop_run("live", force=True).status == "stopped"
+    assert workbench.runs["live"].force_stop_at is None
+    client.stop_run("live", force=True)
+    assert workbench.runs["live"].force_stop_at is not None
 
 
 def test_a_refused_configuration_lists_its_fields(client: WorkbenchClient) -> None:
@@ -81,12 +81,12 @@ def test_a_refused_configuration_lists_its_fields(client: WorkbenchClient) -> No
     assert not caught.value.unreachable
 
 
-def test_the_token_travels_as_a_bearer() -> None:
-    for running in serve(World(), token="secret"):
-        with WorkbenchClient(running.url, "secret") as trusted:
-            assert trusted.runs().items
-        with WorkbenchClient(running.url) as stranger, pytest.raises(ApiProblem, match="token"):
-            stranger.runs()
+@pytest.mark.parametrize("changed_settings", [{"token": "secret"}])
+def test_the_token_travels_as_a_bearer(workbench: Workbench) -> None:
+    with WorkbenchClient(workbench.url, "secret") as trusted:
+        assert trusted.runs().items
+    with WorkbenchClient(workbench.url) as stranger, pytest.raises(ApiProblem, match="token"):
+        stranger.runs()
 
 
 def test_unset_parameters_and_fields_are_not_sent() -> None:
@@ -121,7 +121,9 @@ def _is_slow(request: httpx.Request) -> httpx.Response:
     ("handler", "words"),
     [(_refuses_connection, "cannot be reached"), (_is_slow, "did not answer in time")],
 )
-def test_silence_is_told_from_refusal(handler: Handler, words: str) -> None:
+def test_an_unreachable_server_and_a_slow_one_get_their_own_messages(
+    handler: Handler, words: str
+) -> None:
     with pytest.raises(ApiProblem, match=words) as caught:
         _client(handler).health()
     assert caught.value.unreachable
@@ -135,7 +137,7 @@ def test_silence_is_told_from_refusal(handler: Handler, words: str) -> None:
         (httpx.Response(200, json={"status": "odd"}), "same version"),
     ],
 )
-def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
+def test_an_unexpected_answer_becomes_a_problem_in_words(
     answer: httpx.Response, words: str
 ) -> None:
     with pytest.raises(ApiProblem, match=words) as caught:
@@ -143,7 +145,7 @@ def test_an_answer_that_is_no_shape_of_ours_is_a_problem_in_words(
     assert not caught.value.unreachable
 
 
-def test_a_text_arrives_with_its_features_and_those_asked_for(client: WorkbenchClient) -> None:
+def test_activations_arrive_with_the_requested_features(client: WorkbenchClient) -> None:
     answer = client.activations("finished", "import os", top=3, features=[10], snapshot=100)
     assert [token.text for token in answer.tokens] == ["<bos>", "import", " os"]
     assert answer.features[0].activations == [0, 7.5, 0]
@@ -151,8 +153,11 @@ def test_a_text_arrives_with_its_features_and_those_asked_for(client: WorkbenchC
     assert client.inference().state == "ready"
 
 
-def test_steering_arrives_token_by_token_and_returns_the_result(client: WorkbenchClient) -> None:
-    stream = client.steer("finished", "import", {3: 1.5, 10: -2.0}, seed=4, snapshot=100)
+def test_steering_arrives_token_by_token_and_returns_the_result(
+    client: WorkbenchClient, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    stream = client.steer("finished", f"load {gate}", {3: 1.5, 10: -2.0}, seed=4, snapshot=100)
     texts = {"plain": "", "steered": ""}
     phases: list[str] = []
     while True:
@@ -163,9 +168,11 @@ def test_steering_arrives_token_by_token_and_returns_the_result(client: Workbenc
             break
         if isinstance(part, SteerPhase):
             phases.append(part.phase)
+            if part.phase == "loading the language model":
+                gate.touch()
         else:
             texts[part.side] += part.text
-    assert phases == ["loading the language model"]
+    assert "loading the language model" in phases
     assert result == SteerResult(**texts, snapshot=100)
 
 
@@ -173,9 +180,9 @@ def test_steering_arrives_token_by_token_and_returns_the_result(client: Workbenc
     ("run_id", "prompt", "words"),
     [
         ("nope", "import", "There is no run 'nope'"),
-        ("finished", "refuse", "The prompt is no good; give another."),
-        ("finished", "", "answered 422"),
-        ("finished", "break", "answer was cut off"),
+        ("finished", "refuse", "The text is no good; give another."),
+        ("finished", "", "The text is empty"),
+        ("finished", "break", "ZeroDivisionError: a bug"),
     ],
 )
 def test_steering_that_fails_before_or_within_the_stream_is_a_problem(
@@ -222,3 +229,10 @@ def test_a_broken_stream_continues_after_its_last_event(monkeypatch: pytest.Monk
 
     assert [event.name for event in _client(handler).events("r")] == ["status", "status"]
     assert asked == ["0", "7"]
+
+
+def test_a_stream_that_ends_without_a_result_is_a_problem() -> None:
+    token = 'event: token\ndata: {"side": "plain", "text": "a"}\n\n'
+    client = _client(lambda _: httpx.Response(200, text=token))
+    with pytest.raises(ApiProblem, match="broke off in the middle of an answer"):
+        list(client.steer("finished", "import", {3: 1.0}))

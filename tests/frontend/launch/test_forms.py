@@ -23,7 +23,7 @@ def test_the_main_fields_exist() -> None:
     assert set(forms.MAIN_FIELDS) <= set(field_names())
 
 
-def test_a_valid_form_has_no_problems_and_an_invalid_one_says_where() -> None:
+def test_a_valid_form_has_no_problems_and_an_invalid_one_names_its_fields() -> None:
     assert forms.problems(DEFAULTS.model_dump(mode="json")) == {}
     broken = merge(DEFAULTS.model_dump(), {"sae": {"d_sae": 8, "k": 9}, "data": {"ctx_len": 2}})
     problems = forms.problems(broken)
@@ -31,7 +31,7 @@ def test_a_valid_form_has_no_problems_and_an_invalid_one_says_where() -> None:
     assert "ctx_len" in "".join(problems)
 
 
-def test_a_problem_of_a_section_stands_beside_the_field_it_names() -> None:
+def test_a_problem_of_a_section_is_shown_beside_the_field_it_names() -> None:
     assert forms.field_of_problem("sae.k", "too large") == "sae.k"
     assert forms.field_of_problem("sae", "sae.k = 9 is larger than sae.d_sae = 8") in (
         "sae.k",
@@ -40,21 +40,21 @@ def test_a_problem_of_a_section_stands_beside_the_field_it_names() -> None:
     assert forms.field_of_problem("preset", "There is no preset 'x'") == ""
 
 
-def test_the_yaml_is_the_configuration_without_what_is_unset() -> None:
+def test_the_yaml_is_the_configuration_without_unset_fields() -> None:
     config = presets()["tiny"].config
     text = forms.as_yaml(config.model_dump(mode="json"))
     assert RunConfig.model_validate(yaml.safe_load(text)) == config
     assert "null" not in text
 
 
-def test_the_command_names_the_preset_and_only_what_differs() -> None:
+def test_the_command_names_the_preset_and_only_changed_settings() -> None:
     changes = {"name": "a b", "sae": {"k": 64, "tied_weights": True}, "train": {"lr": None}}
     assert forms.as_command("tiny", changes) == (
         "sae-workbench train tiny --name 'a b' --sae.k 64 --sae.tied_weights true --train.lr null"
     )
 
 
-def test_the_command_of_a_sweep_is_understood_as_the_same_grid() -> None:
+def test_the_command_of_a_sweep_parses_back_to_the_same_grid() -> None:
     grid: dict[str, list[Any]] = {
         "sae.k": [16, 32],
         "train.lr": [1e-5, None],

@@ -3,68 +3,29 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frontend.charts.series import finite_values
 from frontend.runs import cards
-from sae_engine.presets import presets
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries, MetricValue, Progress, Run
-
-
-def run_with(**changes: Any) -> Run:
-    start = datetime(2030, 1, 1, tzinfo=UTC)
-    progress = Progress(
-        step=50,
-        total_steps=200,
-        tokens=51_200,
-        total_tokens=204_800,
-        tokens_per_second=9_000.0,
-        eta_seconds=60.0,
-        phase="training",
-    )
-    whole: dict[str, Any] = {
-        "id": "r",
-        "name": "r",
-        "status": "running",
-        "config": presets()["tiny"].config,
-        "tags": [],
-        "notes": "",
-        "archived": False,
-        "group_id": None,
-        "cloned_from": None,
-        "queue_position": None,
-        "waiting_for": None,
-        "alerts": [],
-        "device": "cpu",
-        "created_at": start,
-        "started_at": start,
-        "ended_at": start + timedelta(seconds=90),
-        "progress": progress,
-        "metrics": {},
-        "error": None,
-        "resumable": False,
-    }
-    return Run.model_validate(whole | changes)
-
+from sae_engine.schema.runs import MetricsSeries
+from tests.frontend.samples import make_run
 
 _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, returned_points=0)
 
 
 def test_progress_names_steps_tokens_times_and_phase() -> None:
-    line = cards.progress_line(run_with())
+    line = cards.progress_line(make_run())
     assert line == (
         "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed · about 1 min 00 s left · training"
     )
 
 
 def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
-    line = cards.progress_line(run_with(status="finished"))
+    line = cards.progress_line(make_run(status="finished"))
     assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed"
 
 
@@ -83,14 +44,14 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
 def test_the_share_done_is_unknown_without_a_total_or_before_the_first_step(
     status: str, step: int, total: int | None, fraction: float | None
 ) -> None:
-    run = run_with(status=status)
+    run = make_run(status=status)
     progress = run.progress.model_copy(update={"step": step, "total_steps": total})
     assert cards.fraction_done(run.model_copy(update={"progress": progress})) == fraction
 
 
 def test_every_card_carries_its_definition() -> None:
-    shown = cards.cards(run_with(), _EMPTY)
-    assert all(METRICS[name].title in shown for name in cards.CARDS)
+    shown = cards.cards(make_run(), _EMPTY)
+    assert all(METRICS[card.metric].title in shown for card in cards.CARDS)
     assert shown.count('title="') == len(cards.CARDS)
 
 

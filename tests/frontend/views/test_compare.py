@@ -1,17 +1,16 @@
-"""Two runs or more side by side: what differs, last and best values, curves, downloads."""
+"""Runs side by side: settings that differ, last and best values, curves, matched features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from streamlit.testing.v1 import AppTest
 
-from tests.frontend.fake_world import World
+from frontend.html.format import number
+from tests.frontend.samples import ESCAPED
+from tests.frontend.seeding import BEST_FVU, BEST_STEP
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import ESCAPED, address, followed, shown
+from tests.frontend.views.test_pages import Open, address, followed, shown
+from tests.frontend.workbench import Workbench
 
-Open = Callable[..., AppTest]
 ALL = {"runs": "finished,failed,live"}
 
 
@@ -26,17 +25,16 @@ def test_runs_are_chosen_in_a_box_and_kept_in_the_address(open_page: Open) -> No
     assert "Metrics: last and best" in shown(app)
 
 
-def test_only_settings_that_differ_are_shown(open_page: Open, world: World) -> None:
+def test_only_settings_that_differ_are_shown(open_page: Open, workbench: Workbench) -> None:
     assert "These runs have the same settings." in shown(open_page("compare", **ALL))
-    model = world.runs["failed"].config.model.model_copy(update={"layer": 5})
-    config = world.runs["failed"].config.model_copy(update={"model": model})
-    world.runs["failed"] = world.runs["failed"].model_copy(update={"config": config})
+    workbench.configure("failed", "model", layer=5)
     text = shown(open_page("compare", **ALL))
     assert "<code>model.layer</code></td><td>2</td><td>5</td><td>2</td>" in text
 
 
-def test_the_best_value_stands_beside_the_last_one(open_page: Open) -> None:
-    assert '<small title="Best, at step 5">best 0.100</small>' in shown(open_page("compare", **ALL))
+def test_the_best_value_is_shown_beside_the_last_one(open_page: Open) -> None:
+    best = f'<small title="Best, at step {BEST_STEP}">best {number(BEST_FVU)}</small>'
+    assert best in shown(open_page("compare", **ALL))
 
 
 def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) -> None:
@@ -48,12 +46,15 @@ def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) 
     assert all("<script" not in name for name in curves)
 
 
-def test_an_address_of_two_runs_named_a_and_b_is_understood(open_page: Open) -> None:
+def test_an_address_may_name_its_two_runs_a_and_b(open_page: Open) -> None:
     app = open_page("compare", a="finished", b="failed")
     assert app.multiselect(key="chosen-runs").value == ["finished", "failed"]
 
 
-def test_of_three_runs_two_are_chosen_to_match_their_features(open_page: Open) -> None:
+def test_features_are_matched_between_two_of_three_runs(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.add_features("live", "b", 100)
     app = open_page("compare", **ALL, part="features")
     assert 'href="feature?id=failed&amp;index=3"' in shown(app)
     app.selectbox(key="url:b").set_value("live").run()

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
 from typing import Any
 
 import plotly.graph_objects as go
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from streamlit.testing.v1 import AppTest
 
 from frontend.charts.overlay import run_colors
 from frontend.charts.parallel import Axis, parallel_figure
 from frontend.charts.pareto import Point, frontier, held_out, pareto_figure
 from frontend.runs.tables import comparison_csv, curves_csv
 from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
-from sae_engine.schema.runs import Run
-from tests.frontend.fake_world import NASTY, World
+from sae_engine.schema.runs import MetricsSeries, Run
+from tests.frontend.samples import NASTY, make_run
 from tests.frontend.views.test_overview import plots
-from tests.frontend.views.test_pages import followed, shown
+from tests.frontend.views.test_pages import Open, followed, shown
+from tests.frontend.workbench import Workbench
 
-Open = Callable[..., AppTest]
-RUN = World().runs["finished"]
+RUN = make_run(status="finished")
 
 
 def run(run_id: str, *, k: int = 32, name: str = "", **metrics: Any) -> Run:
@@ -36,7 +34,7 @@ def run(run_id: str, *, k: int = 32, name: str = "", **metrics: Any) -> Run:
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), max_size=12))
-def test_the_frontier_is_what_no_other_run_beats(values: list[tuple[int, int]]) -> None:
+def test_the_frontier_holds_the_runs_that_no_other_run_beats(values: list[tuple[int, int]]) -> None:
     points = [Point(RUN, l0, fvu) for l0, fvu in values]
     beaten = {
         (a.l0, a.fvu)
@@ -122,29 +120,26 @@ def test_a_comparison_as_csv_has_settings_last_and_best_values_of_each_run() -> 
 
 
 def test_curves_as_csv_have_a_row_for_each_run_and_step() -> None:
-    world = World()
-    both = [world.metrics(run_id, -1) for run_id in ("finished", "failed")]
-    rows = _rows(curves_csv([run("a"), run("b")], both))
-    assert len(rows) == len(both[0].step) + len(both[1].step)
-    assert [row["step"] for row in rows if row["id"] == "b"] == [str(s) for s in both[1].step]
-    assert float(rows[0]["fvu"]) == both[0].series["fvu"][0]
+    shared = {"total_points": 2, "returned_points": 2, "tokens": [10, 20], "time": [1.0, 2.0]}
+    a = MetricsSeries(step=[1, 2], series={"fvu": [0.5, 0.25], "eval_fvu": [None, 0.3]}, **shared)
+    b = MetricsSeries(step=[3, 4], series={"loss": [0.9, "NaN"]}, **shared)
+    rows = _rows(curves_csv([run("a"), run("b")], [a, b]))
+    assert [(row["id"], row["step"]) for row in rows] == [*zip("aabb", "1234", strict=True)]
+    assert [row["fvu"] for row in rows] == ["0.5", "0.25", "", ""]
     assert rows[0]["eval_fvu"] == ""
     assert rows[-1]["loss"] == "NaN"
 
 
 @pytest.fixture
-def swept(world: World) -> World:
-    """A sweep of three runs, of which one works."""
+def swept(workbench: Workbench) -> Workbench:
+    """A sweep of three runs, one of them running."""
     for run_id, k in (("finished", 8), ("failed", 16), ("live", 32)):
-        run = world.runs[run_id]
-        sae = run.config.sae.model_copy(update={"k": k})
-        update = {"name": f"trial {NASTY} k={k}", "group_id": "g"}
-        update["config"] = run.config.model_copy(update={"sae": sae})
-        world.runs[run_id] = run.model_copy(update=update)
-    return world
+        workbench.configure(run_id, "sae", k=k)
+        workbench.change(run_id, name=f"trial {NASTY} k={k}", group_id="g")
+    return workbench
 
 
-def test_a_sweep_shows_what_was_tried_and_what_came_of_it(open_page: Open, swept: World) -> None:
+def test_a_sweep_shows_its_settings_and_results(open_page: Open, swept: Workbench) -> None:
     app = open_page("sweep", id="g")
     text = shown(app)
     assert "sweep of 3 runs" in text
@@ -159,7 +154,7 @@ def test_a_sweep_shows_what_was_tried_and_what_came_of_it(open_page: Open, swept
     assert "FVU" in titles
 
 
-def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: World) -> None:
+def test_a_sweep_is_stopped_and_archived_as_a_whole(open_page: Open, swept: Workbench) -> None:
     app = open_page("sweep", id="g")
     app.button(key="stop-all").click().run()
     assert swept.runs["live"].status == "stopping"
@@ -169,7 +164,7 @@ def test_a_sweep_is_stopped_and_put_away_as_a_whole(open_page: Open, swept: Worl
     assert "sweep of 3 runs" in shown(app)
 
 
-def test_an_unknown_sweep_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+def test_an_unknown_sweep_shows_a_message_and_a_way_back(open_page: Open) -> None:
     app = open_page("sweep", id="nope")
     assert "No such sweep" in shown(app)
     followed(app, "Show all runs")

@@ -1,4 +1,4 @@
-"""The pages against the fake API: what they show, where their links lead, what they send."""
+"""The pages over the real API: what they show, where their links lead, what they send."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from backend import store
 from frontend.api import cache as pages_server
-from tests.frontend.conftest import FakeServer
-from tests.frontend.fake_world import NASTY, World
+from tests.frontend.samples import ESCAPED, NASTY
+from tests.frontend.workbench import Workbench
 
 Open = Callable[..., AppTest]
 
-ESCAPED = "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;"
 PAGES = {
     "runs": {},
     "launch": {"preset": "tiny"},
@@ -40,32 +39,32 @@ def shown(app: AppTest) -> str:
 
 
 def address(app: AppTest, name: str) -> str:
-    """A value of the page's address; AppTest keeps one as text or as a list."""
+    """A value of the page's address, which AppTest holds as text or as a list."""
     value = app.query_params[name]
     return value if isinstance(value, str) else value[-1]
 
 
 def moved(app: AppTest) -> AppTest:
-    """The page that the browser would move on to by itself."""
+    """The page that the browser would go to by itself."""
     [move] = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_move"]
     return opened(app, str(json.loads(move.json)))
 
 
 def followed(app: AppTest, label: str) -> AppTest:
-    """The page that a button which is a link leads to."""
+    """The page that a link button opens."""
     proto = button_link(app, label).proto
     assert not proto.disabled
     return opened(app, f"{proto.page or './'}?{proto.query_string}")
 
 
 def button_link(app: AppTest, label: str) -> Any:
-    """A button which is a link."""
+    """The link button with a label."""
     [found] = [e for e in app.get("page_link") if e.proto.label == label]
     return found
 
 
 def opened(app: AppTest, href: str) -> AppTest:
-    """The page behind an address, in the same session."""
+    """The page behind an address, opened in the same session."""
     page, _, query = href.partition("?")
     app.switch_page(f"views/{'runs' if page == './' else page}.py")
     app.query_params.clear()
@@ -74,7 +73,7 @@ def opened(app: AppTest, href: str) -> AppTest:
 
 
 def test_the_server_never_changes_the_page_by_itself() -> None:
-    """Decision 0021: the timers of the page that is left would draw into the next one."""
+    """Decision 0021: timers of the old page would draw into the new one."""
     for path in Path(pages_server.__file__).parents[1].rglob("*.py"):
         assert "st.switch_page(" not in path.read_text("utf-8"), path
 
@@ -89,15 +88,17 @@ def test_every_page_opens_from_its_address(open_page: Open, page: str) -> None:
 @pytest.mark.parametrize(
     "page", ["runs", "run", "features", "feature", "lookup", "playground", "compare", "system"]
 )
-def test_names_labels_and_text_of_others_appear_escaped(open_page: Open, page: str) -> None:
+def test_names_labels_and_texts_appear_escaped(open_page: Open, page: str) -> None:
     query = {"id": "live"} if page == "run" else PAGES[page]
     text = shown(open_page(page, **query))
     assert ESCAPED in text
     assert "<script" not in text
 
 
-@pytest.mark.parametrize("world", [World(empty=True)])
-def test_without_runs_one_button_leads_to_the_preset_tiny(open_page: Open) -> None:
+def test_without_runs_one_button_leads_to_the_preset_tiny(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.forget("finished", "failed", "live")
     app = open_page("runs")
     assert not app.button
     followed(app, "Train your first SAE (about two minutes)")
@@ -112,89 +113,87 @@ def test_runs_can_be_filtered_through_the_address(open_page: Open) -> None:
     assert "No matching runs" in shown(open_page("runs", status="queued"))
 
 
-def test_starting_sends_only_what_differs_and_opens_the_run(
-    open_page: Open, server: FakeServer
+def test_starting_sends_only_changed_settings_and_opens_the_run(
+    open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:sae.k").set_value(16).run()
     app.text_input(key="field:tiny:name").set_value("mine").run()
     assert any("--name mine --sae.k 16" in code.value for code in app.code)
     app.button(key="start").click().run()
-    [sent] = server.world.created
-    assert (sent.preset, sent.config, sent.name) == ("tiny", {"sae": {"k": 16}}, "mine")
-    assert address(moved(app), "id") == "new1"
+    [sent] = workbench.posted("/api/runs")
+    assert sent == {"preset": "tiny", "config": {"sae": {"k": 16}}, "name": "mine"}
+    assert workbench.runs[address(moved(app), "id")].name == "mine"
 
 
-def test_an_impossible_form_is_not_sent_and_says_why_beside_the_field(
-    open_page: Open, server: FakeServer
+def test_an_invalid_form_is_not_sent_and_says_why_beside_the_field(
+    open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:sae.k").set_value(5000).run()
     app.button(key="start").click().run()
-    assert server.world.created == []
+    assert workbench.posted("/api/runs") == []
     assert "Fix 1 setting" in shown(app)
     assert '<p class="wb-field-problem">sae.k = 5000 is larger' in shown(app)
 
 
-def test_what_only_the_server_can_know_stands_beside_its_field_too(
-    open_page: Open, server: FakeServer
+def test_a_problem_found_by_the_server_is_shown_beside_its_field(
+    open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:model.layer").set_value(9).run()
     app.button(key="start").click().run()
-    assert '<p class="wb-field-problem">There is no layer 9' in shown(app)
+    assert '<p class="wb-field-problem">Layer 9 does not exist' in shown(app)
     app.number_input(key="field:tiny:model.layer").set_value(2).run()
     app.button(key="start").click().run()
-    assert len(server.world.created) == 1
+    assert len(workbench.runs) == 4
 
 
-def test_a_clone_starts_from_the_settings_of_its_run(open_page: Open, world: World) -> None:
-    config = world.runs["finished"].config
-    sae = config.sae.model_copy(update={"k": 48})
-    world.runs["finished"] = world.runs["finished"].model_copy(
-        update={"config": config.model_copy(update={"sae": sae})}
-    )
+def test_a_clone_starts_from_the_settings_of_its_run(open_page: Open, workbench: Workbench) -> None:
+    workbench.configure("finished", "sae", k=48)
     app = open_page("launch", clone="finished")
     assert app.number_input(key="field:finished:sae.k").value == 48
     assert any("--sae.k 48" in code.value for code in app.code)
     app.button(key="start").click().run()
-    assert world.created[0].config == {"sae": {"k": 48}}
+    assert workbench.posted("/api/runs")[0]["config"] == {"sae": {"k": 48}}
 
 
-def test_a_live_run_can_be_stopped_and_then_forced(open_page: Open, world: World) -> None:
+def test_a_live_run_can_be_stopped_and_then_forced(open_page: Open, workbench: Workbench) -> None:
     app = open_page("run", id="live")
     app.button(key="stop").click().run()
-    assert world.runs["live"].status == "stopping"
+    assert workbench.runs["live"].status == "stopping"
+    assert workbench.runs["live"].force_stop_at is None
     app.button(key="force").click().run()
-    assert world.runs["live"].status == "stopped"
+    assert workbench.runs["live"].force_stop_at is not None
 
 
-def test_an_ended_run_cannot_be_stopped_and_can_be_deleted(open_page: Open, world: World) -> None:
+def test_an_ended_run_cannot_be_stopped_and_can_be_deleted(
+    open_page: Open, workbench: Workbench
+) -> None:
     app = open_page("run", id="finished")
     assert "stop" not in [button.key for button in app.button]
     app.button(key="delete").click().run()
     app.button(key="delete-not").click().run()
     assert "delete-sure" not in [button.key for button in app.button]
     app.button(key="delete").click().run()
-    assert "finished" in world.runs
+    assert "finished" in workbench.runs
     app.button(key="delete-sure").click().run()
-    assert "finished" not in world.runs
+    assert "finished" not in workbench.runs
     assert "lr too high" in shown(moved(app))
 
 
-def test_a_run_that_ended_early_can_be_resumed(open_page: Open, world: World) -> None:
+def test_a_run_that_ended_early_can_be_resumed(open_page: Open, workbench: Workbench) -> None:
     assert "resume" not in [button.key for button in open_page("run", id="failed").button]
-    world.runs["failed"] = world.runs["failed"].model_copy(update={"resumable": True})
-    st.cache_data.clear()
+    workbench.save_checkpoint("failed")
     app = open_page("run", id="failed")
     app.button(key="resume").click().run()
-    assert world.runs["failed"].status == "queued"
+    assert workbench.runs["failed"].status == "queued"
     assert "resume" not in [button.key for button in app.button]
 
 
-def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None:
+def test_a_sweeps_runs_lead_to_each_other(open_page: Open, workbench: Workbench) -> None:
     for name in ("finished", "failed"):
-        world.runs[name] = world.runs[name].model_copy(update={"group_id": "g7"})
+        workbench.change(name, group_id="g7")
     assert shown(open_page("runs")).count('class="wb-sweep" href="sweep?id=g7"') == 2
     assert 'href="sweep?id=g7"' in shown(open_page("run", id="finished"))
     text = shown(open_page("sweep", id="g7"))
@@ -203,12 +202,8 @@ def test_a_sweeps_runs_lead_to_each_other(open_page: Open, world: World) -> None
     assert ESCAPED not in text
 
 
-def test_an_imported_sae_has_no_width_of_a_recipe(open_page: Open, world: World) -> None:
-    config = world.runs["finished"].config
-    sae = config.sae.model_copy(update={"pretrained": "/saes/theirs"})
-    world.runs["finished"] = world.runs["finished"].model_copy(
-        update={"config": config.model_copy(update={"sae": sae})}
-    )
+def test_an_imported_sae_shows_no_k(open_page: Open, workbench: Workbench) -> None:
+    workbench.configure("finished", "sae", pretrained="/saes/theirs")
     text = shown(open_page("runs", q="baseline"))
     assert "<small>imported</small>" in text
     assert "k 32" not in text
@@ -260,22 +255,24 @@ def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> N
 
 def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open) -> None:
     text = shown(open_page("feature", id="finished", index="4"))
-    assert "0.0800 % (40 of 50,000 tokens)" in text
-    assert "Interval 1.44 – 1.80 <small>(contains 50.0 %)" in text
+    assert "0.320 % (32 of 10,000 tokens)" in text
+    assert "Interval 1.44 – 1.80 <small>(contains 21.9 %)" in text
     assert "×3" in text
     assert text.count('class="wb-line"') == 20 + 5 * 5
 
 
 def test_a_dead_feature_says_so(open_page: Open) -> None:
     text = shown(open_page("feature", id="finished", index="49"))
-    assert "never fired in the 50,000 tokens" in text
+    assert "never fired in the 10,000 tokens" in text
 
 
-def test_a_label_and_a_star_are_kept(open_page: Open, world: World) -> None:
+def test_a_label_and_a_star_are_saved(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="5")
     app.text_input(key="label:finished:5").set_value("five").run()
     app.checkbox(key="star:finished:5").check().run()
-    assert (world.labels[5].label, world.labels[5].starred) == ("five", True)
+    with workbench.services.database.reading() as session:
+        kept = store.label(session, "finished", 5)
+    assert (kept.label, kept.starred) == ("five", True)
     app = open_page("feature", id="finished", index="3")
     assert NASTY in app.text_input(key="label:finished:3").value
 
@@ -286,39 +283,38 @@ def test_the_search_box_leads_to_the_lookup(open_page: Open, page: str) -> None:
     app.text_input(key="search").set_value(" import").run()
     moved(app)
     assert address(app, "q") == " import"
-    assert "1,274 occurrences" in shown(app)
+    assert "840 occurrences" in shown(app)
 
 
 def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="import"))
-    assert "<small>1,234</small>" in text
-    assert "97.0 %" in text
-    assert 'href="feature?id=finished&amp;index=11"' in text
+    assert "<small>420</small>" in text
+    assert "33.6 %" in text  # feature 504 fires on 282 of 840 positions
+    assert 'href="feature?id=finished&amp;index=504"' in text
 
 
-def test_an_unseen_token_is_said_to_be_so(open_page: Open) -> None:
+def test_a_token_that_does_not_occur_is_reported(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="zzz"))
     assert "&#x27;zzz&#x27; does not occur" in text
     assert "<table" not in text
 
 
-def test_a_run_without_snapshots_says_that_features_will_come(
-    open_page: Open, world: World
+def test_a_run_without_snapshots_shows_that_it_has_no_features_yet(
+    open_page: Open, workbench: Workbench
 ) -> None:
-    world.seconds = 1e6
     for page in ("features", "feature", "map", "lookup", "playground"):
         assert "No features yet" in shown(open_page(page, id="live"))
 
 
 @pytest.mark.parametrize("page", ["run", "features", "feature", "map", "lookup", "playground"])
-def test_an_unknown_run_is_a_sentence_and_a_way_back(open_page: Open, page: str) -> None:
+def test_an_unknown_run_shows_a_message_and_a_way_back(open_page: Open, page: str) -> None:
     app = open_page(page, id="nope")
     assert not app.exception
     assert "There is no run &#x27;nope&#x27;." in shown(app)
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
 
 
-def test_an_address_without_a_run_is_a_sentence_and_a_way_back(open_page: Open) -> None:
+def test_an_address_without_a_run_shows_a_message_and_a_way_back(open_page: Open) -> None:
     app = open_page("run")
     assert "No run selected" in shown(app)
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
@@ -333,7 +329,7 @@ def test_a_broken_address_falls_back_to_something_sensible(
     assert "Top tokens" in shown(app)
 
 
-def test_an_unreachable_server_is_one_sentence(
+def test_an_unreachable_server_shows_one_sentence(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAE_WORKBENCH_API_URL", "http://127.0.0.1:9")
@@ -342,9 +338,9 @@ def test_an_unreachable_server_is_one_sentence(
     assert "cannot be reached. Retrying every 2 seconds; runs keep training." in shown(app)
 
 
-def test_a_label_that_could_not_be_kept_is_said_to_be_so(open_page: Open, world: World) -> None:
+def test_a_label_that_could_not_be_saved_is_reported(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="5")
-    world.down = True
+    workbench.is_down = True
     app.text_input(key="label:finished:5").set_value("five").run()
     assert not app.exception
     assert "answered 503" in shown(app)

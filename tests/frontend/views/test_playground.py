@@ -1,10 +1,12 @@
-"""One's own text on the playground and on a feature's page, and steering, against the fake API."""
+"""Your own text on the playground and on a feature's page, and steering."""
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from html import unescape
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
@@ -19,12 +21,14 @@ from frontend.html.tokens import opacity
 from sae_engine.schema.playground import (
     FeatureActivation,
     ReadToken,
-    SteeredFeature,
     TextActivations,
     WatchedFeature,
 )
-from tests.frontend.fake_world import NASTY, World
-from tests.frontend.views.test_pages import ESCAPED, Open, address, shown
+from tests.backend.conftest import wait_for
+from tests.frontend.fake_model import BOS
+from tests.frontend.samples import ESCAPED, NASTY
+from tests.frontend.views.test_pages import Open, address, shown
+from tests.frontend.workbench import Workbench
 
 TEXT = "import os\nimport sys"
 
@@ -43,11 +47,18 @@ def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextAc
     )
 
 
-BOS = ReadToken(id=2, text="<bos>", excluded="BOS", num_active=0, total=0, features=[])
+def readings(workbench: Workbench) -> list[dict[str, Any]]:
+    """Bodies of all requests to read a text."""
+    return workbench.posted("/api/runs/finished/activations")
+
+
+def steerings(workbench: Workbench) -> list[dict[str, Any]]:
+    """Bodies of all requests to steer."""
+    return workbench.posted("/api/runs/finished/steer")
 
 
 def changes(html: str, label: str) -> list[dict[str, list[str]]]:
-    """What the links with a label change in the address."""
+    """The address changes made by the links with a label."""
     found = re.findall(rf'data-set="([^"]*)"[^>]*>(?:<b[^>]*>)?{re.escape(label)}<', html)
     return [parse_qs(unescape(query), keep_blank_values=True) for query in found]
 
@@ -64,20 +75,20 @@ def test_the_strongest_features_of_a_text_are_each_listed_once_where_they_are_st
     assert [(f.feature, f.activation, f.place) for f in found] == [(1, 5.0, 2), (3, 4.0, 2)]
 
 
-def test_chips_are_colored_by_the_feature_asked_for_relative_to_its_largest_in_the_text() -> None:
+def test_chips_are_colored_by_the_locked_feature_relative_to_its_maximum_in_the_text() -> None:
     tokens = [BOS, token("a", 3, {}), token("b", 9, {}), token("c", 9, {})]
     html = token_chips(answer(tokens, [0, 1, 4, 0]), chosen=None)
     strengths = re.findall(r"--o:([\d.]+)", html)
     assert strengths == [f"{opacity(v, 4):.2f}" for v in (1, 4, 0)] == ["0.54", "1.00", "0.00"]
 
 
-def test_without_one_chips_are_colored_by_their_total_from_the_smallest_on() -> None:
+def test_without_a_locked_feature_chips_are_colored_by_their_total_above_the_smallest() -> None:
     tokens = [BOS, token("a", 50, {}), token("b", 60, {}), token("c", 70, {})]
     strengths = re.findall(r"--o:([\d.]+)", token_chips(answer(tokens), chosen=None))
     assert strengths == ["0.00", f"{opacity(10, 20):.2f}", "1.00"]
 
 
-def test_a_chip_says_its_value_and_leads_to_its_token_and_the_chosen_one_leads_back() -> None:
+def test_a_chip_shows_its_value_and_selects_its_token_and_the_selected_one_deselects_it() -> None:
     tokens = [BOS, token("a", 3, {}), token('"><script>', 9, {})]
     html = token_chips(answer(tokens), chosen=1)
     assert changes(html, "a") == [{"token": [""]}]
@@ -97,14 +108,16 @@ def test_without_a_text_the_page_offers_some(open_page: Open) -> None:
     assert 'href="playground?id=finished&amp;text=import+numpy' in text
 
 
-def test_a_text_shows_its_tokens_and_strongest_features(open_page: Open, world: World) -> None:
+def test_a_text_shows_its_tokens_and_strongest_features(
+    open_page: Open, workbench: Workbench
+) -> None:
     app = open_page("playground", id="finished", snapshot="100", text=TEXT)
     text = shown(app)
     assert changes(text, "import") == [{"token": ["1"]}]
     assert "4 tokens, colored by the sum" in text
     assert 'href="feature?id=finished&amp;index=10&amp;snapshot=100"' in text
     assert ESCAPED in text  # the label of feature 3
-    assert [body.text for body in world.read] == [TEXT]
+    assert [body["text"] for body in readings(workbench)] == [TEXT]
 
 
 def test_a_chosen_token_shows_its_own_features(open_page: Open) -> None:
@@ -116,87 +129,98 @@ def test_a_chosen_token_shows_its_own_features(open_page: Open) -> None:
 
 
 def test_a_locked_feature_colors_the_text_and_can_be_unlocked(
-    open_page: Open, world: World
+    open_page: Open, workbench: Workbench
 ) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, lock="10"))
-    assert world.read[-1].features == [10]
-    assert "max 7.50 here, 8.00 in the index" in text
+    assert readings(workbench)[-1]["features"] == [10]
+    assert "max 7.50 here, 3.00 in the index" in text
     assert {"lock": [""]} in changes(text, "highlighted")
     assert {"lock": ["3"]} in changes(text, "highlight")
 
 
-def test_a_new_text_is_read_and_the_chosen_token_forgotten(open_page: Open, world: World) -> None:
+def test_a_new_text_is_read_and_the_chosen_token_forgotten(
+    open_page: Open, workbench: Workbench
+) -> None:
     app = open_page("playground", id="finished", text=TEXT, token="2")
     app.text_area(key="url:text").set_value("another text").run()
     assert address(app, "text") == "another text"
     assert "token" not in app.query_params
-    assert [body.text for body in world.read] == [TEXT, "another text"]
+    assert [body["text"] for body in readings(workbench)] == [TEXT, "another text"]
 
 
-def test_the_same_question_is_asked_once(open_page: Open, world: World) -> None:
+def test_the_same_question_is_asked_once(open_page: Open, workbench: Workbench) -> None:
     app = open_page("playground", id="finished", text=TEXT)
     app.run()
     app.query_params["token"] = "1"
     app.run()
-    assert len(world.read) == 1
+    assert len(readings(workbench)) == 1
 
 
-def test_a_refused_text_is_a_sentence(open_page: Open) -> None:
+def test_a_refused_text_shows_why(open_page: Open) -> None:
     app = open_page("playground", id="finished", text="refuse this")
     assert not app.exception
     assert "The text is no good; give another." in shown(app)
     assert app.text_area(key="url:prompt").value == "refuse this"
 
 
-def test_a_locked_feature_that_does_not_exist_is_ignored(open_page: Open, world: World) -> None:
+def test_a_locked_feature_that_does_not_exist_is_ignored(
+    open_page: Open, workbench: Workbench
+) -> None:
     open_page("playground", id="finished", text=TEXT, lock="99999")
-    assert world.read[-1].features == []
+    assert readings(workbench)[-1]["features"] == []
 
 
-def test_what_an_answer_waits_for_is_awaited(open_page: Open, world: World) -> None:
-    world.phases = ["loading the language model"]
-    text = shown(open_page("playground", id="finished", text=TEXT))
-    assert world.phases == []
-    assert "4 tokens" in text
+def test_a_reading_waits_until_the_language_model_is_loaded(
+    open_page: Open, workbench: Workbench
+) -> None:
+    gate = workbench.settings.data_dir / "gate"
+
+    def load_once_the_page_has_asked() -> None:
+        wait_for(lambda: workbench.num_requests("/inference") > 0)
+        gate.touch()
+
+    loading = threading.Thread(target=load_once_the_page_has_asked)
+    loading.start()
+    assert "2 tokens" in shown(open_page("playground", id="finished", text=f"load {gate}"))
+    loading.join()
 
 
-def test_steering_asks_for_what_the_address_says_and_shows_both_texts(
-    open_page: Open, world: World
+def test_steering_sends_the_values_of_the_address_and_shows_both_texts(
+    open_page: Open, workbench: Workbench
 ) -> None:
     query = {"steer": "3:1.5,10:-2", "prompt": "import ", "seed": "4", "max": "25", "temp": "0.5"}
     app = open_page("playground", id="finished", snapshot="100", **query)
-    assert world.steered == []
+    assert steerings(workbench) == []
     app.button(key="generate").click().run()
-    [asked] = world.steered
-    assert asked.features == [
-        SteeredFeature(index=3, strength=1.5),
-        SteeredFeature(index=10, strength=-2),
-    ]
-    assert (asked.prompt, asked.seed, asked.max_new_tokens) == ("import ", 4, 25)
-    assert asked.temperature == 0.5
+    [asked] = steerings(workbench)
+    assert asked == {
+        "prompt": "import ",
+        "features": [{"index": 3, "strength": 1.5}, {"index": 10, "strength": -2}],
+        "seed": 4,
+        "max_new_tokens": 25,
+        "temperature": 0.5,
+    }
     text = shown(app)
     assert "plain0 plain1" in text
     assert ESCAPED + "1" in text
     assert NASTY not in text
     assert address(app, "go") == "1"
     app.run()
-    assert len(world.steered) == 1
+    assert len(steerings(workbench)) == 1
 
 
-def test_an_address_that_was_generated_generates_again_elsewhere(
-    open_page: Open, world: World
-) -> None:
+def test_a_shared_address_generates_again(open_page: Open, workbench: Workbench) -> None:
     query = {"steer": "3:1", "prompt": "import ", "go": "1"}
     assert "plain0 plain1" in shown(open_page("playground", id="finished", **query))
-    assert len(world.steered) == 1
+    assert len(steerings(workbench)) == 1
 
 
-def test_a_changed_strength_waits_for_another_press(open_page: Open, world: World) -> None:
+def test_a_changed_strength_waits_for_another_press(open_page: Open, workbench: Workbench) -> None:
     app = open_page("playground", id="finished", steer="3:1,10:2", prompt="import ", go="1")
     app.slider(key="strength:3").set_value(2.5).run()
     assert address(app, "steer") == "3:2.5,10:2"
     assert "go" not in app.query_params
-    assert len(world.steered) == 1
+    assert len(steerings(workbench)) == 1
     app.button(key="unsteer:3").click().run()
     assert address(app, "steer") == "10:2"
     app.number_input(key="steer-add").set_value(7).run()
@@ -216,12 +240,10 @@ def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["refuse", "break"])
-def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
-    open_page: Open, prompt: str
-) -> None:
+def test_steering_that_fails_shows_why_and_can_be_tried_again(open_page: Open, prompt: str) -> None:
     app = open_page("playground", id="finished", steer="3:1", prompt=prompt, go="1")
     assert not app.exception
-    words = {"refuse": "The prompt is no good", "break": "answer was cut off"}[prompt]
+    words = {"refuse": "The text is no good", "break": "a bug"}[prompt]
     assert words in shown(app)
     assert "go" not in app.query_params
 
@@ -229,15 +251,15 @@ def test_steering_that_fails_is_a_sentence_and_can_be_tried_again(
 # On a feature's page
 
 
-def test_a_feature_shows_ones_own_text_in_the_look_of_contexts(
-    open_page: Open, world: World
+def test_a_feature_page_shows_your_text_like_a_context(
+    open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("feature", id="finished", index="10", snapshot="100")
     lines = shown(app).count('class="wb-line"')
-    assert world.read == []
+    assert readings(workbench) == []
     app.text_area(key="url:own").set_value(TEXT).run()
-    [asked] = world.read
-    assert (asked.text, asked.features) == (TEXT, [10])
+    [asked] = readings(workbench)
+    assert (asked["text"], asked["features"]) == (TEXT, [10])
     text = shown(app)
     assert text.count('class="wb-line"') == lines + 1
     own = text[text.index('<div class="wb-contexts full">') :]
@@ -250,10 +272,10 @@ def test_a_feature_shows_ones_own_text_in_the_look_of_contexts(
     assert "steer=10%3A1" in text
 
 
-def test_ones_own_text_stays_from_feature_to_feature(open_page: Open, world: World) -> None:
+def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Workbench) -> None:
     app = open_page("feature", id="finished", index="10", own=TEXT)
     app.button(key="right").click().run()
-    assert [body.features for body in world.read] == [[10], [11]]
+    assert [body["features"] for body in readings(workbench)] == [[10], [11]]
     assert "does not fire on this text" in shown(app)
 
 

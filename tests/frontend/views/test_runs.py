@@ -1,32 +1,28 @@
-"""The list of runs: filtered, sorted, marked, put away; all of them as points."""
+"""The list of runs: filtered, sorted, marked, archived; and all runs as points."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from frontend.runs.list import sweep_name
-from tests.frontend.fake_world import World
+from tests.frontend.samples import ESCAPED, make_run
 from tests.frontend.views.test_overview import only_plot
-from tests.frontend.views.test_pages import ESCAPED, address, button_link, followed, shown
-
-Open = Callable[..., AppTest]
+from tests.frontend.views.test_pages import Open, address, button_link, followed, shown
+from tests.frontend.workbench import Workbench
 
 
 def order_of(app: AppTest) -> list[str]:
-    """Ids of the runs, from the top of the table to its end."""
+    """Ids of the runs from the top of the table to its bottom."""
     return re.findall(r'class="wb-name" href="run\?id=(\w+)"', shown(app))
 
 
-def change(world: World, run_id: str, **update: object) -> None:
-    world.runs[run_id] = world.runs[run_id].model_copy(update=update)
-
-
-def test_a_tag_is_shown_leads_to_its_runs_and_filters(open_page: Open, world: World) -> None:
-    change(world, "failed", tags=["k <study>"])
+def test_a_tag_is_shown_links_to_its_runs_and_filters(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.patch("failed", tags=["k <study>"])
     app = open_page("runs")
     assert '<a class="wb-tag" href="./?tag=k+%3Cstudy%3E">k &lt;study&gt;</a>' in shown(app)
     assert app.selectbox(key="url:tag").options == ["Any tag", "k <study>"]
@@ -35,7 +31,7 @@ def test_a_tag_is_shown_leads_to_its_runs_and_filters(open_page: Open, world: Wo
     assert order_of(open_page("runs", tag="k <study>")) == ["failed"]
 
 
-def test_a_heading_sorts_and_sorts_the_other_way_when_it_does_already(open_page: Open) -> None:
+def test_a_heading_sorts_and_reverses_its_own_order(open_page: Open) -> None:
     app = open_page("runs")
     assert order_of(app) == ["live", "failed", "finished"]
     assert 'data-set="sort=name&amp;order=&amp;cursor="' in shown(app)
@@ -46,24 +42,24 @@ def test_a_heading_sorts_and_sorts_the_other_way_when_it_does_already(open_page:
     assert order_of(open_page("runs", sort="name", order="desc")) == ["finished", "failed", "live"]
 
 
-def test_archived_runs_are_a_list_of_their_own(open_page: Open, world: World) -> None:
-    change(world, "failed", archived=True)
+def test_archived_runs_are_a_list_of_their_own(open_page: Open, workbench: Workbench) -> None:
+    workbench.patch("failed", archived=True)
     app = open_page("runs")
     assert order_of(app) == ["live", "finished"]
     app.toggle(key="url:archived").set_value(True).run()
     assert order_of(app) == ["failed"]
 
 
-def test_when_all_runs_are_archived_nobody_is_welcomed_as_a_newcomer(
-    open_page: Open, world: World
+def test_no_welcome_is_shown_when_all_runs_are_archived(
+    open_page: Open, workbench: Workbench
 ) -> None:
-    for run_id in world.runs:
-        change(world, run_id, archived=True)
+    for run_id in workbench.runs:
+        workbench.patch(run_id, archived=True)
     assert "No runs yet" not in shown(open_page("runs"))
 
 
-def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
-    open_page: Open, world: World
+def test_marks_are_kept_in_the_address_and_enable_actions(
+    open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("runs", pick="live")
     assert button_link(app, "Compare").proto.disabled
@@ -75,16 +71,14 @@ def test_marks_are_kept_in_the_address_and_offer_what_can_be_done(
     assert address(app, "runs") == "live,finished"
     app = open_page("runs", pick="failed,finished")
     app.button(key="archive-picked").click().run()
-    assert {i for i, run in world.runs.items() if run.archived} == {"failed", "finished"}
+    assert {i for i, run in workbench.runs.items() if run.archived} == {"failed", "finished"}
     assert "pick" not in app.query_params
 
 
-def test_a_long_list_says_how_much_of_it_is_shown_and_goes_on(
-    open_page: Open, world: World
+def test_a_long_list_says_how_many_runs_it_shows_and_has_pages(
+    open_page: Open, workbench: Workbench
 ) -> None:
-    for number in range(60):
-        config = world.runs["finished"].config
-        world.add(f"more{number}", config, name=f"more {number}", status="finished")
+    workbench.add(*(f"more{number}" for number in range(60)))
     app = open_page("runs")
     assert "50 of 63 runs" in shown(app)
     app.button(key="page-on").click().run()
@@ -92,14 +86,14 @@ def test_a_long_list_says_how_much_of_it_is_shown_and_goes_on(
     assert len(order_of(app)) == 13
 
 
-def test_alerts_are_counted_and_named(open_page: Open, world: World) -> None:
-    change(world, "live", alerts=["divergence", "disk"])
+def test_alerts_are_counted_and_named(open_page: Open, workbench: Workbench) -> None:
+    workbench.alert("live", "divergence", "disk")
     assert 'title="diverging, disk low">2 alerts</span>' in shown(open_page("runs"))
 
 
-def test_a_sweep_has_one_heading_over_its_runs(open_page: Open, world: World) -> None:
+def test_a_sweep_has_one_heading_over_its_runs(open_page: Open, workbench: Workbench) -> None:
     for run_id, name in (("failed", "trial k=16"), ("live", "trial k=32")):
-        change(world, run_id, group_id="g7", name=name)
+        workbench.change(run_id, group_id="g7", name=name)
     text = shown(open_page("runs"))
     assert text.count('<a class="wb-sweepname" href="sweep?id=g7">trial</a>') == 1
     assert 'class="wb-sweepname"' not in shown(open_page("runs", sort="name"))
@@ -114,14 +108,13 @@ def test_a_sweep_has_one_heading_over_its_runs(open_page: Open, world: World) ->
         (" k=16", " k=16"),
     ],
 )
-def test_a_sweep_is_called_like_its_members_without_what_tells_them_apart(
-    world: World, member: str, sweep: str
+def test_a_sweeps_name_is_its_members_name_without_the_varied_settings(
+    member: str, sweep: str
 ) -> None:
-    run = world.runs["live"].model_copy(update={"name": member})
-    assert sweep_name(run) == sweep
+    assert sweep_name(make_run(name=member)) == sweep
 
 
-def test_all_runs_that_match_are_points_that_open_them(open_page: Open) -> None:
+def test_all_matching_runs_are_points_that_open_them(open_page: Open) -> None:
     app = open_page("runs", view="pareto")
     plot = only_plot(app)
     [marks] = [trace for trace in plot["figure"]["data"] if trace["uid"] == "runs"]

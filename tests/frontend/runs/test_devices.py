@@ -1,0 +1,50 @@
+"""What the machine is doing: meters of its GPUs, CPUs, memory and disk."""
+
+from __future__ import annotations
+
+import pytest
+
+from frontend.runs.devices import device_panel
+from sae_engine.schema.machine import Device, System
+
+GIB = 2**30
+
+
+@pytest.fixture
+def system() -> System:
+    """A machine with a hot GPU of hostile name and almost no free memory."""
+    gpu = Device(
+        id="cuda:0",
+        name="Fake <GPU>",
+        utilization=0.75,
+        memory_used_bytes=20 * GIB,
+        memory_total_bytes=80 * GIB,
+        temperature_celsius=91.0,
+    )
+    return System(
+        version="0.1.0",
+        supervises=True,
+        devices=[gpu],
+        slots=[],
+        num_cpus=4,
+        cpu_utilization=0.5,
+        memory_used_bytes=15 * GIB,
+        memory_total_bytes=16 * GIB,
+        disk_free_bytes=50 * GIB,
+        disk_total_bytes=100 * GIB,
+        queue={},
+    )
+
+
+def test_meters_are_red_where_a_device_is_hot_or_full(system: System) -> None:
+    panel = device_panel(system)
+    assert "Fake &lt;GPU&gt;" in panel
+    assert '<div class="wb-meter bad"><span>Temperature</span><span>91 °C</span>' in panel
+    assert '<div class="wb-meter bad"><span>Memory</span><span>15 GiB of 16 GiB</span>' in panel
+    assert '<div class="wb-meter "><span>4 CPUs</span><span>50%</span>' in panel
+    assert '<div class="wb-meter "><span>Disk</span><span>50 GiB free</span>' in panel
+
+
+def test_a_run_on_the_cpu_shows_no_gpu(system: System) -> None:
+    assert "GPU" not in device_panel(system, device="cpu")
+    assert "GPU" in device_panel(system, device="cuda")
