@@ -11,7 +11,7 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from backend.playground.client import ModelProcess
+from backend.playground.client import PlaygroundClient
 from backend.settings import Settings
 from frontend.api import cache as pages_server
 from tests.frontend.fake_model import FAKE_MODEL
@@ -22,7 +22,7 @@ from tests.frontend.workbench import Workbench
 APP = Path(__file__).parents[2] / "frontend" / "app.py"
 
 
-class SharedModel(ModelProcess):
+class SharedModel(PlaygroundClient):
     """A process that outlives the servers that ask it."""
 
     def close(self) -> None:
@@ -30,11 +30,11 @@ class SharedModel(ModelProcess):
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelProcess]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaygroundClient]:
     """The playground's language model, one for all tests."""
     model = SharedModel(Settings(data_dir=tmp_path_factory.mktemp("model")), FAKE_MODEL)
     yield model
-    ModelProcess.close(model)
+    PlaygroundClient.close(model)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def workbench(
     tmp_path: Path,
     seeded_data_dir: Path,
     indexes: Path,
-    model: ModelProcess,
+    model: PlaygroundClient,
     changed_settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Workbench]:

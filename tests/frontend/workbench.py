@@ -21,11 +21,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from backend import store
-from backend.analyses.client import Analyses
+from backend.analyses.client import AnalysisClient
 from backend.app import api_mount, create_api, running
 from backend.http.security import AccessGuard
 from backend.http.services import Services
-from backend.playground.client import ModelProcess
+from backend.playground.client import PlaygroundClient
 from backend.settings import Settings
 from backend.store.models import RunRow
 from frontend.api import cache as pages_server
@@ -49,11 +49,11 @@ class Request(NamedTuple):
 class Workbench:
     """The API of one data folder as an ASGI application that records every request."""
 
-    def __init__(self, settings: Settings, model: ModelProcess, indexes: Path) -> None:
+    def __init__(self, settings: Settings, model: PlaygroundClient, indexes: Path) -> None:
         api = create_api(settings, command=fake_job)
         self.settings = settings
         self.services: Services = api.state.services
-        self.services.language_model = model
+        self.services.playground = model
         self.url = ""
         self.is_down = False
         """Whether it answers 503 to everything."""
@@ -168,7 +168,7 @@ class Workbench:
 
     def compute_analyses(self, script: str) -> None:
         """Take the published maps and matches away; a shell script computes new ones."""
-        self.services.analyses = Analyses(
+        self.services.analyses = AnalysisClient(
             self.settings, command=lambda _analysis, _target: ["sh", "-c", script]
         )
         self._published.rename(self._taken_away)

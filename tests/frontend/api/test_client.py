@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -180,7 +180,7 @@ def test_steering_arrives_token_by_token_and_returns_the_result(
     ("run_id", "prompt", "words"),
     [
         ("nope", "import", "There is no run 'nope'"),
-        ("finished", "refuse", "The text is no good; give another."),
+        ("finished", "refuse", "The text is invalid; give another."),
         ("finished", "", "The text is empty"),
         ("finished", "break", "ZeroDivisionError: a bug"),
     ],

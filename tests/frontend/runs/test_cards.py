@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from frontend.charts.series import finite_values
 from frontend.runs import cards
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries
+from sae_engine.schema.runs import MetricsSeries, MetricValue
 from tests.frontend.samples import make_run
 
 _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, returned_points=0)
@@ -51,12 +52,12 @@ def test_the_share_done_is_unknown_without_a_total_or_before_the_first_step(
 
 def test_every_card_carries_its_definition() -> None:
     shown = cards.cards(make_run(), _EMPTY)
-    assert all(METRICS[card.metric].title in shown for card in cards.CARDS)
+    assert all(METRICS[name].title in shown for name in cards.CARDS)
     assert shown.count('title="') == len(cards.CARDS)
 
 
 def test_a_value_that_is_not_finite_is_shown_and_marked() -> None:
-    shown = cards.cards(run_with(metrics={"fvu": "NaN"}), _EMPTY)
+    shown = cards.cards(make_run(metrics={"fvu": "NaN"}), _EMPTY)
     assert "wb-card broken" in shown
     assert "NaN" in shown
 

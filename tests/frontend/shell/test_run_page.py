@@ -7,7 +7,7 @@ import pytest
 from frontend.shell.run_page import features_ahead
 from sae_engine.presets import resolve_config
 from sae_engine.schema.runs import RunStatus
-from tests.frontend.runs.test_cards import run_with
+from tests.frontend.samples import make_run
 
 AT_THE_END = "Features appear here at the end of the run."
 
@@ -26,6 +26,6 @@ def test_features_are_announced_for_the_first_snapshot(
     status: RunStatus, every: int | None, total_steps: int | None, text: str
 ) -> None:
     config = resolve_config("tiny", {"train": {"snapshot_every": every}})
-    run = run_with(status=status, config=config)
+    run = make_run(status=status, config=config)
     progress = run.progress.model_copy(update={"total_steps": total_steps})
     assert features_ahead(run.model_copy(update={"progress": progress})) == text

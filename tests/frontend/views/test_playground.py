@@ -159,7 +159,7 @@ def test_the_same_question_is_asked_once(open_page: Open, workbench: Workbench) 
 def test_a_refused_text_shows_why(open_page: Open) -> None:
     app = open_page("playground", id="finished", text="refuse this")
     assert not app.exception
-    assert "The text is no good; give another." in shown(app)
+    assert "The text is invalid; give another." in shown(app)
     assert app.text_area(key="url:prompt").value == "refuse this"
 
 
@@ -243,7 +243,7 @@ def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
 def test_steering_that_fails_shows_why_and_can_be_tried_again(open_page: Open, prompt: str) -> None:
     app = open_page("playground", id="finished", steer="3:1", prompt=prompt, go="1")
     assert not app.exception
-    words = {"refuse": "The text is no good", "break": "a bug"}[prompt]
+    words = {"refuse": "The text is invalid", "break": "a bug"}[prompt]
     assert words in shown(app)
     assert "go" not in app.query_params
 
@@ -282,5 +282,5 @@ def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Wo
 def test_a_text_that_is_refused_leaves_the_feature_on_the_page(open_page: Open) -> None:
     app = open_page("feature", id="finished", index="4", own="refuse this")
     assert not app.exception
-    assert "The text is no good" in shown(app)
+    assert "The text is invalid" in shown(app)
     assert "Top activations" in shown(app)
