@@ -62,7 +62,7 @@ def seconds(device: torch.device, work: Callable[[], object]) -> float:
 
 
 class RandomText:
-    """Blocks of activations of random tokens, as `activations.TextSource` gives them."""
+    """Blocks of activations of random tokens, as `activations.ModelSource` gives them."""
 
     def __init__(self, model: LanguageModel, ctx_len: int) -> None:
         self._model, self._ctx_len = model, ctx_len

@@ -148,7 +148,7 @@ def _print_end(database: Database, tasks: Sequence[Task], console: Console) -> N
 
 def save_here(request: RunCreate, folder: Path) -> int:
     """Write the activations that a run would train on as files; returns the exit code."""
-    from sae_engine.activations.feed import save_activations
+    from sae_engine.activations.writer import save_activations
 
     config = resolve_config(request.preset, request.config)
     check_config(config)

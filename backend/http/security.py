@@ -25,7 +25,7 @@ from backend.http.problems import problem_of
 from backend.settings import Settings, is_loopback
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import RunConfig
-from sae_engine.text.sources import dataset_files, is_local_dataset
+from sae_engine.text.local_files import dataset_files, is_local_dataset
 
 COOKIE = "sae_workbench"
 LOGIN = "/login"

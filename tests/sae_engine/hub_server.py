@@ -41,6 +41,9 @@ class Hub:
         self.repositories: dict[tuple[Kind, str], list[Repository]] = {}
         self.hang_ups: dict[str, int] = {}
         """How many times still to hang up in the middle of a file whose name ends so."""
+        self.stalls: set[str] = set()
+        """A file whose name ends with one of these is never sent, though its connection is held."""
+        self.closing = threading.Event()
         self.sent: list[str] = []
         """Paths of the files asked for, in the order of the requests."""
 
@@ -76,6 +79,7 @@ def serve() -> Iterator[Hub]:
         try:
             yield hub
         finally:
+            hub.closing.set()
             server.shutdown()
 
 
@@ -200,7 +204,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.hub.hangs_up(path):
+        if path.endswith(tuple(self.hub.stalls)):
+            self.wfile.write(content[begin : begin + (end - begin) // 2])
+            self.hub.closing.wait()
+            self.close_connection = True
+        elif self.hub.hangs_up(path):
             self.wfile.write(content[begin : begin + (end - begin) // 2])
             self.close_connection = True
         else:
