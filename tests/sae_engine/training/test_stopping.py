@@ -21,7 +21,7 @@ from sae_engine.text.documents import Document, Split
 from sae_engine.text.sources import documents
 from sae_engine.training.loop import train, train_together
 from sae_engine.training.member import Member
-from tests.sae_engine.hub_server import Hub, ask, folder_files, serve
+from tests.sae_engine.hub_server import ask, folder_files, serve
 from tests.sae_engine.training.test_loop import collected, config_of
 
 STOP_SECONDS = 5.0
@@ -186,100 +186,43 @@ def test_saving_activations_can_be_aborted_while_text_is_read(
 
 
 TRAIN = """
-import json, threading, time
+import json, time
 from pathlib import Path
 from sae_engine.files import RunFolder
 from sae_engine.presets import validate_config
 from sae_engine.schema.records import StopRequest
 from sae_engine.training.loop import train
-config = validate_config({config!r})
-requested_at = []
-
-def should_stop():
-    if not any(record.kind == "phase" and record.phase == {phase!r} for record in records):
-        return StopRequest.NONE
-    if not requested_at:
-        requested_at.append(time.monotonic() + {wait_seconds})
-    return StopRequest.STOP if time.monotonic() > requested_at[0] else StopRequest.NONE
-
-records = []
-for record in train(config, RunFolder(Path({folder!r})), should_stop=should_stop):
-    records.append(record)
-seconds = time.monotonic() - requested_at[0]
-print(json.dumps([records[-1].model_dump(mode="json"), seconds]))
+config, requested = validate_config({config!r}), Path({requested!r})
+stop = lambda: StopRequest.STOP if requested.exists() else StopRequest.NONE
+*_, last = train(config, RunFolder(Path({folder!r})), should_stop=stop)
+print(json.dumps([last.model_dump(mode="json"), time.time() - requested.stat().st_mtime]))
 """
+DATASET = {"data": {"dataset": "some/texts", "ctx_len": 32}, "train": {"total_tokens": 4000}}
+MODEL = {"model": {"name": "some/model", "layer": 1}, "train": {"total_tokens": 4000}}
 
 
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    with serve() as hub:
-        yield hub
-
-
-def stop_on_hub(hub: Hub, folder: Path, phase: str, config: dict) -> tuple[dict, float]:
-    """Train in a process whose hub is `hub`; ask for a stop 2 seconds after `phase` began.
-
-    Returns the last record and how long the stop took.
-    """
-    code = TRAIN.format(config=config, phase=phase, wait_seconds=2, folder=str(folder / "run"))
-    return ask(code, hub, folder / "home")
-
-
-@pytest.mark.parametrize("failure", ["hangs up", "stalls"])
-def test_a_stop_is_noticed_while_a_dataset_is_read_again_and_again(
-    hub: Hub, tmp_path: Path, failure: str
+@pytest.mark.parametrize(
+    ("config", "failing", "failure"),
+    [
+        (DATASET, "train.jsonl", "hangs up"),
+        (DATASET, "train.jsonl", "stalls"),
+        (MODEL, ".safetensors", "stalls"),
+    ],
+)
+def test_a_stop_is_noticed_while_the_hub_fails(
+    tmp_path: Path, model_folders, config: dict, failing: str, failure: str
 ):
-    """The datasets library alone pauses for 5 seconds between tries."""
-    hub.add("datasets", "some/texts", {"data/train.jsonl": b'{"text": "a few words"}\n' * 50_000})
-    if failure == "hangs up":
-        hub.hang_ups["train.jsonl"] = 10**6
-    else:
-        hub.stalls.add("train.jsonl")
-    config = {"data": {"dataset": "some/texts", "ctx_len": 32}, "train": {"total_tokens": 4000}}
-    end, seconds = stop_on_hub(hub, tmp_path, "loading the language model", config)
+    """Once the hub hangs up, the datasets library pauses for 5 seconds between its 20 tries."""
+    requested = tmp_path / "requested"
+    with serve() as hub:
+        hub.add("datasets", "some/texts", {"train.jsonl": b'{"text": "a few words"}\n' * 50_000})
+        hub.add("models", "some/model", folder_files(model_folders["gemma2"]))
+        if failure == "hangs up":
+            hub.hang_ups[failing] = 10**6
+        else:
+            hub.stalls.add(failing)
+        hub.on_failure = requested.touch
+        code = TRAIN.format(config=config, requested=str(requested), folder=str(tmp_path / "run"))
+        end, seconds = ask(code, hub, tmp_path / "home")
     assert (end["kind"], end["reason"], end["step"]) == ("end", "stopped", 0)
     assert seconds < STOP_SECONDS
-
-
-def test_a_stop_is_noticed_while_a_model_is_downloaded(hub: Hub, tmp_path: Path, model_folders):
-    hub.add("models", "some/model", folder_files(model_folders["gemma2"]))
-    hub.stalls.add(".safetensors")
-    config = {"model": {"name": "some/model", "layer": 1}, "train": {"total_tokens": 4000}}
-    end, seconds = stop_on_hub(hub, tmp_path, "loading the language model", config)
-    assert (end["kind"], end["reason"]) == ("end", "stopped")
-    assert seconds < STOP_SECONDS
-
-
-def test_runs_on_a_pass_share_what_is_counted_and_loaded(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from sae_engine.model import language_model
-
-    loads: list[str] = []
-    reads: list[tuple[Split, int]] = []
-
-    def counted(name: str) -> None:
-        load = getattr(language_model, name)
-
-        def loading(*args):
-            loads.append(name)
-            return load(*args)
-
-        monkeypatch.setattr(language_model, name, loading)
-
-    def read(config, split: Split, start: int) -> Iterator[Document]:
-        reads.append((split, start))
-        return documents(config, split, start)
-
-    counted("load_whole")
-    counted("load_head")
-    monkeypatch.setattr(packing, "documents", read)
-    members = [Member(config, RunFolder(tmp_path / str(number))) for number in range(3)]
-    assert [r.reason for _, r in train_together(members) if isinstance(r, EndRecord)] == [
-        "finished"
-    ] * 3
-    # One reading each for the count, the fingerprint and the training; one of the held-out text.
-    assert sorted(reads) == [("heldout", 0), *[("train", 0)] * 3]
-    # The first run's index needs the head, its cross-entropy the whole model, whose head the
-    # other runs' indexes use.
-    assert loads == ["load_head", "load_whole"]
