@@ -74,7 +74,7 @@ def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> Feat
     # Positions serve as activations; float32 represents integers exactly up to 2**24.
     assert num_tokens <= 2**24, "at most 16,777,216 tokens"
     corpus = IndexCorpus(
-        np.arange(num_tokens, dtype=np.float32)[:, None],
+        torch.arange(num_tokens, dtype=torch.float32)[:, None],
         token_ids,
         np.append(np.arange(0, num_tokens, ROW_TOKENS), num_tokens),
     )

@@ -39,7 +39,7 @@ def compile_all() -> None:
                 RunFolder(Path(folder)),
                 step=d_sae,
                 tokens=0,
-                corpus=IndexCorpus(x.numpy(), np.zeros(8, np.uint32), np.array([0, 8])),
+                corpus=IndexCorpus(x, np.zeros(8, np.uint32), np.array([0, 8])),
                 encode=lambda x: (torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)),
                 W_dec=torch.zeros(d_sae, 4),
                 k=1,

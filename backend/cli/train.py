@@ -156,8 +156,8 @@ def _print_end(database: Database, members: Mapping[str, Member], console: Conso
 
 
 def save_here(request: RunCreate, folder: Path) -> int:
-    """Write the activations that a run would train on; returns the exit code."""
-    from sae_engine.activations.feed import save_activations
+    """Write the activations that a run would train on as files; returns the exit code."""
+    from sae_engine.activations.writer import save_activations
 
     config = resolve_config(request.preset, request.config)
     check_config(config)

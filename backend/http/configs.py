@@ -12,7 +12,8 @@ from backend.http.services import Services
 from sae_engine.errors import ConfigError
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
-from sae_engine.text.sources import dataset_files, is_local_dataset
+from sae_engine.text.local_files import dataset_files
+from sae_engine.text.sources import is_local_dataset
 
 
 def check_runnable(services: Services, configs: Iterable[RunConfig]) -> None:

@@ -2,13 +2,13 @@
 
 A file is safetensors with `activations [tokens, d_in]` (float32, float16 or bfloat16) and, if they
 are known, `token_ids [tokens]` and `row_starts [rows + 1]`; its metadata say where they come from.
-Several files in a folder are one set, in order of their names; those whose names begin with
-`heldout` are never trained on, and without such files the last tenth of the tokens is not.
+The files of a folder are one set, in order of their names. Those named `heldout*` are never trained
+on; without them, the last tenth of the tokens is not. Read by `feed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_engine.activations.stream import TOKENS_PER_BLOCK, rows_for, rows_per_block
+from sae_engine.activations.heldout import num_rows_holding
+from sae_engine.activations.stream import TOKENS_PER_BLOCK, rows_per_block
 from sae_engine.errors import ConfigError
 from sae_engine.files import published_file
+from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.preflight import activation_paths
 from sae_engine.text.packing import Cursor
 
-FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
 HELDOUT_FRACTION = 0.1
 
 
-class Origin(NamedTuple):
-    """Where activations were read; empty where a file does not say."""
+class FileMetadata(NamedTuple):
+    """Where a file's activations were read; empty where the file does not say."""
 
     model: str = ""
     hook_name: str = ""
@@ -38,8 +39,8 @@ class Origin(NamedTuple):
     dataset: str = ""
 
 
-class Part(NamedTuple):
-    """Tokens `first` to `last` of one file."""
+class FileSlice(NamedTuple):
+    """Tokens `first` up to `last` of a file."""
 
     path: Path
     first: int
@@ -49,27 +50,26 @@ class Part(NamedTuple):
 class ActivationSet(NamedTuple):
     """A file, or a folder of files, split into training and held-out tokens."""
 
-    train: list[Part]
-    heldout: list[Part]
+    train: list[FileSlice]
+    heldout: list[FileSlice]
     d_in: int
     dtype: str
     has_tokens: bool
     """Whether every held-out token's id is known."""
-    origin: Origin
+    metadata: FileMetadata
 
     @property
     def num_train_tokens(self) -> int:
         return sum(part.last - part.first for part in self.train)
 
 
-def write_part(
+def write_activation_file(
     path: Path,
     activations: Float[Tensor, "n d_in"],
     token_ids: Integer[np.ndarray, " n"],
     row_starts: Int[np.ndarray, " rows_plus_1"],
-    origin: Origin,
+    metadata: FileMetadata,
 ) -> None:
-    """Publish one file."""
     with published_file(path) as temporary:
         save_file(
             {
@@ -78,72 +78,80 @@ def write_part(
                 "row_starts": torch.from_numpy(row_starts.astype(np.int64)),
             },
             temporary,
-            metadata={name: str(value) for name, value in origin._asdict().items()},
+            metadata={name: str(value) for name, value in metadata._asdict().items()},
         )
 
 
-def open_set(path: Path | str) -> ActivationSet:
-    """Look at the files' headers; raises `ConfigError` for what cannot be trained on."""
-    files = activation_paths(path)
-    train: list[Part] = []
-    heldout: list[Part] = []
+def open_activation_set(path: Path | str) -> ActivationSet:
+    """Read the files' headers; raises `ConfigError` for files that cannot be trained on."""
+    train: list[FileSlice] = []
+    heldout: list[FileSlice] = []
     shapes: set[tuple[int, str]] = set()
-    origin, has_tokens = Origin(), True
-    for file in files:
-        tokens, d_in, dtype, names, found = _describe(file)
-        shapes.add((d_in, dtype))
-        origin = found if found != Origin() else origin
-        has_tokens &= "token_ids" in names
-        part = Part(file, 0, tokens)
-        (heldout if file.name.startswith("heldout") else train).append(part)
+    metadata, has_tokens = FileMetadata(), True
+    for file in activation_paths(path):
+        header = _read_header(file)
+        shapes.add((header.d_in, header.dtype))
+        metadata = header.metadata if header.metadata != FileMetadata() else metadata
+        has_tokens &= header.has_tokens
+        is_heldout = file.name.startswith("heldout")
+        (heldout if is_heldout else train).append(FileSlice(file, 0, header.num_tokens))
     if len(shapes) > 1:
-        raise _wrong(
-            f"The files of '{path}' do not fit together; they hold activations of "
-            f"{' and '.join(f'width {d} in {t}' for d, t in sorted(shapes))}."
+        found = " and ".join(f"width {d_in} in {dtype}" for d_in, dtype in sorted(shapes))
+        raise _unusable(
+            f"The files of '{path}' do not fit together; they hold activations of {found}."
         )
     if not train:
-        raise _wrong(f"'{path}' holds only held-out activations and none to train on.")
+        raise _unusable(f"'{path}' holds only held-out activations and none to train on.")
     if not heldout:
-        train, heldout = _split(train)
+        train, heldout = _hold_out_end(train)
     d_in, dtype = shapes.pop()
-    return ActivationSet(train, heldout, d_in, dtype, has_tokens, origin)
+    return ActivationSet(train, heldout, d_in, dtype, has_tokens, metadata)
 
 
-def _describe(file: Path) -> tuple[int, int, str, set[str], Origin]:
+class _Header(NamedTuple):
+    num_tokens: int
+    d_in: int
+    dtype: str
+    has_tokens: bool
+    metadata: FileMetadata
+
+
+def _read_header(file: Path) -> _Header:
     try:
         with safe_open(file, framework="np") as opened:
             names = set(opened.keys())
-            metadata: dict[str, Any] = opened.metadata() or {}
+            found: dict[str, Any] = opened.metadata() or {}
             if "activations" not in names:
-                raise _wrong(
+                raise _unusable(
                     f"'{file}' holds no tensor 'activations'; it has {', '.join(sorted(names))}."
                 )
             view = opened.get_slice("activations")
             shape, dtype = view.get_shape(), view.get_dtype()
-            num_ids = opened.get_slice("token_ids").get_shape() if "token_ids" in names else None
+            has_tokens = "token_ids" in names
+            ids_shape = opened.get_slice("token_ids").get_shape() if has_tokens else shape[:1]
     except FileNotFoundError:
-        raise _wrong(f"There is no file or folder '{file}'.") from None
+        raise _unusable(f"There is no file or folder '{file}'.") from None
     except (OSError, SafetensorError) as error:
-        raise _wrong(f"'{file}' is not a readable safetensors file: {error}.") from None
-    if len(shape) != 2 or dtype not in FLOATS:
-        raise _wrong(
+        raise _unusable(f"'{file}' is not a readable safetensors file: {error}.") from None
+    if len(shape) != 2 or dtype not in ("F32", "F16", "BF16"):
+        raise _unusable(
             f"'activations' in '{file}' is {dtype} {shape}; it must be [tokens, d_in] in float32, "
-            f"float16 or bfloat16."
+            "float16 or bfloat16."
         )
-    if num_ids is not None and num_ids != [shape[0]]:
-        raise _wrong(f"'{file}' has {shape[0]} activations but token_ids of shape {num_ids}.")
-    known = {name: metadata[name] for name in Origin._fields if name in metadata}
+    if ids_shape != shape[:1]:
+        raise _unusable(f"'{file}' has {shape[0]} activations but token_ids of shape {ids_shape}.")
+    known = {name: found[name] for name in FileMetadata._fields if name in found}
     if "ctx_len" in known:
         known["ctx_len"] = int(known["ctx_len"])
-    return shape[0], shape[1], dtype, names, Origin(**known)
+    return _Header(shape[0], shape[1], dtype, has_tokens, FileMetadata(**known))
 
 
-def _split(parts: list[Part]) -> tuple[list[Part], list[Part]]:
-    """Hold out the last tenth."""
-    total = sum(part.last for part in parts)
-    left = total - max(1, int(total * HELDOUT_FRACTION))
-    train: list[Part] = []
-    heldout: list[Part] = []
+def _hold_out_end(parts: list[FileSlice]) -> tuple[list[FileSlice], list[FileSlice]]:
+    """Split a set without held-out files: the last tenth of its tokens is held out."""
+    num_tokens = sum(part.last for part in parts)
+    left = num_tokens - max(1, int(num_tokens * HELDOUT_FRACTION))
+    train: list[FileSlice] = []
+    heldout: list[FileSlice] = []
     for part in parts:
         cut = max(0, min(part.last, left))
         left -= part.last
@@ -154,16 +162,16 @@ def _split(parts: list[Part]) -> tuple[list[Part], list[Part]]:
     return train, heldout
 
 
-def _wrong(message: str) -> ConfigError:
+def _unusable(message: str) -> ConfigError:
     return ConfigError.of("data.activations", message)
 
 
 class FileSource:
-    """Blocks of a set's training tokens, again from the beginning when they end.
+    """An `ActivationSource` of a set's training tokens, which restarts when they end.
 
-    Where the files know their rows, blocks are cut as they are when text is read, so that training
-    from files equals training on the text. A block ends with its file. In the cursor, `document` is
-    the number of the file.
+    If the files have `row_starts`, blocks are cut as they are when text is read, so training from
+    files equals training on the text. A block ends with its file. In the cursor, `document` is the
+    number of the file.
     """
 
     def __init__(
@@ -171,7 +179,7 @@ class FileSource:
         files: ActivationSet,
         cursor: Cursor,
         device: torch.device,
-        check_stop: Callable[[], None] = lambda: None,
+        check_stop: CheckStop = never_stop,
     ) -> None:
         self._files = files
         self._device = device
@@ -195,50 +203,59 @@ class FileSource:
         return [values.to(self._device)]
 
     def _block_end(self, opened: Any, first: int, limit: int) -> int:
-        if "row_starts" not in opened.keys() or not self._files.origin.ctx_len:  # noqa: SIM118
+        ctx_len = self._files.metadata.ctx_len
+        if "row_starts" not in opened.keys() or not ctx_len:  # noqa: SIM118
             return min(first + TOKENS_PER_BLOCK, limit)
         starts: Tensor = opened.get_tensor("row_starts")
-        row = int(torch.searchsorted(starts, first)) + rows_per_block(self._files.origin.ctx_len)
+        row = int(torch.searchsorted(starts, first)) + rows_per_block(ctx_len)
         return min(int(starts[min(row, len(starts) - 1)]), limit)
 
 
 class HeldoutFiles:
-    """The held-out tokens of a set; see `activations.Heldout` for the attributes."""
+    """A set's held-out tokens in memory; see `heldout.Heldout` for the attributes."""
 
-    def __init__(self, files: ActivationSet, max_tokens: int) -> None:
+    def __init__(
+        self, files: ActivationSet, max_tokens: int, check_stop: CheckStop = never_stop
+    ) -> None:
         self.ids = None
         values: list[Tensor] = []
         token_ids: list[np.ndarray] = []
         starts: list[np.ndarray] = [np.zeros(1, np.int64)]
-        count = 0
+        self.num_tokens = 0
         for part in files.heldout:
-            if count >= max_tokens:
+            if self.num_tokens >= max_tokens:
                 break
             with safe_open(part.path, framework="pt") as opened:
-                ends = _row_ends(opened, part, max_tokens - count)
-                last = int(ends[-1])
-                values.append(opened.get_slice("activations")[part.first : last])
-                if files.has_tokens:
-                    ids: Tensor = opened.get_slice("token_ids")[part.first : last]
-                    token_ids.append(ids.numpy().astype(np.uint32))
-            starts.append(ends - part.first + count)
-            count += last - part.first
+                ends = _row_ends(opened, part, max_tokens - self.num_tokens)
+                for piece in _pieces(part.first, int(ends[-1])):
+                    check_stop()
+                    values.append(opened.get_slice("activations")[piece])
+                    if files.has_tokens:
+                        ids: Tensor = opened.get_slice("token_ids")[piece]
+                        token_ids.append(ids.numpy().astype(np.uint32))
+            starts.append(ends - part.first + self.num_tokens)
+            self.num_tokens += int(ends[-1]) - part.first
         self._values = torch.cat(values)
         self.token_ids = np.concatenate(token_ids) if files.has_tokens else None
         self.row_starts = np.concatenate(starts)
-        self.num_tokens = count
 
-    def first(
-        self, hook: int, num_tokens: int, check_stop: Callable[[], None] = lambda: None
+    def read(
+        self, hook: int, num_tokens: int, check_stop: CheckStop = never_stop
     ) -> Float[Tensor, "n d_in"]:
-        return self._values[: self.row_starts[rows_for(self, num_tokens)]]
+        return self._values[: self.row_starts[num_rows_holding(num_tokens, self.row_starts)]]
 
     def close(self) -> None:
         """There is nothing to remove."""
 
 
-def _row_ends(opened: Any, part: Part, wanted: int) -> Int[np.ndarray, " rows"]:
-    """Where the first rows of a part end that hold at least `wanted` tokens, or all of them."""
+def _pieces(first: int, last: int) -> Iterator[slice]:
+    """Cut a range of tokens into blocks; an empty range is one empty piece."""
+    begins = range(first, max(last, first + 1), TOKENS_PER_BLOCK)
+    return (slice(begin, min(begin + TOKENS_PER_BLOCK, last)) for begin in begins)
+
+
+def _row_ends(opened: Any, part: FileSlice, wanted: int) -> Int[np.ndarray, " rows"]:
+    """The ends of a slice's first rows that hold at least `wanted` tokens, or of all its rows."""
     if "row_starts" not in opened.keys():  # noqa: SIM118
         return np.array([min(part.last, part.first + wanted)], np.int64)
     starts = opened.get_tensor("row_starts").numpy()

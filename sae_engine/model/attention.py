@@ -1,10 +1,10 @@
-"""Which attention a language model computes with, where many rows of one length are read on a GPU.
+"""The attention that a language model computes with when many rows of one length are read on a GPU.
 
-Eager attention writes out all scores, [rows, heads, ctx, ctx], several times a layer. Others keep
-them on the chip: PyTorch's scaled dot products, and for models that cap their scores, as Gemma-2
-does (arXiv 2408.00118, section 2), FlexAttention, since scaled dot products have no soft-cap. One
-of them is taken when a trial shows that it gives what eager attention gives. Used by
-`model_loading`.
+Eager attention writes all scores, [rows, heads, ctx, ctx], to memory several times per layer. The
+alternatives keep them on the chip: PyTorch's scaled dot product attention, and FlexAttention for
+models that cap their scores, as Gemma-2 does (arXiv 2408.00118, section 2), because scaled dot
+product attention has no soft-cap. One is used if a trial shows that its output equals that of eager
+attention. Used by `loading`.
 """
 
 from __future__ import annotations
@@ -29,32 +29,33 @@ TYPICAL_SCORE = 30.0
 
 
 def faster_attention(config: Any) -> str:
-    """What transformers calls the attention that is worth a trial."""
+    """The name in transformers of the attention to try."""
     capped = getattr(text_config(config), "attn_logit_softcapping", None) is not None
     return "flex_attention" if capped else "sdpa"
 
 
 def choose_attention(config: Any, ctx_len: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The name of the fastest attention that passes `find_obstacle`; why it does not is logged.
+    """The name of the fastest attention that is accurate; a rejection is logged with its reason.
 
-    On a CPU eager attention is what parity is measured against, and no slower.
+    On a CPU it is eager attention, which is the reference for parity and no slower there.
     """
     if device.type == "cpu":
         return EAGER
     name = faster_attention(config)
-    obstacle = find_obstacle(config, name, ctx_len, dtype, device)
-    if obstacle is None:
+    reason = rejection_reason(config, name, ctx_len, dtype, device)
+    if reason is None:
         return name
-    _log.warning("Attention takes the slower way, because %s does not work: %s", name, obstacle)
+    _log.warning("Using the slower eager attention, because %s does not work: %s", name, reason)
     return EAGER
 
 
-def find_obstacle(
+def rejection_reason(
     config: Any, name: str, ctx_len: int, dtype: torch.dtype, device: torch.device
 ) -> str | None:
-    """Why the attention `name` is not to be trusted on a device for rows of `ctx_len` tokens, if it
-    is not: it raises, or on two layers of the model's shape with random weights it is more than
-    twice as far from float32 as eager attention is, both in `dtype`.
+    """Why attention `name` must not be used on a device for rows of `ctx_len` tokens, or None.
+
+    It is rejected if it raises, or if on two layers of the model's shape with random weights its
+    error against float32 is more than twice that of eager attention, both in `dtype`.
     """
     try:
         exact, eager, other = (
@@ -64,7 +65,7 @@ def find_obstacle(
     except Exception as error:  # whatever compilers and drivers raise
         return f"{type(error).__name__}: {error}"
     error, eager_error = (((x - exact).norm() / exact.norm()).item() for x in (other, eager))
-    # Roundings come in other places; in float32 only the order of sums differs.
+    # It rounds at other places; in float32 only the order of sums differs.
     if error <= 2 * eager_error + 1e-4:
         return None
     return f"a trial's output is off by {error:.2%}, that of eager attention by {eager_error:.2%}"
@@ -74,11 +75,11 @@ def find_obstacle(
 def _trial(
     config: Any, name: str, ctx_len: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """What two layers with random weights, the same in each call, make of random tokens: of a row
-    of two, as a model is tried with when it is loaded, and of one or two as they will be read.
+    """The output of two layers with random weights, the same in each call, for random tokens: one
+    row of two tokens, as when a model is loaded, and one or two rows of `ctx_len`.
     """
     config = copy.deepcopy(config)
-    truncate(text_config(config), 2)
+    truncate(config, 2)
     language = text_config(config)
     language.vocab_size = TRIAL_VOCAB
     language.pad_token_id = None
@@ -88,7 +89,7 @@ def _trial(
         language.sliding_window = max(1, ctx_len // 2)
     width = language.hidden_size
     head = getattr(language, "head_dim", None) or width // language.num_attention_heads
-    # Queries and keys are sums over the width; their products' sum over a head grows with its root.
+    # Queries and keys are sums over the width; their dot product over a head grows with its root.
     divided_by = math.sqrt(getattr(language, "query_pre_attn_scalar", None) or head)
     language.initializer_range = math.sqrt(TYPICAL_SCORE * divided_by / (width * math.sqrt(head)))
     with torch.random.fork_rng(devices=[]):

@@ -1,7 +1,7 @@
-"""Where in a language model activations are read: from a configuration to a module's path.
+"""Where activations are read in a language model: from a configuration to a module's path.
 
-Read by `language_model`. The architectures differ in how they name their layers, and in what adds
-to the residual stream; all that is known about it is here.
+Architectures name their layers, and what adds to the residual stream, differently; everything known
+about that is here. Read by `language_model`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sae_engine.errors import ConfigError
+from sae_engine.preflight import check_layer
 from sae_engine.schema.config import ModelConfig
 
 
@@ -24,57 +25,57 @@ class HookPoint(NamedTuple):
 
 
 def text_config(config: Any) -> Any:
-    """A model's language part (multimodal configurations nest it)."""
+    """The language part of a model's configuration, which multimodal models nest."""
     return config.get_text_config()
 
 
-def layers_needed(configs: Sequence[ModelConfig], num_layers: int) -> int | None:
-    """How many decoder layers all the hook points need; None for all there are.
+def layers_needed(configs: Sequence[ModelConfig], num_layers: int) -> int:
+    """How many of a model's `num_layers` decoder layers the hook points need.
 
-    Raises `ConfigError` for a layer beyond `num_layers`.
+    Raises `ConfigError` for a layer that the model lacks.
     """
-    counts = [_layers_needed(config, num_layers) for config in configs]
-    known = [count for count in counts if count is not None]
-    return max(known) if len(known) == len(counts) else None
-
-
-def _layers_needed(config: ModelConfig, num_layers: int) -> int | None:
-    layer = config.deepest_layer
-    if layer is None:
-        return None
-    if layer >= num_layers:
-        field = "model.hook_point" if config.hook_point else "model.layer"
-        raise ConfigError.of(
-            field,
-            f"Layer {layer} does not exist; '{config.name}' has layers 0 to {num_layers - 1}.",
-        )
-    return layer + 1
+    needed = 0
+    for config in configs:
+        check_layer(config, num_layers)
+        layer = config.deepest_layer
+        needed = max(needed, num_layers if layer is None else layer + 1)
+    return needed
 
 
 def truncate(config: Any, num_layers: int) -> None:
-    """Make a model's configuration one of its first `num_layers` layers."""
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+    """Reduce a model's configuration, in place, to the first `num_layers` layers."""
+    language = text_config(config)
+    language.num_hidden_layers = num_layers
+    if getattr(language, "layer_types", None):
+        language.layer_types = language.layer_types[:num_layers]
 
 
 def find_hook_point(config: ModelConfig, model: Any) -> HookPoint:
-    """The module that `config` names or means; raises `ConfigError` for one that is not there."""
-    return HookPoint(_hook_path(config, model), config.hook_io)
-
-
-def _hook_path(config: ModelConfig, model: Any) -> str:
+    """The module that `config` names or means; raises `ConfigError` if the model lacks it."""
     modules = dict(model.named_modules())
     if config.hook_point is not None:
-        for prefix in ("model", "transformer", model.base_model_prefix):
-            path = config.hook_point.removeprefix(f"{prefix}.") if prefix else config.hook_point
-            if path in modules and path:
-                return path
-        raise ConfigError.of(
-            "model.hook_point",
-            f"'{config.hook_point}' is not a module of '{config.name}'; its top-level modules are "
-            f"{', '.join(name for name, _ in model.named_children())}.",
-        )
+        path = _named_path(config, model, modules.keys() - {""})
+    else:
+        path = _site_path(config, model, modules)
+    return HookPoint(path, config.hook_io)
+
+
+def _named_path(config: ModelConfig, model: Any, paths: set[str]) -> str:
+    """The path in the base model of `hook_point`, a path in the base or in the whole model."""
+    assert config.hook_point is not None
+    for prefix in ("model", "transformer", model.base_model_prefix):
+        path = config.hook_point.removeprefix(f"{prefix}.") if prefix else config.hook_point
+        if path in paths:
+            return path
+    raise ConfigError.of(
+        "model.hook_point",
+        f"'{config.hook_point}' is not a module of '{config.name}'; its top-level modules are "
+        f"{', '.join(name for name, _ in model.named_children())}.",
+    )
+
+
+def _site_path(config: ModelConfig, model: Any, modules: dict[str, nn.Module]) -> str:
+    """The path of the module whose output is `site` of `layer`."""
     num_layers = text_config(model.config).num_hidden_layers
     stacks = [
         n for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m) == num_layers
@@ -87,21 +88,21 @@ def _hook_path(config: ModelConfig, model: Any) -> str:
     layer = f"{stacks[0]}.{config.layer}"
     if config.site == "resid_post":
         return layer
-    # What is added to the residual stream: on Gemma-2 and later the sub-layer's output passes a
-    # norm first.
+    # On Gemma-2 and later, a sub-layer's output passes a norm before it is added to the residual
+    # stream.
     if f"{layer}.post_feedforward_layernorm" in modules:
-        wanted = {
+        names = {
             "mlp_out": ["post_feedforward_layernorm"],
             "attn_out": ["post_attention_layernorm"],
         }
     else:
-        wanted = {
+        names = {
             "mlp_out": ["mlp", "feed_forward"],
             "attn_out": ["self_attn", "attn", "attention"],
         }
-    for child in wanted[config.site]:
-        if f"{layer}.{child}" in modules:
-            return f"{layer}.{child}"
+    for name in names[config.site]:
+        if f"{layer}.{name}" in modules:
+            return f"{layer}.{name}"
     raise ConfigError.of(
         "model.site",
         f"'{config.name}' has no known {config.site}; name a module with model.hook_point.",
@@ -110,7 +111,7 @@ def _hook_path(config: ModelConfig, model: Any) -> str:
 
 @torch.inference_mode()
 def in_running_order(model: nn.Module, points: Sequence[HookPoint], ids: torch.Tensor) -> list[int]:
-    """The places of `points` in the order in which the model passes them, seen on `ids`.
+    """Indices of `points` in the order in which the model runs them on `ids`.
 
     Raises `ConfigError` for a module that the model does not run.
     """

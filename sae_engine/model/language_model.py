@@ -1,10 +1,9 @@
-"""The language model, as the source of activations. The only file that imports nnsight.
+"""The language model as the source of activations. The only file that imports nnsight.
 
-`LanguageModel` loads the layers up to the deepest hook and nothing else, reads activations at all
-hooks in one forward pass and stops it at once. `SpliceModel` is the whole model, for the
-cross-entropy with other activations in place of its own, and for text that goes on with something
-added to them. Fed by `corpus` (packed rows of token ids); read by `activations`, `evaluate`,
-`feature_index` and `probe`.
+`LanguageModel` holds the layers up to the deepest hook, reads activations at all hooks in one
+forward pass and stops it there. `SpliceModel` is the whole model, for the cross-entropy with
+activations replaced and for generating text with activations shifted. Fed by `loading`; read by
+`activations`, `training` and `playground`.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sae_engine.errors import ConfigError
+from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
-from sae_engine.model.loading import load_prefix, load_rest
+from sae_engine.model.loading import load_head, load_prefix, load_whole
 from sae_engine.schema.config import ModelConfig
 from sae_engine.sizes import LOGITS_PER_CHUNK
 
-OVERFLOW = (
-    "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can pass the largest "
-    "number, 65,504, and become infinite. Set model.dtype to bfloat16 or float32 if that happens."
+FLOAT16_OVERFLOW = (
+    "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can exceed the "
+    "largest number, 65,504, and become infinite. Set model.dtype to bfloat16 or float32 if that "
+    "happens."
 )
 
 Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
@@ -40,11 +41,11 @@ class Hook(NamedTuple):
     name: str
     """Full path of the module in the whole model, such as `model.layers.12`."""
     d_in: int
-    """Width of the activations that pass there."""
+    """Width of the activations there."""
 
 
 class Continuation(NamedTuple):
-    """What a model says comes next, and what it remembers of everything before."""
+    """The logits of the next token, and the key-value cache of everything before it."""
 
     logits: Float[Tensor, " vocab"]
     past: Any
@@ -53,10 +54,10 @@ class Continuation(NamedTuple):
 class LanguageModel:
     """The first layers of a causal language model, read at one or several hook points.
 
-    Attributes: `hooks`, the distinct hook points, that of the first configuration first; `d_in`,
-    the width of the activations there; `vocab_size`; `tokenizer`, a `tokenizers.Tokenizer` that
-    reads a literal `<bos>` as text; `bos_id` (None if the model has none) and `eos_id`; `notices`,
-    sentences about the model that a person should know.
+    Attributes: `hooks`, the distinct hook points, the first configuration's first; `vocab_size`;
+    `tokenizer`, which reads a literal `<bos>` as text; `bos_id` and `eos_id`, None if the model
+    has none; `excluded_ids`, those of BOS, eos and pad, whose positions are never trained on,
+    measured or shown; `notices`, warnings for the user.
     """
 
     def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
@@ -72,35 +73,27 @@ class LanguageModel:
         self.tokenizer.no_padding()
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
-        self.excluded_ids: list[int] = sorted(
-            i
-            for i in {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-            if i is not None
-        )
-        """Ids whose positions never enter the buffer, the statistics or the feature index."""
+        special = {self.bos_id, self.eos_id, tokenizer.pad_token_id}
+        self.excluded_ids: list[int] = sorted(id_ for id_ in special if id_ is not None)
         language = text_config(model.config)
         self.vocab_size: int = language.vocab_size
         self.notices: list[str] = []
         if self.dtype == torch.float16 and language.model_type.startswith("gemma"):
-            self.notices.append(OVERFLOW.format(name=self.config.name))
+            self.notices.append(FLOAT16_OVERFLOW.format(name=self.config.name))
 
-        points = list(dict.fromkeys(find_hook_point(config, model) for config in configs))
-        probe = torch.full(
-            (1, 2), self.excluded_ids[0] if self.excluded_ids else 0, device=self.device
-        )
-        self._points = points
-        self._order = in_running_order(model, points, probe)
+        self._points = list(dict.fromkeys(find_hook_point(config, model) for config in configs))
+        probe_id = self.excluded_ids[0] if self.excluded_ids else 0
+        probe = torch.full((1, 2), probe_id, device=self.device)
+        self._order = in_running_order(model, self._points, probe)
+        prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
         self.hooks: list[Hook] = [
-            Hook(point, self._full_name(point), activations.shape[-1])
-            for point, activations in zip(points, self._read(probe, self._order), strict=True)
+            Hook(point, f"{prefix}{point.path}", activations.shape[-1])
+            for point, activations in zip(self._points, self.all_activations(probe), strict=True)
         ]
-
-    def _full_name(self, point: HookPoint) -> str:
-        prefix = self._model.base_model_prefix
-        return f"{prefix}.{point.path}" if prefix else point.path
 
     @property
     def d_in(self) -> int:
+        """Width of the activations at the first hook."""
         return self.hooks[0].d_in
 
     @property
@@ -109,42 +102,47 @@ class LanguageModel:
         return self.hooks[0].name
 
     def hook_of(self, config: ModelConfig) -> int:
-        """The place in `hooks` of the hook point that `config` means."""
+        """The index in `hooks` of the hook point that `config` names."""
         return self._points.index(find_hook_point(config, self._model))
 
     @classmethod
     def load(
-        cls, config: ModelConfig, *, also: Sequence[ModelConfig] = (), ctx_len: int | None = None
+        cls,
+        config: ModelConfig,
+        *,
+        also: Sequence[ModelConfig] = (),
+        ctx_len: int | None = None,
+        check_stop: CheckStop = never_stop,
     ) -> LanguageModel:
         """Load the layers up to the deepest hook, without the head.
 
-        `also` names further hook points of the same model; `ctx_len` says that many rows of so many
-        tokens will be read. Raises `UserError` in one sentence when the model cannot be had,
-        `ConfigError` for a hook that it does not have.
+        `also` names further hook points of the same model; for `ctx_len`, `check_stop` and the
+        errors raised, see `load_prefix`.
         """
-        prefix = load_prefix([config, *also], ctx_len=ctx_len)
-        return cls([config, *also], prefix.model, prefix.tokenizer)
+        configs = [config, *also]
+        prefix = load_prefix(configs, ctx_len=ctx_len, check_stop=check_stop)
+        return cls(configs, prefix.model, prefix.tokenizer)
 
     def at(self, config: ModelConfig) -> LanguageModel | None:
-        """These layers, read at the hook that `config` means; None where they do not reach it."""
+        """The same layers read at another hook; None if they do not reach it."""
         num_loaded = text_config(self._model.config).num_hidden_layers
         if config.deepest_layer is None or config.deepest_layer >= num_loaded:
             return None
         return LanguageModel([config], self._model, self._hf_tokenizer)
 
     def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
-        """Run the model on `ids` as far as the first hook and return what passes there."""
+        """Run the model on `ids` up to the first hook and return the activations there."""
         return self._read(ids, [0])[0]
 
     def all_activations(
         self, ids: Int[Tensor, "rows ctx"]
     ) -> list[Float[Tensor, "rows ctx d_hook"]]:
-        """Run the model once, as far as the deepest hook; what passes at each of `hooks`."""
+        """Run the model once, up to the deepest hook; the activations at each of `hooks`."""
         return self._read(ids, self._order)
 
     @torch.inference_mode()
     def _read(self, ids: Tensor, order: list[int]) -> list[Tensor]:
-        """Values at the hooks of `order`, which is the order they are passed in, sorted by place.
+        """Activations at the hooks of `order`, given in running order, returned sorted by index.
 
         The forward pass stops at the last of them.
         """
@@ -155,40 +153,46 @@ class LanguageModel:
             for module, point in zip(modules, points, strict=True):
                 values.append(module.output if point.io == "output" else module.input)
             tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
-        by_place = dict(zip(order, values, strict=True))
-        return [_as_activations(by_place[i], ids) for i in sorted(by_place)]
+        by_index = dict(zip(order, values, strict=True))
+        return [_as_activations(by_index[i], ids) for i in sorted(by_index)]
 
     def special_mask(self, ids: Int[Tensor, "rows ctx"]) -> Tensor:
-        """True at BOS, pad and eos: positions that are never trained on, measured or shown."""
+        """True at BOS, pad and eos."""
         return torch.isin(ids, torch.tensor(self.excluded_ids, device=ids.device))
 
     def full(self) -> SpliceModel:
-        """The whole model, with its head; its first layers are this prefix's own tensors."""
-        return SpliceModel(self, load_rest(self.config, self._model))
+        """The whole model with its head, sharing these layers' tensors."""
+        return SpliceModel(self, load_whole(self.config, self._model))
 
-    def unembedding(self) -> Float[Tensor, "vocab d_in"] | None:
-        """W_U times the final norm's own weight, or None where the site is not the residual
-        stream's width.
+    def with_head(self) -> Any:
+        """A causal language model of these layers only, with the whole model's norm and head."""
+        return load_head(self.config, self._model)
+
+    def unembedding(
+        self, hook: int = 0, causal_lm: Any = None
+    ) -> Float[Tensor, "vocab d_in"] | None:
+        """W_U times the final norm's weight; None if the hook is not as wide as the residual
+        stream.
 
         A decoder row times its transpose gives the logits that the feature promotes when it is
-        written to the residual stream (the norm's division by the scale, which is the same for all
-        tokens, left out).
+        written to the residual stream. The norm's division by the scale is left out, as it is the
+        same for all tokens. Norm and head are those of `causal_lm`, by default `with_head()`.
         """
-        model = self.full().model
-        head = model.get_output_embeddings()
-        if head is None or head.weight.shape[1] != self.d_in:
+        causal_lm = self.with_head() if causal_lm is None else causal_lm
+        base, head = causal_lm.base_model, causal_lm.get_output_embeddings()
+        if head is None or head.weight.shape[1] != self.hooks[hook].d_in:
             return None
         weight = head.weight.detach()
-        norm = getattr(model.base_model, "norm", None) or getattr(model.base_model, "ln_f", None)
+        norm = getattr(base, "norm", None) or getattr(base, "ln_f", None)
         if norm is None or getattr(norm, "weight", None) is None:
             return weight.float()
-        # Gemma's norms multiply by 1 + weight. A float32 row turns the product into float32.
-        gain = norm.weight.float() + (1.0 if model.config.model_type.startswith("gemma") else 0.0)
-        return weight * gain
+        # Gemma's norms multiply by 1 + weight. A float32 gain makes the product float32.
+        is_gemma = causal_lm.config.model_type.startswith("gemma")
+        return weight * (norm.weight.float() + (1.0 if is_gemma else 0.0))
 
 
 class SpliceModel:
-    """The whole language model, with its activations at the hook replaced on demand."""
+    """The whole language model, with activations at a hook replaced on demand."""
 
     def __init__(self, prefix: LanguageModel, model: Any) -> None:
         self.prefix = prefix
@@ -208,17 +212,15 @@ class SpliceModel:
     ) -> tuple[float, int]:
         """Sum of the next-token cross-entropies in nats, and their number.
 
-        Predictions count where they are made at an ordinary position. `replace` maps the
-        activations at those positions of `prefix.hooks[hook]` to others; BOS, pad and eos keep
-        their own, as replacing an attention sink wrecks the model.
+        Only predictions made at ordinary positions count. There, `replace` maps the activations at
+        `prefix.hooks[hook]` to others; BOS, pad and eos keep theirs, because replacing an attention
+        sink wrecks the model.
         """
         ids = ids.to(self.prefix.device)
         ordinary = ~self.prefix.special_mask(ids)
-        point = self.prefix.hooks[hook].point
-        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
-
+        module, io = self._module(hook)
         with self._traced.trace(ids, use_cache=False) as tracer:
-            if replace is not None and point.io == "output":
+            if replace is not None and io == "output":
                 module.output = _spliced(module.output, ids, ordinary, replace)
             elif replace is not None:
                 module.input = _spliced(module.input, ids, ordinary, replace)
@@ -236,26 +238,30 @@ class SpliceModel:
         add: Float[Tensor, " d_in"] | None = None,
         hook: int = 0,
     ) -> Continuation:
-        """What comes after `ids`, which follow what `past` (of the last call) remembers.
+        """The logits after `ids`, which continue the text in `past`, the previous call's cache.
 
-        `add` is added to the activations of `prefix.hooks[hook]` at the ordinary positions of
-        `ids`; BOS, pad and eos keep their own.
+        `add` is added to the activations at `prefix.hooks[hook]` at the ordinary positions of
+        `ids`; BOS, pad and eos keep theirs.
         """
         ids = ids.to(self.prefix.device)
         ordinary = ~self.prefix.special_mask(ids)
-        point = self.prefix.hooks[hook].point
-        module = self._traced.get(f"{self.model.base_model_prefix}.{point.path}")
+        module, io = self._module(hook)
 
         def shifted(x: Tensor) -> Tensor:
             return x if add is None else x + add.to(x.device)
 
         with self._traced.trace(ids, past_key_values=past, use_cache=True, logits_to_keep=1):
-            if add is not None and point.io == "output":
+            if add is not None and io == "output":
                 module.output = _spliced(module.output, ids, ordinary, shifted)
             elif add is not None:
                 module.input = _spliced(module.input, ids, ordinary, shifted)
             answer = self._traced.output.save()
         return Continuation(answer.logits[0, -1].float(), answer.past_key_values)
+
+    def _module(self, hook: int) -> tuple[Any, str]:
+        """The traced module of `prefix.hooks[hook]`, and which side of it is read."""
+        point = self.prefix.hooks[hook].point
+        return self._traced.get(f"{self.model.base_model_prefix}.{point.path}"), point.io
 
     def _summed_losses(self, hidden: Float[Tensor, "n d_in"], targets: Int[Tensor, " n"]) -> float:
         head = self.model.get_output_embeddings()
@@ -270,7 +276,9 @@ class SpliceModel:
 
 
 def _spliced(value: Any, ids: Tensor, ordinary: Tensor, replace: Replace) -> Any:
-    """What a module passes on, with `replace` applied to the activations at ordinary positions."""
+    """A module's output or input, with `replace` applied to the activations at ordinary
+    positions.
+    """
     changed = _as_activations(value, ids).clone()
     changed[ordinary] = replace(changed[ordinary].float()).to(changed.dtype)
     return (changed, *value[1:]) if isinstance(value, tuple) else changed
@@ -284,6 +292,6 @@ def _as_activations(value: Any, ids: Tensor) -> Tensor:
         raise ConfigError.of(
             "model.hook_point",
             f"It gives {shape} for {tuple(ids.shape)} tokens; a hook point must give one vector "
-            f"per token.",
+            "per token.",
         )
     return tensor

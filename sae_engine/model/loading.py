@@ -1,7 +1,7 @@
-"""A language model's files become modules: its first layers, and later the layers that are missing.
+"""A language model's files become modules: the first layers, later the head or everything else.
 
 Fed by the hub or a folder, through transformers; read by `language_model`. What goes wrong on the
-way is said in one sentence with the remedy.
+way is reported in one sentence with its remedy.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
+from sae_engine import hub
 from sae_engine.errors import ConfigError, UserError
+from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
 from sae_engine.model.attention import EAGER, choose_attention
 from sae_engine.model.hook_points import layers_needed, text_config, truncate
 from sae_engine.preflight import EMBEDDED_MODEL, model_path
 from sae_engine.schema.config import ModelConfig
-from sae_engine.text.sources import is_connection_error
 
-HUB_TIMEOUT_SECONDS = 5
+REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -47,32 +48,35 @@ class Prefix(NamedTuple):
     tokenizer: Any
 
 
-def load_prefix(configs: Sequence[ModelConfig], *, ctx_len: int | None = None) -> Prefix:
+def load_prefix(
+    configs: Sequence[ModelConfig],
+    *,
+    ctx_len: int | None = None,
+    check_stop: CheckStop = never_stop,
+) -> Prefix:
     """Load the layers up to the deepest hook of `configs`, all of one model, without the head.
 
-    Where many rows of `ctx_len` tokens will be read on a GPU, it computes with the attention that
-    is fastest for them, which may compile for each length; see `attention`.
+    Give `ctx_len` if many rows of that many tokens will be read; on a GPU they are then computed
+    with the fastest attention, which may compile for each length (see `attention`). `check_stop` is
+    called during downloads and between the steps of loading.
 
-    Raises `UserError` in one sentence when the model cannot be had, `ConfigError` for a layer that
-    it does not have.
+    Raises `UserError` if the model cannot be loaded, `ConfigError` for a layer that it lacks.
     """
     config = configs[0]
     name = model_path(config)
-    with _loading(config.name):
-        _ask_hub(name)
-        hf_config = AutoConfig.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+    with _one_sentence_errors(config.name):
+        hf_config, tokenizer = call_interruptibly(lambda: _config_and_tokenizer(name), check_stop)
+        call_interruptibly(lambda: _weight_files(name), check_stop)
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(
             f"The tokenizer of '{config.name}' has no fast (tokenizers) version, which is needed."
         )
-    num_layers = layers_needed(configs, text_config(hf_config).num_hidden_layers)
-    if num_layers is not None:
-        truncate(text_config(hf_config), num_layers)
+    truncate(hf_config, layers_needed(configs, text_config(hf_config).num_hidden_layers))
     device = resolve_device(config)
     dtype = resolve_dtype(config, device)
     attention = EAGER if ctx_len is None else choose_attention(hf_config, ctx_len, dtype, device)
-    with _loading(config.name):
+    check_stop()
+    with _one_sentence_errors(config.name):
         model, report = AutoModel.from_pretrained(
             name,
             config=hf_config,
@@ -82,19 +86,32 @@ def load_prefix(configs: Sequence[ModelConfig], *, ctx_len: int | None = None) -
             device_map=config.device_map or device,
             output_loading_info=True,
         )
-    _refuse_missing(config.name, report)
+    _require_all_tensors(config.name, report)
     return Prefix(model.eval().requires_grad_(False), tokenizer)
 
 
-def load_rest(config: ModelConfig, prefix: nn.Module) -> Any:
-    """The whole model with its head: `prefix`'s tensors, and what it lacks from the files.
+def load_whole(config: ModelConfig, prefix: nn.Module) -> Any:
+    """The whole model with its head: `prefix`'s own tensors, and the missing ones from the files.
 
-    Only the missing layers (and the head, where it is not the embedding) take memory. Spread over
-    devices with `device_map`, the whole model is loaded anew instead, placed where there is room.
+    Only the missing layers (and the head, unless it is the embedding) take memory. With
+    `device_map`, the whole model is loaded again instead, placed where there is room.
     """
+    return _load_causal_lm(config, prefix, num_layers=None)
+
+
+def load_head(config: ModelConfig, prefix: Any) -> Any:
+    """A causal language model of `prefix`'s layers only, with the final norm and the head of the
+    whole model.
+    """
+    return _load_causal_lm(config, prefix, text_config(prefix.config).num_hidden_layers)
+
+
+def _load_causal_lm(config: ModelConfig, prefix: nn.Module, num_layers: int | None) -> Any:
     name = model_path(config)
-    with _loading(config.name), ExitStack() as stack:
+    with _one_sentence_errors(config.name), ExitStack() as stack:
         hf_config = AutoConfig.from_pretrained(name)
+        if num_layers is not None:
+            truncate(hf_config, num_layers)
         model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(hf_config)]
         tensors: dict[str, Any] | None = None
         if config.device_map is None:
@@ -102,10 +119,10 @@ def load_rest(config: ModelConfig, prefix: nn.Module) -> Any:
             tensors = {}
             for path in _weight_files(name):
                 file = stack.enter_context(safe_open(path, "pt"))
-                for key in file.keys():  # noqa: SIM118 - it is no dict
+                for key in file.keys():  # noqa: SIM118 - not a dict
                     inner = key.removeprefix(f"{model_class.base_model_prefix}.")
-                    # A slice is read when transformers puts it into its place; a tensor that is
-                    # there already, in the same format and on the same device, is not copied.
+                    # transformers reads a slice when it fills that tensor, and does not copy a
+                    # tensor that already has the right format and device.
                     tensors[key] = have[inner] if inner in have else file.get_slice(key)
         parameter = next(prefix.parameters())
         model, report = model_class.from_pretrained(
@@ -118,31 +135,39 @@ def load_rest(config: ModelConfig, prefix: nn.Module) -> Any:
             device_map=config.device_map or parameter.device,
             output_loading_info=True,
         )
-    _refuse_missing(config.name, report)
+    _require_all_tensors(config.name, report)
     return model.eval().requires_grad_(False)
 
 
+def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
+    # One question with a short timeout, because the downloader retries for much longer.
+    is_local = Path(name).expanduser().is_dir() or is_offline_mode()
+    if not is_local and try_to_load_from_cache(name, "config.json") is None:
+        HfApi().model_info(name, timeout=hub.TIMEOUT_SECONDS)
+    return AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+
+
 def _weight_files(name: str) -> Sequence[str]:
-    """The safetensors files of a model, from its folder or the hub's cache."""
+    """The safetensors files of a model, in its folder or downloaded to the hub's cache."""
     single = cached_file(name, SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False)
     if single is not None:
         return [single]
-    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME)
-    return get_checkpoint_shard_files(name, index)[0] or []
+    index = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    return [] if index is None else get_checkpoint_shard_files(name, index)[0] or []
 
 
-def _refuse_missing(name: str, report: dict[str, Any]) -> None:
-    """Tensors that the files lack would be random numbers."""
+def _require_all_tensors(name: str, report: dict[str, Any]) -> None:
+    """Raise `UserError` for tensors missing from the files, which would be random numbers."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
             f"The files of '{name}' lack {len(missing)} of its tensors, such as {missing[0]}; "
-            f"download or save the model again."
+            "download or save the model again."
         )
 
 
 def resolve_device(config: ModelConfig) -> torch.device:
-    """The device a run works on; raises `ConfigError` for a GPU that is not there."""
+    """The device that a run uses; raises `ConfigError` for a GPU that does not exist."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(config.device)
@@ -150,7 +175,7 @@ def resolve_device(config: ModelConfig) -> torch.device:
         raise ConfigError.of(
             "model.device",
             f"'{config.device}' does not exist; {torch.cuda.device_count()} CUDA devices were "
-            f"found. Use cpu or auto.",
+            "found. Use cpu or auto.",
         )
     return device
 
@@ -162,33 +187,22 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _loading(name: str) -> Generator[None]:
-    """Turn what the hub and the file system answer into one sentence with the remedy."""
+def _one_sentence_errors(name: str) -> Generator[None]:
+    """Turn errors of the hub and the file system into a `UserError` with the remedy."""
     try:
         yield
-    except ConfigError:
+    except UserError:
         raise
     except Exception as error:
-        if not (isinstance(error, ValueError | KeyError) or is_connection_error(error)):
+        if not (isinstance(error, ValueError | KeyError) or hub.is_connection_error(error)):
             raise
         _log.warning("loading %s failed", name, exc_info=True)
-        raise UserError(_why_not_loaded(name, error)) from error
+        raise _loading_error(name, error) from error
 
 
-def _ask_hub(name: str) -> None:
-    """Ask once about a model that is not here.
-
-    The downloader would try an unreachable hub for long.
-    """
-    if Path(name).expanduser().is_dir() or is_offline_mode():
-        return
-    if try_to_load_from_cache(name, "config.json") is None:
-        HfApi().model_info(name, timeout=HUB_TIMEOUT_SECONDS)
-
-
-def _why_not_loaded(name: str, error: BaseException) -> str:
+def _loading_error(name: str, error: BaseException) -> UserError:
     if Path(name).expanduser().is_dir():
-        return f"The folder '{name}' does not hold a complete model: {error}"
+        return UserError(f"The folder '{name}' does not hold a complete model: {error}")
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -196,25 +210,20 @@ def _why_not_loaded(name: str, error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(e) for e in causes)
     if any(isinstance(e, GatedRepoError) for e in causes) or "access a gated repo." in text:
-        return (
-            f"'{name}' is gated: accept its license on its Hugging Face page and set HF_TOKEN to a "
-            "token of that account."
-        )
+        return hub.gated("model", name)
     missing = any(isinstance(e, RepositoryNotFoundError) for e in causes)
     if missing or "not a valid model identifier" in text:
-        return (
-            f"There is no model '{name}' on the Hugging Face hub (or it is private and HF_TOKEN is "
-            f"not set), and no such folder here. The embedded model is '{EMBEDDED_MODEL}'."
-        )
-    remedy = f"check the network, or use a local folder or the embedded '{EMBEDDED_MODEL}'."
+        return hub.not_found("model", name, f"check the name, or {REMEDY}")
     if is_offline_mode():
-        return f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set; {remedy}"
+        return UserError(
+            f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {REMEDY}."
+        )
     unreachable = any(
         isinstance(e, LocalEntryNotFoundError)
-        or (is_connection_error(e) and not isinstance(e, FileNotFoundError))
+        or (hub.is_connection_error(e) and not isinstance(e, FileNotFoundError))
         for e in causes
-        if type(e) is not OSError  # what transformers raises for everything
+        if type(e) is not OSError  # transformers raises plain OSErrors for everything
     )
     if unreachable or "connect" in text.lower():
-        return f"'{name}' is not cached and the Hugging Face hub cannot be reached; {remedy}"
-    return f"The model '{name}' could not be loaded: {error}"
+        return hub.unreachable("model", name, REMEDY)
+    return UserError(f"The model '{name}' could not be loaded: {error}")

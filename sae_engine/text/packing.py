@@ -1,11 +1,12 @@
 """Text as packed rows of token ids, with a cursor from which the same rows can be read again.
 
-Fed by `text_sources`; read by `activations` and `evaluate`.
+Fed by `sources`; read by `activations`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -13,17 +14,18 @@ from jaxtyping import Int
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
+from sae_engine.interrupt import CheckStop, interruptible, never_stop
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.sources import Document, documents
-from sae_engine.text.stdlib import Split
+from sae_engine.text.documents import Document, Split
+from sae_engine.text.sources import documents
 
 DOCUMENTS_PER_CALL = 64
 """Documents tokenized in one call, in parallel."""
 
 
 class Cursor(NamedTuple):
-    """Where a row begins: tokens of document number `document` (or a later one) from `offset`
-    on.
+    """Where a row begins: at token `offset` of document number `document`, or at the start of the
+    next document that exists.
     """
 
     epoch: int = 0
@@ -35,26 +37,28 @@ BEGINNING = Cursor()
 
 
 class Packing(NamedTuple):
-    """How documents become rows: ids of BOS (None: rows have none) and eos (None: documents are
-    just joined).
-    """
+    """How documents become rows."""
 
     tokenizer: Tokenizer
     ctx_len: int
     bos_id: int | None
+    """Begins each row; None begins rows with text."""
     eos_id: int | None
+    """Ends each document; None joins documents directly."""
 
     @property
     def tokens_per_row(self) -> int:
-        """Tokens of text in a row, its BOS not counted."""
+        """Tokens of text in a row, without BOS."""
         return self.ctx_len - (self.bos_id is not None)
 
 
 class PackedRows:
     """Rows of exactly `ctx_len` ids: one BOS, then documents joined by one eos, never padded.
 
-    An iterator that starts again from the first document when the text ends, `num_epochs` times or,
-    when that is None, for ever. `cursor` is where the next row begins.
+    An iterator that restarts at the first document when the text ends, for `num_epochs` epochs or
+    without end. `cursor` is where the next row begins. Documents are read and tokenized in a
+    background thread, so `check_stop` is called however long the source blocks; when it raises,
+    open a new `PackedRows` at a known cursor to continue.
     """
 
     def __init__(
@@ -64,13 +68,15 @@ class PackedRows:
         *,
         cursor: Cursor = BEGINNING,
         num_epochs: int | None = None,
+        check_stop: CheckStop = never_stop,
     ) -> None:
+        """`read(n)` yields the documents whose number is at least `n`."""
         self.packing = packing
         self.cursor = cursor
-        self._read = read
-        self._num_epochs = num_epochs
-        self._tokens = self._tokenized(cursor)
-        self._document: tuple[Cursor, np.ndarray] | None = None
+        tokenized = _tokenized(packing, read, cursor, num_epochs)
+        self._documents = interruptible(tokenized, check_stop)
+        self._current: tuple[Cursor, np.ndarray] | None = None
+        """The document being cut into rows, and the position of its next token."""
 
     def __iter__(self) -> PackedRows:
         return self
@@ -79,43 +85,20 @@ class PackedRows:
         wanted = self.packing.tokens_per_row
         parts: list[np.ndarray] = []
         while wanted:
-            if self._document is None:
-                self._document = next(self._tokens)
-            at, ids = self._document
+            at, ids = self._current or next(self._documents)
             taken = ids[at.offset : at.offset + wanted]
             parts.append(taken)
             wanted -= len(taken)
             end = at._replace(offset=at.offset + len(taken))
-            self._document = (end, ids) if end.offset < len(ids) else None
-            self.cursor = end if self._document else Cursor(at.epoch, at.document + 1, 0)
+            self._current = (end, ids) if end.offset < len(ids) else None
+            self.cursor = end if self._current else Cursor(at.epoch, at.document + 1, 0)
         bos = [] if self.packing.bos_id is None else [np.array([self.packing.bos_id], np.int64)]
         return np.concatenate(bos + parts)
 
     def take(self, count: int) -> Int[np.ndarray, "count ctx"]:
         """The next `count` rows, fewer when the text ends."""
-        rows = [row for _, row in zip(range(count), self, strict=False)]
+        rows = list(islice(self, count))
         return np.stack(rows) if rows else np.empty((0, self.packing.ctx_len), np.int64)
-
-    def _tokenized(self, cursor: Cursor) -> Iterator[tuple[Cursor, np.ndarray]]:
-        epoch, start, offset = cursor
-        eos = [] if self.packing.eos_id is None else [self.packing.eos_id]
-        while self._num_epochs is None or epoch < self._num_epochs:
-            read_any = False
-            for group in _grouped(self._read(start)):
-                encoded = self.packing.tokenizer.encode_batch_fast(
-                    [d.text for d in group], add_special_tokens=False
-                )
-                for document, encoding in zip(group, encoded, strict=True):
-                    ids = np.array([*encoding.ids, *eos], np.int64)
-                    first = offset if document.number == start else 0
-                    read_any = True
-                    if first < len(ids):
-                        yield Cursor(epoch, document.number, first), ids
-            if not read_any and start == 0 and self._num_epochs is None:
-                raise UserError(
-                    "The dataset holds no training text; check data.dataset and data.text_column."
-                )
-            epoch, start, offset = epoch + 1, 0, 0
 
 
 def training_rows(
@@ -124,51 +107,74 @@ def training_rows(
     *,
     cursor: Cursor = BEGINNING,
     num_epochs: int | None = None,
+    check_stop: CheckStop = never_stop,
 ) -> PackedRows:
-    """The rows a run trains on, from `cursor` on."""
-    return _rows(config, packing, "train", cursor, num_epochs)
+    """The rows that a run trains on, beginning at `cursor`."""
+    return _rows(config, packing, "train", cursor, num_epochs, check_stop)
 
 
 def heldout_rows(
-    config: DataConfig, packing: Packing, num_tokens: int
+    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
 ) -> Int[np.ndarray, "rows ctx"]:
     """Rows of held-out text with at least `num_tokens` tokens, or all that the dataset has.
 
     Raises `UserError` if it has less than one row.
     """
-    count = -(-num_tokens // packing.tokens_per_row)
-    rows = _rows(config, packing, "heldout", BEGINNING, 1).take(count)
+    num_rows = -(-num_tokens // packing.tokens_per_row)
+    rows = _rows(config, packing, "heldout", BEGINNING, 1, check_stop).take(num_rows)
     if not len(rows):
         raise UserError(
-            f"'{config.dataset}' is too small: a tenth of its documents, chosen by a hash of "
-            f"their text, is held "
-            f"out of training, and that fills no row of {packing.ctx_len} tokens. Use more text "
-            f"or a smaller "
-            "data.ctx_len."
+            f"'{config.dataset}' is too small: a tenth of its documents, chosen by a hash of their "
+            f"text, is held out of training, and that fills no row of {packing.ctx_len} tokens. "
+            "Use more text or a smaller data.ctx_len."
         )
     return rows
 
 
-def count_tokens(config: DataConfig, packing: Packing) -> int:
-    """Tokens that one pass over the training text gives, eos not counted."""
-    rows = _rows(config, packing, "train", BEGINNING, 1)
+def count_tokens(config: DataConfig, packing: Packing, check_stop: CheckStop = never_stop) -> int:
+    """Tokens in one epoch of the training text, BOS and eos not counted."""
+    rows = _rows(config, packing, "train", BEGINNING, 1, check_stop)
     return sum(int((row != packing.eos_id).sum()) - (packing.bos_id is not None) for row in rows)
 
 
 def _rows(
-    config: DataConfig, packing: Packing, split: Split, cursor: Cursor, num_epochs: int | None
+    config: DataConfig,
+    packing: Packing,
+    split: Split,
+    cursor: Cursor,
+    num_epochs: int | None,
+    check_stop: CheckStop,
 ) -> PackedRows:
-    return PackedRows(
-        packing, lambda start: documents(config, split, start), cursor=cursor, num_epochs=num_epochs
-    )
+    def read(start: int) -> Iterator[Document]:
+        return documents(config, split, start)
+
+    return PackedRows(packing, read, cursor=cursor, num_epochs=num_epochs, check_stop=check_stop)
 
 
-def _grouped(source: Iterator[Document]) -> Iterator[list[Document]]:
-    group: list[Document] = []
-    for document in source:
-        group.append(document)
-        if len(group) == DOCUMENTS_PER_CALL:
-            yield group
-            group = []
-    if group:
-        yield group
+def _tokenized(
+    packing: Packing,
+    read: Callable[[int], Iterator[Document]],
+    cursor: Cursor,
+    num_epochs: int | None,
+) -> Iterator[tuple[Cursor, np.ndarray]]:
+    """Each document's token ids and where to begin in them."""
+    epoch, start, offset = cursor
+    eos = [] if packing.eos_id is None else [packing.eos_id]
+    while num_epochs is None or epoch < num_epochs:
+        read_any = False
+        source = read(start)
+        while group := list(islice(source, DOCUMENTS_PER_CALL)):
+            read_any = True
+            encoded = packing.tokenizer.encode_batch_fast(
+                [document.text for document in group], add_special_tokens=False
+            )
+            for document, encoding in zip(group, encoded, strict=True):
+                ids = np.array([*encoding.ids, *eos], np.int64)
+                first = offset if document.number == start else 0
+                if first < len(ids):
+                    yield Cursor(epoch, document.number, first), ids
+        if not read_any and start == 0 and num_epochs is None:
+            raise UserError(
+                "The dataset holds no training text; check data.dataset and data.text_column."
+            )
+        epoch, start, offset = epoch + 1, 0, 0

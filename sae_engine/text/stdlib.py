@@ -1,10 +1,9 @@
 """The embedded corpus `python-stdlib`: the text of the running interpreter's standard library.
 
-Source files (their docstrings in place), the language reference's topics as `help()` shows them,
-and the docstrings of the modules compiled into the interpreter. Tests and data tables are left out.
-A file belongs to the held-out split by a hash of its name, so the split is the same on every
-machine and no held-out file is ever trained on, by the embedded language model or by a sparse
-autoencoder.
+Source files with their docstrings, the language reference's topics as `help()` shows them, and the
+docstrings of built-in modules. Tests and data tables are left out. A file is held out by a hash of
+its name, so the split is the same on every machine, and neither the embedded language model nor an
+SAE is trained on a held-out file.
 """
 
 from __future__ import annotations
@@ -17,50 +16,42 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Split = Literal["train", "heldout"]
+from sae_engine.text.documents import Document, Split
 
+EMBEDDED_CORPUS = "python-stdlib"
 HELDOUT_PERCENT = 12
 DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
-
 SHORTEST_DOCUMENT_CHARS = 120
-"""Shorter files are package markers, the same text again and again, and are left out."""
+"""Shorter files are package markers with nearly identical texts, and are left out."""
 
-_SKIPPED_FOLDERS = frozenset(
-    [
-        "site-packages",
-        "dist-packages",
-        "test",
-        "tests",
-        "idle_test",
-        "encodings",
-        "pydoc_data",
-        "__pycache__",
-        "turtledemo",
-        "macholib",
-        "lib-dynload",
-        "_bundled",
-        "msilib",
-    ]
-)
-_SKIPPED_FILES = frozenset(
-    [
-        "stringprep.py",
-        "locale.py",
-        "_compat_pickle.py",
-        "_casefix.py",
-        "entities.py",
-        "mimetypes.py",
-        "this.py",
-    ]
-)
+_SKIPPED_FOLDERS = {
+    *("site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"),
+    *("__pycache__", "turtledemo", "macholib", "lib-dynload", "_bundled", "msilib"),
+}
+_SKIPPED_FILES = {
+    *("stringprep.py", "locale.py", "_compat_pickle.py", "_casefix.py"),
+    *("entities.py", "mimetypes.py", "this.py"),
+}
 _SKIPPED_PREFIXES = ("_sysconfigdata", "config-")
 
 
+class EmbeddedCorpus:
+    """The embedded corpus as a `TextSource`, with its own split."""
+
+    is_unbounded = False
+
+    def check(self) -> None:
+        """It is always there."""
+
+    def documents(self, split: Split, start: int) -> Iterator[Document]:
+        return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))
+
+
 class SourceText(NamedTuple):
-    """One file's (or topic's) text under a name that does not depend on the machine."""
+    """The text of one file or topic, under a name that is the same on every machine."""
 
     name: str
     text: str
@@ -110,14 +101,14 @@ def _builtin_docstrings() -> Iterator[SourceText]:
 
 
 def is_heldout(name: str) -> bool:
-    """Whether the file called `name` belongs to the held-out split; the same on every machine."""
+    """Whether the file called `name` is held out."""
     return hashlib.sha256(name.encode()).digest()[0] * 100 < HELDOUT_PERCENT * 256
 
 
 def _documents_of(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > 2 * DOCUMENT_CHARS:
-        # Preferably before a top-level statement: an empty line, then a line that is not indented.
+        # Cut before a top-level statement (an empty line, then an unindented line) if possible.
         window = text[start + DOCUMENT_CHARS : start + 2 * DOCUMENT_CHARS]
         cut = re.search(r"\n\n(?=\S)", window) or re.search(r"\n\n", window)
         end = start + DOCUMENT_CHARS + (cut.end() if cut else len(window))
@@ -128,9 +119,9 @@ def _documents_of(text: str) -> Iterator[str]:
 
 
 def stdlib_documents(split: Split) -> list[str]:
-    """Return the documents of one split, in an order fixed by their names' hashes.
+    """The documents of one split, in the order of their names' hashes.
 
-    Raises `ValueError` if the interpreter has no library sources (some frozen builds).
+    Raises `ValueError` if the interpreter has no library sources, as in some frozen builds.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = [*_library_files(root), *_help_topics(), *_builtin_docstrings()]

@@ -1,21 +1,22 @@
-"""What a run does with its held-out text: evaluate, measure the cross-entropy, build feature
-indexes.
+"""What runs do with held-out text: evaluate, measure the cross-entropy, build feature indexes.
 
-Fed by `train`, which decides when.
+Driven by `run`, which decides when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from sae_engine.activations.feed import Feed
-from sae_engine.activations.stream import Heldout, rows_for
+from sae_engine.activations.heldout import Heldout, num_rows_holding
 from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
+from sae_engine.interrupt import CheckStop
+from sae_engine.model.language_model import LanguageModel, SpliceModel
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.inference import open_coder
 from sae_engine.schema.config import RunConfig
@@ -29,38 +30,57 @@ NO_FEATURES = (
 
 
 class SharedHeldout:
-    """The held-out activations of all the runs on one pass, read at their first use."""
+    """The held-out activations of all runs on a pass, and the parts of the language model that only
+    held-out work needs. Each is loaded at its first use.
+    """
 
     def __init__(self, feed: Feed, configs: Sequence[RunConfig], folder: Path) -> None:
         self.feed = feed
         self._folder = folder
         self._num_tokens = max(max(c.data.heldout_tokens, c.index.tokens) for c in configs)
-        self._opened: Heldout | None = None
+        self._heldout: Heldout | None = None
+        self._whole_model: SpliceModel | None = None
+        self._causal_lm: object | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._opened is not None
+        return self._heldout is not None
 
-    @property
-    def activations(self) -> Heldout:
-        if self._opened is None:
-            self._opened = self.feed.open_heldout(self._num_tokens, self._folder)
-        return self._opened
+    def open(self, check_stop: CheckStop) -> Heldout:
+        if self._heldout is None:
+            self._heldout = self.feed.open_heldout(self._num_tokens, self._folder, check_stop)
+        return self._heldout
+
+    def whole_model(self, model: LanguageModel) -> SpliceModel:
+        """The whole language model, kept until `release`."""
+        if self._whole_model is None:
+            self._causal_lm = None  # its head is in the whole model too
+            self._whole_model = model.full()
+        return self._whole_model
+
+    def unembedding(self, model: LanguageModel, hook: int) -> Tensor | None:
+        """See `LanguageModel.unembedding`; what it is computed from is kept until `release`."""
+        if self._whole_model is not None:
+            return model.unembedding(hook, self._whole_model.model)
+        if self._causal_lm is None:
+            self._causal_lm = model.with_head()
+        return model.unembedding(hook, self._causal_lm)
+
+    def release(self) -> None:
+        """Free the parts of the language model that training does not need."""
+        self._whole_model = self._causal_lm = None
 
     def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
+        self.release()
+        if self._heldout is not None:
+            self._heldout.close()
 
 
 class HeldoutWork:
-    """What one run does with the held-out activations."""
+    """One run's work with the held-out activations; `check_stop` is called throughout."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        folder: RunFolder,
-        shared: SharedHeldout,
-        check_stop: Callable[[], None],
+        self, config: RunConfig, folder: RunFolder, shared: SharedHeldout, check_stop: CheckStop
     ) -> None:
         self._config = config
         self._folder = folder
@@ -70,77 +90,76 @@ class HeldoutWork:
         self._announced = False
 
     def open(self) -> Iterator[AnyRecord]:
-        """Read the held-out text if that has not been done; say so, and if there is less than
-        asked for.
-        """
+        """Read the held-out text; the first time, say so, and whether it is shorter than wanted."""
         if self._announced:
             return
-        self._announced = True
         if not self._shared.is_open:
             yield PhaseRecord(phase="reading held-out text")
-        asked = max(self._config.data.heldout_tokens, self._config.index.tokens)
-        have = self._shared.activations.num_tokens
-        if have < asked:
+        heldout = self._shared.open(self._check_stop)
+        self._announced = True
+        wanted = max(self._config.data.heldout_tokens, self._config.index.tokens)
+        if heldout.num_tokens < wanted:
             yield NoticeRecord(
                 level="warning",
-                message=f"The held-out text has {have:,} tokens, fewer than the {asked:,} "
-                "asked for; evaluation and feature index use what there is.",
+                message=f"The held-out text has {heldout.num_tokens:,} tokens, fewer than the "
+                f"{wanted:,} asked for; evaluation and feature index use what there is.",
             )
-        if self._shared.activations.token_ids is None:
+        if heldout.token_ids is None:
             yield NoticeRecord(level="warning", message=NO_FEATURES)
 
     def reconstruction(self, sae: SAE, num_tokens: int) -> dict[str, float]:
         """Held-out metrics of a folded SAE over the first `num_tokens` tokens."""
-        return reconstruction_metrics(sae, self._first(num_tokens), self._check_stop)
+        return reconstruction_metrics(sae, self._read(num_tokens), self._check_stop)
 
     def cross_entropy(self, sae: SAE) -> Iterator[dict[str, float]]:
-        """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens, if their
-        text is known.
+        """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; nothing if
+        their text is not known.
         """
-        heldout, model = self._shared.activations, self._shared.feed.model
-        if heldout.ids is None or model is None:
+        heldout = self._shared.open(self._check_stop)
+        if heldout.ids is None:
+            return
+        model = self._shared.feed.load_model(self._check_stop)
+        if model is None:
             return
         num_tokens = self._config.train.ce_tokens
-        ids = torch.from_numpy(heldout.ids[: rows_for(heldout, num_tokens)])
-        mean = self._first(num_tokens).float().mean(0)
-        yield cross_entropy_metrics(model.full(), sae, ids, mean, self._check_stop, hook=self._hook)
+        num_rows = num_rows_holding(num_tokens, heldout.row_starts)
+        ids = torch.from_numpy(heldout.ids[:num_rows])
+        mean = self._read(num_tokens).float().mean(0)
+        whole = self._shared.whole_model(model)
+        yield cross_entropy_metrics(whole, sae, ids, mean, self._check_stop, hook=self._hook)
 
     def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
-        """Build and publish the feature index of a folded SAE, if the tokens are known."""
-        heldout, model = self._shared.activations, self._shared.feed.model
-        if heldout.token_ids is None or model is None:
+        """Build and publish the feature index of a folded SAE; nothing if tokens are unknown."""
+        heldout = self._shared.open(self._check_stop)
+        if heldout.token_ids is None:
+            return
+        model = self._shared.feed.load_model(self._check_stop)
+        if model is None:
             return
         settings = self._config.index
         num_tokens = settings.tokens if final else min(settings.snapshot_tokens, settings.tokens)
-        activations = self._first(num_tokens)
-        corpus = IndexCorpus(
-            _as_array(activations),
-            heldout.token_ids[: len(activations)],
-            heldout.row_starts[: rows_for(heldout, num_tokens) + 1],
-        )
-        coder = open_coder(sae)
+        activations = self._read(num_tokens)
+        num_rows = num_rows_holding(num_tokens, heldout.row_starts)
         yield build_index(
             self._folder,
             step=step,
             tokens=step * self._config.train.batch_size_tokens,
-            corpus=corpus,
-            encode=lambda x: coder.encode(x.to(sae.W_dec.device).float()),
+            corpus=IndexCorpus(
+                activations,
+                heldout.token_ids[: len(activations)],
+                heldout.row_starts[: num_rows + 1],
+            ),
+            encode=open_coder(sae).encode,
             W_dec=sae.W_dec.detach(),
             k=sae.k,
             tokenizer=model.tokenizer,
             vocab_size=model.vocab_size,
             write_sae=sae.save,
-            unembed=model.unembedding() if final else None,
+            unembed=self._shared.unembedding(model, self._hook) if final else None,
             final=final,
             check_stop=self._check_stop,
         )
 
-    def _first(self, num_tokens: int) -> torch.Tensor:
-        return self._shared.activations.first(self._hook, num_tokens, self._check_stop)
-
-
-def _as_array(activations: torch.Tensor) -> np.ndarray:
-    """The tensor's memory as numpy sees it; bfloat16, which numpy lacks, as uint16."""
-    return (
-        activations.view(torch.uint16) if activations.dtype == torch.bfloat16 else activations
-    ).numpy()
+    def _read(self, num_tokens: int) -> Tensor:
+        heldout = self._shared.open(self._check_stop)
+        return heldout.read(self._hook, num_tokens, self._check_stop)

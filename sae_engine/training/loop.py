@@ -30,6 +30,7 @@ from sae_engine.schema.records import (
     StartRecord,
     StopRequest,
 )
+from sae_engine.training.checkpoint import saved_position
 from sae_engine.training.clock import Clock, open_timer
 from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
@@ -80,23 +81,43 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
         for number, member in enumerate(members):
             yield from _inspect(number, member)
         return
+    with ExitStack() as stack:
+        try:
+            one_pass = yield from _open_pass(members, stack)
+        except Halted:  # before training began, when every run was asked to stop
+            for number, member in enumerate(members):
+                step, tokens = saved_position(member.folder) if member.resume else (0, 0)
+                yield number, EndRecord(reason="stopped", step=step, tokens=tokens)
+            return
+        resume = [member.resume and member.folder.has_checkpoint for member in members]
+        yield from one_pass.records(resume)
+
+
+def _open_pass(
+    members: Sequence[Member], stack: ExitStack
+) -> Generator[tuple[int, AnyRecord], None, _Pass]:
+    """Load what the members share, and open their runs; raises `Halted` once all must stop."""
+    configs = [member.config for member in members]
+    stops = [StopSwitch(member.should_stop) for member in members]
+
+    def check_stop() -> None:
+        if all(stop.is_on for stop in stops):
+            raise Halted
+
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
-    feed = open_feed(configs)
+    feed = open_feed(configs, check_stop)
     for notice in feed.notices:
         yield from _to_all(members, NoticeRecord(level="warning", message=notice))
     if any(config.train.num_epochs is not None for config in configs):
         yield from _to_all(members, PhaseRecord(phase="counting the training text"))
-    with ExitStack() as stack:
-        heldout = SharedHeldout(feed, configs, members[0].folder.index_corpus)
-        stack.enter_context(closing(heldout))
-        runs: list[TrainingRun] = []
-        for number, member in enumerate(members):
-            stop = StopSwitch(member.should_stop)
-            run = TrainingRun(member.config, member.folder, feed, heldout, stop)
-            runs.append(stack.enter_context(closing(run)))
-            yield number, run.plan
-        resume = [member.resume and member.folder.has_checkpoint for member in members]
-        yield from _Pass(feed, runs).records(resume)
+    heldout = SharedHeldout(feed, configs, members[0].folder.index_corpus)
+    stack.enter_context(closing(heldout))
+    runs: list[TrainingRun] = []
+    for number, (member, stop) in enumerate(zip(members, stops, strict=True)):
+        run = TrainingRun(member.config, member.folder, feed, heldout, stop)
+        runs.append(stack.enter_context(closing(run)))
+        yield number, run.plan
+    return _Pass(feed, heldout, runs)
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
@@ -111,8 +132,9 @@ def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
 class _Pass:
     """One pass of the language model and the runs still training on it."""
 
-    def __init__(self, feed: Feed, runs: Sequence[TrainingRun]) -> None:
+    def __init__(self, feed: Feed, heldout: SharedHeldout, runs: Sequence[TrainingRun]) -> None:
         self._feed = feed
+        self._heldout = heldout
         self._active = dict(enumerate(runs))
         self._batch_size = runs[0].config.train.batch_size_tokens
         self._seed = runs[0].config.data.seed
@@ -149,6 +171,7 @@ class _Pass:
                     yield from self._end(number, "stopped")
             if not self._active:
                 return
+            self._heldout.release()
             batch = next(stream)
             clock.steps += 1
             for number, run in list(self._active.items()):

@@ -54,7 +54,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     for note in pretrained.notes + _differences(config, pretrained):
         yield NoticeRecord(level="warning", message=note)
     yield PhaseRecord(phase="loading the language model")
-    feed = open_feed([config])
+    feed = open_feed([config], stop)
     for notice in feed.notices:
         yield NoticeRecord(level="warning", message=notice)
     stop()

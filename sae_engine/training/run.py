@@ -248,7 +248,7 @@ def _budget(config: RunConfig, feed: Feed) -> Budget:
     batch = config.train.batch_size_tokens
     tokens = config.train.total_tokens
     if config.train.num_epochs is not None:
-        tokens = config.train.num_epochs * feed.count_tokens()
+        tokens = config.train.num_epochs * feed.num_train_tokens
     if tokens is None:
         raise ConfigError.of("train.total_tokens", "Give train.total_tokens or train.num_epochs.")
     if tokens < batch:
@@ -269,5 +269,5 @@ def _fingerprint(config: RunConfig, feed: Feed) -> str:
             "train": {"batch_size_tokens"},
         },
     )
-    described = feed.fingerprint() + json.dumps(same, sort_keys=True)
+    described = feed.fingerprint + json.dumps(same, sort_keys=True)
     return hashlib.sha256(described.encode()).hexdigest()

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -41,6 +41,11 @@ class Hub:
         self.repositories: dict[tuple[Kind, str], list[Repository]] = {}
         self.hang_ups: dict[str, int] = {}
         """How many times still to hang up in the middle of a file whose name ends so."""
+        self.stalls: set[str] = set()
+        """A file whose name ends with one of these is never sent, though its connection is held."""
+        self.on_failure: Callable[[], object] = lambda: None
+        """Called when the first file is not sent whole."""
+        self.closing = threading.Event()
         self.sent: list[str] = []
         """Paths of the files asked for, in the order of the requests."""
 
@@ -52,6 +57,10 @@ class Hub:
             if revision in (repository.revision, repository.sha):
                 return repository
         return None
+
+    def fail(self) -> None:
+        on_failure, self.on_failure = self.on_failure, lambda: None
+        on_failure()
 
     def hangs_up(self, path: str) -> bool:
         for suffix, times in self.hang_ups.items():
@@ -76,6 +85,7 @@ def serve() -> Iterator[Hub]:
         try:
             yield hub
         finally:
+            hub.closing.set()
             server.shutdown()
 
 
@@ -200,8 +210,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.hub.hangs_up(path):
+        stalls = path.endswith(tuple(self.hub.stalls))
+        if stalls or self.hub.hangs_up(path):
             self.wfile.write(content[begin : begin + (end - begin) // 2])
+            self.hub.fail()
+            if stalls:
+                self.hub.closing.wait()
             self.close_connection = True
         else:
             self.wfile.write(content[begin:end])

@@ -55,8 +55,8 @@ class ActivationRangeError(UserError):
 class IndexCorpus(NamedTuple):
     """Activations of the indexed text, without excluded positions (BOS, pad, EOS)."""
 
-    activations: NDArray[Any]
-    """[N, d_in] float32, float16, or bfloat16 viewed as uint16; may be memory-mapped."""
+    activations: Tensor
+    """[N, d_in] float32, float16 or bfloat16; may be memory-mapped."""
     token_ids: NDArray[np.uint32]
     """[N]"""
     row_starts: NDArray[np.int64]
@@ -148,7 +148,7 @@ def build_index(
 
 @torch.no_grad()
 def _codes(
-    activations: NDArray[Any],
+    activations: Tensor,
     encode: Encode,
     device: torch.device,
     check_stop: Callable[[], None],
@@ -156,7 +156,7 @@ def _codes(
     """Acts and indices of the corpus, in chunks."""
     for a in range(0, len(activations), ENCODE_CHUNK_TOKENS):
         check_stop()
-        x = _as_tensor(activations[a : a + ENCODE_CHUNK_TOKENS]).to(device, torch.float32)
+        x = activations[a : a + ENCODE_CHUNK_TOKENS].to(device, torch.float32)
         acts, indices = encode(x)
         assert acts.shape == indices.shape
         assert len(acts) == len(x)
@@ -185,12 +185,6 @@ def _write_codes(
             indices_out.append(np.pad(indices, missing))
             acts_out.append(np.pad(half, missing))
     return fired
-
-
-def _as_tensor(activations: NDArray[Any]) -> Tensor:
-    # A copy, because torch warns about read-only memory maps.
-    tensor = torch.from_numpy(np.array(activations))
-    return tensor.view(torch.bfloat16) if activations.dtype == np.uint16 else tensor
 
 
 def _to_half(acts: NDArray[np.float32], indices: NDArray[Any]) -> NDArray[np.float16]:

@@ -90,7 +90,7 @@ def test_special_positions_are_nowhere(feed_of, tmp_path_factory, texts: list[st
     held = feed.open_heldout(200, tmp_path_factory.mktemp("held") / "out")
     assert not np.isin(held.token_ids, SPECIAL).any()  # contexts and token statistics
     kept, excluded = split(feed, torch.from_numpy(held.ids))
-    values = held.first(0, 10**6)  # evaluation and index
+    values = held.read(0, 10**6)  # evaluation and index
     assert len(values) == len(held.token_ids) == len(kept)
     assert_ordinary(values, kept, excluded)
     held.close()

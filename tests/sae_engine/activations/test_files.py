@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_engine.activations import feed
 from sae_engine.activations import files as activation_files
 from sae_engine.activations import stream as activations
-from sae_engine.activations.feed import save_activations
-from sae_engine.activations.files import FileSource, HeldoutFiles, open_set
+from sae_engine.activations import writer
+from sae_engine.activations.files import FileSource, HeldoutFiles, open_activation_set
+from sae_engine.activations.writer import save_activations
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
@@ -29,7 +29,7 @@ from tests.sae_engine.training.test_loop import collected, config_of, losses
 def _small_blocks(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
     monkeypatch.setattr(activation_files, "TOKENS_PER_BLOCK", 512)
-    monkeypatch.setattr(feed, "TOKENS_PER_FILE", 900)
+    monkeypatch.setattr(writer, "TOKENS_PER_FILE", 900)
 
 
 @pytest.fixture
@@ -110,14 +110,14 @@ def test_every_training_token_comes_once_an_epoch_and_no_held_out_one(tmp_path: 
         path = tmp_path / f"{n}.safetensors"
         values = torch.arange(tokens, dtype=torch.float32)[:, None] + 10_000 * n
         save_file({"activations": values}, path)
-    files = open_set(tmp_path)
+    files = open_activation_set(tmp_path)
     assert files.num_train_tokens == 2340
     source = FileSource(files, Cursor(), torch.device("cpu"))
     blocks = []
     while source.cursor.epoch == 0:
         blocks.append(source.next_block()[0])
     seen = torch.cat(blocks).flatten().tolist()
-    held = HeldoutFiles(files, 10**6).first(0, 10**6).flatten().tolist()
+    held = HeldoutFiles(files, 10**6).read(0, 10**6).flatten().tolist()
     assert seen + held == [i + 10_000 * n for n, t in enumerate((700, 1300, 600)) for i in range(t)]
     assert max(map(len, blocks)) <= 512
     again = FileSource(files, Cursor(0, 1, 512), torch.device("cpu")).next_block()[0]
@@ -127,7 +127,7 @@ def test_every_training_token_comes_once_an_epoch_and_no_held_out_one(tmp_path: 
 def test_files_called_heldout_are_never_trained_on(tmp_path: Path):
     write(tmp_path / "heldout-0.safetensors", 50)
     write(tmp_path / "part-0.safetensors", 100)
-    files = open_set(tmp_path)
+    files = open_activation_set(tmp_path)
     assert files.num_train_tokens == 100
     assert [part.path.name for part in files.heldout] == ["heldout-0.safetensors"]
 
@@ -136,11 +136,11 @@ def test_held_out_rows_are_whole(tmp_path: Path):
     starts = torch.tensor([0, 30, 60, 90])
     write(tmp_path / "heldout-0.safetensors", 90, row_starts=starts, token_ids=torch.arange(90))
     write(tmp_path / "part.safetensors", 100, token_ids=torch.arange(100))
-    held = HeldoutFiles(open_set(tmp_path), 40)
+    held = HeldoutFiles(open_activation_set(tmp_path), 40)
     assert held.num_tokens == 60
     assert held.row_starts.tolist() == [0, 30, 60]
     assert np.array_equal(held.token_ids, np.arange(60))
-    assert len(held.first(0, 10)) == 30
+    assert len(held.read(0, 10)) == 30
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_held_out_rows_are_whole(tmp_path: Path):
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_remedy(make, message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
-        open_set(make(tmp_path))
+        open_activation_set(make(tmp_path))
 
 
 def test_saving_does_not_touch_a_folder_that_holds_something(config: RunConfig, tmp_path: Path):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_engine.activations import stream as module
-from sae_engine.activations.stream import ActivationStream, HeldoutText, TextSource, extract
+from sae_engine.activations import heldout, stream
+from sae_engine.activations.heldout import HeldoutText
+from sae_engine.activations.stream import ActivationStream, ModelSource, extract
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig
 from sae_engine.text.packing import Cursor, Packing, heldout_rows, training_rows
@@ -24,8 +25,9 @@ def model(model_folders) -> LanguageModel:
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "TOKENS_PER_BLOCK", 8 * CTX)
-    monkeypatch.setattr(module, "TOKENS_PER_FORWARD", 4 * CTX)
+    monkeypatch.setattr(stream, "TOKENS_PER_BLOCK", 8 * CTX)
+    monkeypatch.setattr(stream, "TOKENS_PER_FORWARD", 4 * CTX)
+    monkeypatch.setattr(heldout, "TOKENS_PER_FORWARD", 4 * CTX)
 
 
 def packing_of(model: LanguageModel) -> Packing:
@@ -36,8 +38,8 @@ def stream_of(model: LanguageModel, check_stop=lambda: None, **settings) -> Acti
     settings = {"batch_size": 50, "seed": 0} | settings
     packing = packing_of(model)
 
-    def open_source(cursor: Cursor) -> TextSource:
-        return TextSource(model, training_rows(DATA, packing, cursor=cursor), check_stop)
+    def open_source(cursor: Cursor) -> ModelSource:
+        return ModelSource(model, training_rows(DATA, packing, cursor=cursor), check_stop)
 
     return ActivationStream(open_source, **settings)
 
@@ -134,10 +136,10 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     assert held.num_tokens == ordinary.sum()
     assert 400 <= held.num_tokens < 400 + CTX
     assert np.array_equal(held.token_ids, held.ids[ordinary])
-    part = held.first(0, 100)
+    part = held.read(0, 100)
     assert len(part) in held.row_starts
     assert 100 <= len(part) < 100 + CTX
-    whole = held.first(0, 10**6)
+    whole = held.read(0, 10**6)
     expected = model.activations(torch.from_numpy(held.ids))[torch.from_numpy(ordinary)]
     torch.testing.assert_close(whole, expected)
     torch.testing.assert_close(part, expected[: len(part)])

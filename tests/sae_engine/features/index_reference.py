@@ -233,7 +233,9 @@ def build(
     defaults: dict[str, Any] = {
         "tokens": 1000,
         "corpus": IndexCorpus(
-            np.arange(case.num_tokens, dtype=np.float32)[:, None], case.token_ids, case.row_starts
+            torch.arange(case.num_tokens, dtype=torch.float32)[:, None],
+            case.token_ids,
+            case.row_starts,
         ),
         "encode": encode,
         "W_dec": torch.randn(case.d_sae, D_IN, generator=torch.Generator().manual_seed(0)),

@@ -164,7 +164,7 @@ def test_an_activation_outside_float16_is_an_error_that_names_the_latent(
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
-    empty = IndexCorpus(np.empty((0, 1), np.float32), np.empty(0, np.uint32), np.zeros(1, np.int64))
+    empty = IndexCorpus(torch.empty(0, 1), np.empty(0, np.uint32), np.zeros(1, np.int64))
     with pytest.raises(UserError, match="has no tokens"):
         build(tmp_path, random_case(0), corpus=empty)
 
@@ -178,12 +178,7 @@ def test_encode_gets_float32_whatever_the_dtype_of_the_corpus(tmp_path: Path, dt
         seen.append(x)
         return torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)
 
-    stored = (
-        values.bfloat16().view(torch.uint16).numpy()
-        if dtype == "bfloat16"
-        else values.numpy().astype(dtype)
-    )
-    stored.flags.writeable = False
+    stored = values.to(getattr(torch, dtype))
     corpus = IndexCorpus(stored, np.array([3, 4, 5], np.uint32), np.array([0, 3]))
     build(tmp_path, random_case(0, num_tokens=3, k=1), corpus=corpus, encode=encode)
     assert seen[0].dtype == torch.float32
@@ -209,7 +204,7 @@ def test_the_manifest_and_the_record_describe_the_index(tmp_path: Path) -> None:
         RunFolder(tmp_path),
         step=40,
         tokens=12_345,
-        corpus=IndexCorpus(np.zeros((90, 2), np.float32), case.token_ids, case.row_starts),
+        corpus=IndexCorpus(torch.zeros(90, 2), case.token_ids, case.row_starts),
         encode=lambda x: (torch.ones(len(x), 3), torch.arange(3).expand(len(x), 3)),
         W_dec=torch.eye(20, D_IN),
         k=3,

@@ -11,7 +11,7 @@ from transformers import AutoConfig, Gemma2Config
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sae_engine.model.attention import EAGER, choose_attention, faster_attention, find_obstacle
+from sae_engine.model.attention import EAGER, choose_attention, faster_attention, rejection_reason
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
 
@@ -38,7 +38,7 @@ def test_the_faster_attention_passes_its_trial(model_folders, architecture, dtyp
     config = AutoConfig.from_pretrained(model_folders[architecture])
     before = config.to_dict()
     assert faster_attention(config) == NAMES[architecture]
-    assert find_obstacle(config, NAMES[architecture], 40, dtype, CPU) is None
+    assert rejection_reason(config, NAMES[architecture], 40, dtype, CPU) is None
     assert config.to_dict() == before
 
 
@@ -65,11 +65,11 @@ def test_an_attention_without_the_soft_cap_is_found_out(monkeypatch, dtype, head
         hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim,
         query_pre_attn_scalar=head_dim,
     )  # fmt: skip
-    assert find_obstacle(config, "flex_attention", 128, dtype, CPU) is None
+    assert rejection_reason(config, "flex_attention", 128, dtype, CPU) is None
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flex_attention", uncapped)
-    obstacle = find_obstacle(config, "flex_attention", 128, dtype, CPU)
-    assert obstacle is not None
-    assert "off by" in obstacle
+    reason = rejection_reason(config, "flex_attention", 128, dtype, CPU)
+    assert reason is not None
+    assert "off by" in reason
 
 
 def test_an_attention_that_raises_is_not_taken_and_the_log_says_why(

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_engine.errors import UserError
 from sae_engine.model.language_model import LanguageModel
-from sae_engine.model.loading import load_prefix, load_rest
+from sae_engine.model.loading import load_prefix, load_whole
 from sae_engine.schema.config import ModelConfig
 
 ARCHITECTURES = ["gemma2", "llama", "gpt2"]
@@ -45,7 +45,7 @@ def test_the_completed_model_equals_the_one_loaded_whole(
     if layout == "shards":
         folder = sharded(folder, tmp_path)
     config = ModelConfig(name=str(folder), layer=1, dtype=dtype)
-    completed = load_rest(config, load_prefix([config]).model)
+    completed = load_whole(config, load_prefix([config]).model)
     whole = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="eager"
     )
@@ -65,7 +65,7 @@ def test_the_completed_model_equals_the_one_loaded_whole(
 def test_only_what_the_prefix_lacks_takes_new_memory(model_folders, architecture):
     config = ModelConfig(name=str(model_folders[architecture]), layer=1)
     prefix = load_prefix([config]).model
-    completed = load_rest(config, prefix)
+    completed = load_whole(config, prefix)
     have = in_memory(prefix)
     new = sum(size for place, size in in_memory(completed).items() if place not in have)
     lacking = {

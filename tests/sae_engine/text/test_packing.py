@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from sae_engine.errors import UserError
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.schema.config import DataConfig
+from sae_engine.text.documents import Document
 from sae_engine.text.packing import (
     Cursor,
     PackedRows,
@@ -19,7 +20,6 @@ from sae_engine.text.packing import (
     heldout_rows,
     training_rows,
 )
-from sae_engine.text.sources import Document
 
 BOS, EOS = 2, 1
 TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))

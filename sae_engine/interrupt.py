@@ -1,0 +1,69 @@
+"""Stop requests that are noticed while a library blocks.
+
+Reading a dataset or downloading a model can block for minutes: the hub's libraries repeat a failed
+request with pauses of up to a minute. Such work runs in a background thread here, while the calling
+thread asks every quarter of a second whether to stop. Used by `text` and `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TypeVar
+
+CHECK_SECONDS = 0.25
+
+CheckStop = Callable[[], None]
+"""Returns while work should continue and raises to abort it."""
+
+_Item = TypeVar("_Item")
+
+
+def never_stop() -> None:
+    """The `CheckStop` of work that nobody can stop."""
+
+
+def interruptible(items: Iterator[_Item], check_stop: CheckStop) -> Iterator[_Item]:
+    """Iterate over `items`, each computed in a background thread on request.
+
+    `check_stop` is called in the calling thread before each item and while waiting for it. What it
+    raises ends the iteration; the thread ends when the item it is computing is done, or with the
+    process.
+    """
+    requests: SimpleQueue[bool] = SimpleQueue()
+    answers: SimpleQueue[tuple[_Item, None] | tuple[None, BaseException]] = SimpleQueue()
+
+    def answer_requests() -> None:
+        while requests.get():
+            try:
+                answers.put((next(items), None))
+            except BaseException as error:
+                answers.put((None, error))
+
+    Thread(target=answer_requests, name="interruptible", daemon=True).start()
+    try:
+        while True:
+            check_stop()
+            requests.put(True)
+            item, error = _wait(answers, check_stop)
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # pyright: ignore[reportReturnType] - an item where there is no error
+    finally:
+        requests.put(False)
+
+
+def call_interruptibly(call: Callable[[], _Item], check_stop: CheckStop) -> _Item:
+    """`call()` in a background thread; `check_stop` is called while waiting for its result."""
+    return next(interruptible((call() for _ in range(1)), check_stop))
+
+
+def _wait(answers: SimpleQueue[_Item], check_stop: CheckStop) -> _Item:
+    while True:
+        try:
+            return answers.get(timeout=CHECK_SECONDS)
+        except Empty:
+            check_stop()

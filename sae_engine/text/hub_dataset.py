@@ -1,0 +1,151 @@
+"""Text from a dataset of the Hugging Face hub, streamed or downloaded by the `datasets` library.
+
+Calls here can block for minutes; `packing` makes them in a background thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sae_engine import hub
+from sae_engine.errors import ConfigError, UserError
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.documents import Document, Split, no_column, split_by_hash, text_of
+from sae_engine.text.stdlib import EMBEDDED_CORPUS
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo
+
+MAX_RETRIES = 5
+CONVERTED = "refs/convert/parquet"
+"""The revision in which the hub keeps a dataset that it has converted to Parquet."""
+REMEDY = f"use another dataset, a local file or the embedded '{EMBEDDED_CORPUS}'"
+
+_log = logging.getLogger(__name__)
+
+
+class HubDataset:
+    """A dataset's rows in order, from any row on; dropped connections are resumed."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._name = config.dataset
+        self.is_unbounded = config.streaming and config.num_samples is None
+
+    def check(self) -> None:
+        """Nothing can be checked without the network."""
+
+    def documents(self, split: Split, start: int) -> Iterator[Document]:
+        return split_by_hash(self._numbered(start), split)
+
+    def _numbered(self, start: int) -> Iterator[Document]:
+        """All documents from number `start` on. Raises `UserError` for a dataset that is missing,
+        refused, malformed, or unreachable for `MAX_RETRIES` tries in a row.
+        """
+        info = self._ask_hub()
+        location = self._conversion() if self._is_script(info) else {"name": self._config.subset}
+        number, failures, column = start, 0, self._config.text_column
+        while True:
+            try:
+                rows = self._open(location)
+                for row in rows.skip(number) if number else rows:
+                    yield Document(number, text_of(row[column], column))
+                    number, failures = number + 1, 0
+                return
+            except UserError:
+                raise
+            except ValueError as error:  # Arrow's, among others
+                raise UserError(
+                    f"'{self._name}' cannot be read at document {number:,}: {error}"
+                ) from error
+            except Exception as error:
+                if not hub.is_connection_error(error):
+                    raise
+                if info is None:
+                    raise hub.unreachable("dataset", self._name, REMEDY) from error
+                failures += 1
+                if failures > MAX_RETRIES:
+                    raise UserError(
+                        f"'{self._name}' stopped answering at document {number:,} and did not come "
+                        f"back after {MAX_RETRIES} tries: {error}"
+                    ) from error
+                _log.warning("%s: reading failed at document %d: %s", self._name, number, error)
+                time.sleep(min(2**failures, 30))
+
+    def _ask_hub(self) -> DatasetInfo | None:
+        """The hub's description of the dataset; None when offline, or when the hub does not answer
+        and the dataset may be in the cache.
+
+        One request with a short timeout, because the downloader retries for much longer.
+        """
+        from huggingface_hub import HfApi, is_offline_mode
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        if is_offline_mode():
+            return None
+        try:
+            return HfApi().dataset_info(self._name, timeout=hub.TIMEOUT_SECONDS)
+        except RepositoryNotFoundError as error:
+            raise hub.not_found("dataset", self._name, REMEDY) from error
+        except Exception as error:
+            if not hub.is_connection_error(error):
+                raise
+            if self._config.streaming:
+                raise hub.unreachable("dataset", self._name, REMEDY) from error
+            return None
+
+    def _open(self, location: dict[str, Any]) -> Any:
+        """Raises `UserError`; connection errors pass through."""
+        from datasets import load_dataset
+        from datasets.data_files import EmptyDatasetError
+        from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+        split, column = self._config.split, self._config.text_column
+        try:
+            rows = load_dataset(
+                self._name, **location, split=split, streaming=self._config.streaming
+            )
+        except DatasetNotFoundError as error:
+            if "gated" in str(error):
+                raise hub.gated("dataset", self._name) from error
+            raise hub.not_found("dataset", self._name, REMEDY) from error
+        except (ValueError, DatasetsError, EmptyDatasetError) as error:
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            raise UserError(
+                f"The dataset '{self._name}' could not be opened: {error}{cause}"
+            ) from error
+        columns = rows.column_names or list(next(iter(rows), {}))
+        if not columns:
+            raise UserError(f"The split '{split}' of '{self._name}' is empty.")
+        if column not in columns:
+            raise no_column(column, f"'{self._name}'", columns)
+        return rows
+
+    def _is_script(self, info: DatasetInfo | None) -> bool:
+        """Whether the dataset is a Python script, which `datasets` no longer runs."""
+        script = f"{self._name.rpartition('/')[2]}.py"
+        return info is not None and any(file.rfilename == script for file in info.siblings or [])
+
+    def _conversion(self) -> dict[str, Any]:
+        """Arguments of `load_dataset` for the hub's conversion of a script to Parquet."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RevisionNotFoundError
+
+        try:
+            files = HfApi().list_repo_files(self._name, repo_type="dataset", revision=CONVERTED)
+        except RevisionNotFoundError as error:
+            raise UserError(
+                f"'{self._name}' is a script, which is not run, and the hub has no conversion of "
+                "it to Parquet; use another dataset or a local file."
+            ) from error
+        subsets = sorted({file.split("/")[0] for file in files if file.endswith(".parquet")})
+        subset = self._config.subset or (subsets[0] if len(subsets) == 1 else None)
+        if subset not in subsets:
+            raise ConfigError.of(
+                "data.subset", f"'{self._name}' has these: {', '.join(subsets)}; name one of them."
+            )
+        _log.info("%s is a script; reading the hub's conversion to Parquet instead", self._name)
+        return {"data_dir": subset, "revision": CONVERTED}
