@@ -121,4 +121,4 @@ def test_what_cannot_be_exported_is_named(
     assert not list(settings.data_dir.glob(".export-*"))
     options = ["--format", "html", "--snapshot", "4", "--data-dir", str(settings.data_dir)]
     assert main(["export", run_id, str(settings.data_dir / "out"), *options]) == 2
-    assert "there are 3, 7" in capsys.readouterr().err
+    assert "it has 3, 7" in capsys.readouterr().err
