@@ -107,4 +107,4 @@ def test_an_export_without_its_run_or_snapshot_is_refused(
     assert not list(settings.data_dir.glob(".export-*"))
     options = ["--format", "html", "--snapshot", "4", "--data-dir", str(settings.data_dir)]
     assert main(["export", run_id, str(settings.data_dir / "out"), *options]) == 2
-    assert "there are 3, 7" in capsys.readouterr().err
+    assert "it has 3, 7" in capsys.readouterr().err
