@@ -123,7 +123,7 @@ def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
     failure = swept[0][-1]
     assert isinstance(failure, FailureRecord)
     assert failure.error_type == "NonFiniteLossError"
-    assert "became nan at step" in failure.message
+    assert "weights became NaN or infinite at step 10" in failure.message
     assert isinstance(swept[1][-1], EndRecord)
     assert losses(swept[1]) == losses(collected(train(configs[0], RunFolder(tmp_path / "alone"))))
     assert torch.isfinite(load_file(tmp_path / "together" / "0" / "sae.safetensors")["W_dec"]).all()
@@ -152,7 +152,7 @@ def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
     monkeypatch.setattr(
         loop, "Clock", lambda batch, timer: Clock(batch, HostTimer(read_clock), read_clock)
     )
-    short = config_of(Path(configs[0].model.name), train={"total_tokens": 64 * 6})
+    short = config_of(Path(configs[0].model.name), train={"total_tokens": 64 * 16})
     members = [
         Member(config, RunFolder(tmp_path / str(n)), poll)
         for n, config in enumerate([short, configs[0]])
@@ -163,7 +163,7 @@ def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
             now[0] += 1000
         if number == 1 and isinstance(record, MetricsRecord):
             speeds.append(record.values["tokens_per_second"])
-    assert min(speeds[:-1]) > 10
+    assert min(speeds) > 10
 
 
 def test_runs_that_stopped_at_different_steps_are_not_resumed_together(
