@@ -1,10 +1,10 @@
-"""What the engine raises when the user asked for something that cannot be done.
+"""What the engine raises when it cannot do what the user asked for.
 
     UserError            one sentence that names the value, the bound and the remedy
     ├── ConfigError      … about fields of the configuration, which it lists
-    └── DiskFullError    … there is no room to write
+    └── DiskFullError    … there is no space to write
 
-Mistakes of the program itself are assertions, never these.
+Bugs of the program are assertions, never these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sae_engine.schema.problems import FieldProblem
 
 
 class UserError(ValueError):
-    """The user's mistake or the world's; the message is fit to be shown as it is."""
+    """A problem outside the program; its message is shown to the user unchanged."""
 
 
 class ConfigError(UserError):
@@ -31,4 +31,4 @@ class ConfigError(UserError):
 
 
 class DiskFullError(UserError):
-    """There was no room to write; what was published before is untouched."""
+    """The disk is full; files published before are intact."""

@@ -1,8 +1,7 @@
-"""What a run will take, from its configuration and its model's `config.json`: nothing is loaded, no
-torch is imported.
+"""The memory, disk space and size of a run, estimated from its configuration and its model's
+`config.json`. No weights are loaded and no torch is imported.
 
-The memory is that of the most demanding of the phases a run goes through, so it is a sum of parts
-that are there at the same time.
+The memory is that of the most demanding phase of a run: a sum of parts that exist at the same time.
 """
 
 from __future__ import annotations
@@ -20,18 +19,20 @@ from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORW
 
 FLOAT32 = 4
 BYTES_PER_ENTRY = 12
-"""An active latent at a token in a feature index: sorted by token, and again by latent."""
+"""Size of an active latent at a token in a feature index, which is stored twice: in order of the
+tokens and sorted by latent.
+"""
 
 PREFIX = "language model up to the hook"
 WAITING = "waiting activations"
 OF_EACH_SAE = ("SAE", "Adam", "16-bit copy of the encoder")
-"""Parts that every run on a pass has for itself, all the time."""
+"""Parts that every run on a pass holds separately, all the time."""
 
-UNGATED = {"bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"} | {
-    "opt",
-    "phi",
+UNGATED = {
+    *("bloom", "codegen", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj"),
+    *("opt", "phi"),
 }
-"""Kinds of models whose MLP has two matrices; all others are counted with three."""
+"""Model types whose MLP has two matrices; all others are counted with three."""
 
 GEMMA_2_2B: dict[str, Any] = {
     "model_type": "gemma2",
@@ -43,11 +44,11 @@ GEMMA_2_2B: dict[str, Any] = {
     "head_dim": 256,
     "vocab_size": 256_000,
 }
-"""Known here, because it is behind a license and recipes are made for it."""
+"""Stored here because presets use this model and its files are gated."""
 
 
 class ModelShape(NamedTuple):
-    """The sizes of a language model that decide its memory."""
+    """The sizes of a language model that determine its memory."""
 
     d_model: int
     d_mlp: int
@@ -58,9 +59,9 @@ class ModelShape(NamedTuple):
     head_dim: int
     vocab_size: int
     num_positions: int
-    """Of learned position embeddings; 0 without."""
+    """Number of learned position embeddings."""
     vectors_per_layer: int
-    """Norms and biases, in multiples of `d_model`, roughly."""
+    """Norms and biases, in multiples of `d_model`, approximately."""
     tied_head: bool
 
     @property
@@ -77,7 +78,7 @@ class ModelShape(NamedTuple):
 
     @property
     def head(self) -> int:
-        """Parameters of the unembedding, where it is not the embedding."""
+        """Parameters of the unembedding, 0 if it is the embedding."""
         return 0 if self.tied_head else self.vocab_size * self.d_model
 
     def prefix(self, num_layers: int) -> int:
@@ -114,7 +115,7 @@ def model_shape(described: Mapping[str, Any]) -> ModelShape:
 def describe_model(config: ModelConfig) -> Mapping[str, Any]:
     """A model's `config.json`, from its folder, the hub's cache or the hub.
 
-    Raises `ConfigError` when it cannot be had.
+    Raises `ConfigError` if it cannot be read.
     """
     from huggingface_hub import hf_hub_download
 
@@ -131,12 +132,12 @@ def describe_model(config: ModelConfig) -> Mapping[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError.of(
-            "model.name", f"The config.json of '{config.name}' cannot be had: {error}"
+            "model.name", f"The config.json of '{config.name}' cannot be read: {error}"
         ) from error
 
 
 def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
-    """What a run of `config` takes on a GPU or on the CPU; raises `ConfigError`."""
+    """Estimate a run of `config` on a GPU or on the CPU; raises `ConfigError`."""
     try:
         shape = model_shape(describe_model(config.model))
     except KeyError as error:
@@ -173,8 +174,8 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
 
 
 def estimate_together(configs: Sequence[RunConfig], *, gpu: bool) -> Estimate:
-    """What runs on one pass of the language model take together: memory, and disk of all; the
-    other sizes are those of the first. Raises `ConfigError`.
+    """Estimate runs on one pass of the language model: memory and disk space are those of all runs
+    together, the other sizes those of the first. Raises `ConfigError`.
     """
     each = [estimate(config, gpu=gpu) for config in configs]
     largest = max(each, key=lambda one: one.memory_bytes)
@@ -208,7 +209,7 @@ def _memory(
     *,
     gpu: bool,
 ) -> dict[str, int]:
-    """Bytes by part in the phase that takes most."""
+    """Bytes by part in the phase that needs most."""
     width = _element_bytes(config.model, gpu=gpu)
     num_layers = _layers(config.model, shape)
     batch = config.train.batch_size_tokens
@@ -221,7 +222,7 @@ def _memory(
     }
     forward = _forward(config, shape, width)
     missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
-    # On a GPU of autograd, which is taken where the Triton kernels do not work; they need less.
+    # On a GPU, what autograd needs; it is used where the Triton kernels, which need less, fail.
     dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
     window = block + block // 2
     beside = {
@@ -242,15 +243,15 @@ def _memory(
 
 
 def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
-    """Bytes of what one call of the language model holds at once, its result left out."""
+    """Bytes that one call of the language model holds at once, without its result."""
     ctx = config.data.ctx_len
     tokens = max(1, TOKENS_PER_FORWARD // ctx) * ctx
     scores = tokens * ctx * shape.num_heads * width
-    # Queries and keys before and after their rotation, values, keys and values once per query
-    # head; scores before and after each operation on them (softmax is float32); two masks.
+    # Queries and keys before and after rotation, values, and keys and values repeated per query
+    # head; scores before and after each operation (softmax is float32); two masks.
     projections = tokens * shape.head_dim * (4 * shape.num_heads + 3 * shape.num_kv_heads) * width
     attention = projections + (2 if width == FLOAT32 else 3) * scores + 2 * tokens * ctx * width
-    # A layer keeps its attention's weights until its end.
+    # A layer keeps its attention weights until its end.
     mlp = shape.mlp_matrices * tokens * shape.d_mlp * width + scores
     return max(attention, mlp) + 2 * tokens * shape.d_model * width
 
@@ -258,20 +259,20 @@ def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
 def _disk(
     config: RunConfig, steps: int | None, activation: int, checkpoint: int, published: int
 ) -> int:
-    """Bytes in a run's folder at the end, and the held-out activations that lie there meanwhile;
-    `activation` is the size of one.
+    """Bytes in a run's folder at its end, plus its held-out activations, which are there while it
+    trains; `activation` is the size of one.
     """
     every = config.train.snapshot_every
     snapshots = (steps or 0) // every if every else 0
     entries = snapshots * config.index.snapshot_tokens + config.index.tokens
     indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
     heldout = max(config.data.heldout_tokens, config.index.tokens) * activation
-    # The newest checkpoint, the one before, and one that is being written.
+    # The newest checkpoint, the previous one, and one that is being written.
     return 3 * checkpoint + 2 * published + indexes + heldout
 
 
 def _layers(config: ModelConfig, shape: ModelShape) -> int:
-    """How many layers are loaded to read at the hook point."""
+    """Number of layers that are loaded to read at the hook point."""
     layer = config.deepest_layer
     return shape.num_layers if layer is None else min(layer + 1, shape.num_layers)
 

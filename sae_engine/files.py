@@ -1,6 +1,6 @@
-"""The names of a run's files, spelled once, and the one way to publish them.
+"""The names of a run's files, and how files are published.
 
-Everything appears by write-to-temporary, fsync, rename: a reader never sees half a file.
+Every file is written under a temporary name, synced and renamed, so readers never see half a file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from sae_engine.errors import DiskFullError
 _NO_ROOM = re.compile(
     r"No space left|Disk quota exceeded|\(os error 28\)|requested and \d+ written"
 )
-"""How libraries that keep the error's number to themselves say that a disk is full; the last one is
-numpy.
-"""
+"""Messages of libraries that report a full disk without an error number; the last is numpy's."""
 
 
 class RunFolder:
@@ -54,17 +52,17 @@ class RunFolder:
 
     @property
     def previous_checkpoint(self) -> Path:
-        """The one before, for when the newest cannot be read."""
+        """The checkpoint before, in case the newest cannot be read."""
         return self.checkpoints / "previous.safetensors"
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a run can go on from where it was; temporary files do not count."""
+        """Whether the run can be resumed; temporary files do not count."""
         return self.checkpoint.exists() or self.previous_checkpoint.exists()
 
     @property
     def best(self) -> RunFolder:
-        """Where the SAE with the lowest held-out FVU so far is kept, under the same names."""
+        """Holds the SAE with the lowest held-out FVU so far, under the same names."""
         return RunFolder(self.checkpoints / "best")
 
     @property
@@ -73,7 +71,7 @@ class RunFolder:
 
     @property
     def index_corpus(self) -> Path:
-        """Activations of the index corpus, kept while the run works and removed when it ends."""
+        """Held-out activations, removed when the run ends."""
         return self.path / "index_corpus"
 
     @property
@@ -84,8 +82,8 @@ class RunFolder:
         return self.features / str(step)
 
     def remove_leftovers(self) -> None:
-        """Remove what a process that was killed was in the middle of writing; for the one process
-        that works on the run.
+        """Remove files that a killed process left half-written; only for the process that works on
+        the run.
         """
         for path in [*self.path.rglob(".*.tmp"), *self.path.rglob(".*.old")]:
             if path.is_dir():
@@ -110,21 +108,21 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def room_needed(path: Path) -> Generator[None]:
-    """Raise `DiskFullError` instead of whatever is raised when a disk is full; `path` is what is
+    """Raise `DiskFullError` instead of a library's error when the disk is full; `path` is what is
     being written.
     """
     try:
         yield
     except Exception as error:
-        if _is_for_want_of_room(error):
+        if _is_disk_full(error):
             raise DiskFullError(
-                f"The disk that holds '{path}' is full. What was saved before is kept; make room "
-                "and go on from there."
+                f"The disk that holds '{path}' is full. What was saved before is kept; free some "
+                "space and continue."
             ) from error
         raise
 
 
-def _is_for_want_of_room(error: Exception) -> bool:
+def _is_disk_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return _NO_ROOM.search(str(error)) is not None
@@ -132,10 +130,8 @@ def _is_for_want_of_room(error: Exception) -> bool:
 
 @contextmanager
 def published_file(path: Path, *, keep: Path | None = None) -> Generator[Path]:
-    """Yield a temporary path beside `path`; what was written there appears at `path` in one
-    rename. What stood at `path` until then moves to `keep`.
-
-    Raises `DiskFullError`.
+    """Yield a temporary path, whose file replaces `path` in one rename; the old file moves to
+    `keep`. Raises `DiskFullError`.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -153,11 +149,7 @@ def published_file(path: Path, *, keep: Path | None = None) -> Generator[Path]:
 
 @contextmanager
 def published_folder(path: Path) -> Generator[Path]:
-    """Yield a temporary folder beside `path`; it appears whole, in one rename, replacing an
-    older one.
-
-    Raises `DiskFullError`.
-    """
+    """Yield a temporary folder, which replaces `path` in one rename. Raises `DiskFullError`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with room_needed(path):

@@ -1,4 +1,4 @@
-"""How much is worked on at once. Memory follows from these; results do not."""
+"""How much is processed at once. These sizes determine memory, never results."""
 
 TOKENS_PER_FORWARD = 4096
 """Tokens that the language model reads in one call."""

@@ -106,7 +106,7 @@ def test_a_width_inside_the_mlp_is_known():
 
 def test_a_model_whose_config_cannot_be_had_is_named():
     config = resolve_config("tiny", {"model": {"name": "nobody/has-this-model"}})
-    with pytest.raises(ConfigError, match=r"config\.json of 'nobody/has-this-model' cannot be had"):
+    with pytest.raises(ConfigError, match=r"'nobody/has-this-model' cannot be read"):
         estimate(config, gpu=False)
 
 

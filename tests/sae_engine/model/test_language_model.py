@@ -247,6 +247,22 @@ def test_promoted_logits_are_the_final_norms_and_heads_linear_part(model_folders
     torch.testing.assert_close(prefix.unembedding() @ unit, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", HOOKED)
+def test_the_unembedding_is_the_same_from_the_head_alone_and_from_the_whole_model(
+    model_folders, architecture
+):
+    model = LanguageModel.load(ModelConfig(name=str(model_folders[architecture]), layer=1))
+    assert torch.equal(model.unembedding(), model.unembedding(causal_lm=model.full().model))
+
+
+def test_a_hook_of_another_width_than_the_residual_stream_has_no_unembedding(model_folders):
+    folder = str(model_folders["gemma2"])
+    inner = ModelConfig(name=folder, hook_point="model.layers.1.mlp.up_proj")
+    model = LanguageModel.load(ModelConfig(name=folder, layer=1), also=[inner])
+    assert model.unembedding(0) is not None
+    assert model.unembedding(1) is None
+
+
 def test_a_literal_bos_in_a_document_is_text(model_folders):
     model = LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=0))
     ids = model.tokenizer.encode("a <bos> b <eos>", add_special_tokens=False).ids

@@ -1,4 +1,4 @@
-"""The whole model made of a prefix and the files equals the one that transformers loads."""
+"""A model completed from its first layers and the files equals the one that transformers loads."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from sae_engine.errors import UserError
 from sae_engine.model.language_model import LanguageModel
-from sae_engine.model.loading import load_prefix, load_whole
+from sae_engine.model.loading import load_head, load_prefix, load_whole
 from sae_engine.schema.config import ModelConfig
 
 ARCHITECTURES = ["gemma2", "llama", "gpt2"]
@@ -20,13 +20,13 @@ IDS = torch.arange(5, 37).view(2, 16)
 
 
 def in_memory(model: nn.Module) -> dict[int, int]:
-    """Bytes of each piece of memory that a model's parameters live in, by its address."""
+    """Sizes in bytes of the storages of a model's parameters, by address."""
     storages = [p.untyped_storage() for p in model.parameters()]
     return {s.data_ptr(): s.nbytes() for s in storages}
 
 
 def sharded(folder: Path, into: Path) -> Path:
-    """The same model in several files, each far smaller than the model."""
+    """The same model in several files."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.save_pretrained(into, max_shard_size="60KB")
     for file in folder.glob("tokenizer*.json"):
@@ -62,7 +62,7 @@ def test_the_completed_model_equals_the_one_loaded_whole(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_only_what_the_prefix_lacks_takes_new_memory(model_folders, architecture):
+def test_only_the_missing_tensors_take_new_memory(model_folders, architecture):
     config = ModelConfig(name=str(model_folders[architecture]), layer=1)
     prefix = load_prefix([config]).model
     completed = load_whole(config, prefix)
@@ -71,14 +71,34 @@ def test_only_what_the_prefix_lacks_takes_new_memory(model_folders, architecture
     lacking = {
         name: parameter
         for name, parameter in completed.named_parameters()
-        if re.search(r"\.[23]\.|lm_head", name)  # layers 2 and 3, and Llama's head of its own
+        if re.search(r"\.[23]\.|lm_head", name)  # layers 2 and 3, and Llama's untied head
     }
     expected = sum(p.numel() * p.element_size() for p in lacking.values())
     assert new == expected > 0
     assert have.keys() <= in_memory(completed).keys()
 
 
-def test_a_model_spread_with_device_map_reads_and_measures_the_same(model_folders):
+@pytest.mark.parametrize("layout", ["one file", "shards"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loading_the_head_takes_memory_for_nothing_else(
+    model_folders, tmp_path, architecture, layout
+):
+    folder = model_folders[architecture]
+    config = ModelConfig(
+        name=str(sharded(folder, tmp_path) if layout == "shards" else folder), layer=1
+    )
+    prefix = load_prefix([config]).model
+    with_head = load_head(config, prefix)
+    head = with_head.get_output_embeddings().weight
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.equal(head, whole.get_output_embeddings().weight)
+    have = in_memory(prefix)
+    new = sum(size for place, size in in_memory(with_head).items() if place not in have)
+    is_tied = with_head.config.tie_word_embeddings
+    assert new == (0 if is_tied else head.numel() * head.element_size())
+
+
+def test_a_model_placed_by_device_map_gives_the_same_activations_and_loss(model_folders):
     folder = str(model_folders["gemma2"])
     config = ModelConfig(name=folder, layer=1, device="cpu", dtype="float32")
     spread = LanguageModel.load(config.model_copy(update={"device_map": "auto"}))
@@ -89,7 +109,7 @@ def test_a_model_spread_with_device_map_reads_and_measures_the_same(model_folder
     )
 
 
-def test_a_tensor_missing_from_the_files_is_refused_by_its_name(model_folders, tmp_path):
+def test_a_tensor_missing_from_the_files_is_named(model_folders, tmp_path):
     for file in model_folders["gemma2"].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     tensors = load_file(tmp_path / "model.safetensors")
@@ -103,7 +123,7 @@ def test_a_tensor_missing_from_the_files_is_refused_by_its_name(model_folders, t
         LanguageModel.load(config.model_copy(update={"layer": 3}))
 
 
-def test_a_shard_missing_from_the_folder_is_said(model_folders, tmp_path):
+def test_a_shard_missing_from_the_folder_is_reported(model_folders, tmp_path):
     folder = sharded(model_folders["gemma2"], tmp_path)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     (folder / index["weight_map"]["model.layers.3.mlp.up_proj.weight"]).unlink()

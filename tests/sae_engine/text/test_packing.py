@@ -20,6 +20,7 @@ from sae_engine.text.packing import (
     heldout_rows,
     training_rows,
 )
+from tests.sae_engine.test_interrupt import background_threads, wait_until_no_thread_is_left
 
 BOS, EOS = 2, 1
 TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))
@@ -65,14 +66,22 @@ def test_from_any_cursor_the_same_rows_follow(documents: list[str], ctx_len: int
     assert np.array_equal(again.take(5), expected)
 
 
-def test_the_text_begins_again_when_it_ends():
+def test_abandoned_rows_leave_no_thread():
+    rows = rows_of(["some words here", "and more"], 8, epochs=None)
+    rows.take(2)
+    assert background_threads() == 1
+    del rows
+    wait_until_no_thread_is_left()
+
+
+def test_the_text_restarts_when_it_ends():
     rows = rows_of(["some words here", "and more"], 8, epochs=None)
     once = joined(["some words here", "and more"])
     body = rows.take(9)[:, 1:].flatten().tolist()
     assert body == (once * 20)[: len(body)]
 
 
-def test_a_literal_bos_in_a_document_never_becomes_one():
+def test_a_literal_bos_in_a_document_stays_text():
     rows = list(rows_of(["<bos> begins <eos> and <pad> pads " * 5], 16))
     for row in rows:
         assert BOS not in row[1:]
@@ -82,7 +91,7 @@ def test_a_literal_bos_in_a_document_never_becomes_one():
 
 def test_held_out_and_training_text_share_no_document(tmp_path: Path):
     lines = [f"document number {n} says {n * n}" for n in range(400)]
-    lines += lines[:50]  # duplicates must land on the same side
+    lines += lines[:50]  # duplicates must be in the same split
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(lines))
     config = DataConfig(dataset=str(path), ctx_len=16)
@@ -109,7 +118,7 @@ def test_num_samples_limits_the_documents(tmp_path: Path):
     assert 0.4 < half / whole < 0.6
 
 
-def test_a_dataset_without_enough_held_out_text_says_so(tmp_path: Path):
+def test_a_dataset_without_enough_held_out_text_is_refused(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("only one document")
     packing = Packing(TOKENIZER, 64, BOS, EOS)

@@ -1,0 +1,92 @@
+"""Iteration that can be interrupted against plain iteration."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sae_engine.interrupt import call_interruptibly, interruptible, never_stop
+
+
+class StopError(Exception):
+    pass
+
+
+def background_threads() -> int:
+    return sum(thread.name == "interruptible" for thread in threading.enumerate())
+
+
+def wait_until_no_thread_is_left(deadline_seconds: float = 5) -> None:
+    deadline = time.monotonic() + deadline_seconds
+    while background_threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert background_threads() == 0
+
+
+def test_items_come_in_order_and_only_on_request():
+    computed: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(5):
+            computed.append(number)
+            yield number
+
+    found = interruptible(items(), never_stop)
+    assert next(found) == 0
+    assert computed == [0]
+    assert list(found) == [1, 2, 3, 4]
+    wait_until_no_thread_is_left()
+
+
+def test_an_error_is_raised_after_the_items_before_it():
+    def items() -> Iterator[int]:
+        yield 1
+        raise KeyError("broken")
+
+    found = interruptible(items(), never_stop)
+    assert next(found) == 1
+    with pytest.raises(KeyError, match="broken"):
+        next(found)
+
+
+def test_a_stop_interrupts_an_item_that_blocks():
+    blocked, unblock = threading.Event(), threading.Event()
+
+    def check_stop() -> None:
+        if blocked.is_set():
+            raise StopError
+
+    def call() -> None:
+        blocked.set()
+        unblock.wait(30)
+
+    began = time.monotonic()
+    with pytest.raises(StopError):
+        call_interruptibly(call, check_stop)
+    assert time.monotonic() - began < 5
+    unblock.set()
+    wait_until_no_thread_is_left()
+
+
+def test_a_stop_is_checked_between_items_that_do_not_block():
+    calls: list[None] = []
+
+    def check_stop() -> None:
+        calls.append(None)
+        if len(calls) > 3:
+            raise StopError
+
+    found = interruptible(iter(range(10)), check_stop)
+    with pytest.raises(StopError):
+        list(found)
+
+
+def test_an_abandoned_iteration_leaves_no_thread():
+    found = interruptible(iter(range(10)), never_stop)
+    next(found)
+    assert background_threads() == 1
+    del found
+    wait_until_no_thread_is_left()

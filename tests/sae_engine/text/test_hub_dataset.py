@@ -1,0 +1,196 @@
+"""Datasets of the hub, read through the hub's and the datasets library's own code.
+
+Each case runs in its own process; see `hub_server.ask`.
+"""
+
+import io
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.sources import documents
+from tests.sae_engine.hub_server import Hub, ask, serve
+
+TEXTS = [f"Document {n} of the hub. " + f"It says {n * n} again. " * 30 for n in range(90)]
+
+READ = """
+import json, time
+from sae_engine.errors import UserError
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.sources import documents
+time.sleep = lambda seconds: None  # between tries
+config = DataConfig.model_validate({config!r})
+try:
+    print(json.dumps([list(documents(config, split, {start})) for split in ("train", "heldout")]))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as hub:
+        yield hub
+
+
+def table(texts: list[str], column: str = "text") -> bytes:
+    buffer = io.BytesIO()
+    rows = pa.table({"id": list(range(len(texts))), column: pa.array(texts, pa.string())})
+    parquet.write_table(rows, buffer, row_group_size=10)
+    return buffer.getvalue()
+
+
+def three_files(texts: list[str] = TEXTS, column: str = "text") -> dict[str, bytes]:
+    third = len(texts) // 3
+    return {
+        f"data/train-0000{n}-of-00003.parquet": table(texts[n * third : (n + 1) * third], column)
+        for n in range(3)
+    }
+
+
+def read(hub: Hub, home: Path, start: int = 0, **config: object) -> list[list[list]]:
+    code = READ.format(config={"dataset": "some/texts", **config}, start=start)
+    return ask(code, hub, home)
+
+
+def expected(folder: Path, start: int = 0) -> list[list[list]]:
+    """The same documents read from a local file."""
+    path = folder / "local.parquet"
+    path.write_bytes(table(TEXTS))
+    config = DataConfig(dataset=str(path))
+    return [[list(d) for d in documents(config, split, start)] for split in ("train", "heldout")]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("start", [0, 47])
+def test_documents_come_in_order_from_any_start(hub, tmp_path, streaming, start):
+    hub.add("datasets", "some/texts", three_files())
+    found = read(hub, tmp_path / "home", start, streaming=streaming)
+    assert found == expected(tmp_path, start)
+    assert len(found[0]) > 20
+    assert found[1]
+
+
+def test_num_samples_ends_reading_early(hub, tmp_path):
+    hub.add("datasets", "some/texts", three_files())
+    train, heldout = read(hub, tmp_path / "home", num_samples=25)
+    assert sorted(n for n, _ in train + heldout) == list(range(25))
+    assert "data/train-00002-of-00003.parquet" not in hub.sent
+
+
+def test_only_the_named_subset_is_read(hub, tmp_path):
+    parts = [f"- {{config_name: {name}, data_files: {name}/*}}" for name in ("one", "two")]
+    card = "\n".join(["---", "configs:", *parts, "---", ""])
+    files = {
+        "README.md": card.encode(),
+        "one/train.parquet": table(["not this"] * 9),
+        "two/train.parquet": table(TEXTS),
+    }
+    hub.add("datasets", "some/texts", files)
+    assert read(hub, tmp_path / "home", subset="two") == expected(tmp_path)
+    message = read(hub, tmp_path / "home", subset="three")
+    assert "could not be opened" in message
+    assert "one" in message
+    assert "two" in message
+
+
+@pytest.mark.parametrize("times", [1, 40], ids=["once", "more often than the library retries"])
+def test_a_connection_that_breaks_while_streaming_changes_no_document(hub, tmp_path, times):
+    hub.add("datasets", "some/texts", three_files())
+    hub.hang_ups["train-00001-of-00003.parquet"] = times
+    assert read(hub, tmp_path / "home") == expected(tmp_path)
+    assert hub.hang_ups["train-00001-of-00003.parquet"] == 0
+
+
+def test_a_connection_that_breaks_while_downloading_changes_no_document(hub, tmp_path):
+    hub.add("datasets", "some/texts", three_files())
+    hub.hang_ups["train-00001-of-00003.parquet"] = 1
+    assert read(hub, tmp_path / "home", streaming=False) == expected(tmp_path)
+    assert hub.hang_ups["train-00001-of-00003.parquet"] == 0
+
+
+def test_a_connection_that_keeps_breaking_fails_with_the_document_reached(hub, tmp_path):
+    hub.add("datasets", "some/texts", three_files())
+    hub.hang_ups["train-00001-of-00003.parquet"] = 10**6
+    message = read(hub, tmp_path / "home")
+    assert "'some/texts' stopped answering at document 30 and did not come back" in message
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_column_in_the_wrong_case_is_reported_with_the_existing_columns(hub, tmp_path, streaming):
+    hub.add("datasets", "some/texts", three_files(column="Text"))
+    message = read(hub, tmp_path, streaming=streaming)
+    assert message == (
+        "data.text_column: There is no column 'text' in 'some/texts'; its columns are: id, Text."
+    )
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_missing_split_is_reported(hub, tmp_path, streaming):
+    hub.add("datasets", "some/texts", three_files())
+    message = read(hub, tmp_path, split="dev", streaming=streaming)
+    assert "'some/texts' could not be opened" in message
+    assert "dev" in message
+
+
+def test_a_dataset_without_data_files_is_reported(hub, tmp_path):
+    hub.add("datasets", "some/texts", {"README.md": b"Nothing yet."})
+    message = read(hub, tmp_path)
+    assert "'some/texts' could not be opened" in message
+    assert "doesn't contain any data files" in message
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_without_rows_is_reported(hub, tmp_path, streaming):
+    hub.add("datasets", "some/texts", {"data/train.parquet": table([])})
+    message = read(hub, tmp_path, streaming=streaming)
+    assert "'some/texts' c" in message  # cannot be read at document 0, or could not be opened
+
+
+def test_a_gated_dataset_needs_the_token_and_says_so(hub, tmp_path):
+    hub.add("datasets", "some/texts", three_files(), token="hf_right")
+    code = READ.format(config={"dataset": "some/texts"}, start=0)
+    for environment in ({}, {"HF_TOKEN": "hf_other"}):
+        message = ask(code, hub, tmp_path / "home", **environment)
+        assert message.startswith("The dataset 'some/texts' is gated: accept its terms")
+        assert "HF_TOKEN" in message
+    found = ask(code, hub, tmp_path / "home", HF_TOKEN="hf_right")
+    assert found == expected(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_dataset_that_is_a_script_is_read_from_its_conversion(hub, tmp_path, streaming):
+    converted = {"plain_text/train/0000.parquet": table(TEXTS[:50])}
+    converted["plain_text/train/0001.parquet"] = table(TEXTS[50:])
+    hub.add("datasets", "some/texts", {"texts.py": b"raise SystemExit('this must not run')"})
+    hub.add("datasets", "some/texts", converted, revision="refs/convert/parquet")
+    assert read(hub, tmp_path / "home", streaming=streaming) == expected(tmp_path)
+
+
+def test_a_script_without_a_conversion_or_a_unique_subset_is_refused_with_the_remedy(hub, tmp_path):
+    hub.add("datasets", "some/texts", {"texts.py": b""})
+    assert "no conversion of it to Parquet; use another dataset" in read(hub, tmp_path)
+    converted = {f"{name}/train/0000.parquet": table(TEXTS) for name in ("one", "two")}
+    hub.add("datasets", "some/texts", converted, revision="refs/convert/parquet")
+    assert "has these: one, two; name one of them" in read(hub, tmp_path)
+    assert "has these: one, two" in read(hub, tmp_path, subset="three")
+    assert read(hub, tmp_path / "home", subset="two") == expected(tmp_path)
+
+
+def test_a_dataset_that_does_not_exist_is_reported(hub, tmp_path):
+    assert "There is no dataset 'some/texts'" in read(hub, tmp_path)
+
+
+def test_an_unreachable_hub_is_reported_within_seconds(tmp_path):
+    began = time.monotonic()
+    nowhere = Hub()
+    nowhere.endpoint = "http://127.0.0.1:9"
+    message = read(nowhere, tmp_path)
+    assert message.startswith("The dataset 'some/texts' is not cached and the Hugging Face hub")
+    assert "check the network" in message
+    assert time.monotonic() - began < 20  # including the start of the process
