@@ -1,4 +1,5 @@
 """The REST endpoints, one module per noun; each module's `router` is served by `backend.app`.
 
-An endpoint reads or writes the store, a feature index or a service, and holds no other logic.
+Fed by `http` and the services in it; read by `app`. An endpoint reads or writes the store, a
+feature index or a service, and holds no other logic.
 """
