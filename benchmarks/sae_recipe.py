@@ -47,7 +47,7 @@ def activations(layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     train = torch.cat([next(stream)[0] for _ in range(TOKENS // 512)])
     with TemporaryDirectory() as folder:
         held = feed.open_heldout(HELDOUT_TOKENS, Path(folder) / "heldout")
-        heldout = held.first(0, HELDOUT_TOKENS).clone()
+        heldout = held.read(0, HELDOUT_TOKENS).clone()
     return train, heldout
 
 

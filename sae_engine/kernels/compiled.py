@@ -22,6 +22,7 @@ from typing import Any
 
 import numba
 import torch
+from numba.core import config as numba_config
 
 OUTDATED_SECONDS = 30 * 24 * 3600
 """Machine code of other sources is removed after this time without use."""
@@ -70,12 +71,13 @@ def _compiler(*fastmath: str) -> Callable[..., Any]:
     )
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
-        others = numba.config.CACHE_DIR  # other users of numba keep their own folder
-        numba.config.CACHE_DIR = str(_CACHE or others)
+        config: Any = numba_config
+        others = config.CACHE_DIR  # other users of numba keep their own folder
+        config.CACHE_DIR = str(_CACHE or others)
         try:
             return jit(function)
         finally:
-            numba.config.CACHE_DIR = others
+            config.CACHE_DIR = others
 
     return compile_lazily
 

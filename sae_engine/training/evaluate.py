@@ -1,6 +1,6 @@
 """What a trained SAE is worth, on text that it was not trained on.
 
-Fed by `activations.HeldoutActivations` and `language_model.SpliceModel`; read by `train`.
+Fed by `activations.heldout` and `model.language_model`; read by `training.run`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import streamlit as st
+from fastapi import FastAPI
 from streamlit.testing.v1 import AppTest
 
+from backend.app import create_api
 from backend.playground.client import PlaygroundClient
 from backend.settings import Settings
 from frontend.api import cache as pages_server
@@ -38,6 +40,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlaygroundClient
 
 
 @pytest.fixture(scope="session")
+def api(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The endpoints, whose first requests are slow; each test gives them services of its own."""
+    return create_api(Settings(data_dir=tmp_path_factory.mktemp("unused")))
+
+
+@pytest.fixture(scope="session")
 def indexes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the feature indexes that all tests read."""
     folder = tmp_path_factory.mktemp("indexes")
@@ -62,6 +70,7 @@ def changed_settings() -> dict[str, Any]:
 
 @pytest.fixture
 def workbench(
+    api: FastAPI,
     tmp_path: Path,
     seeded_data_dir: Path,
     indexes: Path,
@@ -72,7 +81,7 @@ def workbench(
     """The API over a copy of the data folder; the pages find it through the environment."""
     shutil.copytree(seeded_data_dir, tmp_path / "data", symlinks=True)
     usual = {"data_dir": tmp_path / "data", "devices": ["cuda:0", "cpu"]}
-    workbench = Workbench(Settings(**usual | changed_settings), model, indexes)
+    workbench = Workbench(api, Settings(**usual | changed_settings), model, indexes)
     with workbench.serving():
         monkeypatch.setenv("SAE_WORKBENCH_API_URL", workbench.url)
         st.cache_data.clear()

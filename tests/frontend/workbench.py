@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 import uvicorn
+from fastapi import FastAPI
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from backend import store
 from backend.analyses.client import AnalysisClient
-from backend.app import api_mount, create_api, running
+from backend.app import api_mount, running
 from backend.http.security import AccessGuard
 from backend.http.services import Services
 from backend.playground.client import PlaygroundClient
@@ -49,10 +50,11 @@ class Request(NamedTuple):
 class Workbench:
     """The API of one data folder as an ASGI application that records every request."""
 
-    def __init__(self, settings: Settings, model: PlaygroundClient, indexes: Path) -> None:
-        api = create_api(settings, command=fake_job)
+    def __init__(
+        self, api: FastAPI, settings: Settings, model: PlaygroundClient, indexes: Path
+    ) -> None:
         self.settings = settings
-        self.services: Services = api.state.services
+        self.services = api.state.services = Services(settings, fake_job)
         self.services.playground = model
         self.url = ""
         self.is_down = False

@@ -28,7 +28,7 @@ _FOREIGN = {
     # Names of other programs, which none of our sources holds.
     *("EventSource", "Plotly", "react", "plotly_chart", "add_rows", "switch_page", "huggingface"),
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "THP_MEM_ALLOC_ENABLE", "PIP_ARGS"),
-    *("analyze_features", "openwebtext", "freq_hist_data", "CITATION", "cff"),
+    *("analyze_features", "openwebtext", "freq_hist_data", "CITATION", "cff", "w_enc"),
 }
 
 

@@ -4,7 +4,7 @@ imports (`neuronpedia`).
 The names are those of Neuronpedia's tables Neuron, Activation and Explanation, and of its API
 (hijohnnylin/neuronpedia, `apps/webapp/prisma`). The folder is laid out like the output of its
 converter `convert-saedashboard-to-neuronpedia-export.py` and of SAEDashboard's
-`neuronpedia_export.py`. Fields that the index has no data for are left out; their columns have
+neuronpedia_export.py. Fields that the index has no data for are left out; their columns have
 defaults.
 """
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from backend import store
 from backend.store import label_jobs
 from frontend.features.labeling import estimate_line, job_block, job_line, origin_line, score_note
 from sae_engine.schema.labels import (
@@ -79,7 +80,7 @@ def test_the_list_and_the_page_of_a_feature_show_the_score(
     open_page: Open, workbench: Workbench
 ) -> None:
     with workbench.writing() as session:
-        label_jobs.propose_label(
+        store.propose_label(
             session, "finished", 7, "sevens", model=MODEL, prompt_version="1", score=SCORE
         )
     assert "P 90.0 % · R 75.0 %" in shown(open_page("features", id="finished", sort="index"))
@@ -150,7 +151,7 @@ def test_the_dialog_opens_with_an_estimate_or_the_running_job(
 def test_without_a_configured_model_the_dialog_says_so_and_offers_nothing(open_page: Open) -> None:
     app = open_page("features", id="finished")
     app.button(key="label-features").click().run()
-    assert "No language model is set to label features" in shown(app)
+    assert "No language model is configured for labels" in shown(app)
     assert [b.key for b in app.button if b.key.startswith("label-")] == ["label-features"]
     assert not [n for n in app.number_input if n.key == "label-limit"]
 

@@ -32,8 +32,8 @@ FORECAST = Forecast(
 
 def test_a_forecast_shows_needs_free_resources_and_its_source() -> None:
     text = forecast_block(FORECAST)
-    assert "Memory of cuda:0</span><strong>3 GiB</strong><small>60 GiB free" in text
+    assert "cuda:0 memory</span><strong>3 GiB</strong><small>60 GiB free" in text
     assert "<strong>2 GiB</strong><small>50 GiB free" in text
     assert "about 1 min 30 s" in text
-    assert "from 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
+    assert "based on 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
     assert '<div class="wb-notice warning"><span>It takes &lt;much&gt;.' in text

@@ -24,7 +24,7 @@ def test_the_number_of_steps_leaves_out_a_partial_batch(open_page: Open) -> None
 def test_a_run_that_does_not_fit_is_warned_about(open_page: Open) -> None:
     app = open_page("launch", preset="tiny")
     app.number_input(key="field:tiny:sae.d_sae").set_value(2_000_000_000).run()
-    assert '<div class="wb-notice warning"><span>It takes ' in shown(app)
+    assert '<div class="wb-notice warning"><span>This needs ' in shown(app)
 
 
 def test_the_device_is_chosen_from_the_servers_devices(
