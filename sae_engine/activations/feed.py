@@ -90,12 +90,20 @@ class TextFeed:
     def hook_name(self, hook: int) -> str:
         return self.model.hooks[hook].name
 
-    @cached_property
+    @property
     def num_train_tokens(self) -> int:
-        return count_tokens(self._data, self._packing, self._check_stop)
+        return self._num_train_tokens
 
     @cached_property
+    def _num_train_tokens(self) -> int:
+        return count_tokens(self._data, self._packing, self._check_stop)
+
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._packing.tokenizer.to_str().encode())
         rows = training_rows(self._data, self._packing, check_stop=self._check_stop)
         digest.update(rows.take(4).tobytes())
