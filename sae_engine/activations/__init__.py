@@ -1,4 +1,4 @@
-"""Activations on their way to the SAEs: a shuffled stream, a held-out set, files of both.
+"""Activations that SAEs are trained and evaluated on: shuffled stream, held-out set, files of both.
 
 Fed by `model` and `text`; read by `training`.
 """

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -75,8 +76,6 @@ class TextFeed:
         first, *others = (config.model for config in configs)
         self._data = configs[0].data
         self._check_stop = check_stop
-        self._num_train_tokens: int | None = None
-        self._fingerprint: str | None = None
         self.model = LanguageModel.load(
             first, also=others, ctx_len=self._data.ctx_len, check_stop=check_stop
         )
@@ -96,17 +95,18 @@ class TextFeed:
 
     @property
     def num_train_tokens(self) -> int:
-        if self._num_train_tokens is None:
-            self._num_train_tokens = count_tokens(self._data, self._packing, self._check_stop)
         return self._num_train_tokens
+
+    @cached_property
+    def _num_train_tokens(self) -> int:
+        return count_tokens(self._data, self._packing, self._check_stop)
 
     @property
     def fingerprint(self) -> str:
-        if self._fingerprint is None:
-            self._fingerprint = self._hash_data()
         return self._fingerprint
 
-    def _hash_data(self) -> str:
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._packing.tokenizer.to_str().encode())
         rows = training_rows(self._data, self._packing, check_stop=self._check_stop)
         digest.update(rows.take(4).tobytes())

@@ -1,4 +1,4 @@
-"""The language model: loaded up to a hook point, read with nnsight, its states replaced.
+"""The language model: loaded up to a hook point, read there, and run with activations replaced.
 
-Fed by `text` and `schema`; read by `activations`, `training` and `playground`.
+Fed by `schema`; read by `activations`, `training` and `playground`.
 """

@@ -1,4 +1,4 @@
-"""What a trained SAE is worth, on text that it was not trained on.
+"""Metrics of an SAE on held-out text.
 
 Fed by `activations.heldout` and `model.language_model`; read by `training.run`.
 """
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import SpliceModel
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.inference import open_coder
@@ -25,21 +26,20 @@ TOKENS_PER_CHUNK = 4096
 def reconstruction_metrics(
     sae: SAE,
     activations: Float[Tensor, "n d_in"],
-    check_stop: Callable[[], None] = lambda: None,
+    check_stop: CheckStop = never_stop,
 ) -> dict[str, float]:
     """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive`, `frac_dense` over the whole
     set.
 
-    `sae` maps raw activations (see `SAE.folded`). Sums are kept in float64 and do not depend on
-    the chunking.
+    `sae` reads raw activations (see `SAE.folded`). Sums are in float64 and independent of the chunk
+    size.
     """
     device, coder = sae.W_dec.device, open_coder(sae)
     error = torch.zeros((), dtype=torch.float64, device=device)
     squares, active, cosine = error.clone(), error.clone(), error.clone()
     total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
     fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-    # Distances are taken from the first chunk's mean, so that a large common offset costs no
-    # precision.
+    # Squares are summed around the first chunk's mean, so a large common offset costs no precision.
     origin: Tensor | None = None
     for part in activations.split(TOKENS_PER_CHUNK):
         check_stop()
@@ -69,14 +69,15 @@ def cross_entropy_metrics(
     sae: SAE,
     ids: Int[Tensor, "rows ctx"],
     mean: Float[Tensor, " d_in"],
-    check_stop: Callable[[], None] = lambda: None,
+    check_stop: CheckStop = never_stop,
     *,
     hook: int = 0,
 ) -> dict[str, float]:
-    """`ce_delta` in nats per token, and `ce_loss_score` against zero and against mean ablation.
+    """`ce_delta` in nats per token; `ce_loss_score` and `ce_loss_score_mean` relative to zero and
+    mean ablation.
 
-    `mean` is the mean activation at ordinary positions of hook number `hook`, where `sae` is
-    spliced in. Sums run over the predictions made there.
+    `sae` is spliced in at the ordinary positions of hook number `hook`, where `mean` is the mean
+    activation. Averages are over the predictions made there.
     """
     coder = open_coder(sae)
     replacements: dict[str, Callable[[Tensor], Tensor] | None] = {

@@ -1,4 +1,4 @@
-"""Small random language models in folders of their own, as a user's local models would be."""
+"""Small random language models in folders, like a user's local models."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of a random model per architecture; norms and biases are random too, so that none
-    hides a bug.
+    """Folder of a random model per architecture. Norms and biases are random too, because their
+    usual ones and zeros would hide bugs.
     """
     folders: dict[str, Path] = {}
     for name, build in ARCHITECTURES.items():

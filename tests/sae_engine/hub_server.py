@@ -1,7 +1,8 @@
-"""A small Hugging Face hub on the loopback: repositories in memory, behind the hub's own HTTP API.
+"""A small Hugging Face hub on the loopback: repositories in memory, behind the hub's HTTP API.
 
-It answers what `from_pretrained` and `load_dataset` ask: repository information, listings of files,
-and files in whole or in part. It can gate a repository, and hang up in the middle of files.
+It answers the requests of `from_pretrained` and `load_dataset`: repository information, listings of
+files, and files in whole or in part. It can gate a repository, hang up in the middle of a file, and
+stall there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Repository(NamedTuple):
     files: Mapping[str, bytes]
     revision: str = "main"
     token: str | None = None
-    """Files of a gated repository are given to who brings this token."""
+    """Required for the files of a gated repository."""
 
     @property
     def sha(self) -> str:
@@ -34,20 +35,20 @@ class Repository(NamedTuple):
 
 
 class Hub:
-    """Repositories by kind and name, several revisions of a name allowed."""
+    """Repositories by kind and name, each with one or more revisions."""
 
     def __init__(self) -> None:
         self.endpoint = ""
         self.repositories: dict[tuple[Kind, str], list[Repository]] = {}
         self.hang_ups: dict[str, int] = {}
-        """How many times still to hang up in the middle of a file whose name ends so."""
+        """By suffix of a file's name: how many more times to hang up in the middle of the file."""
         self.stalls: set[str] = set()
-        """A file whose name ends with one of these is never sent, though its connection is held."""
+        """Suffixes of files that are sent by half, after which the connection stays open."""
         self.on_failure: Callable[[], object] = lambda: None
-        """Called when the first file is not sent whole."""
+        """Called once, at the first hang-up or stall."""
         self.closing = threading.Event()
         self.sent: list[str] = []
-        """Paths of the files asked for, in the order of the requests."""
+        """Paths of the requested files, in order."""
 
     def add(self, kind: Kind, name: str, files: Mapping[str, bytes], **more: Any) -> None:
         self.repositories.setdefault((kind, name), []).append(Repository(files, **more))
@@ -76,7 +77,7 @@ def folder_files(folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def serve() -> Iterator[Hub]:
-    """An empty hub that listens while the block runs."""
+    """An empty hub that listens inside the `with` block."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -90,9 +91,9 @@ def serve() -> Iterator[Hub]:
 
 
 def ask(code: str, hub: Hub, home: Path, **environment: str) -> Any:
-    """Run `code` in a process whose Hugging Face hub is `hub`; return what it printed last, JSON.
+    """Run `code` in a new process that uses `hub`; return its last printed line, parsed as JSON.
 
-    The hub's address and its cache's place are read when its library is imported.
+    A new process, because the hub's library reads its address and cache folder on import.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     done = subprocess.run(
@@ -247,7 +248,7 @@ def _split(parts: list[str], word: str) -> tuple[str, str, str]:
 
 
 def _entries(repository: Repository, folder: str) -> list[dict[str, Any]]:
-    """All files below `folder` and the folders that they are in, as the hub lists them."""
+    """All files below `folder` and their folders, as the hub lists them."""
     files: list[dict[str, Any]] = []
     folders: set[str] = set()
     for path, content in repository.files.items():

@@ -1,4 +1,4 @@
-"""The estimate's numbers against counted parameters and written files."""
+"""Estimates against counted parameters and written files."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_models_parameters_are_counted_to_within_a_percent(model_folders, name
     assert shape.prefix(shape.num_layers) + shape.head == pytest.approx(expected, rel=0.01)
 
 
-def test_runs_on_one_pass_have_one_language_model_and_an_sae_each():
+def test_runs_on_one_pass_share_the_language_model_and_have_separate_saes():
     small, large = (
         resolve_config("tiny", {"sae": {"d_sae": width}, "model": {"layer": layer}})
         for width, layer in ((512, 1), (2048, 3))
@@ -64,7 +64,7 @@ def test_gemma_2_2b_has_the_published_number_of_parameters():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_parameters_and_checkpoint_are_those_that_are_written(tmp_path, tied):
+def test_parameters_and_checkpoint_size_match_what_is_written(tmp_path, tied):
     shape = SAEConfig(d_sae=512, k=16, tied_weights=tied, normalize_decoder=tied)
     overrides = {"sae": shape.model_dump(exclude_unset=True)}
     expected = estimate(resolve_config("tiny", overrides), gpu=False)
@@ -94,7 +94,7 @@ def test_the_memory_is_the_sum_of_its_parts_for_every_preset(gpu):
         assert found.device == ("gpu" if gpu else "cpu")
 
 
-def test_gemma_2_2b_fits_the_gpu_that_its_presets_ask_for():
+def test_gemma_2_2b_presets_fit_a_gpu_of_12_gib():
     for name in ("gemma-2-2b", "gemma-2-2b-seed"):
         assert estimate(resolve_config(name, {}), gpu=True).memory_bytes < 12 * 2**30
 
@@ -104,7 +104,7 @@ def test_a_width_inside_the_mlp_is_known():
     assert estimate(resolve_config("tiny", inner), gpu=False).d_in == 768
 
 
-def test_a_model_whose_config_cannot_be_had_is_named():
+def test_a_model_without_a_readable_config_is_named():
     config = resolve_config("tiny", {"model": {"name": "nobody/has-this-model"}})
     with pytest.raises(ConfigError, match=r"'nobody/has-this-model' cannot be read"):
         estimate(config, gpu=False)

@@ -1,5 +1,5 @@
-"""BOS, pad and eos enter neither the buffer, nor the input's scale, nor what is measured or shown,
-whatever the documents hold.
+"""BOS, pad and eos are excluded from training, from the input scale and from everything measured or
+shown, whatever the documents contain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ documents = st.lists(
 
 @pytest.fixture(scope="module")
 def feed_of(model_folders, tmp_path_factory):
-    """Opens a feed on documents; the model is loaded once."""
+    """Opens a feed on the given documents; the model is loaded once."""
     path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     tree = {"model": {"name": str(model_folders["gemma2"]), "layer": 1}}
     tree["data"] = {"dataset": str(path), "ctx_len": CTX}
@@ -64,7 +64,7 @@ def split(feed: TextFeed, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 
 
 def assert_ordinary(values: torch.Tensor, ordinary: torch.Tensor, special: torch.Tensor) -> None:
-    """Each value is one of the ordinary ones and none of the special ones."""
+    """Each value is among the ordinary ones and not among the special ones."""
 
     def nearest(others: torch.Tensor) -> torch.Tensor:
         distances = torch.cdist(values, others, compute_mode="donot_use_mm_for_euclid_dist")
@@ -76,7 +76,7 @@ def assert_ordinary(values: torch.Tensor, ordinary: torch.Tensor, special: torch
 
 @settings(max_examples=15, deadline=None)
 @given(documents)
-def test_special_positions_are_nowhere(feed_of, tmp_path_factory, texts: list[str]):
+def test_special_positions_are_excluded_everywhere(feed_of, tmp_path_factory, texts: list[str]):
     feed: TextFeed = feed_of(texts)
     data = DataConfig(dataset=feed._data.dataset, ctx_len=CTX)
     packing = Packing(feed.model.tokenizer, CTX, feed.model.bos_id, feed.model.eos_id)

@@ -1,6 +1,4 @@
-"""Training from files: equal to training on the text they were read from, and clear about bad
-files.
-"""
+"""Training from files equals training on the text they were made from; bad files are reported."""
 
 from __future__ import annotations
 
@@ -80,7 +78,7 @@ def test_resuming_from_files_is_exact(config: RunConfig, tmp_path: Path):
     assert torch.equal(load_file(parts.sae)["W_enc"], load_file(whole.sae)["W_enc"])
 
 
-def test_files_without_token_ids_train_and_say_that_there_are_no_features(
+def test_files_without_token_ids_train_with_a_notice_that_there_are_no_features(
     config: RunConfig, tmp_path: Path
 ):
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +103,7 @@ def test_epochs_count_the_tokens_of_the_files(config: RunConfig, tmp_path: Path)
     assert plan.total_steps == 3 * 1800 // 64  # a tenth is held out
 
 
-def test_every_training_token_comes_once_an_epoch_and_no_held_out_one(tmp_path: Path):
+def test_an_epoch_has_every_training_token_once_and_no_held_out_token(tmp_path: Path):
     for n, tokens in enumerate((700, 1300, 600)):
         path = tmp_path / f"{n}.safetensors"
         values = torch.arange(tokens, dtype=torch.float32)[:, None] + 10_000 * n
@@ -124,7 +122,7 @@ def test_every_training_token_comes_once_an_epoch_and_no_held_out_one(tmp_path: 
     assert again[0].item() == 10_512
 
 
-def test_files_called_heldout_are_never_trained_on(tmp_path: Path):
+def test_files_named_heldout_are_never_trained_on(tmp_path: Path):
     write(tmp_path / "heldout-0.safetensors", 50)
     write(tmp_path / "part-0.safetensors", 100)
     files = open_activation_set(tmp_path)
@@ -169,12 +167,12 @@ def test_held_out_rows_are_whole(tmp_path: Path):
         (lambda d: write(d / "heldout.safetensors", 4) and d, "none to train on"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_the_remedy(make, message: str, tmp_path: Path):
+def test_an_unusable_file_is_named_with_the_remedy(make, message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         open_activation_set(make(tmp_path))
 
 
-def test_saving_does_not_touch_a_folder_that_holds_something(config: RunConfig, tmp_path: Path):
+def test_saving_refuses_a_folder_that_is_not_empty(config: RunConfig, tmp_path: Path):
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UserError, match="is not empty"):
         collected(save_activations(config, tmp_path))

@@ -1,4 +1,4 @@
-"""The shuffled stream against the plain list of activations that it must be a permutation of."""
+"""The shuffled stream is a permutation of the activations in reading order."""
 
 from collections import Counter
 from pathlib import Path
@@ -50,7 +50,7 @@ def next_of(stream: ActivationStream) -> torch.Tensor:
 
 
 def as_counter(vectors: torch.Tensor) -> Counter[bytes]:
-    """Equal vectors occur: rows that begin with the same token."""
+    """A multiset, because rows that begin with the same token give equal vectors."""
     return Counter(v.tobytes() for v in vectors.numpy())
 
 
@@ -58,7 +58,7 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def test_the_stream_gives_every_activation_of_a_block_once_and_no_special_token(model):
+def test_the_stream_yields_every_activation_of_a_block_once_and_no_special_token(model):
     ids = torch.from_numpy(training_rows(DATA, packing_of(model)).take(16))
     ordinary = (ids != 0) & (ids != 1) & (ids != 2)
     plain = model.activations(ids)[ordinary]
@@ -102,7 +102,7 @@ def test_from_any_state_the_same_batches_follow(model, batches_before):
         assert torch.equal(next_of(again), batch)
 
 
-def test_a_batch_broken_off_by_a_stop_is_not_lost(model):
+def test_a_batch_interrupted_by_a_stop_is_not_lost(model):
     class StopError(Exception):
         pass
 

@@ -1,4 +1,4 @@
-"""The attention that is taken on a GPU gives what eager attention gives, or is not taken."""
+"""The attention used on a GPU equals eager attention, or is rejected."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sae_engine.schema.config import ModelConfig
 
 CPU = torch.device("cpu")
 NAMES = {"gemma2": "flex_attention", "llama": "sdpa", "gpt2": "sdpa"}
-# of torch's own compiler, when it is imported and when it is told not to compile
+# raised by torch's compiler on import and by FlexAttention without compilation
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.*flex_attention.*:UserWarning"),
@@ -26,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def not_compiled() -> Iterator[None]:
-    """FlexAttention's own equations, without a compiler, which takes a minute on a CPU."""
+    """Runs FlexAttention uncompiled, because compiling takes a minute on a CPU."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -55,8 +55,8 @@ def test_activations_are_the_same_with_the_faster_attention(model_folders, archi
 @pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("head_dim", [8, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_attention_without_the_soft_cap_is_found_out(monkeypatch, dtype, head_dim):
-    """Also with Gemma-2-2b's wide heads."""
+def test_an_attention_without_the_soft_cap_is_rejected(monkeypatch, dtype, head_dim):
+    """A head_dim of 256 is that of Gemma-2-2b."""
 
     def uncapped(*args, softcap=None, **kwargs):
         return flex_attention_forward(*args, **kwargs)
@@ -72,10 +72,8 @@ def test_an_attention_without_the_soft_cap_is_found_out(monkeypatch, dtype, head
     assert "off by" in reason
 
 
-def test_an_attention_that_raises_is_not_taken_and_the_log_says_why(
-    model_folders, monkeypatch, caplog
-):
-    """Scaled dot products have no soft-cap, which transformers refuses to ignore."""
+def test_an_attention_that_raises_is_rejected_and_logged(model_folders, monkeypatch, caplog):
+    """Scaled dot product attention has no soft-cap, so transformers raises for Gemma-2."""
     config = AutoConfig.from_pretrained(model_folders["gemma2"])
     monkeypatch.setattr("sae_engine.model.attention.faster_attention", lambda _config: "sdpa")
     with caplog.at_level(logging.WARNING):
@@ -84,7 +82,7 @@ def test_an_attention_that_raises_is_not_taken_and_the_log_says_why(
     assert "sdpa does not work" in caplog.text
 
 
-def test_a_cpu_keeps_eager_attention(model_folders):
+def test_a_cpu_uses_eager_attention(model_folders):
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=1, device="cpu")
     model = LanguageModel.load(config, ctx_len=40)
     assert model._model.config._attn_implementation == EAGER
@@ -94,7 +92,7 @@ def test_a_cpu_keeps_eager_attention(model_folders):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("architecture", NAMES)
-def test_a_gpu_takes_the_faster_attention(model_folders, architecture, dtype):
+def test_a_gpu_uses_the_faster_attention(model_folders, architecture, dtype):
     name = str(model_folders[architecture])
     config = ModelConfig(name=name, layer=2, device="cuda", dtype=dtype)
     fast, eager = LanguageModel.load(config, ctx_len=40), LanguageModel.load(config)

@@ -1,4 +1,4 @@
-"""Extraction against two independent readings: a forward hook and `output_hidden_states`."""
+"""Extraction against two independent methods: a forward hook and `output_hidden_states`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
 
 SITES = ["resid_post", "mlp_out", "attn_out"]
-# The module whose output is what is added to the residual stream, written down by hand.
+# The module whose output is added to the residual stream, written by hand.
 HOOKED = {
     "gemma2": {
         "resid_post": "model.layers.{}",
@@ -77,7 +77,7 @@ def test_resid_post_equals_the_whole_models_hidden_states(model_folders, archite
         torch.testing.assert_close(model.activations(ids_of()), states[layer + 1], rtol=0, atol=0)
 
 
-def test_what_is_added_by_attention_and_mlp_makes_up_the_residual_stream(model_folders):
+def test_attention_and_mlp_outputs_sum_to_the_residual_stream(model_folders):
     folder, ids = str(model_folders["gemma2"]), ids_of()
 
     def read(layer: int, site: str) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_several_hooks_on_one_pass_equal_one_load_each(model_folders, architectu
     assert torch.equal(model.activations(ids_of()), model.all_activations(ids_of())[0])
 
 
-def test_two_names_of_one_place_are_one_hook(model_folders):
+def test_two_names_of_one_module_are_one_hook(model_folders):
     folder = str(model_folders["gemma2"])
     by_path = ModelConfig(name=folder, hook_point="model.layers.1")
     as_input = ModelConfig(name=folder, hook_point="model.layers.1", hook_io="input")
@@ -170,7 +170,7 @@ def test_only_the_layers_up_to_the_deepest_hook_are_loaded_and_run(model_folders
 
 
 @pytest.mark.parametrize("architecture", HOOKED)
-def test_each_hook_is_spliced_at_its_own_place(model_folders, architecture):
+def test_each_hook_is_spliced_at_its_own_module(model_folders, architecture):
     folder = str(model_folders[architecture])
     configs = [ModelConfig(name=folder, layer=2), ModelConfig(name=folder, layer=0, site="mlp_out")]
     both = LanguageModel.load(configs[0], also=configs[1:]).full()
@@ -210,7 +210,7 @@ def test_splicing_the_models_own_activations_changes_nothing(model_folders, arch
     assert spliced == pytest.approx(plain, rel=1e-6)
 
 
-def test_splicing_replaces_ordinary_positions_and_leaves_bos_and_eos_alone(model_folders):
+def test_splicing_replaces_only_ordinary_positions(model_folders):
     folder, ids = model_folders["gemma2"], ids_of()
     splice = LanguageModel.load(ModelConfig(name=str(folder), layer=1)).full()
     handed = []
@@ -236,7 +236,7 @@ def test_splicing_replaces_ordinary_positions_and_leaves_bos_and_eos_alone(model
     assert total == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_promoted_logits_are_the_final_norms_and_heads_linear_part(model_folders):
+def test_the_unembedding_is_the_linear_part_of_final_norm_and_head(model_folders):
     folder = model_folders["gemma2"]
     prefix = LanguageModel.load(ModelConfig(name=str(folder), layer=1))
     model = whole(folder)
@@ -270,24 +270,24 @@ def test_a_literal_bos_in_a_document_is_text(model_folders):
     assert model.tokenizer.decode(ids) == "a <bos> b <eos>"
 
 
-def test_a_layer_that_does_not_exist_is_named_with_the_range(model_folders):
+def test_a_missing_layer_is_named_with_the_existing_range(model_folders):
     with pytest.raises(ConfigError, match=r"Layer 9 does not exist; .* has layers 0 to 3"):
         LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=9))
 
 
-def test_a_hook_point_that_does_not_exist_is_named_with_what_there_is(model_folders):
+def test_a_missing_hook_point_is_named_with_the_existing_modules(model_folders):
     config = ModelConfig(name=str(model_folders["gemma2"]), hook_point="model.layers.1.attention")
     with pytest.raises(ConfigError, match=r"is not a module of .*embed_tokens, layers, norm"):
         LanguageModel.load(config)
 
 
-def test_a_gpu_that_is_not_there_is_refused(model_folders):
+def test_a_missing_gpu_is_refused(model_folders):
     config = ModelConfig(name=str(model_folders["gemma2"]), layer=0, device="cuda:7")
     with pytest.raises(ConfigError, match="'cuda:7' does not exist"):
         LanguageModel.load(config)
 
 
-def test_a_folder_without_weights_is_refused_in_a_sentence(model_folders, tmp_path: Path):
+def test_a_folder_without_weights_is_refused(model_folders, tmp_path: Path):
     (tmp_path / "config.json").write_bytes((model_folders["gemma2"] / "config.json").read_bytes())
     for file in model_folders["gemma2"].glob("tokenizer*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -295,7 +295,7 @@ def test_a_folder_without_weights_is_refused_in_a_sentence(model_folders, tmp_pa
         LanguageModel.load(ModelConfig(name=str(tmp_path), layer=0))
 
 
-def test_a_model_that_is_not_cached_says_what_to_do_when_the_hub_is_off():
+def test_an_uncached_model_in_offline_mode_is_refused_with_the_reason():
     with pytest.raises(UserError, match="not in the local cache and HF_HUB_OFFLINE is set"):
         LanguageModel.load(ModelConfig(name="nobody/has-this-model", layer=0))
 
@@ -304,9 +304,7 @@ def test_a_model_that_is_not_cached_says_what_to_do_when_the_hub_is_off():
     ("architecture", "dtype", "warned"),
     [("gemma2", "float16", True), ("gemma2", "bfloat16", False), ("llama", "float16", False)],
 )
-def test_a_gemma_model_in_float16_is_loaded_with_a_warning(
-    model_folders, architecture, dtype, warned
-):
+def test_only_a_gemma_model_in_float16_has_a_warning(model_folders, architecture, dtype, warned):
     config = ModelConfig(name=str(model_folders[architecture]), layer=1, dtype=dtype)
     model = LanguageModel.load(config)
     assert model.activations(ids_of()).dtype == getattr(torch, dtype)

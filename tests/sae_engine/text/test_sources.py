@@ -48,7 +48,7 @@ def test_reading_can_begin_at_any_document(tmp_path: Path, start: int):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_a_missing_column_is_named_with_the_columns_there_are(tmp_path: Path, suffix: str):
+def test_a_missing_column_is_named_with_the_existing_columns(tmp_path: Path, suffix: str):
     config = DataConfig(dataset=str(written(tmp_path, suffix)), text_column="body")
     with pytest.raises(ConfigError, match=r"no column 'body' in .*columns are: text, id"):
         all_texts(config)

@@ -19,6 +19,6 @@ def test_tests_and_data_tables_are_left_out():
     assert "Truth Value Testing" in text  # the language reference's topics
 
 
-def test_the_split_goes_by_name_alone():
+def test_the_split_depends_only_on_the_name():
     assert is_heldout("enum.py")
     assert not is_heldout("typing.py")

@@ -11,7 +11,7 @@ from tests.sae_engine.sae.test_autoencoders import random_sae
 
 
 def identity_sae(d: int) -> TopKSAE:
-    """Latents +e_i and -e_i: every vector is rebuilt exactly with k = d."""
+    """Latents +e_i and -e_i reconstruct every vector exactly with k = d."""
     sae = TopKSAE(d, 2 * d, d)
     with torch.no_grad():
         rows = torch.cat([torch.eye(d), -torch.eye(d)])
@@ -54,7 +54,7 @@ def test_metrics_equal_their_definitions_over_the_whole_set():
     assert got["frac_alive"] == pytest.approx(len(fired) / sae.d_sae)
 
 
-def test_cross_entropy_scores_are_zero_one_and_one_where_they_must_be(model_folders):
+def test_cross_entropy_scores_of_lossless_zero_and_mean_reconstructions(model_folders):
     prefix = LanguageModel.load(ModelConfig(name=str(model_folders["gemma2"]), layer=1))
     model = prefix.full()
     ids = ids_of(rows=5)
