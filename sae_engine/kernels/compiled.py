@@ -27,6 +27,7 @@ OUTDATED_SECONDS = 30 * 24 * 3600
 """Machine code of other sources is removed after this time without use."""
 
 _log = logging.getLogger(__name__)
+_numba_config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
 
 
 def source_digest(folder: Path) -> str:
@@ -70,12 +71,12 @@ def _compiler(*fastmath: str) -> Callable[..., Any]:
     )
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
-        others = numba.config.CACHE_DIR  # other users of numba keep their own folder
-        numba.config.CACHE_DIR = str(_CACHE or others)
+        others = _numba_config.CACHE_DIR  # other libraries that use numba keep their own folder
+        _numba_config.CACHE_DIR = str(_CACHE or others)
         try:
             return jit(function)
         finally:
-            numba.config.CACHE_DIR = others
+            _numba_config.CACHE_DIR = others
 
     return compile_lazily
 
