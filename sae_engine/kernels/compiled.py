@@ -28,6 +28,7 @@ OUTDATED_SECONDS = 30 * 24 * 3600
 """Machine code of other sources is removed after this time without use."""
 
 _log = logging.getLogger(__name__)
+_numba_config: Any = numba.config  # pyright: ignore[reportPrivateImportUsage]
 
 
 def source_digest(folder: Path) -> str:
@@ -71,6 +72,7 @@ def _compiler(*fastmath: str) -> Callable[..., Any]:
     )
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
+<<<<<<< HEAD
         config: Any = numba_config
         others = config.CACHE_DIR  # other users of numba keep their own folder
         config.CACHE_DIR = str(_CACHE or others)
@@ -78,6 +80,14 @@ def _compiler(*fastmath: str) -> Callable[..., Any]:
             return jit(function)
         finally:
             config.CACHE_DIR = others
+=======
+        others = _numba_config.CACHE_DIR  # other libraries that use numba keep their own folder
+        _numba_config.CACHE_DIR = str(_CACHE or others)
+        try:
+            return jit(function)
+        finally:
+            _numba_config.CACHE_DIR = others
+>>>>>>> wt-kernels
 
     return compile_lazily
 
