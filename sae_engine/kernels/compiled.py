@@ -22,7 +22,6 @@ from typing import Any
 
 import numba
 import torch
-from numba.core import config as numba_config
 
 OUTDATED_SECONDS = 30 * 24 * 3600
 """Machine code of other sources is removed after this time without use."""
@@ -72,22 +71,12 @@ def _compiler(*fastmath: str) -> Callable[..., Any]:
     )
 
     def compile_lazily(function: Callable[..., Any]) -> Any:
-<<<<<<< HEAD
-        config: Any = numba_config
-        others = config.CACHE_DIR  # other users of numba keep their own folder
-        config.CACHE_DIR = str(_CACHE or others)
-        try:
-            return jit(function)
-        finally:
-            config.CACHE_DIR = others
-=======
         others = _numba_config.CACHE_DIR  # other libraries that use numba keep their own folder
         _numba_config.CACHE_DIR = str(_CACHE or others)
         try:
             return jit(function)
         finally:
             _numba_config.CACHE_DIR = others
->>>>>>> wt-kernels
 
     return compile_lazily
 
