@@ -36,9 +36,7 @@ ROUTERS: list[APIRouter] = [
 """The `router` of every module of `backend.routes`."""
 TAGS = ("system", "runs", "metrics", "features", "labels", "probe", "compare")
 """Sections of the reference at `/api/docs`, in this order."""
-DESCRIPTION = (
-    "Train sparse autoencoders on language-model activations and look into their features."
-)
+DESCRIPTION = "Train sparse autoencoders on language-model activations and inspect their features."
 
 
 def create_api(

@@ -13,9 +13,9 @@ import psutil
 EXIT_DISK_FULL = os.EX_IOERR
 """Exit code of a job that had no disk space to record how its runs ended."""
 CLOCK_TOLERANCE_SECONDS = 2.0
-"""Two readings of a process's start differ by adjustments of the clock in between."""
+"""Clock adjustments may change a process's start time between two readings."""
 _TICKS_PER_BOOT = 2.0**33
-"""More clock ticks than a machine stays up: 2.7 years."""
+"""More clock ticks than any uptime: 2.7 years."""
 
 
 def start_of(pid: int) -> float:

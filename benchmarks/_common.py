@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 NEVER = 10**9
-"""More steps than any run has, to turn off what happens every so many steps."""
+"""More steps than any run has, to turn off periodic work."""
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

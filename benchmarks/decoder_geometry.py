@@ -58,7 +58,7 @@ def measure(sender: Connection, work: Callable[..., str], *arguments: object) ->
 
 
 def measure_in_process(work: Callable[..., str], *arguments: object) -> str:
-    """What `work` took in its own process."""
+    """Time and memory of `work` in its own process."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(sender, work, *arguments))

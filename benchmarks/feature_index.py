@@ -43,7 +43,7 @@ def power_law(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np
 
 
 class SyntheticEncoder:
-    """Codes of which one half depends on the token and the other is random; measures its time."""
+    """Codes, half determined by the token and half random; measures its own time."""
 
     def __init__(self, token_ids: np.ndarray, k: int, d_sae: int) -> None:
         self._token_ids, self._k, self._d_sae = token_ids, k, d_sae

@@ -10,7 +10,7 @@ MLP's shapes reach on the same GPU in the same run. Prints tokens/s of the langu
 attention and with the attention that runs use, of the SAE's step, and of everything together as in
 a run; if SAELens is installed, also of its trainer's step on the same GPU.
 
-Never run on a GPU yet, so there are no results.
+Not yet run on a GPU, so there are no results.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ the measured rate, plus Adam's memory traffic (weights and both moments of both 
 written) at the measured bandwidth; the matmul's times in TF32 and float32 are printed too. Needs a
 CUDA device; without one, it exits with code 2.
 
-Never run on a GPU yet, so there are no results.
+Not yet run on a GPU, so there are no results.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/language_model_pass.py [--layers 8] [--layer 3] [--rows 16] [--ctx-len 128]
 
-Reads one layer of a Gemma-2 model with random weights in three ways, in turns: the whole model in
+Reads one layer of a Gemma-2 model with random weights in three alternating ways: the whole model in
 `transformers` with a hook, its first layers alone, and through nnsight as runs do. Then short runs
 on the embedded model train one, two and four SAEs on one pass.
 """

@@ -1,4 +1,4 @@
-"""Times of the main job as a user does it: start a run, watch it, browse features, look up tokens.
+"""Times the main workflow: start a run, watch it, browse features, look up tokens.
 
     python benchmarks/main_job.py                       # preset tiny, a server and a real browser
     python benchmarks/main_job.py --preset quick-test

@@ -7,7 +7,7 @@
 Starts the server of the current folder, trains each recipe through the REST API, and prints one
 line per run: the SHA-256 of its logged metrics, except those that measure time, and of
 `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
-model. Only names that are fixed for callers are used, so this also measures an older checkout.
+model. Uses only stable names, so it also works on an older checkout.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What the engine raises when it cannot do what the user asked for.
+"""Errors the engine raises for problems that the user can fix.
 
     UserError            one sentence that names the value, the bound and the remedy
     ├── ConfigError      … about fields of the configuration, which it lists
     └── DiskFullError    … there is no space to write
 
-Bugs of the program are assertions, never these.
+Bugs in the program raise assertion errors instead.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's refusals and failures, each in one sentence with its remedy.
+"""Error messages for Hugging Face hub failures, each one sentence with a remedy.
 
 Read by `text` for datasets and by `model` for language models.
 """
@@ -10,7 +10,7 @@ from typing import Literal
 from sae_engine.errors import UserError
 
 TIMEOUT_SECONDS = 5
-"""For the one question that is asked before a download, whose library retries for much longer."""
+"""For the one request made before a download; the library retries for much longer."""
 
 Kind = Literal["model", "dataset"]
 

@@ -21,7 +21,7 @@ _Item = TypeVar("_Item")
 
 
 def never_stop() -> None:
-    """The `CheckStop` of work that nobody can stop."""
+    """A `CheckStop` that never stops."""
 
 
 def interruptible(items: Iterator[_Item], check_stop: CheckStop) -> Iterator[_Item]:

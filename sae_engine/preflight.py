@@ -1,7 +1,7 @@
-"""What can be found wrong with a configuration before its model is loaded. No torch here.
+"""Checks of a configuration that need no loaded model and no torch.
 
-Read by whoever accepts a configuration, so that mistakes are reported before a job starts, and by
-`model` for the paths and checks that both need.
+Used by everything that accepts a configuration, so that mistakes are reported before a job starts,
+and by `model` for the paths and checks that both need.
 """
 
 from __future__ import annotations

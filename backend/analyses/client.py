@@ -1,4 +1,4 @@
-"""Computes what is too slow for a request, once, in a process, and keeps it in the data folder.
+"""Runs computations too slow for a request, once, in a process; keeps results in the data folder.
 
 The process is `backend.analyses.worker`. One computation runs at a time; a request for another one
 waits by asking again. The process ends with the server: its standard input is a pipe that closes
@@ -198,5 +198,5 @@ def _failure(ended: _Running) -> str:
         return f"The computation ended with exit code {code}; the server's log has the details."
     message = f"The computation was ended by {describe_signal(-code)}."
     if -code == signal.SIGKILL:
-        message += " Often that means the machine ran out of memory."
+        message += " This often means that the machine ran out of memory."
     return message

@@ -1,4 +1,4 @@
-"""What `client` and `worker` say to each other.
+"""The messages between `client` and `worker`.
 
 The client starts `python -m backend.analyses.worker KIND TARGET INDEX_FOLDER...`. The worker writes
 messages to standard output, JSON, one per line, and publishes its result as the folder TARGET by

@@ -9,13 +9,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from backend.cli.fields import add_fields, field_values
 from backend.errors import ApiError
 from backend.settings import Settings, load_settings
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.exports import EXPORT_FORMATS
+from sae_engine.schema.lookup import LookupRank, TokenMatch
 
 EXCLUSIVE = [
     ("grid", "load_checkpoint"),
@@ -81,14 +82,17 @@ def _parser() -> argparse.ArgumentParser:
     train = command(
         "train",
         _train,
-        "Train in this terminal; the run also shows in the browser.",
+        "Train in this terminal; the run also appears in the browser.",
         usage="%(prog)s [RECIPE] [--config PATH] [--section.field VALUE ...] [OPTIONS]",
         epilog="Ctrl-C stops the run and still builds its features; a second one skips them.",
     )
     train.add_argument("recipe", nargs="?", metavar="RECIPE", help="a preset's name (tiny)")
     train.add_argument("--quick-test", action="store_true", help="the preset quick-test")
     train.add_argument(
-        "--config", type=Path, metavar="PATH", help="a YAML file with (part of) a configuration"
+        "--config",
+        type=Path,
+        metavar="PATH",
+        help="a YAML file with all or part of a configuration",
     )
     train.add_argument("--name", help="name of the run")
     train.add_argument(
@@ -129,8 +133,8 @@ def _parser() -> argparse.ArgumentParser:
         "path", type=Path, metavar="PATH",
         help="file or folder of an SAE; a run's folder needs no --model and --layer",
     )  # fmt: skip
-    imports.add_argument("--model", metavar="NAME", help="the language model that it reads")
-    imports.add_argument("--layer", type=int, metavar="N", help="the layer that it reads")
+    imports.add_argument("--model", metavar="NAME", help="the language model that the SAE reads")
+    imports.add_argument("--layer", type=int, metavar="N", help="the layer that the SAE reads")
     imports.add_argument("--site", metavar="SITE", help="resid_post (default), mlp_out or attn_out")
     imports.add_argument("--name", help="name of the run")
     add_fields(imports)
@@ -141,10 +145,8 @@ def _parser() -> argparse.ArgumentParser:
     lookup = command("lookup", _lookup, "Show the features related to a token or phrase.")
     lookup.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
     lookup.add_argument("text", help="a token or a phrase")
-    lookup.add_argument("--match", default="fold", choices=["fold", "exact", "prefix", "substring"])
-    lookup.add_argument(
-        "--rank", default="f1", choices=["f1", "lift", "recall", "precision", "max"]
-    )
+    lookup.add_argument("--match", default="fold", choices=get_args(TokenMatch))
+    lookup.add_argument("--rank", default="f1", choices=get_args(LookupRank))
     lookup.add_argument("--min-count", type=int, default=5, metavar="N")
     lookup.add_argument("--limit", type=int, default=20, metavar="N")
     lookup.add_argument(
@@ -154,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command(
         "export",
         _export,
-        "Write a run's SAE or features for other programs and people.",
+        "Export a run's SAE or features.",
         epilog=" ".join(f"{name}: {info.summary}." for name, info in EXPORT_FORMATS.items()),
     )
     export.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")

@@ -59,7 +59,7 @@ class EventFeed:
         self._reads: dict[tuple[str, int, int], asyncio.Task[str]] = {}
 
     def is_full(self) -> bool:
-        """Whether the server has as many listeners as it accepts."""
+        """Whether the limit on listeners is reached."""
         return self._listeners.total() >= MAX_LISTENERS
 
     async def follow(self, run_id: str, after: int) -> AsyncGenerator[str]:

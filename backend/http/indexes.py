@@ -25,6 +25,6 @@ def open_index(
         return server.indexes.get(folder)
     except FileNotFoundError:
         raise ConflictError(
-            f"The features of step {step} are gone: there is no folder '{folder}'.",
+            f"The features of step {step} are missing: the folder '{folder}' does not exist.",
             kind="index-damaged",
         ) from None

@@ -80,8 +80,8 @@ def problem_of(error: ApiError) -> ProblemResponse:
 
 
 def unexpected_error() -> FailedError:
-    """The answer to a request that failed because of a mistake of ours."""
-    return FailedError("The server made a mistake; its log has the details.", kind="internal")
+    """The answer to a request that failed because of a bug in the server."""
+    return FailedError("Internal server error; see the server's log.", kind="internal")
 
 
 async def _api_error(_: Request, error: ApiError) -> ProblemResponse:

@@ -12,7 +12,7 @@ EVENT_STREAM = "text/event-stream"
 
 
 class EventStream(StreamingResponse):
-    """A response whose events no proxy may store or hold back."""
+    """A response that proxies must neither cache nor buffer."""
 
     media_type = EVENT_STREAM
 

@@ -26,7 +26,7 @@ from sae_engine.schema.runs import RunStatus
 from sae_engine.training.member import Member
 
 POLL_SECONDS = 0.25
-"""How often the database is asked for stop requests."""
+"""How often the database is polled for stop requests."""
 LONGEST_BATCH_SECONDS = 2.0
 """Limit of the time between writes of one run; it grows with the number of runs on the pass."""
 LAST_WRITE_SECONDS = 2.0
@@ -56,7 +56,7 @@ def engine(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
 
 
 def exit_code(statuses: Sequence[RunStatus], number: signal.Signals = signal.SIGTERM) -> int:
-    """Exit code of a process whose runs ended so; `number` is the signal that interrupted it."""
+    """Exit code of a process, given how its runs ended; `number` is the signal, if any."""
     codes = {"finished": 0, "stopped": 0, "failed": 1, "interrupted": 128 + number}
     return max((codes[status] for status in statuses), default=0)
 
@@ -160,7 +160,7 @@ class StopRequests:
         return max(self._requests[run_id], self._asked(), key=_STRENGTH)
 
     def _poll(self) -> None:
-        """Read the requests of all runs; if the database is unavailable, the last ones hold."""
+        """Read all runs' requests; if the database is unavailable, the last known ones apply."""
         try:
             with self._database.reading() as session:
                 self._requests = store.stop_requests(session, list(self._requests))

@@ -1,4 +1,4 @@
-"""Starts jobs as processes of this machine: the one place that knows what a job is made of.
+"""Starts jobs as processes of this machine: the only module that knows how jobs run.
 
 Used by the supervisor. Jobs are detached and outlive the server; one started by an earlier server
 is known only by its process number and start.

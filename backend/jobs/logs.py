@@ -10,7 +10,7 @@ from pathlib import Path
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_TAIL_LINES = 60
-"""Lines of its log kept with a failed run."""
+"""Number of log lines stored with a failed run."""
 MAX_BYTES = 2**20
 
 
@@ -36,7 +36,7 @@ def logging_into(paths: Sequence[Path]) -> Generator[None]:
 def tail(path: Path, num_lines: int) -> str:
     """The last lines of a file, read from its last MiB.
 
-    Of a line that was overwritten in place with carriage returns, only the final text counts.
+    Of a line overwritten with carriage returns, only the final text is kept.
     """
     try:
         with path.open("rb") as file:

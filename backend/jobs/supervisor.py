@@ -2,7 +2,7 @@
 job disappeared.
 
 One thread in the web process. Of several servers on one data folder only the holder of the lock
-file supervises; another takes over when it goes. Jobs are detached and outlive their supervisor;
+file supervises; another takes over when it exits. Jobs are detached and outlive their supervisor;
 the next one recognizes them by process number and start.
 """
 
@@ -168,7 +168,7 @@ class Supervisor:
         self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
-        """Record the end of a run whose job did not; one that did is left as it is."""
+        """Record how a run ended, unless its job already did."""
         log_tail = tail(self._settings.run_folder(row.id).log, LOG_TAIL_LINES)
         if exit_code is None:
             status, kind = "interrupted", "ProcessVanished"
@@ -182,7 +182,7 @@ class Supervisor:
             if row.force_stop_at is not None:
                 message = f"The run ignored a forced stop, so its process was ended by {kind}."
             elif -exit_code == signal.SIGKILL:
-                message += " Often that means the machine ran out of memory."
+                message += " This often means that the machine ran out of memory."
         elif exit_code == EXIT_DISK_FULL:
             status, kind, message = "failed", DiskFullError.__name__, DISK_FULL
         else:
@@ -221,7 +221,7 @@ class Supervisor:
             self._reports[row.id] = report
 
     def _end_overdue(self, rows: Sequence[RunRow]) -> None:
-        """Signal a job whose runs were all forced to stop and did not within our patience."""
+        """Signal a job whose runs were all forced to stop but did not within `patience`."""
         unforced = {row.pid for row in rows if row.force_stop_at is None}
         forced = {row.pid for row in rows if row.pid is not None} - unforced
         now = time.monotonic()  # the wall clock may jump
@@ -245,7 +245,7 @@ class Supervisor:
             self._start(*claimed)
 
     def _claim(self) -> tuple[Slot, Sequence[RunRow]] | None:
-        """Take the next run that a slot is free for, with those that share its pass."""
+        """Claim the next run with a free slot, and the runs that share its pass."""
         with self._database.reading() as session:
             if not store.count_by_status(session).get("queued"):
                 return None

@@ -23,7 +23,7 @@ CONNECT_SECONDS = 10.0
 MAX_ANSWER_TOKENS = 2_000
 """Enough for a model that reasons before it answers."""
 GARBLED_TRIES = 2
-"""Requests for one answer when the endpoint reports success without a chat completion."""
+"""Attempts per answer when the endpoint reports success without a chat completion."""
 
 
 class EndpointError(UserError):

@@ -34,12 +34,12 @@ from sae_engine.features.labels.questions import (
 from sae_engine.schema.labels import DetectionScore, LabelJobStatus
 
 TRIES = 2
-"""Requests for one answer when the first is unusable."""
+"""Attempts per answer when the first is unusable."""
 FAILURES_IN_A_ROW = 5
 """Consecutive features lost to endpoint errors before a job gives up."""
 CLOSING_SECONDS = 5.0
 """How long a server that closes waits for its jobs."""
-INTERNAL_ERROR = "The server made a mistake; its log has the details."
+INTERNAL_ERROR = "Internal server error; see the server's log."
 SERVER_ENDED = "The server that ran this job has ended."
 
 _Read = TypeVar("_Read")

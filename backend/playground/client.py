@@ -77,13 +77,13 @@ class _Worker:
         self.process.stdin.flush()
 
     def hang_up(self) -> None:
-        """Close the pipe of questions, on which the process ends."""
+        """Close the question pipe, which ends the process."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
 
     def end(self) -> None:
-        """End the process and wait for its end."""
+        """Stop the process and wait for it to exit."""
         self.hang_up()
         try:
             self.process.wait(GRACE_SECONDS)

@@ -1,4 +1,4 @@
-"""What `client` and `worker` say to each other: JSON, one message per line, questions down one pipe
+"""The messages between `client` and `worker`: JSON, one message per line, questions down one pipe
 and replies up the other.
 """
 
@@ -25,7 +25,7 @@ class ModelTask(Message):
 
 
 class ReadTask(ModelTask):
-    """Read the features of a text; see `sae_engine.playground.steer.read_text`."""
+    """Read the features of a text; see `sae_engine.playground.read.read_text`."""
 
     kind: Literal["read"] = "read"
     text: str

@@ -83,7 +83,7 @@ def list_runs(
     limit: int = 50,
     cursor: str | None = None,
 ) -> RunList:
-    """A page of runs, by default newest, best or alphabetically first first.
+    """A page of runs; by default the newest, best or alphabetically first come first.
 
     Runs without a value to sort by come last; ties are ordered newest first.
     """

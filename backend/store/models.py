@@ -170,7 +170,7 @@ class SnapshotRow(Base):
 
 
 class NoticeRow(Base):
-    """A message from a run to people."""
+    """A message from a run to its users."""
 
     __tablename__ = "notices"
 

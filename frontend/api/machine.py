@@ -8,7 +8,7 @@ from sae_engine.schema.playground import InferenceStatus
 
 
 class MachineCalls(Connection):
-    """The server, its machine, and what a run would take of it."""
+    """The server, its machine, and what a run would need."""
 
     def health(self) -> Health:
         """Whether the server is up; needs no token."""

@@ -23,7 +23,7 @@ GRAY = "#8a8f98"
 RED = "#d6453d"
 
 RUN_COLORS = (TEAL, ORANGE, VIOLET, PINK, GREEN, GRAY, "#3f74d1", "#a08322")
-"""From the first run to the eighth, wherever runs are side by side."""
+"""Colors of up to eight runs shown side by side, in order."""
 
 SMALL = {"size": 11}
 """The font of axis titles."""

@@ -17,7 +17,7 @@ from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
 
 MAX_CHARACTERS = 2000
-"""As much as an address can carry."""
+"""Limited by the length of a URL."""
 
 
 def custom_text(run: Run, feature: FeatureDetail) -> None:

@@ -113,7 +113,7 @@ def compare_lookups(a: str, b: str) -> None:
     text = st.query_params.get("q", "")
     token_box(text, width=420)
     if not text:
-        title = "Which features of either run fire on a token?"
+        title = "Which features of the two runs fire on a token?"
         query = {"runs": param("runs"), "a": a, "b": b, "part": "tokens"}
         suggestions(title, "compare", query)
         return

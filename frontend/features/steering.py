@@ -20,7 +20,7 @@ from sae_engine.schema.playground import Side, SteerPhase, SteerResult
 from sae_engine.schema.runs import Run
 
 MAX_PROMPT = 4000
-"""As much as an address can carry."""
+"""Limited by the length of a URL."""
 MAX_NEW_TOKENS = 200
 NEW_TOKENS, TEMPERATURE, SEED = 40, 1.0, 0
 TITLES: dict[Side, str] = {"plain": "Plain", "steered": "Steered"}
@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
 
 def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
-    """The panel; it generates when the address says so (`go`)."""
+    """The panel; it generates when `go` is set in the URL."""
     section_title("Steering")
     left, right = st.columns([1, 1.15], gap="large")
     with left:

@@ -1,4 +1,4 @@
-"""What a run would take on this machine, as HTML."""
+"""A run's expected use of this machine, as HTML."""
 
 from __future__ import annotations
 

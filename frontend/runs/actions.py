@@ -84,7 +84,7 @@ def archive_button(
 ) -> None:
     """A button that archives runs, or unarchives those that are `archived`."""
     text = f"{'Unarchive' if archived else 'Archive'}{' all' if all_runs else ''}"
-    tip = None if archived else "Hidden from the list; nothing is deleted."
+    tip = None if archived else "Hides it from the list; nothing is deleted."
     if not st.button(text, icon=":material/archive:", key=key, help=tip):
         return
     for run_id in run_ids:

@@ -33,7 +33,7 @@ from sae_engine.schema.runs import ENDED, Run
 
 MAX_POINTS = 600
 MOST_BESIDE = 3
-"""With more runs, the tables stand below each other."""
+"""With more runs, the tables are stacked."""
 
 
 def show_training(run_ids: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ class Page(NamedTuple):
     """One page of the app."""
 
     name: str
-    """Its script is `views/<name>.py`; outside of `HOME` it is also its path in the address."""
+    """Its script is `views/<name>.py`; except for `HOME`, also its path in the URL."""
     title: str
     offered: Literal["menu", "run", "links"] = "links"
     """Where it is offered: in the menu, as a tab of a run, or only by links."""
@@ -37,7 +37,7 @@ PAGES = (
     Page("sweep", "Sweep"),
 )
 
-# Drawn again, it finds the browser at its target.
+# When drawn again, the browser is already at its target.
 _MOVE_JS = """
 export default function ({ data }) {
   const target = new URL(data, window.location.href).href;

@@ -43,7 +43,7 @@ def open_run(tab: str | None = None, *, search: bool = False) -> Run:
     """
     run_id = param("id")
     if run_id is None:
-        html_block(empty_state("No run selected", "The address of this page needs ?id=…"))
+        html_block(empty_state("No run selected", "This page's URL needs ?id=…"))
         runs_button()
         st.stop()
     run = cached_run(run_id)

@@ -1,4 +1,4 @@
-"""One feature: when it fires, on what, which logits it pushes, and what resembles it."""
+"""One feature: when it fires, on what, which logits it changes, and which features are similar."""
 
 from __future__ import annotations
 

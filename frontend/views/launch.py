@@ -1,4 +1,4 @@
-"""New run: choose a preset, adjust its settings, see what it takes, start."""
+"""New run: choose a preset, adjust its settings, see the forecast, start."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _plan(draft: Draft) -> str:
 
 
 def _forecast(draft: Draft) -> None:
-    """What the draft would take on this machine; nothing while the form has errors."""
+    """The draft's forecast on this machine; nothing while the form has errors."""
     if forms.problems(draft.whole):
         return
     try:

@@ -36,7 +36,7 @@ _MATCH_HELP = """
 - **Substring**: tokens that contain the text
 """
 _RANK_HELP = """
-How well a feature and the token go together, over all of the indexed text:
+How strongly a feature is associated with the token, over all indexed text:
 
 - **F1**: harmonic mean of precision and recall
 - **Lift**: precision divided by the token's overall frequency

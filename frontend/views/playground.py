@@ -38,7 +38,7 @@ from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
 
 MAX_CHARACTERS = 4000
-"""As much as an address can carry."""
+"""Limited by the length of a URL."""
 TOP = 12
 SUGGESTIONS = (
     "import numpy as np\nimport os",

@@ -111,7 +111,7 @@ def _welcome() -> None:
     _, middle, _ = st.columns([1, 1.2, 1])
     with middle:
         page_button(
-            "Train your first SAE (about two minutes)",
+            "Train your first SAE (one to two minutes)",
             "launch",
             key="first",
             icon=":material/play_arrow:",

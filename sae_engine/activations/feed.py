@@ -132,7 +132,7 @@ class TextFeed:
     def open_heldout(
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
     ) -> HeldoutText:
-        spare = num_tokens // 50  # for the positions that do not count
+        spare = num_tokens // 50  # for excluded positions
         ids = heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
         return HeldoutText(self.model, ids, num_tokens, folder)
 

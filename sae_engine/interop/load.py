@@ -29,7 +29,7 @@ class PretrainedSAE(NamedTuple):
     sae: SAE
     format: str
     notes: list[str]
-    """Sentences that users of the SAE should know."""
+    """Notes for users of the SAE."""
     model_name: str | None = None
     layer: int | None = None
     site: str | None = None

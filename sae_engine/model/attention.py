@@ -65,7 +65,7 @@ def rejection_reason(
     except Exception as error:  # whatever compilers and drivers raise
         return f"{type(error).__name__}: {error}"
     error, eager_error = (((x - exact).norm() / exact.norm()).item() for x in (other, eager))
-    # It rounds at other places; in float32 only the order of sums differs.
+    # It rounds at different points; in float32 only the order of sums differs.
     if error <= 2 * eager_error + 1e-4:
         return None
     return f"a trial's output is off by {error:.2%}, that of eager attention by {eager_error:.2%}"

@@ -1,4 +1,4 @@
-"""A language model's files become modules: the first layers, later the head or everything else.
+"""Loads a language model from its files: first the layers needed, later the head or the rest.
 
 Fed by the hub or a folder, through transformers; read by `language_model`. What goes wrong on the
 way is reported in one sentence with its remedy.

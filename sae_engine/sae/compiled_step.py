@@ -20,7 +20,7 @@ from sae_engine.sae.stepper import DeadLatents, KernelStepper, StepOutcome, Step
 
 
 class CompiledStepper(KernelStepper):
-    """The fast way on a CPU."""
+    """The fast stepper on a CPU."""
 
     def __init__(self, sae: TopKSAE) -> None:
         settle_(sae)

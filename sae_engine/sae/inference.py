@@ -28,7 +28,7 @@ class Coder(NamedTuple):
 
 def open_coder(sae: SAE) -> Coder:
     """A TopK SAE on a CPU uses the kernels' sparse search, as in training; others use their own
-    `encode` and `decode`. So does any SAE where numbers are not finite, which the search skips.
+    `encode` and `decode`. So do SAEs with non-finite weights, which the search skips.
     """
     if isinstance(sae, TopKSAE) and sae.W_dec.device.type == "cpu" and sae.is_finite():
         return _sparse(sae)

@@ -79,7 +79,7 @@ class Stepper(Protocol):
 
 
 class KernelStepper:
-    """What the steppers share that compute gradients and Adam's update with their own kernels."""
+    """Shared by steppers that compute gradients and Adam's update with their own kernels."""
 
     def __init__(self, sae: TopKSAE) -> None:
         self._sae = sae

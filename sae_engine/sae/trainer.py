@@ -19,7 +19,7 @@ from sae_engine.sae.stepper_choice import open_stepper
 from sae_engine.schema.config import SAEConfig, TrainConfig
 
 STEPS_PER_COUNT = 32
-"""Most steps between two counts of the latents that may be dead."""
+"""Maximum number of steps between two counts of the latents that may be dead."""
 
 
 class StepMetrics(NamedTuple):

@@ -50,7 +50,7 @@ class AuxK(NamedTuple):
 
 
 class TritonStepper(KernelStepper):
-    """The fast way on a GPU; its kernels are in `kernels.gpu`.
+    """The fast stepper on a GPU; its kernels are in `kernels.gpu`.
 
     With `search="float32"` the latents are exactly those of the reference. With "bfloat16", tensor
     cores find a few more than k candidates from a bfloat16 copy of the encoder, and the best k are

@@ -77,7 +77,7 @@ class Interval(Shape):
 
 
 class TokenStatistics(Shape):
-    """How a token and a feature go together over the index corpus."""
+    """How a token and a feature are associated in the index corpus."""
 
     id: int
     text: str

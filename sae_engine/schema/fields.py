@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from sae_engine.schema.config import RunConfig
 
 MAX_GRID = 256
-"""Most runs in one sweep."""
+"""Maximum number of runs in a sweep."""
 UNSET = ("null", "unset")
 """Text that clears an optional field."""
 
@@ -209,7 +209,7 @@ def _equal(one: Value, other: Value) -> bool:
 
 
 def parse_value(path: str, text: str) -> Value:
-    """Parse a field's value; text that does not fit its type is returned for validation to refuse.
+    """Parse a field's value; text of the wrong type is returned as is, and validation rejects it.
 
     JSON-quoted text is always text; `null` and `unset` clear an optional field.
     """
@@ -272,7 +272,7 @@ def parse_grid(lines: Iterable[str]) -> dict[str, list[Value]]:
 
 
 def grid_problem(values: Sequence[Any]) -> str | None:
-    """What is wrong with the values to try for a field; None if nothing is."""
+    """The problem with the values to try for a field, or None."""
     if not values:
         return "Give values separated by commas, such as 16, 32."
     if len({repr(value) for value in values}) < len(values):

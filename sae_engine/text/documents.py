@@ -1,6 +1,6 @@
 """Numbered documents, their split into training and held-out text, and the columns they come from.
 
-What every kind of text source is built with; see `sources`.
+Shared by all text sources; see `sources`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class TextSource(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise `ConfigError` for what can be found wrong without the network."""
+        """Raise `ConfigError` for problems that can be found without the network."""
         ...
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:

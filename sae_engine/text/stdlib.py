@@ -44,7 +44,7 @@ class EmbeddedCorpus:
     is_unbounded = False
 
     def check(self) -> None:
-        """It is always there."""
+        """Nothing to check: it is always available."""
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))

@@ -102,7 +102,7 @@ class HeldoutWork:
             yield NoticeRecord(
                 level="warning",
                 message=f"The held-out text has {heldout.num_tokens:,} tokens, fewer than the "
-                f"{wanted:,} asked for; evaluation and feature index use what there is.",
+                f"{wanted:,} requested; evaluation and feature index use all of it.",
             )
         if heldout.token_ids is None:
             yield NoticeRecord(level="warning", message=NO_FEATURES)

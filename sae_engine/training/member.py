@@ -1,4 +1,4 @@
-"""What the engine is given for each run on a pass of the language model. Imports no torch."""
+"""The engine's input for each run on a pass of the language model. Imports no torch."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_lookup_leads_from_a_token_to_its_features(
     expect(opened.locator(".wb-notice")).to_contain_text("The token “zebra” does not occur")
 
 
-def test_what_is_not_in_the_export_is_said(
+def test_features_left_out_of_the_export_are_mentioned(
     opened: Page, exported: tuple[Path, ExportSource]
 ) -> None:
     expect(opened.get_by_text("never fired in the 200 tokens")).to_be_visible()

@@ -84,7 +84,7 @@ def queue_row(page: Page, name: str) -> Locator:
     return page.locator("table.queue tbody tr", has_text=name)
 
 
-def test_runs_wait_are_moved_taken_out_tried_again_and_cloned(page: Page, server: Server) -> None:
+def test_runs_are_queued_moved_removed_retried_and_cloned(page: Page, server: Server) -> None:
     for name in ("one", "two"):
         page.goto(f"{server.url}/launch?preset=quick-test")
         start(page, server, name)

@@ -21,7 +21,7 @@ def _wait_for_step(server: Server, beyond: int) -> int:
     return server.runs()[0].progress.step
 
 
-def test_a_run_goes_on_while_the_server_restarts_and_its_page_opens_by_its_address(
+def test_a_run_continues_while_the_server_restarts_and_its_page_opens_by_its_address(
     page: Page, tmp_path: Path
 ) -> None:
     with serving(tmp_path, leave_runs=True) as server:

@@ -1,4 +1,4 @@
-"""The rules about who may import whom hold, and would be broken by the imports they are against."""
+"""The rules about who may import whom hold, and detect the imports they forbid."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_every_contract_notices_a_violation(copied: Path) -> None:
     assert _broken_contracts(copied) == set(_VIOLATIONS) == set(_contracts())
 
 
-def test_a_circle_is_noticed_inside_every_wing(copied: Path) -> None:
+def test_import_cycles_are_detected_in_every_wing(copied: Path) -> None:
     reversed_in: set[str] = set()
     for path in _modules():
         name = ".".join(path.with_suffix("").parts)

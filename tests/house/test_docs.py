@@ -1,4 +1,4 @@
-"""The documents say what is so, and their links lead somewhere."""
+"""The documents are accurate and their links resolve."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_names_in_docstrings_exist(package: str) -> None:
     assert missing == set()
 
 
-def test_a_name_that_is_gone_is_noticed() -> None:
+def test_a_missing_name_is_detected() -> None:
     assert _missing("`NoSuchClass` reads `no_such.module` and `kernels.no_such_module`") == {
         "NoSuchClass",
         "no_such.module",

@@ -1,4 +1,4 @@
-"""The REST guide names every call there is, and none that is not."""
+"""The REST guide lists every existing call and no others."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_openapi_document_beside_the_guide_is_the_one_that_is_served(
     )
 
 
-def test_every_example_of_a_request_is_one(openapi: dict[str, Any]) -> None:
+def test_every_example_request_is_valid(openapi: dict[str, Any]) -> None:
     for shape in (RunCreate, SweepCreate, ImportCreate, RunPatch):
         for example in openapi["components"]["schemas"][shape.__name__]["examples"]:
             body = shape.model_validate(example)

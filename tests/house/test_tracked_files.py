@@ -1,4 +1,4 @@
-"""What may not stand in any file of the repository."""
+"""What no file in the repository may contain."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from sae_engine.features.geometry.files import Matches, Report, no_report
 from sae_engine.features.geometry.rows import DecoderRows
 
 CHUNK_NUMBERS = 2**24
-"""Most entries in each of the three matrices in memory: a chunk of rows of either SAE, and their
-cosines. In float32, with copies for scaling the rows, that is 256 MiB for SAEs of any size; results
-take another 16 bytes per row.
+"""Maximum number of entries in each of the three matrices in memory: a chunk of rows of either SAE,
+and their cosines. In float32, with copies for scaling the rows, that is 256 MiB for SAEs of any
+size; results take another 16 bytes per row.
 """
 
 

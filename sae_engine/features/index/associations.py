@@ -1,4 +1,4 @@
-"""How strongly latents go with a token, a group of tokens or a phrase.
+"""How strongly latents are associated with a token, a group of tokens or a phrase.
 
 Over the N positions of an index, with c(t) the positions that hold the text, c(f) those on which
 latent f is active, and c(t, f) those with both: recall = c(t, f) / c(t),

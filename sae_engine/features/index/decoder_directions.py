@@ -1,4 +1,4 @@
-"""What decoder rows show by themselves: the logits they change, and their nearest rows."""
+"""What can be read from decoder rows alone: the logits they change, and their nearest rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sae_engine.features.index.format import ArrayWriter
 NUM_LOGITS = 10
 NUM_NEIGHBOURS = 10
 CHUNK_SCORES = 2**24
-"""Most entries of a chunk's score matrix."""
+"""Maximum number of entries of a chunk's score matrix."""
 
 
 @torch.no_grad()

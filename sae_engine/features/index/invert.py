@@ -19,7 +19,7 @@ from sae_engine.kernels import grouping
 from sae_engine.kernels.compiled import in_parallel, num_threads
 
 MAX_ENTRIES = 2**26
-"""Most entries grouped at once: 8 bytes each, 14 in the (token, latent) table."""
+"""Maximum number of entries grouped at once: 8 bytes each, 14 in the (token, latent) table."""
 CHUNK_ENTRIES = 2**22
 """Entries scanned between two checks for a stop."""
 ACT_BITS, F1_BITS = 16, 32

@@ -18,11 +18,11 @@ from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.lookup import MatchedToken, TokenMatch
 
 NUM_SPELLINGS = 6
-"""Most similar spellings that are suggested."""
+"""Maximum number of suggested spellings."""
 MIN_SIMILARITY = 60
-"""Least similarity of a suggested spelling, in percent."""
+"""Minimum similarity of a suggested spelling, in percent."""
 MAX_MATCHED_TOKENS = 500
-"""Most matched tokens in a result; its statistics cover all of them."""
+"""Maximum number of matched tokens in a result; its statistics cover all of them."""
 
 
 class Meaning(NamedTuple):

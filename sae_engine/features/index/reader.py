@@ -83,7 +83,7 @@ class FeatureIndex:
         return cls(folder, *open_index(folder))
 
     def check_sizes(self) -> None:
-        """Raise `IndexDamagedError` if a file is missing or truncated by now."""
+        """Raise `IndexDamagedError` if a file has gone missing or been truncated."""
         self.manifest.check_sizes(self.folder)
 
     def verify(self) -> None:
@@ -229,7 +229,7 @@ class FeatureIndex:
         limit: int = 20,
         labels: Labels | None = None,
     ) -> LookupResult:
-        """The features that go with a token, a group of tokens or a phrase, best first.
+        """The features associated with a token, a group of tokens or a phrase, best first.
 
         Only features that fire on at least `min_count` of the positions count. Raises `UserError`
         for empty text.

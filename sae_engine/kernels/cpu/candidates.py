@@ -1,4 +1,4 @@
-"""Selects, from approximate scores with error bounds, the few latents whose exact scores decide.
+"""Selects, from approximate scores with error bounds, the few latents that need exact scores.
 
 Called by `searcher`; `search` computes the scores and explains the bounds.
 """

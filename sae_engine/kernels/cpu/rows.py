@@ -39,7 +39,7 @@ class PairGradients(NamedTuple):
 
 
 class RowGradients(NamedTuple):
-    """Everything that the gradients of the weights' rows are computed from."""
+    """The inputs of the weight rows' gradients."""
 
     code: PairGradients
     auxk: PairGradients

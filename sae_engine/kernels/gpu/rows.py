@@ -39,7 +39,7 @@ class Pairs(NamedTuple):
 
 
 class RowGradients(NamedTuple):
-    """Everything that the gradients of the weights' rows are computed from."""
+    """The inputs of the weight rows' gradients."""
 
     pairs: Pairs
     out_grad: Float[Tensor, "m d_in"]

@@ -61,7 +61,7 @@ def test_an_estimate_beyond_floating_point_is_refused(
     assert "too large" in answer.json()["detail"]
 
 
-def test_an_overflow_of_the_servers_own_is_a_logged_500(
+def test_an_overflow_inside_the_server_is_a_logged_500(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflows(*_: object) -> None:

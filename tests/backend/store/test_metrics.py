@@ -149,7 +149,7 @@ def test_all_but_the_newest_points_are_packed(session: Session, num_points: int)
     assert rows == num_points - 4 * blocks
 
 
-def test_what_a_transaction_that_fails_packed_is_in_rows_again(database: Database) -> None:
+def test_packing_by_a_failed_transaction_is_undone(database: Database) -> None:
     records = [MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 0.5}) for s in range(20)]
     with database.writing() as session:
         run_id = new_run(session)

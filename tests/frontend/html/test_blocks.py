@@ -23,7 +23,7 @@ def test_an_address_leaves_out_what_is_not_set_and_the_start_page_is_the_root() 
     assert href("feature", {"index": 0}) == "feature?index=0"
 
 
-def test_texts_of_people_in_headings_and_addresses_are_escaped() -> None:
+def test_user_text_in_headings_and_addresses_are_escaped() -> None:
     assert "<h1>&lt;b&gt;</h1>" in heading("<b>")
     assert link("run", "x", {"id": '"><b>'}) == '<a href="run?id=%22%3E%3Cb%3E">x</a>'
     assert feature_link("a", 3) == '<a class="wb-name" href="feature?id=a&amp;index=3">3</a>'

@@ -137,7 +137,7 @@ def test_a_silent_token_has_no_color() -> None:
     assert token_view.token_spans([" a", " b"], [0.0, 0.0], 1.0) == " a b"
 
 
-def test_a_snippet_stands_centered_on_the_peak() -> None:
+def test_a_snippet_is_centered_on_the_peak() -> None:
     values = [0.0] * 60
     values[40] = 2.0
     context = _context(values, peak=40)

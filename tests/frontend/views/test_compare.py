@@ -37,7 +37,7 @@ def test_the_best_value_is_shown_beside_the_last_one(open_page: Open) -> None:
     assert best in shown(open_page("compare", **ALL))
 
 
-def test_every_run_has_a_curve_of_its_own_color_in_every_chart(open_page: Open) -> None:
+def test_every_run_has_a_curve_in_its_own_color_in_every_chart(open_page: Open) -> None:
     figures = [plot["figure"] for plot in plots(open_page("compare", **ALL, x="tokens")).values()]
     [fvu] = [f for f in figures if f["layout"].get("title", {}).get("text") == "FVU"]
     curves = {trace["name"]: trace for trace in fvu["data"] if "name" in trace}

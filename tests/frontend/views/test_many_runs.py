@@ -93,7 +93,7 @@ def test_parallel_axes_scale_numbers_and_order_names() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 256])
-def test_every_run_has_a_color_of_its_own(count: int) -> None:
+def test_every_run_has_its_own_color(count: int) -> None:
     colors = run_colors(count)
     assert len(colors) == count
     assert len(set(colors)) == min(count, 201)  # shades are whole degrees of hue

@@ -72,7 +72,7 @@ def opened(app: AppTest, href: str) -> AppTest:
     return app.run()
 
 
-def test_the_server_never_changes_the_page_by_itself() -> None:
+def test_the_server_never_changes_the_page_on_its_own() -> None:
     """Decision 0021: timers of the old page would draw into the new one."""
     for path in Path(pages_server.__file__).parents[1].rglob("*.py"):
         assert "st.switch_page(" not in path.read_text("utf-8"), path
@@ -101,7 +101,7 @@ def test_without_runs_one_button_leads_to_the_preset_tiny(
     workbench.forget("finished", "failed", "live")
     app = open_page("runs")
     assert not app.button
-    followed(app, "Train your first SAE (about two minutes)")
+    followed(app, "Train your first SAE (one to two minutes)")
     assert address(app, "preset") == "tiny"
     assert 'class="wb-preset on" href="launch?preset=tiny"' in shown(app)
 

@@ -42,7 +42,7 @@ def test_a_heading_sorts_and_reverses_its_own_order(open_page: Open) -> None:
     assert order_of(open_page("runs", sort="name", order="desc")) == ["finished", "failed", "live"]
 
 
-def test_archived_runs_are_a_list_of_their_own(open_page: Open, workbench: Workbench) -> None:
+def test_archived_runs_have_their_own_list(open_page: Open, workbench: Workbench) -> None:
     workbench.patch("failed", archived=True)
     app = open_page("runs")
     assert order_of(app) == ["live", "finished"]

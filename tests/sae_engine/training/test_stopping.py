@@ -123,7 +123,7 @@ def test_a_plain_stop_ends_training_while_held_out_text_is_read_and_then_builds_
     assert folder.snapshots() == [4]
 
 
-def test_counting_for_several_runs_goes_on_until_all_are_asked_to_stop(
+def test_counting_for_several_runs_continues_until_all_are_asked_to_stop(
     config: RunConfig, tmp_path: Path, block
 ):
     unblock = block("train")
