@@ -7,12 +7,17 @@ thread asks every quarter of a second whether to stop. Used by `text` and `model
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
 CHECK_SECONDS = 0.25
+THREAD_NAME = "interruptible"
 
 CheckStop = Callable[[], None]
 """Returns while work should continue and raises to abort it."""
@@ -28,8 +33,8 @@ def interruptible(items: Iterator[_Item], check_stop: CheckStop) -> Iterator[_It
     """Iterate over `items`, each computed in a background thread on request.
 
     `check_stop` is called in the calling thread before each item and while waiting for it. What it
-    raises ends the iteration; the thread ends when the item it is computing is done, or with the
-    process.
+    raises ends the iteration; the thread ends when the item it is computing is done, or with
+    `exit_if_abandoned`.
     """
     requests: SimpleQueue[bool] = SimpleQueue()
     answers: SimpleQueue[tuple[_Item, None] | tuple[None, BaseException]] = SimpleQueue()
@@ -41,7 +46,7 @@ def interruptible(items: Iterator[_Item], check_stop: CheckStop) -> Iterator[_It
             except BaseException as error:
                 answers.put((None, error))
 
-    Thread(target=answer_requests, name="interruptible", daemon=True).start()
+    Thread(target=answer_requests, name=THREAD_NAME, daemon=True).start()
     try:
         while True:
             check_stop()
@@ -59,6 +64,19 @@ def interruptible(items: Iterator[_Item], check_stop: CheckStop) -> Iterator[_It
 def call_interruptibly(call: Callable[[], _Item], check_stop: CheckStop) -> _Item:
     """`call()` in a background thread; `check_stop` is called while waiting for its result."""
     return next(interruptible((call() for _ in range(1)), check_stop))
+
+
+def exit_if_abandoned(code: int) -> None:
+    """Exit the process at once if work was abandoned in it, such as a download of many files.
+
+    Call it last. A normal exit would wait for the work, because Python joins the thread pools that
+    libraries opened, even those opened in a daemon thread.
+    """
+    if any(thread.name == THREAD_NAME for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _wait(answers: SimpleQueue[_Item], check_stop: CheckStop) -> _Item:

@@ -13,7 +13,10 @@ def main() -> int:
     try:
         from backend.cli.main import main as run
 
-        return run()
+        code = run()
+        if (interrupt := sys.modules.get("sae_engine.interrupt")) is not None:  # it trained
+            interrupt.exit_if_abandoned(code)
+        return code
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package in ("backend", "sae_engine"):

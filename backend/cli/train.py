@@ -7,7 +7,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -79,7 +79,9 @@ def train_here(
     console = Console()
     statuses: list[RunStatus] = []
     url = settings.resolved_database_url
-    with open_database(url, busy_seconds=JOB_BUSY_SECONDS) as database:
+    with open_database(url):  # creates the tables, and waits for other writers
+        pass
+    with closing(Database(url, busy_seconds=JOB_BUSY_SECONDS)) as database:
         for together in by_pass(configs):
             members = dict(
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)

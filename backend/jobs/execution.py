@@ -153,11 +153,11 @@ class StopRequests:
 
     def of(self, run_id: str) -> StopRequest:
         """The stronger request; writes nothing and is cheap enough to be called in every step."""
-        at = time.monotonic()
-        if at >= self._next_poll:
+        asked, at = self._asked(), time.monotonic()
+        if asked is not StopRequest.FORCE and at >= self._next_poll:
             self._next_poll = at + POLL_SECONDS
             self._poll()
-        return max(self._requests[run_id], self._asked(), key=_STRENGTH)
+        return max(self._requests[run_id], asked, key=_STRENGTH)
 
     def _poll(self) -> None:
         """Read all runs' requests; if the database is unavailable, the last known ones apply."""

@@ -22,6 +22,7 @@ from backend.settings import Settings, load_settings
 from backend.store.database import Database
 from backend.store.models import RunRow
 from sae_engine.errors import DiskFullError
+from sae_engine.interrupt import exit_if_abandoned
 from sae_engine.training.member import Member
 
 _log = logging.getLogger(__name__)
@@ -80,4 +81,6 @@ def _member(settings: Settings, row: RunRow) -> Member:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    exit_if_abandoned(code)
+    sys.exit(code)

@@ -27,8 +27,19 @@ DISK_FULL = (
     "The disk that holds the database is full. Everything saved so far is kept; free some space "
     "and resume."
 )
+CONNECTION_TIMEOUTS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""For libpq, in seconds, the last one in milliseconds: a PostgreSQL host that vanishes is noticed
+within about 20 seconds.
+"""
 WRITERS_LOCK = 5_389_001
 """Arbitrary: PostgreSQL identifies advisory locks by number."""
+DISK_FULL_STATE = "53100"
 UNAVAILABLE_STATES = ("08", "40", "53", "55P03", "57P")
 """PostgreSQL's codes for lost connections, conflicts, lack of resources, lock timeouts, restarts.
 """
@@ -49,7 +60,9 @@ class Database:
             readers = self.engine
         else:
             try:
-                self.engine = create_engine(self._url, pool_pre_ping=True)
+                self.engine = create_engine(
+                    self._url, pool_pre_ping=True, connect_args=CONNECTION_TIMEOUTS
+                )
             except ModuleNotFoundError as error:
                 raise UserError(
                     f"A {self._url.get_backend_name()} database needs the package {error.name}: "
@@ -113,6 +126,8 @@ def open_database(url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> Ge
 
 def lacks_room(error: DBAPIError) -> bool:
     """Whether a statement failed because the database's disk is full."""
+    if getattr(error.orig, "sqlstate", None) == DISK_FULL_STATE:
+        return True
     return any(words in str(error.orig) for words in ("disk is full", "No space left"))
 
 

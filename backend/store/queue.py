@@ -26,7 +26,7 @@ def move_in_queue(session: Session, row: RunRow, position: int) -> None:
             kind="not-queued",
         )
     rows = [other for other in queued_runs(session) if other.id != row.id]
-    rows.insert(position - 1, row)
+    rows.insert(min(position - 1, len(rows)), row)
     for rank, each in enumerate(rows, 1):
         each.queue_rank = rank
     session.flush()

@@ -233,7 +233,7 @@ def parse_value(path: str, text: str) -> Value:
 
 
 def _number(text: str) -> int | float | str:
-    if re.fullmatch(r"[+-]?\d[\d_]{0,30}", text):
+    if re.fullmatch(r"[+-]?\d{1,30}(_\d{1,10}){0,5}", text):
         return int(text)
     try:
         number = float(text)

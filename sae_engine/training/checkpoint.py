@@ -119,7 +119,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
     if described.pop("format") != FORMAT:
         raise UserError(f"The checkpoint '{path}' was written by another version of this program.")
-    if described.pop("checksum") != _checksum(tensors):
+    if described.pop("checksum", None) != _checksum(tensors):
         raise UnreadableCheckpointError(
             f"The checkpoint '{path}' is damaged: its checksum differs from what was written."
         )

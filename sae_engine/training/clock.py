@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 WINDOW_SECONDS = 30.0
+MAX_UNREAD = 10_000
+"""Timed sections kept before the device is waited for to read them."""
 
 
 class DeviceTimer(Protocol):
@@ -87,6 +89,9 @@ class Stopwatch:
             yield
         finally:
             self._unread.append((start, self._timer.mark()))
+            if len(self._unread) >= MAX_UNREAD:
+                self._timer.synchronize()
+                self.seconds()
 
     def seconds(self) -> float:
         """The total so far; the device must be synchronized."""

@@ -61,6 +61,10 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     sae = pretrained.sae.to(feed.device)
     hook = feed.hook_of(config)
     _require_width(config, feed, sae.d_in)
+    if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
+        raise ConfigError.of(
+            "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."
+        )
     publish_sae(sae, folder, config, feed.hook_name(hook))
     yield PlanRecord(
         total_steps=0,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from sae_engine.interrupt import call_interruptibly, interruptible, never_stop
+from sae_engine.interrupt import call_interruptibly, exit_if_abandoned, interruptible, never_stop
 
 
 class StopError(Exception):
@@ -90,3 +92,37 @@ def test_an_abandoned_iteration_leaves_no_thread():
     assert background_threads() == 1
     del found
     wait_until_no_thread_is_left()
+
+
+_ABANDONS_A_DOWNLOAD = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+from sae_engine.interrupt import call_interruptibly, exit_if_abandoned
+
+def download():
+    with ThreadPoolExecutor(1) as pool:
+        list(pool.map(time.sleep, [20] * 3))
+
+began = time.monotonic()
+def stop_soon():
+    if time.monotonic() > began + 0.5:
+        raise TimeoutError
+
+try:
+    call_interruptibly(download, stop_soon)
+except TimeoutError:
+    print("stopped")
+exit_if_abandoned(3)
+sys.exit(4)
+"""
+
+
+def test_a_process_exits_at_once_although_a_download_of_many_files_was_abandoned() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _ABANDONS_A_DOWNLOAD], capture_output=True, text=True, timeout=15
+    )
+    assert (done.returncode, done.stdout.strip()) == (3, "stopped"), done.stderr
+
+
+def test_a_process_without_abandoned_work_exits_normally() -> None:
+    exit_if_abandoned(3)

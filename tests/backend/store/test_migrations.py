@@ -116,7 +116,17 @@ def test_servers_that_start_at_once_create_the_tables_once(empty_url: str) -> No
         each.close()
 
 
-def test_revisions_form_one_line_and_are_numbered_by_file_name() -> None:
-    names = [script.revision for script in SCRIPTS.walk_revisions()]
-    assert names == [f"{number:04}" for number in range(len(names), 0, -1)]
-    assert all(Path(s.path).name.startswith(s.revision) for s in SCRIPTS.walk_revisions())
+def test_revisions_form_one_line_in_the_order_of_their_file_names() -> None:
+    scripts = list(SCRIPTS.walk_revisions())  # newest first
+    names = [script.revision for script in scripts]
+    assert names == sorted(names, reverse=True)
+    assert all(Path(script.path).name.startswith(script.revision) for script in scripts)
+
+
+@pytest.mark.parametrize("earlier", ["0001", "0005"])
+def test_a_database_from_before_the_first_revision_is_refused(path: Path, earlier: str) -> None:
+    prepare(path)
+    with closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("UPDATE alembic_version SET version_num = ?", (earlier,))
+    with pytest.raises(UserError, match=f"revision {earlier}, but the newest .* is {head()}"):
+        prepare(path)

@@ -128,6 +128,8 @@ def test_nesting_and_flattening_are_inverse() -> None:
         ("train.lr", "unset", None),
         ("train.lr", "nan", "nan"),
         ("sae.k", "many", "many"),
+        ("sae.k", "1_", "1_"),
+        ("sae.k", "1__0", "1__0"),
         ("sae.k", "null", "null"),
         ("sae.tied_weights", "True", True),
         ("sae.tied_weights", "yes", "yes"),

@@ -122,6 +122,17 @@ def test_an_sae_of_another_width_is_refused_with_both_widths(inspecting, tmp_pat
         list(train(inspecting(tmp_path / "sae.safetensors"), RunFolder(tmp_path / "run")))
 
 
+def test_an_sae_with_a_nan_is_refused_and_not_published(inspecting, topk: Path, tmp_path: Path):
+    sae = random_sae(3, d_in=32, d_sae=64).folded(1.0)
+    with torch.no_grad():
+        sae.b_enc[3] = torch.nan
+    sae.save(topk)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        list(train(inspecting(topk), folder))
+    assert not folder.sae.exists()
+
+
 def test_a_stop_while_the_model_loads_publishes_nothing(inspecting, topk: Path, tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     records = list(train(inspecting(topk), folder, should_stop=lambda: StopRequest.STOP))

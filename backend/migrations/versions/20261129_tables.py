@@ -7,7 +7,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "20261129"
 down_revision = None
 
 
