@@ -61,23 +61,25 @@ def block(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Split], Event]]
 
 
 class Stopper:
-    """Asks for a stop when a phase begins, and measures how long the answer takes."""
+    """Asks for a stop as soon as a phase has begun, and measures the time since then."""
 
     def __init__(self, phase: str, request: StopRequest) -> None:
         self._phase, self._request = phase, request
+        self._requested_at: float | None = None
         self.records: list[AnyRecord] = []
-        self.requested_at: float | None = None
 
     def should_stop(self) -> StopRequest:
-        if PhaseRecord(phase=self._phase) not in self.records:
-            return StopRequest.NONE
-        self.requested_at = self.requested_at or time.monotonic()
-        return self._request
+        return StopRequest.NONE if self._requested_at is None else self._request
+
+    def see(self, record: AnyRecord) -> None:
+        self.records.append(record)
+        if record == PhaseRecord(phase=self._phase) and self._requested_at is None:
+            self._requested_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        assert self.requested_at is not None
-        return time.monotonic() - self.requested_at
+        assert self._requested_at is not None
+        return time.monotonic() - self._requested_at
 
 
 def stopped(step: int) -> EndRecord:
@@ -91,7 +93,8 @@ def test_a_stop_is_noticed_while_the_training_text_is_counted(
     block("train")
     stopper = Stopper(COUNTING, request_)
     folder = RunFolder(tmp_path / "run")
-    collected(train(config, folder, should_stop=stopper.should_stop), stopper.records)
+    for record in train(config, folder, should_stop=stopper.should_stop):
+        stopper.see(record)
     assert stopper.seconds < STOP_SECONDS
     assert stopper.records[-1] == stopped(0)
 
@@ -102,7 +105,8 @@ def test_a_forced_stop_is_noticed_while_held_out_text_is_read(
     block("heldout")
     stopper = Stopper(READING, StopRequest.FORCE)
     folder = RunFolder(tmp_path / "run")
-    collected(train(config, folder, should_stop=stopper.should_stop), stopper.records)
+    for record in train(config, folder, should_stop=stopper.should_stop):
+        stopper.see(record)
     assert stopper.seconds < STOP_SECONDS
     assert stopper.records[-1] == stopped(4)
     assert folder.checkpoint.exists()
@@ -115,7 +119,7 @@ def test_a_plain_stop_ends_training_while_held_out_text_is_read_and_then_builds_
     stopper = Stopper(READING, StopRequest.STOP)
     folder = RunFolder(tmp_path / "run")
     for record in train(config, folder, should_stop=stopper.should_stop):
-        stopper.records.append(record)
+        stopper.see(record)
         if record == PhaseRecord(phase="saving a checkpoint"):
             assert stopper.seconds < STOP_SECONDS
             unblock.set()
@@ -132,25 +136,25 @@ def test_counting_for_several_runs_continues_until_all_are_asked_to_stop(
         Member(config, RunFolder(tmp_path / "one"), one.should_stop),
         Member(config, RunFolder(tmp_path / "other")),
     ]
-    records: list[list[AnyRecord]] = [one.records, []]
+    ends: dict[int, AnyRecord] = {}
     for number, record in train_together(members):
-        records[number].append(record)
+        one.see(record)
+        ends[number] = record
         if record == PhaseRecord(phase=COUNTING):
             unblock.set()
-    assert records[0][-1] == stopped(0)
-    assert isinstance(records[1][-1], EndRecord)
-    assert records[1][-1].reason == "finished"
+    assert ends[0] == stopped(0)
+    assert isinstance(ends[1], EndRecord)
+    assert ends[1].reason == "finished"
 
     unblock.clear()
     members = [
         Member(config, RunFolder(tmp_path / str(number)), both.should_stop) for number in (0, 1)
     ]
-    ends = []
-    for _, record in train_together(members):
-        both.records.append(record)
-        ends += [record] if isinstance(record, EndRecord) else []
+    for number, record in train_together(members):
+        both.see(record)
+        ends[number] = record
     assert both.seconds < STOP_SECONDS
-    assert ends == [stopped(0)] * 2
+    assert ends == {0: stopped(0), 1: stopped(0)}
 
 
 def test_a_resumed_run_stopped_before_it_trains_stays_at_its_checkpoint(
@@ -162,8 +166,9 @@ def test_a_resumed_run_stopped_before_it_trains_stays_at_its_checkpoint(
             break
     block("train")
     stopper = Stopper(COUNTING, StopRequest.STOP)
-    run = train(config, folder, should_stop=stopper.should_stop, resume=True)
-    collected(run, stopper.records)
+    for record in train(config, folder, should_stop=stopper.should_stop, resume=True):
+        stopper.see(record)
+    assert stopper.seconds < STOP_SECONDS
     assert stopper.records[-1] == stopped(6)
 
 
