@@ -54,7 +54,7 @@ def test_a_text_is_read_a_feature_locked_and_steered_and_the_address_brings_it_a
     expect(page.locator(".wb-tokens")).to_have_count(1)  # for a moment the old ones stand too
     expect(page.get_by_text("colored by")).to_contain_text(f"feature {feature}")
     page.locator("table.probe tbody tr").first.get_by_text("steer").click()
-    expect(page.get_by_role("link", name=f"Feature {feature}")).to_be_visible()
+    expect(page.get_by_role("link", name=f"Feature {feature}", exact=True)).to_be_visible()
 
     expect(page.locator(".st-key-generate button")).to_be_enabled()
     page.locator(".st-key-generate button").click()

@@ -10,25 +10,36 @@ from collections.abc import Iterator
 
 import pytest
 
-from sae_engine.interrupt import call_interruptibly, exit_if_abandoned, interruptible, never_stop
+from sae_engine.interrupt import THREAD_NAME, call_interruptibly, interruptible, never_stop
 
 
 class StopError(Exception):
     pass
 
 
-def background_threads() -> int:
-    return sum(thread.name == "interruptible" for thread in threading.enumerate())
+class Background:
+    """The background threads started since this object was made."""
+
+    def __init__(self) -> None:
+        self._others = set(threading.enumerate())  # also those that other tests left
+
+    def threads(self) -> list[threading.Thread]:
+        started = set(threading.enumerate()) - self._others
+        return [thread for thread in started if thread.name == THREAD_NAME]
+
+    def wait_until_none_is_left(self, deadline_seconds: float = 5) -> None:
+        deadline = time.monotonic() + deadline_seconds
+        while self.threads() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert self.threads() == []
 
 
-def wait_until_no_thread_is_left(deadline_seconds: float = 5) -> None:
-    deadline = time.monotonic() + deadline_seconds
-    while background_threads() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert background_threads() == 0
+@pytest.fixture
+def background() -> Background:
+    return Background()
 
 
-def test_items_come_in_order_and_only_on_request():
+def test_items_come_in_order_and_only_on_request(background: Background):
     computed: list[int] = []
 
     def items() -> Iterator[int]:
@@ -40,7 +51,7 @@ def test_items_come_in_order_and_only_on_request():
     assert next(found) == 0
     assert computed == [0]
     assert list(found) == [1, 2, 3, 4]
-    wait_until_no_thread_is_left()
+    background.wait_until_none_is_left()
 
 
 def test_an_error_is_raised_after_the_items_before_it():
@@ -54,7 +65,7 @@ def test_an_error_is_raised_after_the_items_before_it():
         next(found)
 
 
-def test_a_stop_interrupts_an_item_that_blocks():
+def test_a_stop_interrupts_an_item_that_blocks(background: Background):
     blocked, unblock = threading.Event(), threading.Event()
 
     def check_stop() -> None:
@@ -70,7 +81,7 @@ def test_a_stop_interrupts_an_item_that_blocks():
         call_interruptibly(call, check_stop)
     assert time.monotonic() - began < 5
     unblock.set()
-    wait_until_no_thread_is_left()
+    background.wait_until_none_is_left()
 
 
 def test_a_stop_is_checked_between_items_that_do_not_block():
@@ -86,12 +97,12 @@ def test_a_stop_is_checked_between_items_that_do_not_block():
         list(found)
 
 
-def test_an_abandoned_iteration_leaves_no_thread():
+def test_an_abandoned_iteration_leaves_no_thread(background: Background):
     found = interruptible(iter(range(10)), never_stop)
     next(found)
-    assert background_threads() == 1
+    assert len(background.threads()) == 1
     del found
-    wait_until_no_thread_is_left()
+    background.wait_until_none_is_left()
 
 
 _ABANDONS_A_DOWNLOAD = """
@@ -122,7 +133,3 @@ def test_a_process_exits_at_once_although_a_download_of_many_files_was_abandoned
         [sys.executable, "-c", _ABANDONS_A_DOWNLOAD], capture_output=True, text=True, timeout=15
     )
     assert (done.returncode, done.stdout.strip()) == (3, "stopped"), done.stderr
-
-
-def test_a_process_without_abandoned_work_exits_normally() -> None:
-    exit_if_abandoned(3)

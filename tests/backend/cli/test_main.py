@@ -282,7 +282,7 @@ def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained(
         (["--eval-only"], "--eval-only needs an SAE"),
         (["--grid", "sae.k"], "has no '='; write a line such as sae.k = 16, 32"),
         (["--grid", "sae.kk=1,2"], "Unknown setting 'sae.kk'"),
-        (["--grid", "sae.k=4,4"], "A value is there twice"),
+        (["--grid", "sae.k=4,4"], "A value is given twice"),
         (["--grid", "sae.k=4,8", "--run-dir", "x"], "--grid and --run-dir exclude each other"),
         (
             ["--save-activations", "x", "--grid", "sae.k=4,8"],

@@ -102,7 +102,7 @@ def test_lookup_is_the_same_over_rest_and_on_the_command_line(
     for feature in result.features:
         assert str(feature.index) in printed
     assert main(["lookup", run_id, "x", "--snapshot", "4", *options]) == 2
-    assert "there are 3, 7" in capsys.readouterr().err
+    assert "it has 3, 7" in capsys.readouterr().err
 
 
 def test_before_the_first_snapshot_the_error_says_when_features_appear(

@@ -75,7 +75,7 @@ def test_one_idempotency_key_imports_once(client: TestClient, sae: Path) -> None
         ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
         ({"model": "/etc"}, "model.name", "outside the folders"),
         ({"model": None}, "model", "required"),
-        ({"config": {"model": 3}}, "model", "group of fields"),
+        ({"config": {"model": 3}}, "model", "section with fields"),
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
     ],
 )

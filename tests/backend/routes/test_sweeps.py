@@ -122,7 +122,7 @@ def test_one_idempotency_key_creates_one_sweep(client: TestClient) -> None:
         ({"sae.k": [8, 8]}, "twice"),
         ({"sae.k": [8, 4096]}, "lower k or raise d_sae"),
         ({"sae.k": [8], "model.layer": [1, 99]}, "Layer 99 does not exist"),
-        ({"seed": list(range(300))}, "has 300 combinations; 256 is the most"),
+        ({"seed": list(range(300))}, "has 300 combinations; the limit is 256"),
     ],
 )
 def test_a_sweep_with_an_invalid_member_creates_no_run(client: TestClient, grid: dict, words: str):

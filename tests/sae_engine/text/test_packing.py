@@ -20,7 +20,7 @@ from sae_engine.text.packing import (
     heldout_rows,
     training_rows,
 )
-from tests.sae_engine.test_interrupt import background_threads, wait_until_no_thread_is_left
+from tests.sae_engine.test_interrupt import Background
 
 BOS, EOS = 2, 1
 TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))
@@ -67,11 +67,12 @@ def test_from_any_cursor_the_same_rows_follow(documents: list[str], ctx_len: int
 
 
 def test_abandoned_rows_leave_no_thread():
+    background = Background()
     rows = rows_of(["some words here", "and more"], 8, epochs=None)
     rows.take(2)
-    assert background_threads() == 1
+    assert len(background.threads()) == 1
     del rows
-    wait_until_no_thread_is_left()
+    background.wait_until_none_is_left()
 
 
 def test_the_text_restarts_when_it_ends():

@@ -163,7 +163,7 @@ def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
             now[0] += 1000
         if number == 1 and isinstance(record, MetricsRecord):
             speeds.append(record.values["tokens_per_second"])
-    assert min(speeds) > 10
+    assert min(speeds) > 5  # with the 1,000 s counted, it would be below 3
 
 
 def test_runs_that_stopped_at_different_steps_are_not_resumed_together(
