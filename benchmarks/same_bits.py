@@ -5,8 +5,8 @@
     diff before.txt after.txt
 
 Starts the server of the current folder, trains each recipe through the REST API, and prints one
-line per run: the SHA-256 of its logged metrics, except those that measure time, and of
-`sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
+line per run: the SHA-256 of its logged metrics, except those that measure time, and of the tensors
+of `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
 model. Uses only stable names, so it also works on an older checkout.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 from _common import parser, serving, wait_for
+from safetensors.numpy import load_file
 
 EMBEDDED = {
     "model": {"name": "tiny-gemma2", "layer": 2, "dtype": "auto"},
@@ -45,7 +46,8 @@ def digest_of(api: httpx.Client, run: str, data: Path) -> str:
     series = {k: v for k, v in metrics["series"].items() if k not in TIMES}
     curves = json.dumps([metrics["step"], metrics["tokens"], series], sort_keys=True)
     (weights,) = data.glob(f"runs/{run}*/sae.safetensors")
-    parts = (curves.encode(), weights.read_bytes())
+    tensors = load_file(weights)  # the order of a file's metadata varies
+    parts = (curves.encode(), b"".join(tensors[name].tobytes() for name in sorted(tensors)))
     return "  ".join(hashlib.sha256(part).hexdigest()[:32] for part in parts)
 
 
