@@ -274,7 +274,7 @@ def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: 
     words = 400 * 0.9 * 12 * 2
     assert 0.5 * words < plan.total_tokens < 1.5 * words
     short = [r for r in records if isinstance(r, NoticeRecord)]
-    assert "fewer than the 1,500 asked for" in short[0].message
+    assert "fewer than the 1,500 requested" in short[0].message
 
 
 @pytest.mark.parametrize(
