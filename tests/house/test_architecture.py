@@ -1,4 +1,4 @@
-"""The rules about who may import whom hold, and detect the imports they forbid."""
+"""The import rules hold, and detect the imports they forbid."""
 
 from __future__ import annotations
 
