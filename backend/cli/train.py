@@ -63,8 +63,8 @@ def train_here(
     """Train in this process, with a progress bar and a table at the end; returns the exit code.
 
     With a `grid`, every combination of its values is a run; runs that can share a pass of the
-    language model are trained together. With a `checkpoint`, the run continues from another's. With
-    `run_dir`, the run's files are kept there.
+    language model are trained together, and Ctrl-C keeps later passes from starting. With a
+    `checkpoint`, the run continues from another's. With `run_dir`, the run's files are kept there.
     """
     if grid:
         expanded = expand_grid(request.preset, request.config, grid)
@@ -77,6 +77,7 @@ def train_here(
         raise UserError(f"'{run_dir}' is not empty; give a new folder for the run.")
     group_id = secrets.token_hex(5) if grid else None
     console = Console()
+    interrupts = _Interrupts(console)
     statuses: list[RunStatus] = []
     url = settings.resolved_database_url
     with open_database(url):  # creates the tables, and waits for other writers
@@ -87,16 +88,21 @@ def train_here(
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
                 for config in together
             )
-            statuses += _execute_here(database, members, train, console)
-            if "interrupted" in statuses:
+            statuses += _execute_here(database, members, train, console, interrupts)
+            if "interrupted" in statuses or interrupts.asked() is not StopRequest.NONE:
                 break
+    if len(statuses) < len(configs):
+        console.print(f"{len(configs) - len(statuses)} of {len(configs)} runs were not started.")
     return exit_code(statuses, signal.SIGINT)
 
 
 def _execute_here(
-    database: Database, members: Mapping[str, Member], train: Train, console: Console
+    database: Database,
+    members: Mapping[str, Member],
+    train: Train,
+    console: Console,
+    interrupts: _Interrupts,
 ) -> Sequence[RunStatus]:
-    interrupts = _Interrupts(console)
     with (
         logging_into([member.folder.log for member in members.values()]),
         interrupts.handled(),
@@ -230,8 +236,8 @@ class _Bar:
 
 
 class _Interrupts:
-    """Counts Ctrl-C: the first asks the runs to stop, the second skips their features, the third
-    raises `KeyboardInterrupt`.
+    """Counts Ctrl-C: the first asks the runs to stop, the second skips their features, later ones
+    raise `KeyboardInterrupt`.
     """
 
     def __init__(self, console: Console) -> None:

@@ -230,6 +230,17 @@ def test_a_grid_trains_a_run_for_every_combination(
     assert sum("finish k=8 lr=0.001 finished 0.1000" in " ".join(line.split()) for line in lines)
 
 
+def test_ctrl_c_stops_the_whole_grid(
+    settings: Settings, database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = {"data.seed": [1, 2, 3]}  # each needs a pass of its own
+    request = ask(recipe="quick-test")
+    assert train_here(settings, request, grid=grid, train=interrupted(1)) == 0
+    with database.reading() as session:
+        assert [row.status for row in store.list_runs(session).rows] == ["stopped"]
+    assert "2 of 3 runs were not started." in capsys.readouterr().out
+
+
 def test_a_run_continues_from_another_runs_checkpoint(
     settings: Settings, database: Database, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
