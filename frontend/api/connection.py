@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from ssl import SSLContext
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
@@ -40,6 +41,12 @@ class ApiProblem(Exception):  # noqa: N818 - it carries a `Problem`
         return self.problem.type == UNREACHABLE
 
 
+@cache
+def _tls_context() -> SSLContext:
+    """Shared by all clients, because loading the certificates takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class Connection:
     """A pool of connections to one server; safe to share between threads."""
 
@@ -55,6 +62,7 @@ class Connection:
             headers={"Authorization": f"Bearer {token}"} if token else {},
             transport=transport,
             trust_env=False,
+            verify=_tls_context(),
         )
 
     def __enter__(self) -> Self:
