@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 from sae_engine.errors import ConfigError
+from sae_engine.files import looks_like_path
 from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import open_text_source
 
 EMBEDDED_MODEL = "tiny-gemma2"
@@ -30,15 +32,19 @@ def embedded_model_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "data" / "tiny_gemma2"
 
 
-def check_config(config: RunConfig) -> None:
-    """Raise `ConfigError` for mistakes that can be seen without loading the model."""
+def check_config(config: RunConfig) -> list[str]:
+    """Raise `ConfigError` for mistakes that can be seen without loading the model.
+
+    Reads a bounded part of the text; returns what should be known of it, in sentences.
+    """
     _check_model(config)
     if config.sae.pretrained is not None:
         _check_pretrained(Path(config.sae.pretrained).expanduser())
     if config.data.activations is not None:
         activation_paths(config.data.activations)
-        return
-    source = open_text_source(config.data)
+        return []
+    notices = TextNotices()
+    source = open_text_source(config.data, notices)
     source.check()
     if config.train.num_epochs is not None and source.is_unbounded:
         raise ConfigError.of(
@@ -46,6 +52,7 @@ def check_config(config: RunConfig) -> None:
             f"'{config.data.dataset}' is streamed and its length is not known; give "
             "train.total_tokens, data.num_samples, or data.streaming = false.",
         )
+    return notices.sentences
 
 
 def check_layer(config: ModelConfig, num_layers: int) -> None:
@@ -96,7 +103,7 @@ def _check_model(config: RunConfig) -> None:
     """Check layer and width against the `config.json` of a local model."""
     folder = Path(model_path(config.model)).expanduser()
     if not folder.is_dir():
-        if config.model.name.startswith(("/", "./", "../", "~")):
+        if looks_like_path(config.model.name):
             raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")
         return
     try:
