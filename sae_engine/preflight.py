@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sae_engine.errors import ConfigError
 from sae_engine.files import looks_like_path
-from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import open_text_source
 
@@ -32,26 +32,30 @@ def embedded_model_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "data" / "tiny_gemma2"
 
 
-def check_config(config: RunConfig) -> list[str]:
-    """Raise `ConfigError` for mistakes that can be seen without loading the model.
-
-    Reads a bounded part of the text; returns what should be known of it, in sentences.
-    """
+def check_config(config: RunConfig) -> None:
+    """Raise `ConfigError` for mistakes that can be seen without loading the model."""
     _check_model(config)
     if config.sae.pretrained is not None:
         _check_pretrained(Path(config.sae.pretrained).expanduser())
     if config.data.activations is not None:
         activation_paths(config.data.activations)
-        return []
-    notices = TextNotices()
-    source = open_text_source(config.data, notices)
-    source.check()
-    if config.train.num_epochs is not None and source.is_unbounded:
+        return
+    check_text(config.data)
+    if config.train.num_epochs is not None and open_text_source(config.data).is_unbounded:
         raise ConfigError.of(
             "train.num_epochs",
             f"'{config.data.dataset}' is streamed and its length is not known; give "
             "train.total_tokens, data.num_samples, or data.streaming = false.",
         )
+
+
+def check_text(data: DataConfig) -> list[str]:
+    """Read the beginning of the text; return what should be known about it, in sentences.
+
+    Raises `ConfigError` if it cannot be used.
+    """
+    notices = TextNotices()
+    open_text_source(data, notices).check()
     return notices.sentences
 
 

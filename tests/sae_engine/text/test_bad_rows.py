@@ -9,8 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from sae_engine.errors import ConfigError
-from sae_engine.preflight import check_config
-from sae_engine.presets import resolve_config
+from sae_engine.preflight import check_text
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import documents
@@ -26,7 +25,7 @@ def read(path: Path, notices: TextNotices | None = None, **config: object) -> li
 
 
 def preflight(path: Path) -> list[str]:
-    return check_config(resolve_config("tiny", {"data": {"dataset": str(path)}}))
+    return check_text(DataConfig(dataset=str(path)))
 
 
 def json_lines(path: Path, rows: list[str]) -> Path:
