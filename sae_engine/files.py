@@ -22,6 +22,11 @@ _NO_ROOM = re.compile(
 """Messages of libraries that report a full disk without an error number; the last is numpy's."""
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a setting that takes a name of the hub or a path is written as a path."""
+    return name.startswith(("/", "./", "../", "~"))
+
+
 class RunFolder:
     """A run's folder on disk."""
 

@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 
 from sae_engine.errors import ConfigError
-from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.files import looks_like_path
+from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
+from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import open_text_source
 
 EMBEDDED_MODEL = "tiny-gemma2"
@@ -38,14 +40,23 @@ def check_config(config: RunConfig) -> None:
     if config.data.activations is not None:
         activation_paths(config.data.activations)
         return
-    source = open_text_source(config.data)
-    source.check()
-    if config.train.num_epochs is not None and source.is_unbounded:
+    check_text(config.data)
+    if config.train.num_epochs is not None and open_text_source(config.data).is_unbounded:
         raise ConfigError.of(
             "train.num_epochs",
             f"'{config.data.dataset}' is streamed and its length is not known; give "
             "train.total_tokens, data.num_samples, or data.streaming = false.",
         )
+
+
+def check_text(data: DataConfig) -> list[str]:
+    """Read the beginning of the text; return what should be known about it, in sentences.
+
+    Raises `ConfigError` if it cannot be used.
+    """
+    notices = TextNotices()
+    open_text_source(data, notices).check()
+    return notices.sentences
 
 
 def check_layer(config: ModelConfig, num_layers: int) -> None:
@@ -96,7 +107,7 @@ def _check_model(config: RunConfig) -> None:
     """Check layer and width against the `config.json` of a local model."""
     folder = Path(model_path(config.model)).expanduser()
     if not folder.is_dir():
-        if config.model.name.startswith(("/", "./", "../", "~")):
+        if looks_like_path(config.model.name):
             raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")
         return
     try:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from backend.http.services import Services
 from sae_engine.errors import ConfigError
+from sae_engine.files import looks_like_path
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
-from sae_engine.text.local_files import dataset_files
-from sae_engine.text.sources import is_local_dataset
+from sae_engine.text.paths import dataset_files, is_local_dataset
 
 
 def check_runnable(services: Services, configs: Iterable[RunConfig]) -> None:
@@ -43,17 +43,14 @@ def check_paths(services: Services, config: RunConfig) -> None:
 def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
     """The files and folders that a run would read, each with the field that names it."""
     model = Path(config.model.name).expanduser()
-    if config.model.name.startswith(("/", "./", "../", "~")) or model.exists():
+    if looks_like_path(config.model.name) or model.exists():
         yield "model.name", model
         for file in model.iterdir() if model.is_dir() else ():
             yield "model.name", file
-    dataset = Path(config.data.dataset)
-    if is_local_dataset(config.data):
-        yield "data.dataset", dataset.expanduser()
-        for file in dataset_files(config.data):
+    if is_local_dataset(config.data.dataset):
+        yield "data.dataset", Path(config.data.dataset).expanduser()
+        for file in dataset_files(config.data).paths:
             yield "data.dataset", file
-    elif dataset.exists():
-        yield "data.dataset", dataset
     for field, given in (
         ("data.activations", config.data.activations),
         ("sae.pretrained", config.sae.pretrained),

@@ -15,6 +15,7 @@ from backend.http.services import ServicesDep
 from backend.jobs.devices import gpus
 from backend.jobs.forecast import forecast
 from backend.version import VERSION
+from sae_engine.preflight import check_text
 from sae_engine.presets import expand_grid, presets
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, Slot, System
@@ -46,10 +47,14 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
     configs = [config for _, config in expand_grid(body.preset, body.config, body.grid)]
     for config in configs:
         check_paths(services, config)
+    # Runs of a sweep mostly share their text.
+    texts = dict.fromkeys(c.data for c in configs if c.data.activations is None)
+    notices = [sentence for data in texts for sentence in check_text(data)]
     places = services.supervisor.places([])
     with services.database.reading() as session:
         try:
-            return forecast(session, configs, places, services.settings.data_dir)
+            estimate = forecast(session, configs, places, services.settings.data_dir)
+            return estimate.model_copy(update={"warnings": [*estimate.warnings, *notices]})
         except OverflowError:  # sizes are unbounded integers, estimates are floats
             raise UnprocessableError(
                 "A number in this configuration is too large for an estimate; lower it.",

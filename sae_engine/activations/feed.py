@@ -22,6 +22,7 @@ from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device
 from sae_engine.schema.config import RunConfig
+from sae_engine.text.notices import TextNotices
 from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
 
 
@@ -29,8 +30,11 @@ class Feed(Protocol):
     """Where the activations of a pass come from."""
 
     device: torch.device
-    notices: list[str]
-    """Warnings about it for the user."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Warnings about it for the user; reading the text can add some."""
+        ...
 
     def hook_of(self, config: RunConfig) -> int:
         """The index of a run's activations among those of a block."""
@@ -79,10 +83,19 @@ class TextFeed:
         self.model = LanguageModel.load(
             first, also=others, ctx_len=self._data.ctx_len, check_stop=check_stop
         )
-        self.device, self.notices = self.model.device, self.model.notices
+        self.device = self.model.device
+        self._text_notices = TextNotices()
         self._packing = Packing(
-            self.model.tokenizer, self._data.ctx_len, self.model.bos_id, self.model.eos_id
+            self.model.tokenizer,
+            self._data.ctx_len,
+            self.model.bos_id,
+            self.model.eos_id,
+            self._text_notices,
         )
+
+    @property
+    def notices(self) -> list[str]:
+        return [*self.model.notices, *self._text_notices.sentences]
 
     def hook_of(self, config: RunConfig) -> int:
         return self.model.hook_of(config.model)
@@ -114,6 +127,8 @@ class TextFeed:
             mode="json",
             include={"dataset", "subset", "split", "text_column", "ctx_len", "seed", "num_samples"},
         )
+        if self._data.documents is not None:
+            same["documents"] = self._data.documents
         digest.update(json.dumps(same, sort_keys=True).encode())
         return digest.hexdigest()
 

@@ -21,6 +21,9 @@ PretrainedFormat = Literal[
 ]
 
 
+Division = Literal["paragraphs", "lines", "file"]
+
+
 class Section(BaseModel):
     """A frozen group of fields; unknown names are refused."""
 
@@ -64,15 +67,21 @@ class DataConfig(Section):
     """Text that the language model reads."""
 
     dataset: str = Field(default="python-stdlib", min_length=1, max_length=500)
-    """`python-stdlib` (embedded), a Hugging Face dataset id, or a `.txt`, `.jsonl` or `.parquet`
-    file.
+    """`python-stdlib` (embedded), a Hugging Face dataset id, or a local file or folder: `.txt`,
+    `.jsonl`, `.csv`, `.parquet`, `.arrow`, or any files of text, such as source code.
     """
     subset: str | None = Field(default=None, max_length=200)
     """Configuration of the Hugging Face dataset, such as `sample-10BT`."""
     split: str = Field(default="train", min_length=1, max_length=100)
-    """Dataset split."""
+    """Dataset split; in a local folder, told by the names of files and folders (`all` reads every
+    file).
+    """
     text_column: str = Field(default="text", min_length=1, max_length=200)
     """Column that contains the text."""
+    documents: Division | None = None
+    """What a document is in files of plain text: a paragraph, a line or the whole file; if unset,
+    detected from the file.
+    """
     streaming: bool = True
     """Stream a Hugging Face dataset during training instead of downloading it first."""
     num_samples: PositiveInt | None = None

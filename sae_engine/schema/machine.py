@@ -82,7 +82,7 @@ class Forecast(Estimate):
     seconds_from: str | None
     """What the time is based on, in words."""
     warnings: list[str]
-    """What does not fit, one sentence each."""
+    """What does not fit, and what should be known about the text, one sentence each."""
 
 
 class Device(Shape):

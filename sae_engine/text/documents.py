@@ -1,4 +1,4 @@
-"""Numbered documents, their split into training and held-out text, and the columns they come from.
+"""Numbered documents, and their split into training and held-out text.
 
 Shared by all text sources; see `sources`.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
-
-from sae_engine.errors import ConfigError
 
 Split = Literal["train", "heldout"]
 
@@ -32,21 +30,3 @@ def split_by_hash(documents: Iterable[Document], split: Split) -> Iterator[Docum
 def _is_heldout(text: str) -> bool:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest, "big") * 100 < HELDOUT_PERCENT * 2**32
-
-
-def text_of(value: object, column: str) -> str:
-    """A column's value as text, "" for None; raises `ConfigError` for any other type."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ConfigError.of(
-            "data.text_column", f"Column '{column}' holds {type(value).__name__}, not text."
-        )
-    return value
-
-
-def no_column(column: str, where: str, columns: Iterable[str]) -> ConfigError:
-    names = ", ".join(columns) or "none"
-    return ConfigError.of(
-        "data.text_column", f"There is no column '{column}' in {where}; its columns are: {names}."
-    )

@@ -6,6 +6,7 @@ Calls here can block for minutes; `packing` makes them in a background thread.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sae_engine import hub
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.documents import Document, Split, no_column, split_by_hash, text_of
+from sae_engine.text.columns import texts_of
+from sae_engine.text.documents import Document, Split, split_by_hash
+from sae_engine.text.notices import TextNotices
+from sae_engine.text.rows import Row, no_column, usable_texts
 from sae_engine.text.stdlib import EMBEDDED_CORPUS
 
 if TYPE_CHECKING:
@@ -23,6 +27,14 @@ MAX_RETRIES = 5
 CONVERTED = "refs/convert/parquet"
 """The revision in which the hub keeps a dataset that it has converted to Parquet."""
 REMEDY = f"use another dataset, a local file or the embedded '{EMBEDDED_CORPUS}'"
+_FILE_READERS = {
+    *("csv", "json", "pandas", "parquet", "arrow", "text", "conll", "imagefolder", "audiofolder"),
+    *("videofolder", "meshfolder", "pdffolder", "niftifolder", "webdataset", "xml", "hdf5", "eval"),
+    *("lance", "tsfile", "iceberg", "vortex", "mmcif", "pdb", "genbank", "fasta", "fastq"),
+    *("harbor", "sql", "generator", "spark", "packaged"),
+}
+"""Names that the datasets library takes for readers of the files in the working directory."""
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 
 _log = logging.getLogger(__name__)
 
@@ -30,38 +42,55 @@ _log = logging.getLogger(__name__)
 class HubDataset:
     """A dataset's rows in order, from any row on; dropped connections are resumed."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, notices: TextNotices) -> None:
         self._config = config
+        self._notices = notices
         self._name = config.dataset
         self.is_unbounded = config.streaming and config.num_samples is None
 
     def check(self) -> None:
-        """Nothing can be checked without the network."""
+        """Without the network, only the name can be checked."""
+        if self._name.lower() in _FILE_READERS:
+            raise ConfigError.of(
+                "data.dataset",
+                f"'{self._name}' is no dataset but a kind of file; give the path of the file or "
+                "folder to read.",
+            )
+        if not _HUB_ID.fullmatch(self._name):
+            raise ConfigError.of(
+                "data.dataset",
+                f"'{self._name}' is neither a dataset of the hub, such as user/name, nor a file or "
+                "folder that exists.",
+            )
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
-        return split_by_hash(self._numbered(start), split)
+        self.check()
+        texts = usable_texts(
+            self._rows(start), self._config.text_column, self._name, "row", self._notices
+        )
+        return split_by_hash((Document(start + n, text) for n, text in enumerate(texts)), split)
 
-    def _numbered(self, start: int) -> Iterator[Document]:
-        """All documents from number `start` on. Raises `UserError` for a dataset that is missing,
-        refused, malformed, or unreachable for `MAX_RETRIES` tries in a row.
+    def _rows(self, start: int) -> Iterator[Row]:
+        """All rows from number `start` on. Raises `UserError` for a dataset that is missing,
+        refused, damaged, or unreachable for `MAX_RETRIES` tries in a row.
         """
         info = self._ask_hub()
         location = self._conversion() if self._is_script(info) else {"name": self._config.subset}
         number, failures, column = start, 0, self._config.text_column
         while True:
             try:
-                rows = self._open(location)
+                # As Arrow, because a Python string could not hold bytes that are not UTF-8.
+                rows = self._open(location).with_format("arrow")
                 for row in rows.skip(number) if number else rows:
-                    yield Document(number, text_of(row[column], column))
+                    [value] = texts_of(row.column(column).combine_chunks())
+                    yield Row(number + 1, value)
                     number, failures = number + 1, 0
                 return
             except UserError:
                 raise
-            except ValueError as error:  # Arrow's, among others
-                raise UserError(
-                    f"'{self._name}' cannot be read at document {number:,}: {error}"
-                ) from error
             except Exception as error:
+                if _is_damage(error):
+                    raise self._damaged(number) from error
                 if not hub.is_connection_error(error):
                     raise
                 if info is None:
@@ -74,6 +103,12 @@ class HubDataset:
                     ) from error
                 _log.warning("%s: reading failed at document %d: %s", self._name, number, error)
                 time.sleep(min(2**failures, 30))
+
+    def _damaged(self, number: int) -> UserError:
+        return UserError(
+            f"'{self._name}' cannot be read at document {number:,}: its data is damaged or not in "
+            f"the format that its name says; {REMEDY}."
+        )
 
     def _ask_hub(self) -> DatasetInfo | None:
         """The hub's description of the dataset; None when offline, or when the hub does not answer
@@ -101,17 +136,29 @@ class HubDataset:
         """Raises `UserError`; connection errors pass through."""
         from datasets import load_dataset
         from datasets.data_files import EmptyDatasetError
-        from datasets.exceptions import DatasetNotFoundError, DatasetsError
+        from datasets.exceptions import (
+            DatasetGenerationError,
+            DatasetNotFoundError,
+            DatasetsError,
+        )
 
         split, column = self._config.split, self._config.text_column
         try:
             rows = load_dataset(
-                self._name, **location, split=split, streaming=self._config.streaming
+                self._name,
+                **location,
+                split=split,
+                streaming=self._config.streaming,
+                trust_remote_code=False,
             )
         except DatasetNotFoundError as error:
             if "gated" in str(error):
                 raise hub.gated("dataset", self._name) from error
             raise hub.not_found("dataset", self._name, REMEDY) from error
+        except DatasetGenerationError as error:
+            if error.__cause__ is not None and hub.is_connection_error(error.__cause__):
+                raise error.__cause__ from None
+            raise self._damaged(0) from error
         except (ValueError, DatasetsError, EmptyDatasetError) as error:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
             raise UserError(
@@ -149,3 +196,10 @@ class HubDataset:
             )
         _log.info("%s is a script; reading the hub's conversion to Parquet instead", self._name)
         return {"data_dir": subset, "revision": CONVERTED}
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether Arrow raised the error for bytes that it cannot read; the network's errors are
+    subclasses of `OSError`.
+    """
+    return isinstance(error, ValueError) or (type(error) is OSError and error.errno is None)

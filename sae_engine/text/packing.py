@@ -5,7 +5,7 @@ Fed by `sources`; read by `activations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,10 +17,15 @@ from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, interruptible, never_stop
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.documents import Document, Split
+from sae_engine.text.notices import TextNotices
+from sae_engine.text.pieces import Piece, pieces_of
 from sae_engine.text.sources import documents
 
-DOCUMENTS_PER_CALL = 64
-"""Documents tokenized in one call, in parallel."""
+PIECES_PER_CALL = 64
+CHARS_PER_CALL = 2**20
+"""Documents, or pieces of long ones, are tokenized in parallel, at most this many and about this
+much text at a time.
+"""
 
 
 class Cursor(NamedTuple):
@@ -37,7 +42,7 @@ BEGINNING = Cursor()
 
 
 class Packing(NamedTuple):
-    """How documents become rows."""
+    """How documents become rows, and where to tell what is wrong with them."""
 
     tokenizer: Tokenizer
     ctx_len: int
@@ -45,11 +50,22 @@ class Packing(NamedTuple):
     """Begins each row; None begins rows with text."""
     eos_id: int | None
     """Ends each document; None joins documents directly."""
+    notices: TextNotices | None = None
 
     @property
     def tokens_per_row(self) -> int:
         """Tokens of text in a row, without BOS."""
         return self.ctx_len - (self.bos_id is not None)
+
+
+class Tokens(NamedTuple):
+    """Token ids of a document, or of a part of it."""
+
+    at: Cursor
+    """Position of the first."""
+    ids: np.ndarray
+    is_last: bool
+    """Whether the document ends with them."""
 
 
 class PackedRows:
@@ -75,8 +91,8 @@ class PackedRows:
         self.cursor = cursor
         tokenized = _tokenized(packing, read, cursor, num_epochs)
         self._documents = interruptible(tokenized, check_stop)
-        self._current: tuple[Cursor, np.ndarray] | None = None
-        """The document being cut into rows, and the position of its next token."""
+        self._current: Tokens | None = None
+        """What is left of the document being cut into rows."""
 
     def __iter__(self) -> PackedRows:
         return self
@@ -85,13 +101,14 @@ class PackedRows:
         wanted = self.packing.tokens_per_row
         parts: list[np.ndarray] = []
         while wanted:
-            at, ids = self._current or next(self._documents)
-            taken = ids[at.offset : at.offset + wanted]
+            at, ids, is_last = self._current or next(self._documents)
+            taken, rest = ids[:wanted], ids[wanted:]
             parts.append(taken)
             wanted -= len(taken)
             end = at._replace(offset=at.offset + len(taken))
-            self._current = (end, ids) if end.offset < len(ids) else None
-            self.cursor = end if self._current else Cursor(at.epoch, at.document + 1, 0)
+            self._current = Tokens(end, rest, is_last) if len(rest) else None
+            is_over = is_last and not len(rest)
+            self.cursor = Cursor(at.epoch, at.document + 1, 0) if is_over else end
         bos = [] if self.packing.bos_id is None else [np.array([self.packing.bos_id], np.int64)]
         return np.concatenate(bos + parts)
 
@@ -146,7 +163,7 @@ def _rows(
     check_stop: CheckStop,
 ) -> PackedRows:
     def read(start: int) -> Iterator[Document]:
-        return documents(config, split, start)
+        return documents(config, split, start, packing.notices)
 
     return PackedRows(packing, read, cursor=cursor, num_epochs=num_epochs, check_stop=check_stop)
 
@@ -156,25 +173,55 @@ def _tokenized(
     read: Callable[[int], Iterator[Document]],
     cursor: Cursor,
     num_epochs: int | None,
-) -> Iterator[tuple[Cursor, np.ndarray]]:
-    """Each document's token ids and where to begin in them."""
+) -> Iterator[Tokens]:
+    """The tokens from `cursor` on, each document's in one part or, if it is long, in several."""
     epoch, start, offset = cursor
-    eos = [] if packing.eos_id is None else [packing.eos_id]
     while num_epochs is None or epoch < num_epochs:
         read_any = False
-        source = read(start)
-        while group := list(islice(source, DOCUMENTS_PER_CALL)):
+        first = Cursor(epoch, start, offset)
+        for tokens in _encoded(packing, read(start), epoch):
             read_any = True
-            encoded = packing.tokenizer.encode_batch_fast(
-                [document.text for document in group], add_special_tokens=False
-            )
-            for document, encoding in zip(group, encoded, strict=True):
-                ids = np.array([*encoding.ids, *eos], np.int64)
-                first = offset if document.number == start else 0
-                if first < len(ids):
-                    yield Cursor(epoch, document.number, first), ids
+            if tokens := _from(first, tokens):
+                yield tokens
         if not read_any and start == 0 and num_epochs is None:
             raise UserError(
                 "The dataset holds no training text; check data.dataset and data.text_column."
             )
         epoch, start, offset = epoch + 1, 0, 0
+
+
+def _from(first: Cursor, tokens: Tokens) -> Tokens | None:
+    """The part of `tokens` from `first` on, None if there is none."""
+    at, ids, is_last = tokens
+    before = max(0, first.offset - at.offset) if at.document == first.document else 0
+    if before >= len(ids):
+        return None
+    return Tokens(at._replace(offset=at.offset + before), ids[before:], is_last)
+
+
+def _encoded(packing: Packing, source: Iterator[Document], epoch: int) -> Iterator[Tokens]:
+    """The tokens of all documents, each part with its position."""
+    eos = [] if packing.eos_id is None else [packing.eos_id]
+    offset = 0
+    for group in _groups(piece for document in source for piece in pieces_of(document)):
+        encoded = packing.tokenizer.encode_batch_fast(
+            [piece.text for piece in group], add_special_tokens=False
+        )
+        for piece, encoding in zip(group, encoded, strict=True):
+            ids = np.array([*encoding.ids, *(eos if piece.is_last else [])], np.int64)
+            yield Tokens(Cursor(epoch, piece.document, offset), ids, piece.is_last)
+            offset = 0 if piece.is_last else offset + len(ids)
+
+
+def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces for one call of the tokenizer each."""
+    group: list[Piece] = []
+    length = 0
+    for piece in pieces:
+        group.append(piece)
+        length += len(piece.text)
+        if len(group) == PIECES_PER_CALL or length >= CHARS_PER_CALL:
+            yield group
+            group, length = [], 0
+    if group:
+        yield group

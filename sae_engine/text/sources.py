@@ -12,7 +12,9 @@ from typing import Protocol
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.documents import Document, Split
 from sae_engine.text.hub_dataset import HubDataset
-from sae_engine.text.local_files import LocalFiles, is_local_dataset
+from sae_engine.text.local_files import LocalFiles
+from sae_engine.text.notices import TextNotices
+from sae_engine.text.paths import is_local_dataset
 from sae_engine.text.stdlib import EMBEDDED_CORPUS, EmbeddedCorpus
 
 
@@ -25,7 +27,9 @@ class TextSource(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise `ConfigError` for problems that can be found without the network."""
+        """Raise `ConfigError` for problems that can be found in a bounded part of the text,
+        without the network.
+        """
         ...
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
@@ -36,16 +40,22 @@ class TextSource(Protocol):
         ...
 
 
-def open_text_source(config: DataConfig) -> TextSource:
+def open_text_source(config: DataConfig, notices: TextNotices | None = None) -> TextSource:
+    """The source of a run's text; what the user should know of it is added to `notices`."""
+    notices = notices or TextNotices()
     if config.dataset == EMBEDDED_CORPUS:
         return EmbeddedCorpus()
-    return LocalFiles(config) if is_local_dataset(config) else HubDataset(config)
+    if is_local_dataset(config.dataset):
+        return LocalFiles(config, notices)
+    return HubDataset(config, notices)
 
 
-def documents(config: DataConfig, split: Split, start: int = 0) -> Iterator[Document]:
+def documents(
+    config: DataConfig, split: Split, start: int = 0, notices: TextNotices | None = None
+) -> Iterator[Document]:
     """A split's documents that are not blank, from number `start` up to `data.num_samples`."""
     limit = config.num_samples
-    for document in open_text_source(config).documents(split, start):
+    for document in open_text_source(config, notices).documents(split, start):
         if limit is not None and document.number >= limit:
             return
         if document.number >= start and document.text.strip():

@@ -32,7 +32,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.checkpoint import saved_position
 from sae_engine.training.clock import Clock, open_timer
-from sae_engine.training.heldout import SharedHeldout
+from sae_engine.training.heldout import SharedHeldout, new_notices
 from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
 from sae_engine.training.run import NonFiniteLossError, TrainingRun
@@ -106,8 +106,9 @@ def _open_pass(
 
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
     feed = open_feed(configs, check_stop)
-    for notice in feed.notices:
-        yield from _to_all(members, NoticeRecord(level="warning", message=notice))
+    told: set[str] = set()
+    for notice in new_notices(feed, told):
+        yield from _to_all(members, notice)
     if any(config.train.num_epochs is not None for config in configs):
         yield from _to_all(members, PhaseRecord(phase="counting the training text"))
     heldout = SharedHeldout(feed, configs, members[0].folder.index_corpus)
@@ -117,7 +118,7 @@ def _open_pass(
         run = TrainingRun(member.config, member.folder, feed, heldout, stop)
         runs.append(stack.enter_context(closing(run)))
         yield number, run.plan
-    return _Pass(feed, heldout, runs)
+    return _Pass(feed, heldout, runs, told)
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
@@ -132,9 +133,17 @@ def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
 class _Pass:
     """One pass of the language model and the runs still training on it."""
 
-    def __init__(self, feed: Feed, heldout: SharedHeldout, runs: Sequence[TrainingRun]) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        heldout: SharedHeldout,
+        runs: Sequence[TrainingRun],
+        told: set[str],
+    ) -> None:
         self._feed = feed
         self._heldout = heldout
+        self._told = told
+        """Notices of the feed that all runs have received."""
         self._active = dict(enumerate(runs))
         self._batch_size = runs[0].config.train.batch_size_tokens
         self._seed = runs[0].config.data.seed
@@ -151,6 +160,7 @@ class _Pass:
     def _steps(self, resume: Sequence[bool]) -> Iterator[tuple[int, AnyRecord]]:
         """The training loop."""
         state = yield from self._restore(resume)
+        yield from self._read_heldout()
         yield from self._to_active(PhaseRecord(phase="reading the first activations"))
         clock = self._clock = Clock(self._batch_size, open_timer(self._feed.device))
         self._stream = stream = ActivationStream(
@@ -162,6 +172,8 @@ class _Pass:
         if state is None:
             for run in self._active.values():
                 run.begin(stream.first_window[run.hook])
+        for notice in new_notices(self._feed, self._told):
+            yield from self._to_active(notice)
         yield from self._to_active(PhaseRecord(phase="training"))
         while self._active:
             for number, run in list(self._active.items()):
@@ -176,6 +188,15 @@ class _Pass:
             clock.steps += 1
             for number, run in list(self._active.items()):
                 yield from self._step(number, run, batch[run.hook])
+
+    def _read_heldout(self) -> Iterator[tuple[int, AnyRecord]]:
+        """Read the held-out text before training, so that too short a text fails at once."""
+        if not self._heldout.is_open:
+            yield from self._to_active(PhaseRecord(phase="reading held-out text"))
+            self._heldout.open(self._halt_if_all_end)
+        for number, run in self._active.items():
+            for record in run.announce_heldout():
+                yield number, record
 
     def _restore(
         self, resume: Sequence[bool]
@@ -228,6 +249,8 @@ class _Pass:
             yield self._failed(number, error)
             return
         del self._active[number]
+        for notice in new_notices(self._feed, set(self._told)):
+            yield number, notice
         yield number, EndRecord(reason=reason, step=run.trainer.steps_done, tokens=run.tokens)
 
     def _failed(self, number: int, error: UserError) -> tuple[int, AnyRecord]:

@@ -25,7 +25,7 @@ from sae_engine.schema.records import (
     PlanRecord,
     StopRequest,
 )
-from sae_engine.training.heldout import HeldoutWork, SharedHeldout
+from sae_engine.training.heldout import HeldoutWork, SharedHeldout, new_notices
 from sae_engine.training.member import Member
 from sae_engine.training.stopping import Halted, StopSwitch
 
@@ -55,8 +55,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         yield NoticeRecord(level="warning", message=note)
     yield PhaseRecord(phase="loading the language model")
     feed = open_feed([config], stop)
-    for notice in feed.notices:
-        yield NoticeRecord(level="warning", message=notice)
+    told: set[str] = set()
+    yield from new_notices(feed, told)
     stop()
     sae = pretrained.sae.to(feed.device)
     hook = feed.hook_of(config)
@@ -86,6 +86,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     with closing(SharedHeldout(feed, [config], folder.index_corpus)) as heldout:
         work = HeldoutWork(config, folder, heldout, stop)
         yield from work.open()
+        yield from new_notices(feed, told)
         yield PhaseRecord(phase="evaluating")
         yield metrics(work.reconstruction(sae, config.data.heldout_tokens))
         yield PhaseRecord(phase="building the feature index")

@@ -102,6 +102,10 @@ class TrainingRun:
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         return state.stream, notice
 
+    def announce_heldout(self) -> Iterator[AnyRecord]:
+        """Say what is missing from the held-out text; reads it unless another run has."""
+        yield from self._heldout.open()
+
     def step(
         self, batch: Float[Tensor, "n d_in"], stream: ActivationStream, clock: Clock
     ) -> Iterator[AnyRecord]:

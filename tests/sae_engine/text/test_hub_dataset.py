@@ -10,8 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
+from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
+from sae_engine.text.hub_dataset import _FILE_READERS, HubDataset
+from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import documents
 from tests.sae_engine.hub_server import Hub, ask, serve
 
@@ -184,6 +188,48 @@ def test_a_script_without_a_conversion_or_a_unique_subset_is_refused_with_the_re
     assert "has these: one, two; name one of them" in read(hub, tmp_path)
     assert "has these: one, two" in read(hub, tmp_path, subset="three")
     assert read(hub, tmp_path / "home", subset="two") == expected(tmp_path)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_bad_rows_are_left_out_and_bad_bytes_replaced(hub, tmp_path, streaming):
+    values = [text.encode() for text in TEXTS]
+    values[20], values[40] = b"caf\xe9", None
+    plain = pa.array(values, pa.binary())
+    texts = pa.Array.from_buffers(pa.string(), 90, plain.buffers(), plain.null_count)
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"text": texts}), buffer, row_group_size=10)
+    hub.add("datasets", "some/texts", {"data/train.parquet": buffer.getvalue()})
+    train, heldout = read(hub, tmp_path / "home", streaming=streaming)
+    found = dict(train + heldout)
+    expected = {n: text for n, text in enumerate(TEXTS) if n != 40} | {20: "caf\ufffd"}
+    assert found == expected
+
+
+def test_damaged_data_is_named_by_its_document(hub, tmp_path):
+    data = bytearray(table(TEXTS))
+    chunk = parquet.ParquetFile(io.BytesIO(data)).metadata.row_group(5).column(1)
+    end = chunk.data_page_offset + chunk.total_compressed_size
+    data[end - 40 : end] = bytes(40)
+    hub.add("datasets", "some/texts", {"data/train.parquet": bytes(data)})
+    message = read(hub, tmp_path / "home")
+    assert message.startswith("'some/texts' cannot be read at document 50: its data is damaged")
+
+
+@pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "ImageFolder"])
+def test_a_reader_of_files_is_no_dataset(name):
+    with pytest.raises(ConfigError, match=f"'{name}' is no dataset but a kind of file"):
+        list(documents(DataConfig(dataset=name), "train"))
+
+
+def test_all_readers_of_files_are_known():
+    assert set(_PACKAGED_DATASETS_MODULES) <= _FILE_READERS
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "hf://datasets/a/b", "user/", "http://x/y", "a b", ""])
+def test_what_is_neither_a_path_nor_an_id_is_refused(name):
+    config = DataConfig.model_construct(dataset=name, num_samples=None)
+    with pytest.raises(ConfigError, match="neither a dataset of the hub"):
+        HubDataset(config, TextNotices()).check()
 
 
 def test_a_dataset_that_does_not_exist_is_reported(hub, tmp_path):

@@ -1,16 +1,19 @@
 """Packed rows against a plain concatenation of the same documents."""
 
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from sae_engine.errors import UserError
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.schema.config import DataConfig
+from sae_engine.text import pieces
 from sae_engine.text.documents import Document
 from sae_engine.text.packing import (
     Cursor,
@@ -20,6 +23,7 @@ from sae_engine.text.packing import (
     heldout_rows,
     training_rows,
 )
+from sae_engine.text.pieces import pieces_of
 from tests.sae_engine.test_interrupt import Background
 
 BOS, EOS = 2, 1
@@ -125,3 +129,60 @@ def test_a_dataset_without_enough_held_out_text_is_refused(tmp_path: Path):
     packing = Packing(TOKENIZER, 64, BOS, EOS)
     with pytest.raises(UserError, match=r"is too small: .* Use more text"):
         heldout_rows(DataConfig(dataset=str(path), ctx_len=64), packing, 1000)
+
+
+WORDS = "def f(x):\n    return x + 1  # comment\n\n\nNames, and 1234 numbers!\n\n"
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def llama_3() -> Tokenizer:
+    """The embedded tokenizer, splitting text as Llama 3 does."""
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA_3), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, llama_3()], ids=["embedded", "Llama 3"])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_long_document_in_pieces_has_the_tokens_of_the_whole(tokenizer, seed: int):
+    chosen = Random(seed).choices([*WORDS, "\n\n", " \n", "é", "word", "!\n", "word\n"], k=2000)
+    text = "".join(part + "word\n" * (n % 20 == 0) for n, part in enumerate(chosen))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "MAX_PIECE_CHARS", 120)
+        cut = list(pieces_of(Document(3, text)))
+    assert "".join(piece.text for piece in cut) == text
+    assert max(len(piece.text) for piece in cut) <= 120
+    assert [piece.is_last for piece in cut] == [False] * (len(cut) - 1) + [True]
+    assert all(
+        after.text[0] == "\n" and before.text[-1].isalnum() for before, after in pairwise(cut)
+    )
+    ids = [i for piece in cut for i in tokenizer.encode(piece.text, add_special_tokens=False).ids]
+    assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("text", ["x" * 1000, "word " * 200, "?\n" * 500], ids=len)
+def test_a_document_without_a_good_place_is_cut_anyway(monkeypatch, text: str):
+    monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 120)
+    cut = [piece.text for piece in pieces_of(Document(0, text))]
+    assert "".join(cut) == text
+    assert all(60 <= len(piece) <= 120 for piece in cut[:-1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 30])
+def test_reading_can_begin_inside_a_long_document(monkeypatch, count: int):
+    monkeypatch.setattr(pieces, "MAX_PIECE_CHARS", 120)
+    documents = [WORDS, WORDS * 20, "short", WORDS * 9]
+    rows = rows_of(documents, 12, epochs=None)
+    rows.take(count)
+    cursor = rows.cursor
+    assert np.array_equal(rows_of(documents, 12, cursor, epochs=None).take(50), rows.take(50))
+    body = rows_of(documents, 12).take(40)[:, 1:].flatten().tolist()
+    assert body == joined(documents)[: len(body)]

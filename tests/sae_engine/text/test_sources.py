@@ -60,9 +60,9 @@ def test_a_column_that_is_not_text_is_refused(tmp_path: Path):
         all_texts(config)
 
 
-def test_a_line_that_is_not_json_is_named_by_its_number(tmp_path: Path):
+def test_a_file_of_other_lines_than_json_is_refused_with_its_first_line(tmp_path: Path):
     path = tmp_path / "broken.jsonl"
-    path.write_text('{"text": "fine"}\n{"text": broken}\n')
+    path.write_text("\n{text: broken}\nno JSON either\n")
     with pytest.raises(ConfigError, match=r"Line 2 of .* is not JSON"):
         all_texts(DataConfig(dataset=str(path)))
 

@@ -1,0 +1,111 @@
+"""Rows of JSON lines and of comma-separated values, as they come from the file.
+
+Read by `local_files`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from sae_engine.text.decoding import encoding_of, open_text, read_sample, readable, unusable
+from sae_engine.text.rows import BadRow, Row, no_column
+
+MAX_ROW_CHARS = 2**26
+"""Longer rows of JSON and longer values of CSV are left out, so that memory is bounded."""
+DELIMITERS = ",;\t|"
+
+
+def json_rows(path: Path, column: str) -> Iterator[Row]:
+    with readable(path), _open_rows(path) as text:
+        for number, line in enumerate(_whole_lines(text), 1):
+            if line is None or line.strip("\ufeff \t\r\n"):
+                yield Row(number, _json_value(line, column, f"line {number} of '{path}'"))
+
+
+def _json_value(line: str | None, column: str, where: str) -> object:
+    """The value of the column; `line` is None if it is too long."""
+    if line is None:
+        return _bad(where, f"is longer than {MAX_ROW_CHARS // 2**20} million characters")
+    try:
+        row = _parsed(line.lstrip("\ufeff"))
+    except RecursionError:
+        return _bad(where, "is nested too deeply")
+    except ValueError as error:
+        detail = f": {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        return _bad(where, "is not JSON", detail)
+    if not isinstance(row, dict):
+        return _bad(where, "is not a JSON object")
+    if column not in row:
+        return BadRow(f"no column '{column}'", no_column(column, where, map(str, row)))
+    return row[column]
+
+
+def _parsed(line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # an integer with more digits than Python converts
+        return json.loads(line, parse_int=float)
+
+
+def csv_rows(path: Path, column: str) -> Iterator[Row]:
+    """Rows of a table whose first row names the columns, separated by any of `DELIMITERS`."""
+    csv.field_size_limit(MAX_ROW_CHARS)
+    with readable(path), _open_rows(path) as text:
+        lines = iter(lambda: text.readline(MAX_ROW_CHARS), "")
+        head = next(lines, "")
+        if not head:
+            return
+        delimiter = max(DELIMITERS, key=lambda d: (column in _cells(head, d), head.count(d)))
+        names = _cells(head, delimiter)
+        if column not in names:
+            raise no_column(column, f"'{path}'", names)
+        rows = csv.reader(lines, delimiter=delimiter)
+        yield from _csv_values(rows, names.index(column), str(path))
+
+
+def _csv_values(rows: Iterator[list[str]], place: int, path: str) -> Iterator[Row]:
+    number = 0
+    while True:
+        number += 1
+        try:
+            row = next(rows, None)
+        except csv.Error:
+            yield Row(number, _bad(f"row {number} of '{path}'", "is not valid CSV"))
+            continue
+        if row is None:
+            return
+        if row:
+            yield Row(number, row[place] if place < len(row) else None)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def _open_rows(path: Path) -> TextIO:
+    encoding = encoding_of(read_sample(path))
+    if encoding is None:
+        raise unusable(f"'{path}' is not text, so it holds no rows; use another file.")
+    return open_text(path, encoding.name)
+
+
+def _whole_lines(text: TextIO) -> Iterator[str | None]:
+    """Lines; None for one that is too long."""
+    while line := text.readline(MAX_ROW_CHARS):
+        if len(line) < MAX_ROW_CHARS or line.endswith("\n"):
+            yield line
+            continue
+        while line and not line.endswith("\n"):
+            line = text.readline(MAX_ROW_CHARS)
+        yield None
+
+
+def _bad(where: str, reason: str, detail: str = "") -> BadRow:
+    sentence = f"{where[0].upper()}{where[1:]} {reason}{detail}."
+    return BadRow(f"it {reason}", unusable(sentence))
