@@ -44,7 +44,10 @@ def _plain(sae: SAE) -> Coder:
 
 
 def _sparse(sae: TopKSAE) -> Coder:
-    kernels, plain = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k), _plain(sae)
+    kernels = CpuKernels(
+        sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k, ranks_by_norm=sae.ranks_by_norm
+    )
+    plain = _plain(sae)
 
     def parts_of(x: Tensor) -> list[Codes]:
         return [kernels.encode(part - sae.b_dec, sae.b_enc) for part in x.split(TOKENS_AT_ONCE)]

@@ -108,7 +108,7 @@ def test_files_outside_the_readable_folders_are_neither_read_nor_distinguished(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("absent.safetensors", "There is no file or folder"), ("ae.pt", "it can hold code")],
+    [("absent.safetensors", "There is no file or folder"), ("ae.pt", "There is no file or folder")],
 )
 def test_a_path_that_is_not_an_sae_is_refused(
     client: TestClient, sae: Path, name: str, words: str
