@@ -168,13 +168,10 @@ def _read_header(file: Path) -> _Header:
 
 
 def _are_row_starts(starts: np.ndarray, num_tokens: int) -> bool:
-    return (
-        starts.ndim == 1
-        and len(starts) > 0
-        and starts[0] == 0
-        and starts[-1] == num_tokens
-        and bool((np.diff(starts) >= 0).all())
-    )
+    if starts.ndim != 1 or not len(starts):
+        return False
+    rises = bool((np.diff(starts) >= 0).all())
+    return rises and int(starts[0]) == 0 and int(starts[-1]) == num_tokens
 
 
 def _ctx_len(file: Path, text: str) -> int:

@@ -7,6 +7,8 @@ Used by `formats` and `weights`.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -102,17 +104,32 @@ def _here(path: Path) -> SAEFile:
         path = path / choose(f"The folder '{path}'", files, folders)
     if not path.is_file():
         raise UserError(f"There is no SAE at '{path}'.")
-    beside = [name for name in SETTINGS if (path.parent / name).is_file()]
-    return SAEFile(str(path), path.absolute(), beside, lambda name: path.parent / name)
+    folder = path.absolute().parent
+    beside = [os.path.relpath(file, folder) for file in local_settings(folder)]
+    return SAEFile(str(path), path.absolute(), beside, lambda name: folder / name)
+
+
+def local_settings(folder: Path) -> list[Path]:
+    """The files of settings of the SAE in a folder; the one above only for a sparsify run's SAE,
+    whose folder is named after a module.
+    """
+    names = SETTINGS if is_module(folder.name) else SETTINGS[:-1]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def is_module(folder: str) -> bool:
+    """Whether a folder's name is that of a module, such as `layers.3.mlp` or `embed_tokens`."""
+    return re.search(r"(^|\.)\d+(\.|$)|^embed", folder) is not None
 
 
 def _on_hub(text: str) -> SAEFile:
     folder = HubFolder.open(text)
+    names = SETTINGS if is_module(PurePath(folder.path).name) else SETTINGS[:-1]
     name = folder.file_name or choose(f"'{folder.shown}'", folder.files, folder.folders)
     return SAEFile(
         f"{folder.shown}/{name}",
         PurePath(folder.repository, folder.path, name),
-        [name for name in SETTINGS if folder.has(name)],
+        [name for name in names if folder.has(name)],
         folder.fetch,
     )
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from sae_engine.errors import UserError
 from sae_engine.interop import fields
-from sae_engine.interop.files import PICKLES, SAEFile, find_sae
+from sae_engine.interop.files import PICKLES, SAEFile, find_sae, is_module
 from sae_engine.interop.places import SAELENS_SITES, Place, hub_id, place_of
 from sae_engine.schema.config import PretrainedFormat
 
@@ -170,12 +170,11 @@ def _sparsify(file: SAEFile) -> Description:
     if settings.get("activation", "topk") != "topk":
         file.refuse(f"an SAE with '{settings['activation']}' activation", "topk")
     folder = file.place.parent.name
-    is_module = re.search(r"(^|\.)\d+(\.|$)|^embed", folder)
     run = file.settings("../config.json") if file.has_beside("../config.json") else {}
     return Description(
         "sparsify",
         run.get("model") if isinstance(run.get("model"), str) else None,
-        place_of(folder) if is_module else Place(),
+        place_of(folder) if is_module(folder) else Place(),
         fields.note_on_unknown("cfg.json", settings, fields.SPARSIFY),
         settings,
     )

@@ -7,7 +7,7 @@ Only the files that are asked for are downloaded, by the hub's own library into 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from sae_engine import hub
@@ -76,18 +76,31 @@ class HubFolder:
 
 def list_files(name: HubName) -> list[str]:
     """Paths of all files of a repository, or of those in the cache if the hub can't be reached."""
-    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub import is_offline_mode
 
     if not is_offline_mode():
-        try:
-            with one_sentence_errors(name.repository):
-                info = HfApi().model_info(
-                    name.repository, revision=name.revision, timeout=hub.TIMEOUT_SECONDS
-                )
-            return sorted(file.rfilename for file in info.siblings or [])
-        except hub.UnreachableError:
-            pass
+        with suppress(hub.UnreachableError), one_sentence_errors(name.repository):
+            found = list_remote_files(name)
+            if found is None:
+                raise hub.not_found("repository", name.repository, "check the name")
+            return found
     return _cached_files(name)
+
+
+def list_remote_files(name: HubName) -> list[str] | None:
+    """Paths of all files of a repository on the hub; None if there is none. The hub's errors."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        info = HfApi().model_info(
+            name.repository, revision=name.revision, timeout=hub.TIMEOUT_SECONDS
+        )
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+    return sorted(file.rfilename for file in info.siblings or [])
 
 
 def _cached_files(name: HubName) -> list[str]:

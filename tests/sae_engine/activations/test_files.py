@@ -219,8 +219,10 @@ def test_a_token_that_the_model_does_not_know_is_refused_before_training(
     ids = torch.linspace(first, last, 90, dtype=torch.float64).round().int()
     write(tmp_path / "heldout-0.safetensors", 90, 32, token_ids=ids)
     write(tmp_path / "train-0.safetensors", 900, 32, token_ids=torch.full((900,), 99_999))
+    records = []
     with pytest.raises(ConfigError, match=r"heldout-0.* has the token id .*are 0 to 4095"):
-        next(iter(train(from_files(config, tmp_path), RunFolder(tmp_path / "run"))), None)
+        records.extend(train(from_files(config, tmp_path), RunFolder(tmp_path / "run")))
+    assert not any(isinstance(record, PlanRecord) for record in records)
 
 
 def test_empty_files_among_others_are_skipped(tmp_path: Path):
