@@ -13,6 +13,7 @@ from backend.jobs.imports import name_of, with_found, with_pretrained
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.hub import is_on_hub
+from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
 from sae_engine.schema.runs import RunCreate
 
@@ -53,13 +54,16 @@ def import_from(path: str, values: Mapping[str, Value], name: str | None) -> Run
     if own.exists():
         config = merge(read_config_file(own), config)
     else:
-        config["model"] = _with_found(config.get("model", {}), path)
+        wanted = config.get("sae", {}).get("pretrained_format")
+        config["model"] = _with_found(config.get("model", {}), path, wanted)
     return _request(preset=None, config=with_pretrained(config, path), name=name or name_of(path))
 
 
-def _with_found(model: dict[str, Any], path: str) -> dict[str, Any]:
+def _with_found(
+    model: dict[str, Any], path: str, wanted: PretrainedFormat | None
+) -> dict[str, Any]:
     try:
-        return with_found(model, path)
+        return with_found(model, path, wanted)
     except ConfigError as error:
         raise UserError(
             f"{error.problems[0].message} Use --model NAME and --layer N, or --model.hook_point."

@@ -29,7 +29,7 @@ def import_request(body: ImportCreate) -> RunCreate:
     ):
         if given is not None:
             model = model | {field: given}
-    model = with_found(model, body.path)
+    model = with_found(model, body.path, body.format)
     return RunCreate(
         preset=body.preset,
         config=with_pretrained(body.config | {"model": model}, body.path, body.format),
@@ -39,12 +39,14 @@ def import_request(body: ImportCreate) -> RunCreate:
     )
 
 
-def with_found(model: dict[str, Any], path: str) -> dict[str, Any]:
+def with_found(
+    model: dict[str, Any], path: str, format: PretrainedFormat | None = None
+) -> dict[str, Any]:
     """The section `model` with what it lacks, from the SAE's files. Raises as `import_request`."""
     has_place = model.get("layer") is not None or bool(model.get("hook_point"))
     if has_place and model.get("name"):
         return model
-    found = describe(path)
+    found = describe(path, format)
     if not has_place and not found.place.is_named:
         reads = f"It was trained on {found.place.name}: {found.place.remedy}."
         ask = "Give the layer that the SAE reads, or its hook_point."

@@ -61,6 +61,9 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
             "trained_with": "SAE Workbench",
         },
     }
+    if described.get("passes_mean"):
+        loading = {"center_writing_weights": True}
+        config["metadata"]["model_from_pretrained_kwargs"] = loading
     if "k" in described:
         config |= {"k": described["k"], "rescale_acts_by_decoder_norm": False}
     return config

@@ -1,6 +1,6 @@
 """The settings that each format is known to have. No torch.
 
-A field that is listed is honoured or refused by `formats` or `load`, or does not change what a
+A field that is listed is honored or refused by `formats` or `load`, or does not change what a
 trained SAE computes. All others are named in a note, so that nothing is ignored in silence.
 """
 
@@ -84,8 +84,8 @@ DICTIONARY_LEARNING = _names(
 """Of the section `trainer` in `config.json`."""
 OURS = _names(
     """
-    architecture d_in d_sae k ranks_by activation dtype model_name hook_name hook_io dataset
-    ctx_len
+    architecture d_in d_sae k ranks_by passes_mean activation dtype model_name hook_name hook_io
+    dataset ctx_len
     """
 )
 
@@ -95,7 +95,7 @@ def note_on_unknown(
 ) -> list[str]:
     """A note that names the settings that are not `known`; none if all are, or have no value."""
     unknown = sorted(
-        section + name
+        f"{section}{name}"[:60]
         for name, value in settings.items()
         if name not in known and value not in (None, False, "", [], {})
     )

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.errors import UserError
+from sae_engine.interop.description import Description
 from sae_engine.interop.files import find_sae
-from sae_engine.interop.formats import Description, describe_file
+from sae_engine.interop.formats import describe_file
 from sae_engine.interop.weights import Weights
 from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
 from sae_engine.sae.autoencoders import SAE

@@ -71,7 +71,7 @@ def place_of(hook_name: object) -> Place:
     `layers.12.mlp` or `model.layers.12.self_attn.o_proj.input` after its module.
     """
     name = str(hook_name or "").strip()
-    if found := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+    if found := re.fullmatch(r"blocks\.(\d{1,4})\.(.+)", name):
         return _by_transformerlens(int(found[1]), found[2])._replace(name=name)
     if not name or name.startswith("hook_"):
         return Place(name=name)
@@ -92,7 +92,7 @@ def _by_transformerlens(layer: int, hook: str) -> Place:
 def _by_module(name: str) -> Place:
     path = re.sub(r"\.(output|input)$", "", name)
     io: Literal["output", "input"] = "input" if name.endswith(".input") else "output"
-    found = re.search(r"(?:^|\.)(\d+)(?:\.(.+))?$", path)
+    found = re.search(r"(?:^|\.)(\d{1,4})(?:\.(.+))?$", path)
     if found is None:
         return Place(hook_point=path, hook_io=io)
     layer, inside = int(found[1]), found[2]

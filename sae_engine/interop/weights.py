@@ -70,10 +70,11 @@ class Weights:
 
         `centers`: its encoder reads x - b_dec; otherwise x W_enc + b_enc =
         (x - b_dec) W_enc + (b_enc + b_dec W_enc). `removes_mean`: it reads x minus the mean over
-        x's coordinates, which is linear in x and so part of the encoder. `ranks_by_norm`: its TopK
-        ranks pre-activations times row norms; otherwise its norms are kept. `signed`: it keeps the
-        largest absolute values. The negative side of latent i becomes latent i + d_sae, with
-        encoder, bias and decoder row negated: then TopK of the positive values is the same map.
+        x's coordinates, which is linear in x and so part of the encoder; x_hat gets the mean back.
+        `ranks_by_norm`: its TopK ranks pre-activations times row norms; otherwise its norms are
+        kept. `signed`: it keeps the largest absolute values. The negative side of latent i becomes
+        latent i + d_sae, with encoder, bias and decoder row negated: then TopK of the positive
+        values is the same map.
         """
         if removes_mean:
             means = W_enc.mean(dim=1)
@@ -89,6 +90,7 @@ class Weights:
             W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=k, threshold=threshold,
             ranks_by_norm=k is None or ranks_by_norm,
         )  # fmt: skip
+        sae.passes_mean = removes_mean
         return sae.folded(1.0)
 
 

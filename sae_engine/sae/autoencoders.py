@@ -51,6 +51,10 @@ class SAE(nn.Module, ABC):
     """Width of every code; None if it varies with the number of active latents."""
     ranks_by_norm = True
     """Only False for a `TopKSAE` trained elsewhere."""
+    passes_mean = False
+    """Whether x_hat also has the mean over x's coordinates: of an SAE trained elsewhere, on
+    activations without it.
+    """
 
     def __init__(self, d_in: int, d_sae: int, *, tied: bool = False) -> None:
         super().__init__()
@@ -99,8 +103,13 @@ class SAE(nn.Module, ABC):
     def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
         return decode(code.acts, code.indices, self.W_dec) + self.b_dec
 
+    def reconstruct(self, x: Float[Tensor, "n d_in"], code: Code) -> Float[Tensor, "n d_in"]:
+        """x_hat of activations and their code."""
+        x_hat = self.decode(code)
+        return x_hat + x.mean(dim=-1, keepdim=True) if self.passes_mean else x_hat
+
     def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
     @torch.no_grad()
     def folded(self: _SAE, scale: float) -> _SAE:
@@ -118,6 +127,7 @@ class SAE(nn.Module, ABC):
         torch.div(self.W_dec, norms[:, None], out=plain.W_dec)
         plain.b_enc.copy_(self.b_enc * norms / scale)
         plain.b_dec.copy_(self.b_dec / scale)
+        plain.passes_mean = self.passes_mean
         return plain.requires_grad_(False)
 
     @abstractmethod
@@ -131,6 +141,8 @@ class SAE(nn.Module, ABC):
             metadata["k"] = str(self.k)
         if not self.ranks_by_norm:
             metadata["ranks_by"] = BY_PRE_ACTIVATION
+        if self.passes_mean:
+            metadata["passes_mean"] = "true"
         tensors = {"W_enc": self.encoder_rows.detach().T.contiguous()}
         for name, tensor in self.state_dict().items():
             if name != "W_enc":
@@ -153,6 +165,7 @@ class SAE(nn.Module, ABC):
                 threshold=tensors["threshold"] if metadata["activation"] == "jumprelu" else None,
                 ranks_by_norm=metadata.get("ranks_by") != BY_PRE_ACTIVATION,
             )
+            sae.passes_mean = "passes_mean" in metadata
         except Exception as error:
             raise UserError(f"'{path}' is not an SAE in SAE Workbench's format: {error}") from error
         if not isinstance(sae, cls):

@@ -38,7 +38,7 @@ def open_coder(sae: SAE) -> Coder:
 def _plain(sae: SAE) -> Coder:
     def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
         code = sae.encode(x)
-        return code, sae.decode(code)
+        return code, sae.reconstruct(x, code)
 
     return Coder(sae.encode, reconstruct)
 
@@ -65,6 +65,9 @@ def _sparse(sae: TopKSAE) -> Coder:
             return plain.reconstruct(x)
         parts = parts_of(x)
         decoded = torch.cat([kernels.decode(part) for part in parts])
-        return joined(parts), decoded.add_(sae.b_dec)
+        decoded.add_(sae.b_dec)
+        if sae.passes_mean:
+            decoded.add_(x.mean(dim=-1, keepdim=True))
+        return joined(parts), decoded
 
     return Coder(encode, reconstruct)

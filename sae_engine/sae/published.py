@@ -47,6 +47,7 @@ def write_sae_config(
         "d_sae": sae.d_sae,
         **({} if sae.k is None else {"k": sae.k}),
         **({} if sae.ranks_by_norm else {"ranks_by": BY_PRE_ACTIVATION}),
+        **({"passes_mean": True} if sae.passes_mean else {}),
         "activation": sae.formula,
         "dtype": "float32",
         "model_name": model_name,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sae_engine.activations.feed import Feed, open_feed
 from sae_engine.errors import ConfigError
-from sae_engine.interop.formats import Description
+from sae_engine.interop.description import Description
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import Place, hub_id, same_module
 from sae_engine.sae.published import publish_sae

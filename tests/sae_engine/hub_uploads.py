@@ -24,7 +24,7 @@ def answer_upload(
 ) -> Answer | None:
     """None for a request that writes nothing."""
     is_write = method in ("PUT", "DELETE") or parts[:2] == ["api", "repos"]
-    is_write |= bool({"preupload", "commit", "info"} & set(parts[3:])) or parts[0] == "lfs"
+    is_write |= bool({"preupload", "commit", "info"} & set(parts[2:])) or parts[0] == "lfs"
     if parts == ["api", "validate-yaml"]:
         return 200, {"errors": [], "warnings": []}
     if not is_write:

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import load_pretrained
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE
+from sae_engine.sae.inference import open_coder
+from tests.sae_engine.interop.test_export import published
 from tests.sae_engine.interop.test_load import (
     D_IN,
     D_SAE,
@@ -120,8 +123,17 @@ def test_a_mean_that_was_removed_in_training_is_removed_by_the_encoder(
     pre = (x - centers * parts.b_dec) @ parts.W_enc + parts.b_enc
     z = keep_largest(pre) if kind == "topk" else torch.where(pre > parts.threshold, pre.relu(), 0)
     norms = parts.norms if isinstance(got.sae, JumpReLUSAE) else 1
-    assert_same(got, parts.x, z * norms, parts.decoded(z))
+    mean = parts.x.mean(dim=1, keepdim=True)
+    assert_same(got, parts.x, z * norms, parts.decoded(z) + mean)
     assert ["mean over their coordinates" in note for note in got.notes] == [True]
+    x_hat = open_coder(got.sae).reconstruct(parts.x)[1]
+    torch.testing.assert_close(x_hat, got.sae(parts.x), rtol=1e-4, atol=1e-4)
+
+    run = published(tmp_path / "run", got.sae)
+    export_saelens(run, tmp_path / "export")
+    for copy in (run.path, tmp_path / "export"):
+        again = load_pretrained(copy).sae
+        torch.testing.assert_close(again(parts.x), got.sae(parts.x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_mean_is_kept_for_models_without_layer_norm(parts: Parts, tmp_path: Path):

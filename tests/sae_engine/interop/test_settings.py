@@ -40,6 +40,7 @@ def parts() -> Parts:
         ),
         ({"metadata": {"prepend_bos": False}}, "without a BOS token"),
         ({"seqpos_slice": [5, -5]}, r"positions \[5, -5\]"),
+        ({"metadata": {"seqpos_slice": 5, "model_name": ["x"], "hook_name": 7}}, "positions 5 of"),
         ({f"new_{i}": 1 for i in range(12)}, "new_5, …"),
     ],
 )

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
+from sae_engine.interop.description import Description
 from sae_engine.interop.export import export_saelens
-from sae_engine.interop.formats import Description
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import place_of
 from sae_engine.presets import resolve_config
