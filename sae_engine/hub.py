@@ -82,7 +82,7 @@ def unreachable(kind: Kind, name: str, remedy: str) -> UserError:
     )
 
 
-def refused(name: str, error: Exception) -> str:
+def refused(name: str, error: BaseException) -> str:
     """Why the hub refused a request about `name`, in one line."""
     reason = str(error).strip().splitlines() or ["no reason given"]
     return f"The hub refused a request about '{name}': {reason[-1].strip()}"

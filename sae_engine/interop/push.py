@@ -61,13 +61,24 @@ def push_sae(run: PushedRun, text: str, *, private: bool = True) -> Pushed:
         paths = {name: f"{target.path}/{name}" if target.path else name for name in names}
         api = HfApi()
         with _repository(api, target, paths.values(), private=private):
-            done = api.create_commit(
-                target.repository,
-                [CommitOperationAdd(paths[name], folder / name) for name in names],
-                commit_message=f"Add the SAE of the run {run.name}",
-                revision=target.revision,
-            )
-    return Pushed(target=str(target), url=done.commit_url, files=sorted(paths.values()))
+            additions = [CommitOperationAdd(paths[name], folder / name) for name in names]
+            url = _commit(api, target, additions, f"Add the SAE of the run {run.name}")
+    return Pushed(target=str(target), url=url, files=sorted(paths.values()))
+
+
+def _commit(api: Any, target: HubName, additions: list[Any], message: str) -> str:
+    """Upload the files and commit them; returns the commit's address."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        done = api.create_commit(
+            target.repository, additions, commit_message=message, revision=target.revision
+        )
+    except HfHubHTTPError:
+        raise
+    except (ValueError, RuntimeError) as error:  # of an upload, or of an answer's form
+        raise UserError(hub.refused(target.repository, error.__cause__ or error)) from error
+    return done.commit_url
 
 
 def _write_files(run: PushedRun, target: HubName, folder: Path) -> list[str]:
@@ -142,7 +153,3 @@ def _allowed_to_write(target: HubName) -> Generator[None]:
             if status in REFUSED:
                 raise UserError(f"The hub refused the push: {remedy}") from error
             raise
-        except UserError:
-            raise
-        except ValueError as error:  # the hub's library, about what the hub answered
-            raise UserError(hub.refused(target.repository, error)) from error

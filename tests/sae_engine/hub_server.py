@@ -57,7 +57,8 @@ class Hub:
         """Large files by SHA-256, of commits or uploaded for one."""
         self.visibility: dict[str, str] = {}
         """Of created repositories, by name."""
-        self.refuses_commits = False
+        self.refuses: set[str] = set()
+        """Steps of an upload that fail: `lfs`, `commit`."""
 
     def add(self, kind: Kind, name: str, files: Mapping[str, bytes], **more: Any) -> None:
         self.repositories.setdefault((kind, name), []).append(Repository(files, **more))

@@ -32,6 +32,8 @@ def answer_upload(
     hub.written.append(f"{method} {'/'.join(parts)}")
     if token != WRITE_TOKEN and parts[0] != "lfs":
         return 403, {"error": "You have no right to write here."}
+    if hub.refuses & set(parts):
+        return 400, {"error": "This step is refused."}
     if parts[:2] == ["api", "repos"]:
         return _repository(hub, parts[2], json.loads(body))
     if parts[0] == "lfs":
@@ -83,8 +85,6 @@ def _upload(hub: Hub, thing: dict[str, Any]) -> dict[str, str]:
 
 
 def _commit(hub: Hub, name: str, body: bytes) -> Answer:
-    if hub.refuses_commits:
-        return 400, {"error": "This commit is refused."}
     lines = [json.loads(line) for line in body.splitlines()]
     [repository] = hub.repositories["models", name]
     files = dict(repository.files)

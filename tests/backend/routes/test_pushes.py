@@ -25,6 +25,10 @@ from tests.sae_engine.hub_server import Hub, ask, serve
 from tests.sae_engine.hub_uploads import WRITE_TOKEN
 from tests.sae_engine.sae.test_autoencoders import random_sae
 
+QUIET = """
+import warnings
+warnings.filterwarnings("ignore", "Use 'content=")  # of the hub's library, by its HTTP client
+"""
 PUSH = """
 import contextlib, io, json
 from backend.cli.main import main
@@ -86,7 +90,7 @@ def publish(folder: RunFolder) -> SAE:
 
 
 def pushes(hub: Hub, settings: Settings, home: Path, *calls: list[str], **environment: str) -> list:
-    code = PUSH.format(calls=calls, data_dir=str(settings.data_dir))
+    code = QUIET + PUSH.format(calls=calls, data_dir=str(settings.data_dir))
     environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN} | environment
     return ask(code, hub, home, **environment)
 
@@ -130,15 +134,17 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
             assert again.notes == []
 
 
+@pytest.mark.parametrize("step", ["lfs", "commit"])
 def test_a_push_that_fails_leaves_nothing_behind(
-    hub: Hub, settings: Settings, run: str, tmp_path: Path
+    hub: Hub, settings: Settings, run: str, tmp_path: Path, step: str
 ) -> None:
-    hub.refuses_commits = True
+    hub.refuses = {step}
     hub.add("models", "me/old", {"README.md": b"of a language model", "model.safetensors": b"x"})
     calls = ["a run", "hub:me/new"], ["a run", "hub:me/old/sae"], ["a run", "hub:me/old"]
     answers = pushes(hub, settings, tmp_path / "home", *calls)
     assert [answer[0] for answer in answers] == [2, 2, 2]
     assert "The hub refused a request about 'me/new'" in answers[0][2]
+    assert "This step is refused." in answers[0][2]
     assert "has README.md of something else already; push into a folder" in answers[2][2]
     assert ("models", "me/new") not in hub.repositories
     assert hub.written.count("DELETE api/repos/delete") == 1
@@ -169,7 +175,7 @@ def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(
         ("/runs/nothing/push", {"target": "hub:me/saes"}),
         ("/imports", {"path": "hub:me/saes/a"}),
     ]
-    code = REST.format(calls=calls, data_dir=str(settings.data_dir), path="hub:me/saes/a")
+    code = QUIET + REST.format(calls=calls, data_dir=str(settings.data_dir), path="hub:me/saes/a")
     environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN}
     pushed, wrong, missing, imported, found = ask(code, hub, tmp_path / "home", **environment)
     assert pushed[0] == 201, pushed
