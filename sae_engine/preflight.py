@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import looks_like_path
+from sae_engine.hub import HubName, is_on_hub
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import open_text_source
@@ -36,7 +37,7 @@ def check_config(config: RunConfig) -> None:
     """Raise `ConfigError` for mistakes that can be seen without loading the model."""
     _check_model(config)
     if config.sae.pretrained is not None:
-        _check_pretrained(Path(config.sae.pretrained).expanduser())
+        _check_pretrained(config.sae.pretrained)
     if config.data.activations is not None:
         activation_paths(config.data.activations)
         return
@@ -92,14 +93,13 @@ def _unusable_activations(message: str) -> ConfigError:
     return ConfigError.of("data.activations", message)
 
 
-def _check_pretrained(path: Path) -> None:
-    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        raise ConfigError.of(
-            "sae.pretrained",
-            f"'{path}' is a {path.suffix} file, which is not read because it can hold code; save "
-            "its tensors with safetensors.torch.save_file and name that file.",
-        )
-    if not path.exists():
+def _check_pretrained(path: str) -> None:
+    if is_on_hub(path):
+        try:
+            HubName.parse(path)
+        except UserError as error:
+            raise ConfigError.of("sae.pretrained", str(error)) from None
+    elif not Path(path).expanduser().exists():
         raise ConfigError.of("sae.pretrained", f"There is no file or folder '{path}'.")
 
 

@@ -1,17 +1,30 @@
-"""`sae-workbench export`: a run's SAE for another program, or its features."""
+"""`sae-workbench export` and `push`: a run's SAE or features, for other programs and people."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from backend import store
+from backend.jobs.pushes import pushed_run
 from backend.settings import STYLE_SHEET, Settings
 from backend.store.database import open_database
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import export_features
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.interop.export import export_saelens
+from sae_engine.interop.push import push_sae
 from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
+from sae_engine.schema.saes import Pushed
+
+
+def push_here(settings: Settings, run: str, target: str, *, private: bool) -> Pushed:
+    """Push a run's SAE to the hub; raises `UserError` or `ApiError`."""
+    with (
+        open_database(settings.resolved_database_url) as database,
+        database.reading() as session,
+    ):
+        pushed = pushed_run(settings, store.find_run(session, run))
+    return push_sae(pushed, target, private=private)
 
 
 def export_here(

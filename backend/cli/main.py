@@ -125,13 +125,14 @@ def _parser() -> argparse.ArgumentParser:
         "import",
         _import,
         "Evaluate an SAE trained elsewhere, and build its features.",
-        usage="%(prog)s PATH --model NAME --layer N [--section.field VALUE ...] [OPTIONS]",
+        usage="%(prog)s PATH [--model NAME] [--layer N] [--section.field VALUE ...] [OPTIONS]",
         epilog="Choose the text to evaluate it on as for a run, such as --data.dataset "
         "my-text.jsonl.",
     )
     imports.add_argument(
-        "path", type=Path, metavar="PATH",
-        help="file or folder of an SAE; a run's folder needs no --model and --layer",
+        "path", metavar="PATH",
+        help="file or folder of an SAE, or one on the hub, as hub:OWNER/NAME/PATH; --model and "
+        "--layer are needed if its files do not name them",
     )  # fmt: skip
     imports.add_argument("--model", metavar="NAME", help="the language model that the SAE reads")
     imports.add_argument("--layer", type=int, metavar="N", help="the layer that the SAE reads")
@@ -167,6 +168,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--include-dead", action="store_true", help="include features that never fired"
+    )
+
+    push = command(
+        "push",
+        _push,
+        "Push a run's SAE to the Hugging Face hub, with a model card.",
+        epilog="Needs HF_TOKEN. Everything is one commit: if it fails, nothing is pushed.",
+    )
+    push.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
+    push.add_argument("target", metavar="TARGET", help="hub:OWNER/NAME, or a folder in it")
+    push.add_argument(
+        "--public", action="store_true", help="make a repository that is created public"
     )
     return parser
 
@@ -270,6 +283,15 @@ def _export(options: argparse.Namespace) -> int:
         include_dead=options.include_dead,
     )
     print(f"Written: {options.folder}" + (f". {left_out}" if left_out else ""))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from backend.cli.exports import push_here
+
+    settings = _settings(options)
+    pushed = push_here(settings, options.run, options.target, private=not options.public)
+    print(f"Pushed {len(pushed.files)} files to {pushed.target}: {pushed.url}")
     return 0
 
 

@@ -9,9 +9,11 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from backend.jobs.imports import name_of, with_pretrained
-from sae_engine.errors import UserError
+from backend.jobs.imports import name_of, with_found, with_pretrained
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
+from sae_engine.hub import is_on_hub
+from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
 from sae_engine.schema.runs import RunCreate
 
@@ -39,25 +41,33 @@ def request_from(
     return _request(preset=preset, config=overrides, name=name)
 
 
-def import_from(path: Path, values: Mapping[str, Value], name: str | None) -> RunCreate:
+def import_from(path: str, values: Mapping[str, Value], name: str | None) -> RunCreate:
     """The request for a run that evaluates the SAE at `path` and indexes its features.
 
-    Model, layer and text are taken from `path` if it is a run's folder. Raises `UserError`.
+    Model, layer and text are taken from `path` if it is a run's folder; else model and layer, if
+    they are not given, from the SAE's files. Raises `UserError`.
     """
     config = nest(values)
+    if not is_on_hub(path):
+        path = str(Path(path).expanduser().resolve())
     own = RunFolder(path).config
     if own.exists():
         config = merge(read_config_file(own), config)
-    elif not _has_site(config.get("model")):
-        raise UserError(f"Give the model and layer that '{path}' reads: --model NAME --layer N.")
-    config = with_pretrained(config, str(path.resolve()))
-    return _request(preset=None, config=config, name=name or name_of(path))
+    else:
+        wanted = config.get("sae", {}).get("pretrained_format")
+        config["model"] = _with_found(config.get("model", {}), path, wanted)
+    return _request(preset=None, config=with_pretrained(config, path), name=name or name_of(path))
 
 
-def _has_site(model: object) -> bool:
-    return (
-        isinstance(model, dict) and "name" in model and ("layer" in model or "hook_point" in model)
-    )
+def _with_found(
+    model: dict[str, Any], path: str, wanted: PretrainedFormat | None
+) -> dict[str, Any]:
+    try:
+        return with_found(model, path, wanted)
+    except ConfigError as error:
+        raise UserError(
+            f"{error.problems[0].message} Use --model NAME and --layer N, or --model.hook_point."
+        ) from None
 
 
 def _request(*, preset: str | None, config: dict[str, Any], name: str | None) -> RunCreate:

@@ -11,6 +11,8 @@ from pathlib import Path
 from backend.http.services import Services
 from sae_engine.errors import ConfigError
 from sae_engine.files import looks_like_path
+from sae_engine.hub import is_on_hub
+from sae_engine.interop.files import local_settings
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.paths import dataset_files, is_local_dataset
@@ -29,9 +31,18 @@ def check_paths(services: Services, config: RunConfig) -> None:
     """Raise `ConfigError` if a local file of the configuration, links resolved, lies outside the
     data folder and `SAE_WORKBENCH_READ_DIRS`.
     """
+    _require_readable(services, _local_files(config))
+
+
+def check_sae_path(services: Services, path: str) -> None:
+    """Raise `ConfigError` if a file of the SAE at `path` lies outside those folders."""
+    _require_readable(services, _sae_files("path", path))
+
+
+def _require_readable(services: Services, files: Iterable[tuple[str, Path]]) -> None:
     settings = services.settings
     allowed = [root.resolve() for root in (settings.data_dir, *settings.read_dirs)]
-    for field, path in _local_files(config):
+    for field, path in files:
         if not any(path.resolve().is_relative_to(root) for root in allowed):
             raise ConfigError.of(
                 field,
@@ -51,12 +62,22 @@ def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield "data.dataset", Path(config.data.dataset).expanduser()
         for file in dataset_files(config.data).paths:
             yield "data.dataset", file
-    for field, given in (
-        ("data.activations", config.data.activations),
-        ("sae.pretrained", config.sae.pretrained),
-    ):
-        if given is not None:
-            path = Path(given).expanduser()
-            yield field, path
-            for file in path.rglob("*") if path.is_dir() else ():
-                yield field, file
+    if config.data.activations is not None:
+        yield from _all_files("data.activations", Path(config.data.activations).expanduser())
+    if config.sae.pretrained is not None:
+        yield from _sae_files("sae.pretrained", config.sae.pretrained)
+
+
+def _sae_files(field: str, given: str) -> Iterator[tuple[str, Path]]:
+    if is_on_hub(given):
+        return
+    path = Path(given).expanduser()
+    yield from _all_files(field, path)
+    for file in local_settings(path if path.is_dir() else path.parent):
+        yield field, file
+
+
+def _all_files(field: str, path: Path) -> Iterator[tuple[str, Path]]:
+    yield field, path
+    for file in path.rglob("*") if path.is_dir() else ():
+        yield field, file

@@ -6,29 +6,74 @@ from pathlib import Path
 from typing import Any, cast
 
 from sae_engine.errors import ConfigError
+from sae_engine.hub import HubName, is_on_hub
+from sae_engine.interop.formats import describe
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.runs import ImportCreate, RunCreate
+from sae_engine.schema.saes import FoundSAE
 
 
 def import_request(body: ImportCreate) -> RunCreate:
     """The request for a run that evaluates and indexes an SAE.
 
-    Raises `ConfigError` unless a layer or hook point is given.
+    Raises `ConfigError` unless the model and the place are given or found, and `UserError` for an
+    SAE whose files are needed to find them and cannot be read.
     """
-    config = body.config
-    model = _section(config, "model") | {"name": body.model, "site": body.site}
-    if body.layer is not None:
-        model["layer"] = body.layer
-    if body.hook_point is not None:
-        model["hook_point"] = body.hook_point
-    if body.layer is None and not model.get("hook_point"):
-        raise ConfigError.of("layer", "Give the layer that the SAE reads, or its hook_point.")
+    model = _section(body.config, "model")
+    for field, given in (
+        ("name", body.model),
+        ("layer", body.layer),
+        ("site", body.site),
+        ("hook_point", body.hook_point),
+        ("hook_io", body.hook_io),
+    ):
+        if given is not None:
+            model = model | {field: given}
+    model = with_found(model, body.path, body.format)
     return RunCreate(
         preset=body.preset,
-        config=with_pretrained(config | {"model": model}, body.path, body.format),
-        name=body.name or name_of(Path(body.path)),
+        config=with_pretrained(body.config | {"model": model}, body.path, body.format),
+        name=body.name or name_of(body.path),
         tags=body.tags,
         notes=body.notes,
+    )
+
+
+def with_found(
+    model: dict[str, Any], path: str, format: PretrainedFormat | None = None
+) -> dict[str, Any]:
+    """The section `model` with what it lacks, from the SAE's files. Raises as `import_request`."""
+    has_place = model.get("layer") is not None or bool(model.get("hook_point"))
+    if has_place and model.get("name"):
+        return model
+    found = describe(path, format)
+    if not has_place and not found.place.is_named:
+        reads = f"It was trained on {found.place.name}: {found.place.remedy}."
+        ask = "Give the layer that the SAE reads, or its hook_point."
+        raise ConfigError.of("layer", reads if found.place.name else ask)
+    if not model.get("name") and not found.model_name:
+        raise ConfigError.of("model", "The SAE's files do not name its language model; give it.")
+    place = {} if has_place else found.place.settings
+    name = {} if model.get("name") else {"name": found.model_name}
+    return place | model | name
+
+
+def found_sae(path: str) -> FoundSAE:
+    """What the files of the SAE at `path` say about it; raises `UserError`."""
+    found = describe(path)
+    place = found.place
+    return FoundSAE(
+        path=path,
+        name=name_of(path),
+        format=found.format,
+        model=found.model_name,
+        layer=place.layer,
+        site=place.site,
+        hook_point=place.hook_point,
+        hook_io=place.hook_io,
+        place=place.name,
+        remedy=place.remedy if place.name and not place.is_named else None,
+        notes=found.notes,
     )
 
 
@@ -42,10 +87,15 @@ def with_pretrained(
     return config | {"sae": _section(config, "sae") | sae}
 
 
-def name_of(path: Path) -> str:
-    """Default name of an imported SAE: that of its folder."""
-    folder = path.parent if path.suffix else path
-    return (folder.name or path.name)[:200]
+def name_of(path: str) -> str:
+    """Default name of an imported SAE: that of its folder, or its place on the hub."""
+    if is_on_hub(path):
+        name = HubName.parse(path)
+        repository = name.repository.partition("/")[2]
+        return "/".join(filter(None, [repository, name.path]))[:200]
+    here = Path(path)
+    folder = here.parent if here.suffix else here
+    return (folder.name or here.name)[:200]
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from backend import store
 from backend.errors import ConflictError, UnprocessableError
-from backend.http.configs import check_runnable
+from backend.http.configs import check_runnable, check_sae_path
 from backend.http.parameters import IdempotencyKey, PageLimit
 from backend.http.services import Services, ServicesDep
 from backend.jobs.imports import import_request
@@ -53,6 +53,7 @@ def create_import(
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Queue a run that trains nothing: it evaluates the SAE at `path` and indexes its features."""
+    check_sae_path(services, body.path)
     request = import_request(body)
     return _queue_run(services, request, idempotency_key, _digest(body), response)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypedDict, Unpack
 from frontend.api.connection import ApiProblem, Connection, run_path
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import (
+    ImportCreate,
     MetricsEvent,
     MetricsSeries,
     Notice,
@@ -24,6 +25,7 @@ from sae_engine.schema.runs import (
     SweepCreate,
     TagCount,
 )
+from sae_engine.schema.saes import FoundSAE
 
 SILENCE_SECONDS = 60.0
 RECONNECTS = 30
@@ -80,6 +82,14 @@ class RunCalls(Connection):
     def create_sweep(self, body: SweepCreate, *, idempotency_key: str | None = None) -> Sweep:
         """Queue a run for every combination of the grid's values; the key works as for one run."""
         return self._call(Sweep, "POST", "/sweeps", body=body, headers=_once(idempotency_key))
+
+    def found_sae(self, path: str) -> FoundSAE:
+        """What the files of an SAE here or on the hub say about it."""
+        return self._call(FoundSAE, "GET", "/imports/found", {"path": path})
+
+    def create_import(self, body: ImportCreate, *, idempotency_key: str | None = None) -> Run:
+        """Queue a run that evaluates and indexes an SAE; the key works as for `create_run`."""
+        return self._call(Run, "POST", "/imports", body=body, headers=_once(idempotency_key))
 
     def run(self, run_id: str) -> Run:
         """One run in its current state."""

@@ -90,10 +90,10 @@ def start(draft: Draft) -> Started:
         body["cloned_from"] = draft.recipe.source.id
     if draft.grid:
         sweep = SweepCreate.model_validate(body | {"grid": draft.grid})
-        with _once(sweep) as key:
+        with sent_once(sweep) as key:
             return Started("sweep", client().create_sweep(sweep, idempotency_key=key).id)
     run = RunCreate.model_validate(body)
-    with _once(run) as key:
+    with sent_once(run) as key:
         return Started("run", client().create_run(run, idempotency_key=key).id)
 
 
@@ -105,7 +105,7 @@ class _Sent(NamedTuple):
 
 
 @contextmanager
-def _once(body: RunCreate) -> Generator[str]:
+def sent_once(body: RunCreate) -> Generator[str]:
     """A request's idempotency key, the same until `DOUBLED_SECONDS` after its answer."""
     keys: dict[str, _Sent] = st.session_state.setdefault(KEYS, {})
     content = json.dumps(body.model_dump(mode="json"), sort_keys=True)

@@ -26,6 +26,7 @@ class Page(NamedTuple):
 PAGES = (
     Page(HOME, "Runs", "menu"),
     Page("launch", "New run", "menu"),
+    Page("import_sae", "Import an SAE", "menu"),
     Page("system", "System", "menu"),
     Page("run", "Training", "run"),
     Page("features", "Features", "run"),

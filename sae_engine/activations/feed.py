@@ -15,12 +15,17 @@ from typing import Protocol
 
 import torch
 
-from sae_engine.activations.files import FileSource, HeldoutFiles, open_activation_set
+from sae_engine.activations.files import (
+    FileSource,
+    HeldoutFiles,
+    open_activation_set,
+    require_token_ids,
+)
 from sae_engine.activations.heldout import Heldout, HeldoutText
 from sae_engine.activations.stream import ActivationSource, ModelSource, TimeCall
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
-from sae_engine.model.loading import resolve_device
+from sae_engine.model.loading import resolve_device, vocab_size
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
@@ -69,7 +74,7 @@ def open_feed(configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) 
     `check_stop` is called while opening and during the work that is done once for all runs.
     """
     if configs[0].data.activations:
-        return FileFeed(configs[0])
+        return FileFeed(configs[0], check_stop)
     return TextFeed(configs, check_stop)
 
 
@@ -155,10 +160,12 @@ class TextFeed:
 class FileFeed:
     """Activation files; the language model is loaded only to build features."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, check_stop: CheckStop = never_stop) -> None:
         assert config.data.activations is not None
         self._config = config
         self._files = open_activation_set(config.data.activations)
+        if self._files.has_tokens:
+            require_token_ids(self._files, vocab_size(config.model, check_stop))
         self.device = resolve_device(config.model)
         self.notices: list[str] = []
         self._model: LanguageModel | None = None

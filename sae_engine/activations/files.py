@@ -8,6 +8,7 @@ on; without them, the last tenth of the tokens is not. Read by `feed`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from sae_engine.preflight import activation_paths
 from sae_engine.text.packing import Cursor
 
 HELDOUT_FRACTION = 0.1
+INTEGERS = ("I8", "I16", "I32", "I64", "U8", "U16", "U32")
 
 
 class FileMetadata(NamedTuple):
@@ -104,6 +106,12 @@ def open_activation_set(path: Path | str) -> ActivationSet:
         raise _unusable(f"'{path}' holds only held-out activations and none to train on.")
     if not heldout:
         train, heldout = _hold_out_end(train)
+    train, heldout = ([part for part in parts if part.last] for parts in (train, heldout))
+    if not train or not heldout:
+        raise _unusable(
+            f"'{path}' holds too few activations: at least one to train on and one held out are "
+            "needed."
+        )
     d_in, dtype = shapes.pop()
     return ActivationSet(train, heldout, d_in, dtype, has_tokens, metadata)
 
@@ -128,22 +136,66 @@ def _read_header(file: Path) -> _Header:
             view = opened.get_slice("activations")
             shape, dtype = view.get_shape(), view.get_dtype()
             has_tokens = "token_ids" in names
-            ids_shape = opened.get_slice("token_ids").get_shape() if has_tokens else shape[:1]
+            ids = opened.get_slice("token_ids") if has_tokens else None
+            ids_shape, ids_dtype = shape[:1], "I32"
+            if ids is not None:
+                ids_shape, ids_dtype = ids.get_shape(), ids.get_dtype()
+            starts = None
+            if "row_starts" in names:
+                are_integers = opened.get_slice("row_starts").get_dtype() in INTEGERS
+                starts = opened.get_tensor("row_starts") if are_integers else np.empty(0)
     except FileNotFoundError:
         raise _unusable(f"There is no file or folder '{file}'.") from None
     except (OSError, SafetensorError) as error:
         raise _unusable(f"'{file}' is not a readable safetensors file: {error}.") from None
-    if len(shape) != 2 or dtype not in ("F32", "F16", "BF16"):
+    if len(shape) != 2 or not shape[1] or dtype not in ("F32", "F16", "BF16"):
         raise _unusable(
             f"'activations' in '{file}' is {dtype} {shape}; it must be [tokens, d_in] in float32, "
             "float16 or bfloat16."
         )
     if ids_shape != shape[:1]:
         raise _unusable(f"'{file}' has {shape[0]} activations but token_ids of shape {ids_shape}.")
+    if ids_dtype not in INTEGERS:
+        raise _unusable(f"'{file}' has token_ids of type {ids_dtype}; they must be integers.")
+    if starts is not None and not _are_row_starts(starts, shape[0]):
+        raise _unusable(
+            f"'row_starts' in '{file}' must rise from 0 to the number of activations, {shape[0]}."
+        )
     known = {name: found[name] for name in FileMetadata._fields if name in found}
     if "ctx_len" in known:
-        known["ctx_len"] = int(known["ctx_len"])
+        known["ctx_len"] = _ctx_len(file, known["ctx_len"])
     return _Header(shape[0], shape[1], dtype, has_tokens, FileMetadata(**known))
+
+
+def _are_row_starts(starts: np.ndarray, num_tokens: int) -> bool:
+    if starts.ndim != 1 or not len(starts):
+        return False
+    rises = bool((np.diff(starts) >= 0).all())
+    return rises and int(starts[0]) == 0 and int(starts[-1]) == num_tokens
+
+
+def _ctx_len(file: Path, text: str) -> int:
+    """0 if it is not known."""
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        raise _unusable(
+            f"The metadata of '{file}' give ctx_len as '{text}'; it must be the number of tokens "
+            "in a row, or absent."
+        )
+    return int(text)
+
+
+def require_token_ids(files: ActivationSet, vocab_size: int) -> None:
+    """Raise `ConfigError` if a held-out token is not in the language model's vocabulary."""
+    for part in files.heldout if files.has_tokens else ():
+        with safe_open(part.path, framework="np") as opened:
+            ids = opened.get_slice("token_ids")[part.first : part.last]
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab_size:
+            raise _unusable(
+                f"'{part.path}' has the token id {low if low < 0 else high}, but the model's ids "
+                f"are 0 to {vocab_size - 1}; set model.name to the model that was read, or leave "
+                "out token_ids."
+            )
 
 
 def _hold_out_end(parts: list[FileSlice]) -> tuple[list[FileSlice], list[FileSlice]]:

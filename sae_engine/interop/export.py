@@ -6,7 +6,6 @@ Both formats have the same names and shapes of tensors, so the file is copied.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,11 @@ import yaml
 
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_folder
+from sae_engine.interop.places import transformerlens_hook
 from sae_engine.schema.config import ModelConfig
 
 SAELENS_VERSION = "6.54.12"
 """Version of SAELens whose `cfg.json` is written."""
-SAELENS_SITES = {
-    "resid_post": "hook_resid_post",
-    "mlp_out": "hook_mlp_out",
-    "attn_out": "hook_attn_out",
-}
-"""TransformerLens's names of our sites, after `blocks.<layer>.`."""
 
 
 def export_saelens(folder: RunFolder, target: Path) -> None:
@@ -38,7 +32,8 @@ def export_saelens(folder: RunFolder, target: Path) -> None:
     if not folder.sae.is_file() or not folder.sae_config.is_file():
         raise UserError(f"'{folder.path}' has no sae.safetensors with a cfg.json to export.")
     described = json.loads(folder.sae_config.read_text("utf-8"))
-    config = _saelens_config(described, _configured_hook(folder) or described["hook_name"])
+    hook_name = _configured_hook(folder) or described["hook_name"] + _side(described)
+    config = _saelens_config(described, hook_name)
     with published_folder(target) as made:
         shutil.copyfile(folder.sae, made / "sae_weights.safetensors")
         (made / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
@@ -59,28 +54,24 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
             "sae_lens_version": SAELENS_VERSION,
             "model_name": described["model_name"],
             "hook_name": hook_name,
-            "hf_hook_name": described["hook_name"],
+            "hf_hook_name": described["hook_name"] + _side(described),
             "dataset_path": described["dataset"],
             "context_size": described["ctx_len"],
             "prepend_bos": True,
             "trained_with": "SAE Workbench",
         },
     }
+    if described.get("passes_mean"):
+        loading = {"center_writing_weights": True}
+        config["metadata"]["model_from_pretrained_kwargs"] = loading
     if "k" in described:
         config |= {"k": described["k"], "rescale_acts_by_decoder_norm": False}
     return config
 
 
-def transformerlens_hook(model: ModelConfig) -> str | None:
-    """TransformerLens's name of a hook point, such as `blocks.3.hook_resid_post`; None if it has
-    none.
-    """
-    if not model.hook_point:
-        return f"blocks.{model.layer}.{SAELENS_SITES[model.site]}"
-    layer = re.search(r"\.(\d+)$", model.hook_point)
-    if layer is None:
-        return None
-    return f"blocks.{layer[1]}.hook_resid_{'pre' if model.hook_io == 'input' else 'post'}"
+def _side(described: dict[str, Any]) -> str:
+    """What to append to a module's name if its input is read."""
+    return ".input" if described.get("hook_io") == "input" else ""
 
 
 def _configured_hook(folder: RunFolder) -> str | None:

@@ -1,14 +1,13 @@
 """Reads SAEs of other libraries. Used by `training.pretrained`.
 
-Every reader returns an SAE in this project's convention (`sae.SAE`): inputs centered by `b_dec`,
-decoder rows of unit norm. The same latents are active; activations are multiplied by the original
-row norms.
+Every reader returns an SAE in this project's convention (`sae.SAE`): inputs centered by `b_dec`.
+The same latents are active. A TopK that ranks by pre-activation keeps its decoder rows; otherwise
+they get unit norm, and activations are multiplied by the original norms.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,100 +16,72 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.errors import UserError
-from sae_engine.interop.export import SAELENS_SITES
+from sae_engine.interop.description import Description
+from sae_engine.interop.files import find_sae
+from sae_engine.interop.formats import describe_file
 from sae_engine.interop.weights import Weights
+from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.schema.config import PretrainedFormat
 
-
-class PretrainedSAE(NamedTuple):
-    """A loaded SAE, and what its files say about it; None if they do not say."""
-
-    sae: SAE
-    format: str
-    notes: list[str]
-    """Notes for users of the SAE."""
-    model_name: str | None = None
-    layer: int | None = None
-    site: str | None = None
-    """As in `ModelConfig.site`."""
-
-
-SITES = {
-    "": "resid_post",
-    "mlp": "mlp_out",
-    "post_feedforward_layernorm": "mlp_out",
-    "self_attn": "attn_out",
-    "attn": "attn_out",
-    "post_attention_layernorm": "attn_out",
-} | {theirs: ours for ours, theirs in SAELENS_SITES.items()}
-"""Our sites, by the part of a module or hook name after the layer number."""
-ATTENTION_HEADS = (
-    "This SAE reads the concatenated outputs of the attention heads: set model.hook_point = "
-    "'model.layers.<layer>.self_attn.o_proj' and model.hook_io = 'input'."
+SIGNED = (
+    "Its activations may be negative: the negative side of latent i is latent i + {d_sae} here, "
+    "with the opposite direction."
 )
 
 
-def load_pretrained(path: Path | str, wanted: PretrainedFormat | None = None) -> PretrainedSAE:
+class PretrainedSAE(NamedTuple):
+    """A loaded SAE, and what its files say about it."""
+
+    sae: SAE
+    described: Description
+    notes: list[str]
+    """Notes for users of the SAE: the description's, and those on its tensors."""
+
+
+def load_pretrained(
+    path: Path | str,
+    wanted: PretrainedFormat | None = None,
+    check_stop: CheckStop = never_stop,
+) -> PretrainedSAE:
     """Read a trained SAE: a run's folder or its `sae.safetensors`; a folder of SAELens, sparsify or
-    dictionary_learning; Gemma Scope's `params.npz`, or `params.safetensors` of its second release.
+    dictionary_learning; a file of Gemma Scope or Qwen-Scope; or one of these on the hub, as
+    `hub:OWNER/NAME/PATH`.
 
     The format is `wanted`, or detected. Raises `UserError` for an SAE that cannot be read, or not
     exactly.
     """
-    weights = Weights.at(Path(path).expanduser())
-    for name, is_of, read in READERS:
-        if name == wanted or (wanted is None and is_of(weights)):
-            return read(weights)
-    raise UserError(
-        f"'{weights.path}' has the tensors {', '.join(sorted(weights.tensors)[:8])}. That is not "
-        "an SAE of SAE Workbench, SAELens, sparsify, Gemma Scope or dictionary_learning, or its "
-        "settings file (cfg.json, config.json) is missing."
-    )
+
+    def read() -> tuple[Description, Weights]:
+        file = find_sae(path)
+        described = describe_file(file, wanted)
+        return described, Weights(file)
+
+    described, weights = call_interruptibly(read, check_stop)
+    notes = list(described.notes)
+    sae = READERS[described.format](weights, described, notes)
+    return PretrainedSAE(sae, described, notes)
 
 
-def place_of(hook_name: object) -> tuple[int | None, str | None]:
-    """Layer and site of `blocks.12.hook_resid_post`, `model.layers.12` or `layers.12.mlp`."""
-    found = re.search(r"(?:^|\.)(\d+)(?:\.(.*))?$", str(hook_name or ""))
-    if found is None:
-        return None, None
-    layer, inside = int(found[1]), found[2] or ""
-    if inside == "hook_resid_pre":
-        return layer - 1, "resid_post"
-    return layer, SITES.get(inside)
+def _read_ours(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    return SAE.load(weights.path)
 
 
-def _read_ours(weights: Weights) -> PretrainedSAE:
-    described = weights.settings("cfg.json") if weights.has_beside("cfg.json") else {}
-    place = place_of(described.get("hook_name"))
-    sae = SAE.load(weights.path)
-    return PretrainedSAE(sae, "SAE Workbench", [], described.get("model_name"), *place)
-
-
-def _read_saelens(weights: Weights) -> PretrainedSAE:
-    """SAELens 3 to 6. Before 6, `cfg.json` was flat and TopK was an activation function."""
-    config = weights.settings("cfg.json")
-    described = config | config.get("metadata", {})
-    notes: list[str] = []
-    function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
-    kind = "topk" if function == "topk" else config.get("architecture", "standard")
-    if kind not in ("topk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "standard"):
-        weights.refuse(f"SAELens's '{kind}'", "topk, jumprelu, batchtopk and standard")
-    if function not in ("relu", "topk"):
-        weights.refuse(f"an SAE with the activation function '{function}'", "relu and topk")
-    if config.get("normalize_activations") not in (None, False, "none"):
-        raise UserError(
-            f"'{weights.path}' expects inputs normalized by "
-            f"'{config['normalize_activations']}'; fold the normalization into its weights with "
-            "SAELens, and save it with normalize_activations = 'none'."
-        )
-    if config.get("reshape_activations", "none") != "none" or str(
-        described.get("hook_name") or described.get("hook_point")
-    ).endswith("hook_z"):
-        notes.append(ATTENTION_HEADS)
-    W_dec, k, threshold = _finetuned_decoder(weights), None, None
-    if kind == "topk":
-        k = weights.k(config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k"))
+def _read_saelens(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    settings, kind = described.settings, described.settings["kind"]
+    if "W_skip" in weights or "b_dec_out" in weights:
+        weights.file.refuse("a transcoder", "autoencoders of one site")
+    W_dec, k, threshold = _finetuned_decoder(weights, settings), None, None
+    centers = bool(settings.get("apply_b_dec_to_input", True))
+    if kind == "gated":
+        return _gated(
+            weights, described, weights["W_enc"].T, W_dec, gate=weights["b_gate"],
+            magnitude=weights["b_mag"], b_dec=weights["b_dec"], centers=centers,
+        )  # fmt: skip
+    if kind in ("topk", "abstopk"):
+        arguments = settings.get("activation_fn_kwargs")
+        k = settings.get("k") or (arguments.get("k") if isinstance(arguments, dict) else None)
+        k = weights.k(k)
     elif kind == "standard":
         threshold = torch.zeros(())
     elif kind == "jumprelu":
@@ -118,132 +89,152 @@ def _read_saelens(weights: Weights) -> PretrainedSAE:
         threshold = weights["log_threshold"].exp() if is_log else weights["threshold"]
     else:
         threshold = weights["topk_threshold"]
-    ranks_by_norm = bool(config.get("rescale_acts_by_decoder_norm"))
+    ranks_by_norm = bool(settings.get("rescale_acts_by_decoder_norm"))
     if k is None and ranks_by_norm:  # SAELens compares after rescaling, we before
         assert threshold is not None
         threshold = threshold / W_dec.norm(dim=1)
-    sae = weights.converted(
+    if kind == "abstopk":
+        notes.append(SIGNED.format(d_sae=len(W_dec)))
+    return weights.converted(
         weights["W_enc"].T,
         weights["b_enc"],
         W_dec,
         weights["b_dec"],
-        notes,
         k=k,
         threshold=threshold,
-        centers=bool(config.get("apply_b_dec_to_input", True)),
+        centers=centers,
+        removes_mean=described.removes_mean,
         ranks_by_norm=ranks_by_norm,
+        signed=kind == "abstopk",
     )
-    place = place_of(described.get("hook_name") or described.get("hook_point"))
-    return PretrainedSAE(sae, "SAELens", notes, described.get("model_name"), *place)
 
 
-def _finetuned_decoder(weights: Weights) -> Float[Tensor, "d_sae d_in"]:
+def _gated(
+    weights: Weights,
+    described: Description,
+    W_enc: Float[Tensor, "d_sae d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    *,
+    gate: Float[Tensor, " d_sae"],
+    magnitude: Float[Tensor, " d_sae"],
+    b_dec: Float[Tensor, " d_in"],
+    centers: bool = True,
+) -> SAE:
+    """z = ReLU(m) where u + gate > 0, with u = x W_enc and m = exp(r_mag) u + magnitude
+    (Rajamanoharan et al. 2024, arXiv 2404.16014).
+
+    u + gate > 0 is m > magnitude - exp(r_mag) gate, so this is a JumpReLU of m.
+    """
+    scale = weights["r_mag"].exp()
+    return weights.converted(
+        W_enc * scale[:, None],
+        magnitude,
+        W_dec,
+        b_dec,
+        threshold=magnitude - scale * gate,
+        centers=centers,
+        removes_mean=described.removes_mean,
+    )
+
+
+def _finetuned_decoder(
+    weights: Weights, settings: Mapping[str, object]
+) -> Float[Tensor, "d_sae d_in"]:
     """`W_dec`, multiplied by the fine-tuned factor per latent if there is one, which scales
     activations before decoding.
     """
     W_dec = weights["W_dec"]
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         if name in weights:
-            W_dec = W_dec * weights[name][:, None]
+            factor = weights[name]
+            is_one = torch.allclose(factor, torch.ones_like(factor))
+            if settings.get("finetuning_scaling_factor") is False and not is_one:
+                raise UserError(
+                    f"'{weights.file.shown}' has a {name}, but its settings say that it has none "
+                    "(finetuning_scaling_factor = false); remove one of them."
+                )
+            W_dec = W_dec * factor[:, None]
     return W_dec
 
 
-def _read_gemma_scope(weights: Weights) -> PretrainedSAE:
-    """Gemma Scope (Lieberum et al. 2024, arXiv 2408.05147) and its second release: JumpReLU on
-    inputs that are not centered. The path names model, site and layer.
-    """
-    path = weights.path.resolve().as_posix()
-    where = path[max(0, path.find("gemma-scope")) :]
-    if re.search("transcoder|crosscoder|/clt", where) or "affine_skip_connection" in weights:
-        weights.refuse("a transcoder", "autoencoders of one site")
-    if "/embedding" in where:
-        weights.refuse("an SAE of the token embeddings", "SAEs of a layer")
-    notes: list[str] = []
-    layer = re.search(r"layer_(\d+)", where)
-    release = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)", where)
-    model_name, site = None, None
-    if release:
-        model_name = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")
-        site = {"res": "resid_post", "mlp": "mlp_out"}.get(release[3])
-        if release[3] == "att":
-            notes.append(ATTENTION_HEADS)
-    sae = weights.converted(
+def _read_gemma_scope(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    """JumpReLU on inputs that are not centered."""
+    if "affine_skip_connection" in weights:
+        weights.file.refuse("a transcoder", "autoencoders of one site")
+    return weights.converted(
         weights["W_enc"].T,
         weights["b_enc"],
-        _finetuned_decoder(weights),
+        _finetuned_decoder(weights, {}),
         weights["b_dec"],
-        notes,
         threshold=weights["threshold"],
         centers=False,
     )
-    number = int(layer[1]) if layer else None
-    return PretrainedSAE(sae, "Gemma Scope", notes, model_name, number, site)
 
 
-def _read_sparsify(weights: Weights) -> PretrainedSAE:
-    """EleutherAI's sparsify; the folder is named after the module that the SAE reads."""
-    config = weights.settings("cfg.json")
-    if config.get("transcode") or "W_skip" in weights:
-        weights.refuse("a transcoder", "autoencoders of one site")
-    if config.get("activation", "topk") != "topk":
-        weights.refuse(f"an SAE with '{config['activation']}' activation", "topk")
-    notes: list[str] = []
-    sae = weights.converted(
+def _read_qwen_scope(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    """TopK on inputs that are not centered; both matrices are transposed."""
+    return weights.converted(
+        weights["W_enc"],
+        weights["b_enc"],
+        weights["W_dec"].T,
+        weights["b_dec"],
+        k=described.settings["k"],
+        centers=False,
+    )
+
+
+def _read_sparsify(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    if "W_skip" in weights:
+        weights.file.refuse("a transcoder", "autoencoders of one site")
+    signed = bool(described.settings.get("signed"))
+    if signed:
+        notes.append(SIGNED.format(d_sae=len(weights["W_dec"])))
+    return weights.converted(
         weights["encoder.weight"],
         weights["encoder.bias"],
         weights["W_dec"],
         weights["b_dec"],
-        notes,
-        k=weights.k(config.get("k")),
+        k=weights.k(described.settings.get("k")),
+        signed=signed,
     )
-    place = place_of(weights.path.resolve().parent.name)
-    return PretrainedSAE(sae, "sparsify", notes, None, *place)
 
 
-def _read_dictionary_learning(weights: Weights) -> PretrainedSAE:
-    """The dictionary_learning library: tensors of its `ae.pt`, converted to safetensors, and its
-    `config.json`.
-    """
-    trainer = weights.settings("config.json").get("trainer", {})
-    kind = trainer.get("dict_class")
-    notes: list[str] = []
+def _read_dictionary_learning(weights: Weights, described: Description, notes: list[str]) -> SAE:
+    trainer = described.settings
+    kind = trainer["dict_class"]
+    is_linear = "encoder.weight" in weights
+    W_enc = weights["encoder.weight"] if is_linear else weights["W_enc"].T
+    W_dec = weights["decoder.weight"].T if is_linear else weights["W_dec"]
+    if kind == "GatedAutoEncoder":
+        return _gated(
+            weights, described, W_enc, W_dec, gate=weights["gate_bias"],
+            magnitude=weights["mag_bias"], b_dec=weights["decoder_bias"],
+        )  # fmt: skip
     k, threshold = None, None
     if kind == "AutoEncoderTopK":
         k = weights.k(trainer.get("k"))
     elif kind == "AutoEncoder":
         threshold = torch.zeros(())
-    elif kind in ("BatchTopKSAE", "MatryoshkaBatchTopKSAE", "JumpReluAutoEncoder"):
+    else:
         threshold = weights["threshold"]
         if (threshold < 0).all():
             notes.append("Its threshold was never set, so every positive pre-activation is active.")
-    else:
-        weights.refuse(f"dictionary_learning's '{kind}'", "its TopK, BatchTopK, JumpReLU and ReLU")
-    is_linear = "encoder.weight" in weights
-    sae = weights.converted(
-        weights["encoder.weight"] if is_linear else weights["W_enc"].T,
+    return weights.converted(
+        W_enc,
         weights["encoder.bias" if is_linear else "b_enc"],
-        weights["decoder.weight"].T if is_linear else weights["W_dec"],
+        W_dec,
         weights["bias" if kind == "AutoEncoder" else "b_dec"],
-        notes,
         k=k,
         threshold=threshold,
         centers=kind != "JumpReluAutoEncoder" or bool(trainer.get("apply_b_dec_to_input")),
     )
-    submodule = str(trainer.get("submodule_name"))
-    site = next((site for site in SAELENS_SITES if site in submodule), None)
-    return PretrainedSAE(
-        sae, "dictionary_learning", notes, trainer.get("lm_name"), trainer.get("layer"), site
-    )
 
 
-READERS: tuple[
-    tuple[PretrainedFormat, Callable[[Weights], bool], Callable[[Weights], PretrainedSAE]], ...
-] = (
-    ("saelens", lambda w: w.path.stem == "sae_weights" and w.has_beside("cfg.json"), _read_saelens),
-    ("sae-workbench", lambda w: "activation" in w.metadata, _read_ours),
-    ("sparsify", lambda w: "encoder.weight" in w and "W_dec" in w, _read_sparsify),
-    ("gemma-scope", lambda w: "W_enc" in w and w.path.stem == "params", _read_gemma_scope),
-    ("dictionary_learning", lambda w: w.has_beside("config.json"), _read_dictionary_learning),
-    ("gemma-scope", lambda w: "W_enc" in w and w.path.suffix == ".npz", _read_gemma_scope),
-)
-"""Formats, how to detect them, and their readers; the first match is used."""
+READERS: Mapping[PretrainedFormat, Callable[[Weights, Description, list[str]], SAE]] = {
+    "sae-workbench": _read_ours,
+    "saelens": _read_saelens,
+    "sparsify": _read_sparsify,
+    "gemma-scope": _read_gemma_scope,
+    "qwen-scope": _read_qwen_scope,
+    "dictionary_learning": _read_dictionary_learning,
+}

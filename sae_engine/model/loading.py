@@ -139,6 +139,14 @@ def _load_causal_lm(config: ModelConfig, prefix: nn.Module, num_layers: int | No
     return model.eval().requires_grad_(False)
 
 
+def vocab_size(config: ModelConfig, check_stop: CheckStop = never_stop) -> int:
+    """The number of token ids, from the model's configuration alone; raises `UserError`."""
+    name = model_path(config)
+    with _one_sentence_errors(config.name):
+        hf_config, _ = call_interruptibly(lambda: _config_and_tokenizer(name), check_stop)
+    return text_config(hf_config).vocab_size
+
+
 def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
     # One question with a short timeout, because the downloader retries for much longer.
     is_local = Path(name).expanduser().is_dir() or is_offline_mode()

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from sae_engine.errors import UserError
 from sae_engine.kernels import decode, select_topk
 
+BY_PRE_ACTIVATION = "pre_activation"
+"""In a file's metadata and `cfg.json`, `ranks_by` of a TopK that does not rank by norm."""
 INIT_ROWS = 4096
 """Rows drawn at once, so that initializing makes no second copy of a large matrix."""
 
@@ -47,6 +49,12 @@ class SAE(nn.Module, ABC):
     """The code as a formula, with the names of the published file."""
     k: int | None
     """Width of every code; None if it varies with the number of active latents."""
+    ranks_by_norm = True
+    """Only False for a `TopKSAE` trained elsewhere."""
+    passes_mean = False
+    """Whether x_hat also has the mean over x's coordinates: of an SAE trained elsewhere, on
+    activations without it.
+    """
 
     def __init__(self, d_in: int, d_sae: int, *, tied: bool = False) -> None:
         super().__init__()
@@ -95,23 +103,31 @@ class SAE(nn.Module, ABC):
     def decode(self, code: Code) -> Float[Tensor, "n d_in"]:
         return decode(code.acts, code.indices, self.W_dec) + self.b_dec
 
+    def reconstruct(self, x: Float[Tensor, "n d_in"], code: Code) -> Float[Tensor, "n d_in"]:
+        """x_hat of activations and their code."""
+        x_hat = self.decode(code)
+        return x_hat + x.mean(dim=-1, keepdim=True) if self.passes_mean else x_hat
+
     def forward(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-        return self.decode(self.encode(x))
+        return self.reconstruct(x, self.encode(x))
 
     @torch.no_grad()
     def folded(self: _SAE, scale: float) -> _SAE:
         """The same map on raw activations x instead of scaled ones `scale * x`, with unit-norm
-        decoder rows.
+        decoder rows if it `ranks_by_norm`.
 
-        With s the scale and n_i the row norms: W_enc n, W_dec / n, b_enc n / s, b_dec / s. The same
-        latents are active, with their activations multiplied by n / s.
+        With s the scale and n_i the row norms, or 1: W_enc n, W_dec / n, b_enc n / s, b_dec / s.
+        The same latents are active, with their activations multiplied by n / s.
         """
-        norms = self.decoder_norms.clamp_min(1e-12)
+        norms = torch.ones_like(self.b_enc)
+        if self.ranks_by_norm:
+            norms = self.decoder_norms.clamp_min(1e-12)
         plain = self._blank().to(self.W_dec.device)
         torch.mul(self.encoder_rows, norms[:, None], out=plain.W_enc)
         torch.div(self.W_dec, norms[:, None], out=plain.W_dec)
         plain.b_enc.copy_(self.b_enc * norms / scale)
         plain.b_dec.copy_(self.b_dec / scale)
+        plain.passes_mean = self.passes_mean
         return plain.requires_grad_(False)
 
     @abstractmethod
@@ -123,6 +139,10 @@ class SAE(nn.Module, ABC):
         metadata = {"activation": self.architecture}
         if self.k is not None:
             metadata["k"] = str(self.k)
+        if not self.ranks_by_norm:
+            metadata["ranks_by"] = BY_PRE_ACTIVATION
+        if self.passes_mean:
+            metadata["passes_mean"] = "true"
         tensors = {"W_enc": self.encoder_rows.detach().T.contiguous()}
         for name, tensor in self.state_dict().items():
             if name != "W_enc":
@@ -143,7 +163,9 @@ class SAE(nn.Module, ABC):
                 b_dec=tensors["b_dec"],
                 k=int(metadata["k"]) if metadata["activation"] == "topk" else None,
                 threshold=tensors["threshold"] if metadata["activation"] == "jumprelu" else None,
+                ranks_by_norm=metadata.get("ranks_by") != BY_PRE_ACTIVATION,
             )
+            sae.passes_mean = "passes_mean" in metadata
         except Exception as error:
             raise UserError(f"'{path}' is not an SAE in SAE Workbench's format: {error}") from error
         if not isinstance(sae, cls):
@@ -156,15 +178,19 @@ class TopKSAE(SAE):
     (Gao et al. 2024, arXiv 2406.04093)
 
     TopK keeps the k latents with the largest ReLU(pre_i) |W_dec,i|, so that folding the norm of a
-    decoder row into the encoder never changes which latents are kept.
+    decoder row into the encoder never changes which latents are kept. SAEs of other libraries keep
+    the largest ReLU(pre_i) (not `ranks_by_norm`); their row norms are never folded.
     """
 
     architecture = "topk"
     formula = "topk(relu((x - b_dec) @ W_enc + b_enc), k)"
 
-    def __init__(self, d_in: int, d_sae: int, k: int, *, tied: bool = False) -> None:
+    def __init__(
+        self, d_in: int, d_sae: int, k: int, *, tied: bool = False, ranks_by_norm: bool = True
+    ) -> None:
         super().__init__(d_in, d_sae, tied=tied)
         self.k: int = k
+        self.ranks_by_norm = ranks_by_norm
 
     @torch.no_grad()
     def initialize_(self, seed: int, b_dec: Float[Tensor, " d_in"]) -> None:
@@ -179,8 +205,11 @@ class TopKSAE(SAE):
         self.b_dec.copy_(b_dec)
 
     def code_of(self, pre: Float[Tensor, "n d_sae"]) -> Code:
-        """Keep the k latents of each row that contribute most to the reconstruction."""
-        return Code(*select_topk(pre, self.decoder_norms, self.k))
+        """Keep the k latents of each row that contribute most to the reconstruction, or those with
+        the largest pre-activations.
+        """
+        norms = self.decoder_norms if self.ranks_by_norm else torch.ones_like(self.b_enc)
+        return Code(*select_topk(pre, norms, self.k))
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
@@ -197,7 +226,7 @@ class TopKSAE(SAE):
         )
 
     def _blank(self) -> TopKSAE:
-        return TopKSAE(self.d_in, self.d_sae, self.k)
+        return TopKSAE(self.d_in, self.d_sae, self.k, ranks_by_norm=self.ranks_by_norm)
 
 
 class JumpReLUSAE(SAE):
@@ -242,9 +271,10 @@ def sae_of(
     b_dec: Tensor,
     k: int | None = None,
     threshold: Tensor | None = None,
+    ranks_by_norm: bool = True,
 ) -> SAE:
     """An SAE with the given tensors, both matrices [d_sae, d_in]: TopK if `k` is given, JumpReLU if
-    `threshold` [d_sae] is.
+    `threshold` [d_sae] is. `ranks_by_norm` is TopK's.
 
     Raises `UserError` for shapes that do not fit.
     """
@@ -252,7 +282,10 @@ def sae_of(
     if W_dec.ndim != 2:
         raise UserError(f"W_dec has shape {list(W_dec.shape)} instead of two axes.")
     d_sae, d_in = W_dec.shape
-    sae = JumpReLUSAE(d_in, d_sae) if k is None else TopKSAE(d_in, d_sae, k)
+    if k is None:
+        sae = JumpReLUSAE(d_in, d_sae)
+    else:
+        sae = TopKSAE(d_in, d_sae, k, ranks_by_norm=ranks_by_norm)
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     if threshold is not None:
         given["threshold"] = threshold

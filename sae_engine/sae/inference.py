@@ -38,13 +38,16 @@ def open_coder(sae: SAE) -> Coder:
 def _plain(sae: SAE) -> Coder:
     def reconstruct(x: Tensor) -> tuple[Code, Tensor]:
         code = sae.encode(x)
-        return code, sae.decode(code)
+        return code, sae.reconstruct(x, code)
 
     return Coder(sae.encode, reconstruct)
 
 
 def _sparse(sae: TopKSAE) -> Coder:
-    kernels, plain = CpuKernels(sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k), _plain(sae)
+    kernels = CpuKernels(
+        sae.W_dec.detach(), sae.encoder_rows.detach(), sae.k, ranks_by_norm=sae.ranks_by_norm
+    )
+    plain = _plain(sae)
 
     def parts_of(x: Tensor) -> list[Codes]:
         return [kernels.encode(part - sae.b_dec, sae.b_enc) for part in x.split(TOKENS_AT_ONCE)]
@@ -62,6 +65,9 @@ def _sparse(sae: TopKSAE) -> Coder:
             return plain.reconstruct(x)
         parts = parts_of(x)
         decoded = torch.cat([kernels.decode(part) for part in parts])
-        return joined(parts), decoded.add_(sae.b_dec)
+        decoded.add_(sae.b_dec)
+        if sae.passes_mean:
+            decoded.add_(x.mean(dim=-1, keepdim=True))
+        return joined(parts), decoded
 
     return Coder(encode, reconstruct)

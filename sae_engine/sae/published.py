@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 from sae_engine.files import RunFolder, published_file
-from sae_engine.sae.autoencoders import SAE
+from sae_engine.sae.autoencoders import BY_PRE_ACTIVATION, SAE
 from sae_engine.schema.config import RunConfig
 
 
@@ -23,13 +24,21 @@ def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) 
             sae,
             model_name=config.model.name,
             hook_name=hook_name,
+            hook_io=config.model.hook_io,
             dataset=config.data.dataset,
             ctx_len=config.data.ctx_len,
         )
 
 
 def write_sae_config(
-    path: Path, sae: SAE, *, model_name: str, hook_name: str, dataset: str, ctx_len: int
+    path: Path,
+    sae: SAE,
+    *,
+    model_name: str,
+    hook_name: str,
+    hook_io: Literal["output", "input"] = "output",
+    dataset: str,
+    ctx_len: int,
 ) -> None:
     """Write `cfg.json`: what the published tensors are and where the SAE's inputs come from."""
     described = {
@@ -37,10 +46,13 @@ def write_sae_config(
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         **({} if sae.k is None else {"k": sae.k}),
+        **({} if sae.ranks_by_norm else {"ranks_by": BY_PRE_ACTIVATION}),
+        **({"passes_mean": True} if sae.passes_mean else {}),
         "activation": sae.formula,
         "dtype": "float32",
         "model_name": model_name,
         "hook_name": hook_name,
+        **({} if hook_io == "output" else {"hook_io": hook_io}),
         "dataset": dataset,
         "ctx_len": ctx_len,
     }

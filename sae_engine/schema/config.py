@@ -17,7 +17,7 @@ from sae_engine.schema.shape import refuse_nul
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PretrainedFormat = Literal[
-    "sae-workbench", "saelens", "sparsify", "gemma-scope", "dictionary_learning"
+    "sae-workbench", "saelens", "sparsify", "gemma-scope", "qwen-scope", "dictionary_learning"
 ]
 
 
@@ -118,8 +118,9 @@ class SAEConfig(Section):
     way.
     """
     pretrained: str | None = Field(default=None, max_length=500)
-    """Evaluate and index this trained SAE instead of training one: a run's folder, or a file or
-    folder of SAELens, sparsify, Gemma Scope or dictionary_learning.
+    """Evaluate and index this trained SAE instead of training one: a run's folder; a file or folder
+    of SAELens, sparsify, Gemma Scope, Qwen-Scope or dictionary_learning; or one on the hub, as
+    `hub:OWNER/NAME/PATH`.
     """
     pretrained_format: PretrainedFormat | None = None
     """Format of `pretrained`; if unset, detected from the files."""

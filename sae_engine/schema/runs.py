@@ -61,18 +61,26 @@ class ImportCreate(RunCreate):
     """An SAE trained elsewhere to import; the run evaluates and indexes it."""
 
     model_config = examples(
-        {"path": "gemma-scope/params.npz", "model": "google/gemma-2-2b", "layer": 12}
+        {"path": "gemma-scope/params.npz", "model": "google/gemma-2-2b", "layer": 12},
+        {"path": "hub:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"},
     )
     path: str = Field(min_length=1, max_length=500)
-    """SAE file or folder: of a run, SAELens, sparsify, Gemma Scope or dictionary_learning."""
+    """SAE file or folder: of a run, SAELens, sparsify, Gemma Scope, Qwen-Scope or
+    dictionary_learning; or one on the hub, as `hub:OWNER/NAME/PATH`.
+    """
     format: PretrainedFormat | None = None
     """Format of the files; if unset, detected."""
-    model: str = Field(min_length=1, max_length=500)
-    """Language model whose activations the SAE reads, as in `model.name`."""
+    model: str | None = Field(default=None, min_length=1, max_length=500)
+    """Language model whose activations the SAE reads, as in `model.name`; if unset, the one that
+    the SAE's files name.
+    """
     layer: int | None = Field(default=None, ge=0)
-    """Give this or `hook_point`."""
-    site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
+    """Give this or `hook_point`; if both are unset, the SAE's files decide."""
+    site: Literal["resid_post", "mlp_out", "attn_out"] | None = None
+    """If unset, the SAE's files decide, or `resid_post` if `layer` is given."""
     hook_point: str | None = Field(default=None, max_length=300)
+    hook_io: Literal["output", "input"] | None = None
+    """With `hook_point`: as in `model.hook_io`."""
 
 
 class RunPatch(StoredShape):

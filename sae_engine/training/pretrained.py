@@ -13,7 +13,9 @@ from pathlib import Path
 
 from sae_engine.activations.feed import Feed, open_feed
 from sae_engine.errors import ConfigError
-from sae_engine.interop.load import PretrainedSAE, load_pretrained
+from sae_engine.interop.description import Description
+from sae_engine.interop.load import load_pretrained
+from sae_engine.interop.places import Place, hub_id, same_module
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
@@ -50,8 +52,9 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     config, folder = member.config, member.folder
     assert config.sae.pretrained is not None
     yield PhaseRecord(phase="reading the SAE")
-    pretrained = load_pretrained(config.sae.pretrained, config.sae.pretrained_format)
-    for note in pretrained.notes + _differences(config, pretrained):
+    pretrained = load_pretrained(config.sae.pretrained, config.sae.pretrained_format, stop)
+    _require_place(config, pretrained.described.place)
+    for note in pretrained.notes:
         yield NoticeRecord(level="warning", message=note)
     yield PhaseRecord(phase="loading the language model")
     feed = open_feed([config], stop)
@@ -61,6 +64,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     sae = pretrained.sae.to(feed.device)
     hook = feed.hook_of(config)
     _require_width(config, feed, sae.d_in)
+    for note in differences(config, feed.hook_name(hook), pretrained.described):
+        yield NoticeRecord(level="warning", message=note)
     if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
         raise ConfigError.of(
             "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."
@@ -109,19 +114,36 @@ def _require_width(config: RunConfig, feed: Feed, d_in: int) -> None:
         )
 
 
-def _differences(config: RunConfig, pretrained: PretrainedSAE) -> list[str]:
-    """Sentences on where the configuration differs from what the SAE was trained on."""
-    described = {
-        "model.name": (pretrained.model_name, config.model.name),
-        "model.layer": (pretrained.layer, config.model.layer),
-        "model.site": (pretrained.site, config.model.site),
+def _require_place(config: RunConfig, place: Place) -> None:
+    """Refuse an SAE of a place that `model.layer` and `model.site` cannot name."""
+    if place.name and not place.is_named and config.model.hook_point is None:
+        raise ConfigError.of(
+            "model.hook_point",
+            f"'{config.sae.pretrained}' was trained on {place.name}: {place.remedy}.",
+        )
+
+
+def differences(config: RunConfig, module: str, described: Description) -> list[str]:
+    """Sentences on where the configuration, which reads `module`, differs from what the SAE was
+    trained on.
+    """
+    place, model = described.place, config.model
+    compared: dict[str, tuple[object, object]] = {
+        "model.name": (described.model_name, hub_id(model.name))
     }
-    if config.model.hook_point is not None:
-        del described["model.layer"], described["model.site"]
+    if place.hook_point is not None:
+        if not same_module(place.hook_point, module) or place.hook_io != model.hook_io:
+            trained = f"{place.hook_point} ({place.hook_io})"
+            compared["model.hook_point"] = (trained, f"{module} ({model.hook_io})")
+    elif model.hook_point is None:
+        compared["model.layer"] = (place.layer, model.layer)
+        compared["model.site"] = (place.site, model.site)
+    elif place.is_named and not same_module(f"layers.{place.layer}", module):
+        compared["model.hook_point"] = (f"{place.site} of layer {place.layer}", module)
     return [
-        f"{field} is {here}, but its {pretrained.format} files say that this SAE was trained on "
+        f"{field} is {here}, but its {described.title} files say that this SAE was trained on "
         f"{theirs}."
-        for field, (theirs, here) in described.items()
+        for field, (theirs, here) in compared.items()
         if theirs is not None and _short(theirs) != _short(here)
     ]
 

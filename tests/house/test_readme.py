@@ -21,7 +21,7 @@ _README = (ROOT / "README.md").read_text("utf-8")
 _MANUALS = _README + "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md"))
 _COMMAND = Path(sys.executable).with_name("sae-workbench")
 _SHELL_LINES = re.findall(
-    r"sae-workbench ((?:up|train|lookup|export|import)\b.*)$", _MANUALS, re.MULTILINE
+    r"sae-workbench ((?:up|train|lookup|export|import|push)\b.*)$", _MANUALS, re.MULTILINE
 )
 _SETTINGS = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
 

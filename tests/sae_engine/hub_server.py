@@ -2,7 +2,7 @@
 
 It answers the requests of `from_pretrained` and `load_dataset`: repository information, listings of
 files, and files in whole or in part. It can gate a repository, hang up in the middle of a file, and
-stall there.
+stall there. `hub_uploads` answers requests that write.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.sae_engine.hub_uploads import answer_upload
 
 Kind = Literal["models", "datasets"]
 
@@ -49,6 +51,14 @@ class Hub:
         self.closing = threading.Event()
         self.sent: list[str] = []
         """Paths of the requested files, in order."""
+        self.written: list[str] = []
+        """Methods and paths of the requests that write, in order."""
+        self.objects: dict[str, bytes] = {}
+        """Large files by SHA-256, of commits or uploaded for one."""
+        self.visibility: dict[str, str] = {}
+        """Of created repositories, by name."""
+        self.refuses: set[str] = set()
+        """Steps of an upload that fail: `lfs`, `commit`."""
 
     def add(self, kind: Kind, name: str, files: Mapping[str, bytes], **more: Any) -> None:
         self.repositories.setdefault((kind, name), []).append(Repository(files, **more))
@@ -123,11 +133,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(b"")
 
     def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        self._answer(self._body())
+
+    def do_DELETE(self) -> None:
+        self._answer(self._body())
+
+    def _body(self) -> bytes:
+        """The request's content, sent in one piece or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks: list[bytes] = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def _answer(self, body: bytes) -> None:
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
-        if parts[0] == "api" and len(parts) >= 4:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        written = answer_upload(self.hub, self.command, parts, body, token)
+        if written is not None:
+            self._send_json(written[1], written[0])
+        elif parts[0] == "api" and len(parts) >= 4:
             self._describe(parts[1:], body)
         elif "resolve" in parts:
             kind: Kind = "datasets" if parts[0] == "datasets" else "models"
@@ -221,9 +252,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.wfile.write(content[begin:end])
 
-    def _send_json(self, value: object) -> None:
+    def _send_json(self, value: object, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -28,7 +28,7 @@ def test_every_preset_passes(name: str):
             r"sae\.k = 200 is larger than the 192 latents",
         ),
         ({"sae": {"pretrained": "/no/such"}}, "sae.pretrained", "no file or folder '/no/such'"),
-        ({"sae": {"pretrained": "best_model.pt"}}, "sae.pretrained", "it can hold code"),
+        ({"sae": {"pretrained": "best_model.pt"}}, "sae.pretrained", "There is no file or folder"),
     ],
 )
 def test_a_mistake_is_refused_with_field_and_remedy(overrides, field, words):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sae_engine.features.export.source import ExportSource, FeatureWriter, all_contexts, slug
-from sae_engine.interop.export import transformerlens_hook
+from sae_engine.interop.places import transformerlens_hook
 from sae_engine.schema.features import FeatureDetail, TokenLogit
 from sae_engine.schema.labels import FeatureLabel
 

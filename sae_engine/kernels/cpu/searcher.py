@@ -58,14 +58,18 @@ class Scratch(NamedTuple):
 
 
 class Searcher:
-    """Finds candidates for the k best scores (x . W_enc,j + b_enc,j) |W_dec,j| of each token.
+    """Finds candidates for the k best scores (x . W_enc,j + b_enc,j) |W_dec,j| of each token, or
+    those without |W_dec,j| (`norms` are 1 then).
 
     `norms` (of decoder rows) and `enc_norms` [d_sae] and `shadow` are computed again when PyTorch
     has changed the weights; `rows.update`, which PyTorch does not notice, updates them itself.
     """
 
-    def __init__(self, W_dec: Tensor, W_enc: Tensor, k: int, how: Search) -> None:
+    def __init__(
+        self, W_dec: Tensor, W_enc: Tensor, k: int, how: Search, ranks_by_norm: bool = True
+    ) -> None:
         self._W_dec, self._W_enc, self._k, self._how = W_dec, W_enc, k, how
+        self._ranks_by_norm = ranks_by_norm
         d_sae, d_in = W_enc.shape
         groups = -(-d_sae // (GROUP * how.group_multiple)) * how.group_multiple
         pairs = how.pairs(d_in)
@@ -118,7 +122,10 @@ class Searcher:
         if versions == self._versions:
             return
         self._versions = versions
-        vectors.row_norms(self._W_dec.detach().numpy(), self.norms)
+        if self._ranks_by_norm:
+            vectors.row_norms(self._W_dec.detach().numpy(), self.norms)
+        else:
+            self.norms.fill(1)
         W_enc = self._W_enc.detach().numpy()
         self.division.over_latents(
             lambda share: search.write_shadow(

@@ -67,7 +67,8 @@ class Gradients(NamedTuple):
 class CpuKernels:
     """Encodes, decodes, and updates weights in place; all tensors are float32 and contiguous.
 
-    `W_enc` may be `W_dec` itself (tied).
+    `W_enc` may be `W_dec` itself (tied). Without `ranks_by_norm`, a code has the k largest
+    pre-activations; weights are not updated then.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class CpuKernels:
         W_enc: Float[Tensor, "d_sae d_in"],
         k: int,
         search: Search = SEARCHES[0],
+        *,
+        ranks_by_norm: bool = True,
     ) -> None:
         self._W_dec, self._W_enc, self._k = W_dec, W_enc, k
         self._tied = W_enc.data_ptr() == W_dec.data_ptr()
-        self._searcher = Searcher(W_dec, W_enc, k, search)
+        self._searcher = Searcher(W_dec, W_enc, k, search, ranks_by_norm)
         self._division = self._searcher.division
         self.d_sae, self.d_in = W_dec.shape
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
 from backend import store
@@ -24,10 +27,17 @@ from tests.backend.fake_engine import train as fake_train
 
 @pytest.fixture
 def sae(settings: Settings) -> Path:
-    """A file in a readable folder; only the engine checks its content."""
-    path = settings.data_dir / "their-sae" / "sae_weights.safetensors"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"weights")
+    """A file in a readable folder, beside settings that name neither model nor place."""
+    return write_sae(settings.data_dir / "their-sae")
+
+
+def write_sae(folder: Path, **metadata: object) -> Path:
+    """An SAE of SAELens; only the engine reads its tensors."""
+    folder.mkdir(parents=True)
+    path = folder / "sae_weights.safetensors"
+    save_file({"W_dec": np.zeros((4, 2), np.float32)}, path)
+    settings = {"architecture": "topk", "k": 1, "metadata": metadata}
+    (folder / "cfg.json").write_text(json.dumps(settings))
     return path
 
 
@@ -74,7 +84,7 @@ def test_one_idempotency_key_imports_once(client: TestClient, sae: Path) -> None
         ({"layer": None}, "layer", "or its hook_point"),
         ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
         ({"model": "/etc"}, "model.name", "outside the folders"),
-        ({"model": None}, "model", "required"),
+        ({"model": None}, "model", "do not name its language model; give it"),
         ({"config": {"model": 3}}, "model", "section with fields"),
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
     ],
@@ -108,7 +118,7 @@ def test_files_outside_the_readable_folders_are_neither_read_nor_distinguished(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("absent.safetensors", "There is no file or folder"), ("ae.pt", "it can hold code")],
+    [("absent.safetensors", "There is no file or folder"), ("ae.pt", "There is no file or folder")],
 )
 def test_a_path_that_is_not_an_sae_is_refused(
     client: TestClient, sae: Path, name: str, words: str
@@ -126,7 +136,7 @@ def test_the_command_line_imports_with_any_configuration_field(
         "model.layer": 3,
         "data.ctx_len": 64,
     }
-    request = import_from(sae, values, "theirs")
+    request = import_from(str(sae), values, "theirs")
     assert train_here(settings, request, train=fake_train) == 0
     with database.reading() as session:
         [row] = store.list_runs(session).rows
@@ -138,7 +148,7 @@ def test_the_command_line_imports_with_any_configuration_field(
 def test_a_runs_folder_brings_its_configuration(tmp_path: Path) -> None:
     theirs = resolve_config("quick-test", {"model": {"layer": 3}, "sae": {"d_sae": 64, "k": 4}})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(theirs.model_dump(mode="json")))
-    request = import_from(tmp_path, {"index.tokens": 5000}, None)
+    request = import_from(str(tmp_path), {"index.tokens": 5000}, None)
     config = resolve_config(request.preset, request.config)
     assert (config.model.layer, config.data) == (3, theirs.data)
     assert (config.sae.pretrained, config.index.tokens) == (str(tmp_path), 5000)
@@ -147,8 +157,85 @@ def test_a_runs_folder_brings_its_configuration(tmp_path: Path) -> None:
 
 def test_without_a_model_the_command_line_asks_for_one(sae: Path) -> None:
     for values in ({}, {"model.name": "gpt2"}, {"model.layer": 1}):
-        with pytest.raises(UserError, match="--model NAME --layer N"):
-            import_from(sae, values, None)
+        with pytest.raises(UserError, match="--model NAME and --layer N"):
+            import_from(str(sae), values, None)
+
+
+PLACES = [
+    ("blocks.3.hook_mlp_out", {"layer": 3, "site": "mlp_out"}),
+    ("blocks.1.hook_resid_pre", {"layer": 0, "site": "resid_post"}),
+    (
+        "model.layers.1.self_attn.o_proj.input",
+        {"hook_point": "model.layers.1.self_attn.o_proj", "hook_io": "input"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("hook_name", "place"), PLACES)
+def test_model_and_place_are_taken_from_the_saes_files(
+    client: TestClient, settings: Settings, hook_name: str, place: dict
+) -> None:
+    path = write_sae(settings.data_dir / "x", hook_name=hook_name, model_name="tiny-gemma2")
+    found = client.get("/api/imports/found", params={"path": str(path)})
+    assert found.status_code == 200, found.text
+    assert found.json()["model"] == "tiny-gemma2"
+    assert found.json()["place"] == hook_name
+    assert place.items() <= found.json().items()
+    answer = post(client, path, model=None, layer=None)
+    assert answer.status_code == 201, answer.text
+    assert place.items() <= answer.json()["config"]["model"].items()
+    assert answer.json()["config"]["model"]["name"] == "tiny-gemma2"
+    request = import_from(str(path), {"model.name": "other"}, None)
+    assert request.config["model"] == {"name": "other"} | place
+    given: dict[str, Value] = {"model.layer": 5}
+    assert import_from(str(path), given, None).config["model"]["layer"] == 5
+
+
+def test_a_place_that_cannot_be_named_says_what_to_give(
+    client: TestClient, settings: Settings
+) -> None:
+    path = write_sae(
+        settings.data_dir / "x", hook_name="blocks.1.hook_resid_mid", model_name="tiny-gemma2"
+    )
+    found = client.get("/api/imports/found", params={"path": str(path)}).json()
+    assert "set model.hook_point" in found["remedy"]
+    answer = post(client, path, layer=None)
+    assert answer.status_code == 422
+    assert "trained on blocks.1.hook_resid_mid: " in answer.json()["errors"][0]["message"]
+    assert post(client, path, layer=None, hook_point="model.layers.1").status_code == 201
+
+
+@pytest.mark.parametrize("name", ["absent", "secret"])
+def test_nothing_outside_the_readable_folders_is_described(
+    client: TestClient, settings: Settings, tmp_path: Path, name: str
+) -> None:
+    write_sae(tmp_path / "secret", model_name="hidden")
+    answer = client.get("/api/imports/found", params={"path": str(tmp_path / name)})
+    assert answer.status_code == 422
+    assert "lies outside the folders" in answer.text
+    inside = settings.data_dir / "layers.3"
+    write_sae(inside, model_name="x")
+    (settings.data_dir / "config.json").symlink_to(tmp_path / "secret" / "cfg.json")
+    answer = client.get("/api/imports/found", params={"path": str(inside)})
+    assert "config.json' lies outside the folders" in answer.text
+
+
+def test_a_name_on_the_hub_is_accepted_as_a_path(client: TestClient) -> None:
+    """The hub is first asked by the job, if model and place are given."""
+    path = Path("hub:google/gemma-scope-2b-pt-res/layer_1/width_16k")
+    answer = post(client, path)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["config"]["sae"]["pretrained"] == str(path)
+    assert answer.json()["name"] == "gemma-scope-2b-pt-res/layer_1/width_16k"
+    answer = post(client, Path("hub:nothing"))
+    assert answer.status_code == 422
+    assert "write hub:OWNER/NAME/PATH" in answer.text
+
+
+def test_an_unreachable_hub_is_reported_in_one_sentence(client: TestClient) -> None:
+    answer = client.get("/api/imports/found", params={"path": "hub:some/sae"})
+    assert answer.status_code == 422
+    assert "the Hugging Face hub cannot be reached" in answer.json()["detail"]
 
 
 def test_the_import_command_takes_options_and_fields_in_any_order(

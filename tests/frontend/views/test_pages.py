@@ -21,6 +21,7 @@ Open = Callable[..., AppTest]
 PAGES = {
     "runs": {},
     "launch": {"preset": "tiny"},
+    "import_sae": {},
     "run": {"id": "finished"},
     "features": {"id": "finished"},
     "feature": {"id": "finished", "index": "3"},

@@ -40,9 +40,15 @@ def from_files(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"data": data})
 
 
-def write(path: Path, tokens: int, d_in: int = 8, **more: torch.Tensor) -> Path:
+def write(
+    path: Path,
+    tokens: int,
+    d_in: int = 8,
+    metadata: dict[str, str] | None = None,
+    **more: torch.Tensor,
+) -> Path:
     values = torch.arange(tokens, dtype=torch.float32)[:, None].repeat(1, d_in)
-    save_file({"activations": values} | more, path)
+    save_file({"activations": values} | more, path, metadata=metadata)
     return path
 
 
@@ -165,11 +171,68 @@ def test_held_out_rows_are_whole(tmp_path: Path):
             r"has 4 activations but token_ids of shape \[5\]",
         ),
         (lambda d: write(d / "heldout.safetensors", 4) and d, "none to train on"),
+        (lambda d: write(d / "a.safetensors", 0) and d, "holds too few activations"),
+        (lambda d: write(d / "a.safetensors", 1) and d, "at least one to train on"),
+        (
+            lambda d: (write(d / "heldout.safetensors", 0), write(d / "a.safetensors", 9)) and d,
+            "and one held out",
+        ),
+        (lambda d: write(d / "a.safetensors", 4, d_in=0) and d, r"F32 \[4, 0\]; it must be"),
+        (
+            lambda d: write(d / "a.safetensors", 4, token_ids=torch.zeros(4)) and d,
+            "token_ids of type F32; they must be integers",
+        ),
+        *(
+            (
+                lambda d, starts=starts: write(d / "a.safetensors", 4, row_starts=starts) and d,
+                "must rise from 0 to the number of activations, 4",
+            )
+            for starts in (
+                torch.tensor([0, 3, 2, 4]),
+                torch.tensor([0, 9]),
+                torch.tensor([1, 4]),
+                torch.tensor([0.0, 4.0]).bfloat16(),
+                torch.tensor(4),
+            )
+        ),
+        *(
+            (
+                lambda d, text=text: (
+                    write(d / "a.safetensors", 4, metadata={"ctx_len": text}) and d
+                ),
+                "must be the number of tokens in a row, or absent",
+            )
+            for text in ("n/a", "-3", "1e3", "")
+        ),
     ],
 )
 def test_an_unusable_file_is_named_with_the_remedy(make, message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         open_activation_set(make(tmp_path))
+
+
+@pytest.mark.parametrize(("first", "last"), [(99_999, 1), (1, -100), (4096, 4096)])
+def test_a_token_that_the_model_does_not_know_is_refused_before_training(
+    config: RunConfig, tmp_path: Path, first: int, last: int
+):
+    """The embedded tokenizer, which the test's models share, has 4,096 ids."""
+    ids = torch.linspace(first, last, 90, dtype=torch.float64).round().int()
+    write(tmp_path / "heldout-0.safetensors", 90, 32, token_ids=ids)
+    write(tmp_path / "train-0.safetensors", 900, 32, token_ids=torch.full((900,), 99_999))
+    records = []
+    with pytest.raises(ConfigError, match=r"heldout-0.* has the token id .*are 0 to 4095"):
+        records.extend(train(from_files(config, tmp_path), RunFolder(tmp_path / "run")))
+    assert not any(isinstance(record, PlanRecord) for record in records)
+
+
+def test_empty_files_among_others_are_skipped(tmp_path: Path):
+    for number, tokens in enumerate([0, 30, 0, 70, 0]):
+        write(tmp_path / f"{number}.safetensors", tokens)
+    files = open_activation_set(tmp_path)
+    assert [part.last - part.first for part in files.train] == [30, 60]
+    source = FileSource(files, Cursor(), torch.device("cpu"))
+    assert [len(source.next_block()[0]) for _ in range(4)] == [30, 60, 30, 60]
+    assert HeldoutFiles(files, 100).num_tokens == 10
 
 
 def test_saving_refuses_a_folder_that_is_not_empty(config: RunConfig, tmp_path: Path):

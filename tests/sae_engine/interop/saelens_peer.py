@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from sae_lens import SAE
+from sae_lens.saes.abstopk_sae import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
-from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
 folder = Path(sys.argv[1])
 x = torch.from_numpy(np.load(folder / "x.npy"))
@@ -44,6 +46,9 @@ training = {
 inference = {
     "standard": StandardSAE(StandardSAEConfig(**shape)),
     "jumprelu": JumpReLUSAE(JumpReLUSAEConfig(**shape)),
+    "plain_topk": TopKSAE(TopKSAEConfig(**shape, k=5)),
+    "abstopk": AbsTopKSAE(AbsTopKSAEConfig(**shape, k=5)),
+    "gated": GatedSAE(GatedSAEConfig(**shape)),
     "uncentered": JumpReLUSAE(JumpReLUSAEConfig(**shape, apply_b_dec_to_input=False)),
 }
 for name, sae in (training | inference).items():

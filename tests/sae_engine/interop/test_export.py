@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,21 +20,33 @@ from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.published import write_sae_config
 from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 
+KINDS = {
+    "topk": random_sae,
+    "jumprelu": random_jumprelu,
+    "by pre-activation": partial(random_sae, ranks_by_norm=False),
+}
 
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_our_own_file_is_loaded_bit_for_bit(tmp_path: Path, kind: str):
-    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
+    sae = KINDS[kind](1).folded(2.0)
     folder = published(tmp_path, sae)
     for path in (folder.path, folder.sae):
         got = load_pretrained(path)
-        assert got[1:] == ("SAE Workbench", [], "some/model", 2, "resid_post")
+        described = got.described
+        assert (described.title, got.notes, described.model_name) == (
+            "SAE Workbench", [], "some/model"
+        )  # fmt: skip
+        assert described.place[:2] == (2, "resid_post")
         for name, tensor in sae.state_dict().items():
             assert torch.equal(got.sae.state_dict()[name], tensor), name
+        x = torch.randn(30, 6)
+        assert torch.equal(got.sae(x), sae(x))
 
 
-@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_export_describes_the_sae_in_saelens_terms(tmp_path: Path, kind: str):
-    sae = (random_sae(1) if kind == "topk" else random_jumprelu(1)).folded(2.0)
+    sae = KINDS[kind](1).folded(2.0)
     folder = published(tmp_path / "run", sae)
     model = {"name": "some/model", "layer": 2, "site": "attn_out"}
     config = resolve_config("tiny", {"model": model})
@@ -41,7 +54,7 @@ def test_an_export_describes_the_sae_in_saelens_terms(tmp_path: Path, kind: str)
     export_saelens(folder, tmp_path / "export")
 
     described = json.loads((tmp_path / "export/cfg.json").read_text())
-    assert described["architecture"] == kind
+    assert described["architecture"] == sae.architecture
     assert described["apply_b_dec_to_input"] is True
     assert described.get("k") == sae.k
     assert described["metadata"]["hook_name"] == "blocks.2.hook_attn_out"
@@ -49,7 +62,7 @@ def test_an_export_describes_the_sae_in_saelens_terms(tmp_path: Path, kind: str)
     pre = (torch.ones(1, 6) - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
     torch.testing.assert_close(pre, sae.pre_activations(torch.ones(1, 6)))
     again = load_pretrained(tmp_path / "export")
-    assert (again.format, again.layer, again.site) == ("SAELens", 2, "attn_out")
+    assert (again.described.title, *again.described.place[:2]) == ("SAELens", 2, "attn_out")
     x = torch.randn(30, 6)
     torch.testing.assert_close(again.sae(x), sae(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(UserError, match="already exists"):

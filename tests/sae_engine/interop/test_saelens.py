@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,11 @@ from sae_engine.sae.autoencoders import SAE
 from tests.sae_engine.interop.test_export import published
 from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 
-OURS = {"topk": random_sae, "jumprelu": random_jumprelu}
+OURS = {
+    "topk": random_sae,
+    "jumprelu": random_jumprelu,
+    "by_pre_activation": partial(random_sae, ranks_by_norm=False),
+}
 
 
 def ours(kind: str) -> SAE:
@@ -59,11 +64,11 @@ def test_saelens_opens_an_export_and_computes_the_same(peer: Path, kind: str):
 
 
 @pytest.mark.parametrize(
-    "kind", ["topk", "batchtopk", "checkpoint", "standard", "jumprelu", "uncentered"]
+    "kind", ["topk", "batchtopk", "checkpoint", "standard", "jumprelu", "uncentered", "gated"]
 )
 def test_an_sae_that_saelens_saved_computes_the_same_here(peer: Path, kind: str):
     got = load_pretrained(peer / "theirs" / kind)
-    assert got.format == "SAELens"
+    assert got.described.title == "SAELens"
     z, x_hat = codes_of(got.sae, peer)
     with np.load(peer / "theirs" / kind / "codes.npz") as theirs:
         assert ((z > 0) == (theirs["z"] > 0)).all()
@@ -71,6 +76,28 @@ def test_an_sae_that_saelens_saved_computes_the_same_here(peer: Path, kind: str)
         np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-4, atol=1e-4)
         # the scale of each latent may differ, because here its decoder row has norm 1
         np.testing.assert_allclose(of_largest(z), of_largest(theirs["z"]), rtol=1e-3, atol=1e-5)
+
+
+def test_topk_by_pre_activation_keeps_its_units(peer: Path):
+    """Neither codes nor reconstructions change, though its decoder rows differ in norm."""
+    sae = load_pretrained(peer / "theirs" / "plain_topk").sae
+    norms = sae.decoder_norms
+    assert norms.max() > 2 * norms.min()
+    z, x_hat = codes_of(sae, peer)
+    with np.load(peer / "theirs" / "plain_topk" / "codes.npz") as theirs:
+        np.testing.assert_allclose(z, theirs["z"], rtol=0, atol=1e-6 * theirs["z"].max())
+        np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-6, atol=1e-5)
+
+
+def test_negative_activations_become_latents_of_their_own(peer: Path):
+    got = load_pretrained(peer / "theirs" / "abstopk")
+    assert ["latent i + 40" in note for note in got.notes] == [True]
+    z, x_hat = codes_of(got.sae, peer)
+    with np.load(peer / "theirs" / "abstopk" / "codes.npz") as theirs:
+        assert (theirs["z"] < 0).any()
+        signed = z[:, :40] - z[:, 40:]
+        np.testing.assert_allclose(signed, theirs["z"], rtol=0, atol=1e-6 * z.max())
+        np.testing.assert_allclose(x_hat, theirs["x_hat"], rtol=1e-6, atol=1e-5)
 
 
 def of_largest(z: np.ndarray) -> np.ndarray:

@@ -12,11 +12,17 @@ from sae_engine.sae.autoencoders import SAE, JumpReLUSAE, TopKSAE, sae_of
 
 
 def random_sae(
-    seed: int, d_in: int = 6, d_sae: int = 20, k: int = 4, *, tied: bool = False
+    seed: int,
+    d_in: int = 6,
+    d_sae: int = 20,
+    k: int = 4,
+    *,
+    tied: bool = False,
+    ranks_by_norm: bool = True,
 ) -> TopKSAE:
     """Random weights, biases and row norms, so that no zero hides a bug."""
     generator = torch.Generator().manual_seed(seed)
-    sae = TopKSAE(d_in, d_sae, k, tied=tied)
+    sae = TopKSAE(d_in, d_sae, k, tied=tied, ranks_by_norm=ranks_by_norm)
     with torch.no_grad():
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))

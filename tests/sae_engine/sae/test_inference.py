@@ -35,6 +35,22 @@ def test_codes_and_reconstructions_of_a_topk_sae_equal_its_equations(
     assert not x_hat.requires_grad
 
 
+def test_codes_of_a_topk_that_ranks_by_pre_activation():
+    """Row norms from 0 to 6, so that the other rule would choose other latents."""
+    sae = TopKSAE(24, 80, 5, ranks_by_norm=False)
+    sae.initialize_(0, torch.randn(24))
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.linspace(0, 6, 80)[:, None])
+    x = 2 * torch.randn(50, 24)
+    values, indices = sae.pre_activations(x).topk(5)
+    expected = torch.zeros(50, 80).scatter(1, indices, values.relu()).detach()
+    coder = open_coder(sae)
+    for code in (sae.encode(x), coder.encode(x)):
+        torch.testing.assert_close(dense(code, 80).detach(), expected, rtol=1e-5, atol=1e-6)
+    x_hat = expected @ sae.W_dec + sae.b_dec
+    torch.testing.assert_close(coder.reconstruct(x)[1], x_hat.detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
 def test_numbers_that_are_not_finite_reach_the_reconstruction(bad: float):
     sae = TopKSAE(6, 20, 3)

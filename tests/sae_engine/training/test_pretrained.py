@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from safetensors.torch import load_file, save_file
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
+from sae_engine.interop.description import Description
+from sae_engine.interop.export import export_saelens
+from sae_engine.interop.load import load_pretrained
+from sae_engine.interop.places import place_of
+from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE
 from sae_engine.schema.records import (
     AnyRecord,
@@ -26,6 +33,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.loop import train, train_together
 from sae_engine.training.member import Member
+from sae_engine.training.pretrained import differences
 from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 from tests.sae_engine.training.test_loop import config_of
 
@@ -177,3 +185,61 @@ def test_a_member_whose_sae_cannot_be_read_does_not_stop_the_others(
     assert isinstance(last[0], FailureRecord)
     assert "not an SAE of SAE Workbench" in last[0].message
     assert last[1] == EndRecord(reason="finished", step=0, tokens=0)
+
+
+def write_saelens(folder: Path, sae: SAE, **config: object) -> Path:
+    folder.mkdir()
+    tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
+    tensors["W_enc"] = sae.W_enc.detach().T.contiguous()
+    save_file(tensors, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({"architecture": "topk", "k": 4, **config}))
+    return folder
+
+
+def test_a_topk_that_ranks_by_pre_activation_keeps_its_rule_everywhere(inspecting, tmp_path: Path):
+    """In the published file, its metrics, its index, the index's copy, and an export of it."""
+    theirs = random_sae(3, d_in=32, d_sae=64, ranks_by_norm=False)
+    folder = RunFolder(tmp_path / "run")
+    path = write_saelens(tmp_path / "theirs", theirs)
+    records = list(train(inspecting(path), folder))
+
+    index = FeatureIndex.open(folder.feature_index(0))
+    export_saelens(folder, tmp_path / "export")
+    x = 3 * torch.randn(500, 32)
+    by_norm = random_sae(3, d_in=32, d_sae=64)
+    copies = [SAE.load(folder.sae), SAE.load(next(folder.feature_index(0).glob("*sae*")))]
+    for copy in [*copies, load_pretrained(tmp_path / "export").sae]:
+        assert torch.equal(copy(x), theirs(x))
+        assert not torch.allclose(copy(x), by_norm(x))
+    active = sum(index.feature(i).density.fired for i in range(64))
+    assert active / index.num_tokens == pytest.approx(values_of(records)["eval_l0"])
+    assert "ce_delta" in values_of(records)
+
+
+@pytest.mark.parametrize("hook_name", ["blocks.1.hook_resid_mid", "blocks.0.hook_resid_pre"])
+def test_an_sae_of_a_place_without_a_name_needs_a_hook_point(
+    inspecting, tmp_path: Path, hook_name: str
+):
+    sae = random_sae(3, d_in=32, d_sae=64)
+    path = write_saelens(tmp_path / "theirs", sae, metadata={"hook_name": hook_name})
+    with pytest.raises(UserError, match=f"trained on {hook_name}: .*set model.hook_point"):
+        list(train(inspecting(path), RunFolder(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "words"),
+    [
+        ("blocks.1.hook_resid_post", None),
+        ("blocks.2.hook_resid_pre", None),
+        ("blocks.2.hook_resid_post", "model.layer is 1, but its SAELens files say"),
+        ("blocks.1.hook_mlp_out", "model.site is resid_post"),
+        ("model.layers.1.mlp", r"model.hook_point is model.layers.1 \(output\)"),
+        ("model.layers.1.input", r"trained on model.layers.1 \(input\)"),
+    ],
+)
+def test_another_place_than_the_files_name_is_noted(hook_name: str, words: str | None):
+    config = resolve_config(None, {"model": {"layer": 1}})
+    described = Description("saelens", None, place_of(hook_name), [], {})
+    notes = differences(config, "model.layers.1", described)
+    assert len(notes) == (words is not None)
+    assert words is None or re.search(words, notes[0])

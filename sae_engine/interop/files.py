@@ -1,0 +1,155 @@
+"""The files of an SAE, in a folder here or in a repository of the hub: which one has its tensors,
+and the settings next to it. No torch; nothing large is opened or downloaded.
+
+Used by `formats` and `weights`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Collection
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from safetensors import safe_open
+
+from sae_engine.errors import UserError
+from sae_engine.hub import is_on_hub
+from sae_engine.interop.hub_files import HubFolder
+
+NAMES = (
+    "sae.safetensors",
+    "sae_weights.safetensors",
+    "params.npz",
+    "params.safetensors",
+    "ae.safetensors",
+    "ae.pt",
+)
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
+SUFFIXES = {".safetensors", ".npz", *PICKLES}
+SETTINGS = ("cfg.json", "config.json", "../config.json")
+"""Settings of an SAE; the last is that of a sparsify run, above the folders of its SAEs."""
+
+
+class Header(NamedTuple):
+    """What a file of tensors says before its tensors are read."""
+
+    names: frozenset[str]
+    metadata: dict[str, str]
+
+
+class SAEFile:
+    """The file with an SAE's tensors, and its settings."""
+
+    def __init__(
+        self, shown: str, place: PurePath, beside: Collection[str], fetch: Callable[[str], Path]
+    ) -> None:
+        self.shown = shown
+        """As error messages name it."""
+        self.place = place
+        """Its absolute path, or its path in the hub, which starts with the repository's name."""
+        self._beside = beside
+        self.fetch = fetch
+        """The local path of a file beside it, relative to its folder; downloads it if needed."""
+
+    def has_beside(self, name: str) -> bool:
+        return name in self._beside
+
+    @cached_property
+    def header(self) -> Header | None:
+        """None for a pickle, and for a file that is not on this machine."""
+        path = Path(self.place)
+        if path.suffix not in (".safetensors", ".npz") or not path.is_file():
+            return None
+        try:
+            if path.suffix == ".npz":
+                with np.load(path, allow_pickle=False) as arrays:
+                    return Header(frozenset(arrays.files), {})
+            with safe_open(path, framework="np") as file:
+                return Header(frozenset(file.keys()), file.metadata() or {})
+        except Exception as error:
+            raise UserError(f"'{path}' cannot be read as tensors: {error}") from error
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file `name` beside the tensors; raises `UserError`."""
+        shown = f"{self.shown.rpartition('/')[0]}/{name}"
+        try:
+            if not self.has_beside(name):
+                raise FileNotFoundError("it does not exist")
+            tree = json.loads(self.fetch(name).read_text("utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"'{shown}' cannot be read: {error}.") from error
+        if not isinstance(tree, dict):
+            raise UserError(f"'{shown}' is not a JSON object.")
+        return tree
+
+    def refuse(self, what: str, instead: str) -> NoReturn:
+        raise UserError(f"'{self.shown}' is {what}, which is not supported; only {instead} are.")
+
+
+def find_sae(path: str | Path) -> SAEFile:
+    """The SAE at a file or folder, or at `hub:OWNER/NAME/PATH`; raises `UserError`."""
+    return _on_hub(str(path)) if is_on_hub(str(path)) else _here(Path(path).expanduser())
+
+
+def _here(path: Path) -> SAEFile:
+    if path.is_dir():
+        inside = sorted(path.iterdir())
+        files = [file.name for file in inside if file.is_file()]
+        folders = [folder.name for folder in inside if folder.is_dir()]
+        path = path / choose(f"The folder '{path}'", files, folders)
+    if not path.is_file():
+        raise UserError(f"There is no SAE at '{path}'.")
+    folder = path.absolute().parent
+    beside = [os.path.relpath(file, folder) for file in local_settings(folder)]
+    return SAEFile(str(path), path.absolute(), beside, lambda name: folder / name)
+
+
+def local_settings(folder: Path) -> list[Path]:
+    """The files of settings of the SAE in a folder; the one above only for a sparsify run's SAE,
+    whose folder is named after a module.
+    """
+    names = SETTINGS if is_module(folder.name) else SETTINGS[:-1]
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def is_module(folder: str) -> bool:
+    """Whether a folder's name is that of a module, such as `layers.3.mlp` or `embed_tokens`."""
+    return re.search(r"(^|\.)\d+(\.|$)|^embed", folder) is not None
+
+
+def _on_hub(text: str) -> SAEFile:
+    folder = HubFolder.open(text)
+    names = SETTINGS if is_module(PurePath(folder.path).name) else SETTINGS[:-1]
+    name = folder.file_name or choose(f"'{folder.shown}'", folder.files, folder.folders)
+    return SAEFile(
+        f"{folder.shown}/{name}",
+        PurePath(folder.repository, folder.path, name),
+        [name for name in names if folder.has(name)],
+        folder.fetch,
+    )
+
+
+def choose(where: str, files: Collection[str], folders: Collection[str]) -> str:
+    """The name of the file that holds an SAE's tensors; `UserError` if there is none or several."""
+    for name in NAMES:
+        if name in files:
+            return name
+    pickles = sorted(name for name in files if PurePath(name).suffix in PICKLES)
+    if len(pickles) == 1:
+        return pickles[0]
+    if pickles:
+        raise UserError(f"{where} has several SAEs; name one of its files, {_some(pickles)}.")
+    message = f"{where} has none of {', '.join(NAMES)}"
+    if folders:
+        message += f"; name one of its folders, {_some(sorted(folders))}"
+    raise UserError(f"{message}.")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:6])
+    return f"such as {shown}" if len(names) > 6 else f"{shown}"

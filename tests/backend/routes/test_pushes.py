@@ -1,0 +1,204 @@
+"""Runs pushed to a hub over REST and from the shell, and imported again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from starlette.testclient import TestClient
+
+from backend import store
+from backend.cli.main import main
+from backend.settings import Settings
+from backend.store.database import Database
+from sae_engine.files import RunFolder
+from sae_engine.interop.load import load_pretrained
+from sae_engine.sae.autoencoders import SAE
+from sae_engine.sae.published import publish_sae
+from sae_engine.schema.config import RunConfig
+from tests.backend.conftest import create, wait_for_status
+from tests.sae_engine.hub_server import Hub, ask, serve
+from tests.sae_engine.hub_uploads import WRITE_TOKEN
+from tests.sae_engine.sae.test_autoencoders import random_sae
+
+QUIET = """
+import warnings
+warnings.filterwarnings("ignore", "Use 'content=")  # of the hub's library, by its HTTP client
+"""
+PUSH = """
+import contextlib, io, json
+from backend.cli.main import main
+answers = []
+for arguments in {calls!r}:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["push", *arguments, "--data-dir", {data_dir!r}])
+    answers.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(answers))
+"""
+REST = """
+import json
+from starlette.testclient import TestClient
+from backend.app import create_app
+from backend.settings import Settings
+from pathlib import Path
+answers = []
+with TestClient(create_app(Settings(data_dir=Path({data_dir!r}))), "http://127.0.0.1") as client:
+    for path, body in {calls!r}:
+        answer = client.post("/api" + path, json=body)
+        answers.append([answer.status_code, answer.json()])
+    found = client.get("/api/imports/found", params={{"path": {path!r}}})
+    answers.append([found.status_code, found.json()])
+print(json.dumps(answers))
+"""
+CONFIG = {
+    "model": {"name": "tiny-gemma2", "layer": 1},
+    "data": {"dataset": "/home/me/private/notes.txt"},
+}
+FILES = (".gitattributes", "README.md", "cfg.json", "config.yaml", "saelens/cfg.json",
+         "saelens/sae_weights.safetensors", "sae.safetensors")  # fmt: skip
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture
+def run(client: TestClient, settings: Settings, database: Database) -> str:
+    """A finished run with an SAE of three latents and known figures."""
+    run = create(client, "a run")
+    wait_for_status(client, run.id, "finished")
+    publish(settings.run_folder(run.id))
+    with database.writing() as session:
+        row = store.get_run(session, run.id)
+        row.metrics = json.dumps({"eval_fvu": 0.125, "eval_l0": 4.0, "loss": 7.0})
+        row.config = RunConfig.model_validate(CONFIG).model_dump(mode="json")
+        row.tokens = 123_456
+    return run.id
+
+
+def publish(folder: RunFolder) -> SAE:
+    sae = random_sae(5, ranks_by_norm=False).folded(1.0)
+    publish_sae(sae, folder, RunConfig.model_validate(CONFIG), "model.layers.1")
+    return sae
+
+
+def pushes(hub: Hub, settings: Settings, home: Path, *calls: list[str], **environment: str) -> list:
+    code = QUIET + PUSH.format(calls=calls, data_dir=str(settings.data_dir))
+    environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN} | environment
+    return ask(code, hub, home, **environment)
+
+
+def files_of(hub: Hub, name: str) -> dict[str, bytes]:
+    [repository] = hub.repositories["models", name]
+    return dict(repository.files)
+
+
+def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
+    hub: Hub, settings: Settings, run: str, tmp_path: Path
+) -> None:
+    calls = ["a run", "hub:me/saes"], ["a run", "hub:me/saes/layer-1", "--public"]
+    first, second = pushes(hub, settings, tmp_path / "home", *calls)
+    assert first[:1] + second[:1] == [0, 0], (first, second)
+    assert first[1].startswith(f"Pushed 6 files to hub:me/saes: {hub.endpoint}/me/saes/commit/")
+    files = files_of(hub, "me/saes")
+    folder = ["layer-1/" + name for name in FILES if name[0] != "."]
+    assert sorted(files) == sorted([*FILES, *folder])
+    assert hub.visibility == {"me/saes": "private"}  # made by the first push
+
+    card = files["README.md"].decode()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "saelens"
+    assert "| Held-out FVU | 0.125 |" in card
+    assert "123,456 tokens of `notes.txt`" in card
+    assert 'SAE.from_pretrained("me/saes", "saelens")' in card
+    assert 'SAE.from_pretrained("me/saes", "layer-1/saelens")' in files[folder[0]].decode()
+    for name, content in files.items():
+        assert b"/home/me" not in content, name
+    for place in ("", "layer-1/"):
+        local = tmp_path / "copy" / place
+        for name in FILES[1:]:
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            (local / name).write_bytes(files[place + name])
+        x = torch.randn(9, 6)
+        expected = SAE.load(settings.run_folder(run).sae)(x)
+        for copy in (local, local / "saelens"):
+            again = load_pretrained(copy)
+            assert torch.equal(again.sae(x), expected)
+            assert again.described.place.settings == {"layer": 1, "site": "resid_post"}
+            assert again.notes == []
+
+
+@pytest.mark.parametrize("step", ["lfs", "commit"])
+def test_a_push_that_fails_leaves_nothing_behind(
+    hub: Hub, settings: Settings, run: str, tmp_path: Path, step: str
+) -> None:
+    hub.refuses = {step}
+    hub.add("models", "me/old", {"README.md": b"of a language model", "model.safetensors": b"x"})
+    calls = ["a run", "hub:me/new"], ["a run", "hub:me/old/sae"], ["a run", "hub:me/old"]
+    answers = pushes(hub, settings, tmp_path / "home", *calls)
+    assert [answer[0] for answer in answers] == [2, 2, 2]
+    assert "The hub refused a request about 'me/new'" in answers[0][2]
+    assert "This step is refused." in answers[0][2]
+    assert "has README.md of something else already; push into a folder" in answers[2][2]
+    assert ("models", "me/new") not in hub.repositories
+    assert hub.written.count("DELETE api/repos/delete") == 1
+    assert sorted(files_of(hub, "me/old")) == ["README.md", "model.safetensors"]
+    assert not list(settings.run_folder(run).path.glob(".push*"))
+
+
+def test_a_push_without_the_right_token_says_which_one_is_needed(
+    hub: Hub, settings: Settings, run: str, tmp_path: Path
+) -> None:
+    remedy = "set HF_TOKEN to a token that may write to 'me/saes'"
+    for token in ("", "hf_read"):
+        [answer] = pushes(
+            hub, settings, tmp_path / "home", ["a run", "hub:me/saes"], HF_TOKEN=token
+        )
+        assert answer[0] == 2
+        assert remedy in answer[2]
+        assert answer[2].count("\n") == 1
+    assert hub.repositories == {}
+
+
+def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(
+    hub: Hub, settings: Settings, run: str, client: TestClient, tmp_path: Path
+) -> None:
+    calls = [
+        (f"/runs/{run}/push", {"target": "hub:me/saes/a", "private": False}),
+        (f"/runs/{run}/push", {"target": "me/saes"}),
+        ("/runs/nothing/push", {"target": "hub:me/saes"}),
+        ("/imports", {"path": "hub:me/saes/a"}),
+    ]
+    code = QUIET + REST.format(calls=calls, data_dir=str(settings.data_dir), path="hub:me/saes/a")
+    environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN}
+    pushed, wrong, missing, imported, found = ask(code, hub, tmp_path / "home", **environment)
+    assert pushed[0] == 201, pushed
+    assert pushed[1]["files"][0] == "a/README.md"
+    assert hub.visibility == {"me/saes": "public"}
+    assert (wrong[0], missing[0]) == (422, 404)
+    assert "write hub:OWNER/NAME/PATH" in wrong[1]["detail"]
+    assert found[1]["format"] == "sae-workbench"
+    assert (found[1]["model"], found[1]["layer"]) == ("tiny-gemma2", 1)
+    assert imported[0] == 201, imported
+    assert imported[1]["config"]["model"]["layer"] == 1
+
+
+def test_only_a_run_that_has_ended_with_an_sae_is_pushed(
+    client: TestClient, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = create(client, "quick")
+    wait_for_status(client, finished.id, "finished")
+    settings.run_folder(finished.id).sae.unlink(missing_ok=True)
+    assert main(["push", finished.id, "hub:me/x", "--data-dir", str(settings.data_dir)]) == 2
+    assert "has no SAE to push" in capsys.readouterr().err
+    running = create(client, "wait")
+    wait_for_status(client, running.id, "running")
+    answer = client.post(f"/api/runs/{running.id}/push", json={"target": "hub:me/saes"})
+    assert answer.status_code == 409
+    assert "is still running; push it when it has ended" in answer.text

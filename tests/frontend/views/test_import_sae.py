@@ -1,0 +1,73 @@
+"""The page that imports an SAE: what its files say is shown and can be changed."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.backend.routes.test_imports import write_sae
+from tests.frontend.views.test_pages import Open, address, moved, shown
+from tests.frontend.workbench import Workbench
+
+
+@pytest.fixture
+def path(workbench: Workbench) -> str:
+    folder = workbench.settings.data_dir / "their-sae"
+    named = {"hook_name": "blocks.3.hook_mlp_out", "model_name": "tiny-gemma2"}
+    return str(write_sae(folder, rotated=True, **named).parent)
+
+
+def test_what_the_files_say_is_imported(open_page: Open, workbench: Workbench, path: str) -> None:
+    app = open_page("import_sae")
+    assert not app.button
+    app.text_input(key="url:path").set_value(path).run()
+    assert address(app, "path") == path
+    text = shown(app)
+    assert "Format: saelens, trained on blocks.3.hook_mlp_out" in text
+    assert "ignored: rotated;" in text
+    app.button(key="import").click().run()
+    assert not app.exception
+    [body] = workbench.posted("/api/imports")
+    sent = {name: value for name, value in body.items() if value not in (None, [], "", {})}
+    assert sent == {
+        "path": path, "format": "saelens", "model": "tiny-gemma2", "name": "their-sae",
+        "site": "mlp_out", "layer": 3,
+    }  # fmt: skip
+    assert address(moved(app), "id")
+
+
+def test_model_and_place_can_be_changed(open_page: Open, workbench: Workbench, path: str) -> None:
+    app = open_page("import_sae", path=path)
+    key = f"import:{path}:"
+    app.selectbox(key=key + "site").set_value("Another module").run()
+    app.text_input(key=key + "hook_point").set_value("model.layers.1.mlp").run()
+    app.selectbox(key=key + "hook_io").set_value("input").run()
+    app.text_input(key=key + "name").set_value("mine").run()
+    app.button(key="import").click().run()
+    [body] = workbench.posted("/api/imports")
+    assert (body["hook_point"], body["hook_io"]) == ("model.layers.1.mlp", "input")
+    assert (body["name"], body.get("layer"), body.get("site")) == ("mine", None, None)
+
+
+def test_a_place_that_needs_a_module_asks_for_it(open_page: Open, workbench: Workbench) -> None:
+    path = write_sae(workbench.settings.data_dir / "mid", hook_name="blocks.1.hook_resid_mid")
+    app = open_page("import_sae", path=str(path))
+    assert "blocks.1.hook_resid_mid: that is none of resid_post" in shown(app)
+    assert app.selectbox(key=f"import:{path}:site").value == "Another module"
+    app.button(key="import").click().run()
+    assert not app.exception
+    assert "trained on blocks.1.hook_resid_mid" in shown(app)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("hub:someone/sae", "the Hugging Face hub cannot be reached"),
+        ("hub:someone", "write hub:OWNER/NAME/PATH"),
+        ("/etc/passwd", "lies outside the folders"),
+    ],
+)
+def test_what_cannot_be_read_is_explained(open_page: Open, path: str, words: str) -> None:
+    app = open_page("import_sae", path=path)
+    assert not app.exception
+    assert words in shown(app)
+    assert not app.button
