@@ -7,15 +7,30 @@ import signal
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 EXIT_DISK_FULL = os.EX_IOERR
 """Exit code of a job that had no disk space to record how its runs ended."""
+EXIT_DATABASE_REFUSED = os.EX_UNAVAILABLE
+"""Exit code of a job whose database would not let it in."""
 CLOCK_TOLERANCE_SECONDS = 2.0
 """Clock adjustments may change a process's start time between two readings."""
 _TICKS_PER_BOOT = 2.0**33
 """More clock ticks than any uptime: 2.7 years."""
+
+
+class ProcessId(NamedTuple):
+    """A process, told apart from every other one, on other machines too."""
+
+    pid: int
+    created: float
+    """Its `start_of`."""
+
+
+def this_process() -> ProcessId:
+    return ProcessId(os.getpid(), start_of(os.getpid()))
 
 
 def start_of(pid: int) -> float:
@@ -46,6 +61,14 @@ def is_alive(pid: int, created: float) -> bool:
         return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_elsewhere(created: float) -> bool:
+    """Whether a process with this `start_of` belongs to another machine, or to this one before it
+    restarted.
+    """
+    boots = [number // _TICKS_PER_BOOT for number in (created, start_of(os.getpid()))]
+    return boots[0] != boots[1]
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:

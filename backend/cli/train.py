@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
@@ -30,7 +29,7 @@ from backend.jobs.execution import Train, engine, execute, exit_code, raise_term
 from backend.jobs.logs import logging_into
 from backend.jobs.naming import member_config, named_config
 from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
-from backend.processes import start_of
+from backend.processes import this_process
 from backend.settings import Settings
 from backend.store.database import Database, open_database
 from sae_engine.errors import UserError
@@ -102,7 +101,14 @@ def _execute_here(
         interrupts.handled(),
         _Bar(console, len(members)) as bar,
     ):
-        statuses = execute(database, members, train, asked=interrupts.asked, on_record=bar.show)
+        statuses = execute(
+            database,
+            members,
+            train,
+            asked=interrupts.asked,
+            on_record=bar.show,
+            process=this_process(),
+        )
     _print_end(database, members, console)
     return statuses
 
@@ -121,7 +127,8 @@ def _new_run(
     def add() -> str:
         with database.writing() as session:
             run_id = store.add_run(session, config=config, status="running", group_id=group_id).id
-            store.set_process(session, run_id, pid=os.getpid(), created=start_of(os.getpid()))
+            pid, created = this_process()
+            store.set_process(session, run_id, pid=pid, created=created, has_begun=True)
             return run_id
 
     run_id = when_available(add)

@@ -8,6 +8,7 @@ overwriting each other. Readers never wait and see one consistent state (write-a
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -43,6 +44,31 @@ DISK_FULL_STATE = "53100"
 UNAVAILABLE_STATES = ("08", "40", "53", "55P03", "57P")
 """PostgreSQL's codes for lost connections, conflicts, lack of resources, lock timeouts, restarts.
 """
+_REFUSALS = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|is not permitted to log in"
+    r"|permission denied for database|(database|role) \".*\" does not exist"
+    r"|not currently accepting connections"
+)
+
+
+class SessionLock:
+    """A PostgreSQL lock that lasts as long as the connection that holds it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def is_held(self) -> bool:
+        """Whether the connection still exists; nothing reconnects it."""
+        try:
+            self._connection.exec_driver_sql("SELECT 1")
+        except DBAPIError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Close the connection, which frees the lock."""
+        self._connection.invalidate()
+        self._connection.close()
 
 
 class Database:
@@ -51,8 +77,8 @@ class Database:
     def __init__(self, url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         """A writer waits `busy_seconds` for the others before it raises `OperationalError`."""
         self._url = make_url(url)
-        self._is_sqlite = self._url.get_backend_name() == "sqlite"
-        if self._is_sqlite:
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
             self.engine = create_engine(
                 self._url, connect_args={"timeout": busy_seconds, "isolation_level": None}
             )
@@ -86,13 +112,26 @@ class Database:
         with self._writing.begin() as session:
             yield session
 
+    def session_lock(self, number: int) -> SessionLock | None:
+        """Take a PostgreSQL lock; None if another connection holds it."""
+        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            taken = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({number})").scalar()
+        except BaseException:
+            connection.close()
+            raise
+        if taken:
+            return SessionLock(connection)
+        connection.close()
+        return None
+
     def prepare(self) -> None:
         """Create the tables, or migrate older ones.
 
         Raises `UserError` for tables of an unknown revision and for an unreachable database.
         """
         try:
-            if self._is_sqlite and self._url.database:
+            if self.is_sqlite and self._url.database:
                 Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
                 with self.engine.connect() as connection:
                     _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
@@ -144,6 +183,19 @@ def is_unavailable(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError) and (
         state is None or state.startswith(UNAVAILABLE_STATES)
     )
+
+
+def refusal(error: DBAPIError) -> str | None:
+    """Why a PostgreSQL server that answers lets nobody in, such as a wrong password or a dropped
+    database; None for any other error.
+
+    libpq reports no code before a connection exists, so this reads the server's English messages;
+    in another language, the server counts as unreachable.
+    """
+    text = str(error.orig)
+    if getattr(error.orig, "sqlstate", None) is not None or not _REFUSALS.search(text):
+        return None
+    return text.strip().rpartition("FATAL:")[2].strip()
 
 
 def _take_turns(engine: Engine, busy_seconds: float) -> None:
