@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend import store
 from backend.cli.tables import summary_table, sweep_table
@@ -31,7 +32,7 @@ from backend.jobs.naming import member_config, named_config
 from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
 from backend.processes import this_process
 from backend.settings import Settings
-from backend.store.database import Database, open_database
+from backend.store.database import Database, is_locked
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
@@ -78,9 +79,8 @@ def train_here(
     console = Console()
     statuses: list[RunStatus] = []
     url = settings.resolved_database_url
-    with open_database(url):  # creates the tables, and waits for other writers
-        pass
     with closing(Database(url, busy_seconds=JOB_BUSY_SECONDS)) as database:
+        when_available(partial(_prepare, database))
         for together in by_pass(configs):
             members = dict(
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
@@ -90,6 +90,17 @@ def train_here(
             if "interrupted" in statuses:
                 break
     return exit_code(statuses, signal.SIGINT)
+
+
+def _prepare(database: Database) -> None:
+    """Create the tables; raises `UserError`, or `OperationalError` while other writers are busy."""
+    try:
+        database.prepare()
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, OperationalError) and is_locked(cause):
+            raise cause from None
+        raise
 
 
 def _execute_here(

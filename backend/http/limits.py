@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 
@@ -11,20 +12,37 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backend.errors import ApiError, TooLargeError, TooManyRequestsError, UnprocessableError
+from backend.errors import (
+    ApiError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnavailableError,
+    UnprocessableError,
+)
 from backend.http.problems import MAX_BODY_BYTES, TOO_LARGE, problem_of
 
+MAX_CHANGES = 16
+"""Changes made at a time."""
+WAIT_SECONDS = 5.0
+"""How long a change waits for others before it is refused."""
+QUESTIONS = ("/activations", "/steer")
+"""Endpoints that change nothing; the language model's client limits them."""
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class RequestLimits:
     """ASGI middleware that refuses requests that are too large or too frequent.
 
-    A request without a Content-Length is cut off by the application as it reads.
+    A request without a Content-Length is cut off by the application as it reads. Only a few changes
+    are made at a time: they may wait for each other, and must leave threads to those who read.
     """
 
-    def __init__(self, app: ASGIApp, per_minute: int) -> None:
+    def __init__(
+        self, app: ASGIApp, per_minute: int, *, wait_seconds: float = WAIT_SECONDS
+    ) -> None:
         self.app = app
+        self._wait_seconds = wait_seconds
+        self._changes = asyncio.Semaphore(MAX_CHANGES)
         self._limit = RateLimitItemPerMinute(per_minute)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
@@ -38,10 +56,28 @@ class RequestLimits:
                     )
                 if scope["method"] not in READ_METHODS:
                     await self._count(scope)
+                    if not scope["path"].endswith(QUESTIONS):
+                        await self._change(scope, receive, send)
+                        return
         except ApiError as error:
             await problem_of(error)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+    async def _change(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(self._wait_seconds):
+                await self._changes.acquire()
+        except TimeoutError:
+            raise UnavailableError(
+                "Too many changes wait for the database; try again in a few seconds.",
+                kind="database",
+                retry_after_seconds=5,
+            ) from None
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._changes.release()
 
     async def _count(self, scope: Scope) -> None:
         client = scope.get("client")

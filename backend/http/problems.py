@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -128,6 +128,11 @@ async def _database_error(_: Request, error: OperationalError) -> ProblemRespons
     return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
 
 
+async def _no_connection(_: Request, __: TimeoutError) -> ProblemResponse:
+    detail = "Too many requests wait for the database; try again in a few seconds."
+    return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "5"})
+
+
 async def _system_error(_: Request, error: OSError) -> ProblemResponse:
     if error.errno == errno.ENAMETOOLONG:
         detail = "A name in the request is too long for a file name; give a shorter one."
@@ -146,6 +151,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _invalid_request,
     HTTPException: _http_error,
     OperationalError: _database_error,
+    TimeoutError: _no_connection,
     OSError: _system_error,
     Exception: _unexpected,
 }

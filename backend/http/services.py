@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,8 @@ from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
 
 MAX_OPEN_INDEXES = 8
+BUSY_SECONDS = 10.0
+"""How long a request waits for other writers before it gets a 503; browsers wait for 15."""
 
 
 class IndexCache:
@@ -64,9 +67,10 @@ class Services:
         settings: Settings,
         command: JobCommand = job_command,
         inference: tuple[str, ...] = INFERENCE_COMMAND,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         self.settings = settings
-        self.database = Database(settings.resolved_database_url)
+        self.database = Database(settings.resolved_database_url, busy_seconds=busy_seconds)
         self.supervisor = Supervisor(settings, self.database, command=command)
         self.events = EventFeed(self.database)
         self.indexes = IndexCache()
@@ -86,11 +90,12 @@ class Services:
 
     def close(self) -> None:
         """End all background work but the training jobs."""
-        self.labeler.close()
-        self.playground.close()
-        self.supervisor.close()
-        self.analyses.close()
-        self.database.close()
+        with ExitStack() as closing:  # from the last to the first, whatever fails
+            closing.callback(self.database.close)
+            closing.callback(self.analyses.close)
+            closing.callback(self.supervisor.close)
+            closing.callback(self.playground.close)
+            closing.callback(self.labeler.close)
 
     def run_shapes(self, session: Session, rows: Sequence[RunRow]) -> list[Run]:
         """The REST shapes of runs; queued ones with their place in the queue."""

@@ -35,6 +35,8 @@ START_GRACE = timedelta(seconds=30)
 """How long a claimed run may lack a process: its supervisor may have died while starting it."""
 FOREIGN_SILENCE = timedelta(minutes=10)
 """A run on another machine is given up after this long without a report."""
+CLOSING_SECONDS = 15.0
+"""How long a server that ends waits for the transaction in progress."""
 KILL_AFTER = timedelta(seconds=5)
 
 _log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ class Supervisor:
         """Stop supervising; the jobs continue."""
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(CLOSING_SECONDS)
         for job in self._jobs:
             job.detach()
         self._lock.release()

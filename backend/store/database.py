@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,13 @@ CONNECTION_TIMEOUTS = {
 """For libpq, in seconds, the last one in milliseconds: a PostgreSQL host that vanishes is noticed
 within about 20 seconds.
 """
+READERS = {"pool_size": 5, "max_overflow": 20, "pool_timeout": 10}
+WRITERS = {"pool_size": 2, "max_overflow": 23, "pool_timeout": 10}
+"""Connections kept open, those opened on top, and the seconds that a transaction waits for one."""
 WRITERS_LOCK = 5_389_001
 """Arbitrary: PostgreSQL identifies advisory locks by number."""
 DISK_FULL_STATE = "53100"
+LOCK_TIMEOUT_STATE = "55P03"
 UNAVAILABLE_STATES = ("08", "40", "53", "55P03", "57P")
 """PostgreSQL's codes for lost connections, conflicts, lack of resources, lock timeouts, restarts.
 """
@@ -78,27 +82,34 @@ class Database:
         """A writer waits `busy_seconds` for the others before it raises `OperationalError`."""
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            self.engine = create_engine(
-                self._url, connect_args={"timeout": busy_seconds, "isolation_level": None}
-            )
-            _use_sqlite(self.engine)
-            readers = self.engine
-        else:
-            try:
-                self.engine = create_engine(
-                    self._url, pool_pre_ping=True, connect_args=CONNECTION_TIMEOUTS
-                )
-            except ModuleNotFoundError as error:
-                raise UserError(
-                    f"A {self._url.get_backend_name()} database needs the package {error.name}: "
-                    "pip install 'sae-workbench[postgresql]'."
-                ) from None
-            _take_turns(self.engine, busy_seconds)
-            readers = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self.engine = self._open(busy_seconds, WRITERS)
+        self._readers = self._open(busy_seconds, READERS)
+        isolated = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        readers = self._readers.execution_options(**isolated)
         writers = self.engine.execution_options(writes=True)
         self._reading = sessionmaker(readers, expire_on_commit=False)
         self._writing = sessionmaker(writers, expire_on_commit=False)
+
+    def _open(self, busy_seconds: float, pool: Mapping[str, int]) -> Engine:
+        """An engine with its own connections; those of readers are never taken by writers that
+        wait for their turn.
+        """
+        if self.is_sqlite:
+            options = {"timeout": busy_seconds, "isolation_level": None}
+            engine = create_engine(self._url, connect_args=options, **pool)
+            _use_sqlite(engine)
+            return engine
+        try:
+            engine = create_engine(
+                self._url, pool_pre_ping=True, connect_args=CONNECTION_TIMEOUTS, **pool
+            )
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"A {self._url.get_backend_name()} database needs the package {error.name}: "
+                "pip install 'sae-workbench[postgresql]'."
+            ) from None
+        _take_turns(engine, busy_seconds)
+        return engine
 
     @contextmanager
     def reading(self) -> Generator[Session]:
@@ -131,12 +142,7 @@ class Database:
         Raises `UserError` for tables of an unknown revision and for an unreachable database.
         """
         try:
-            if self.is_sqlite and self._url.database:
-                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-                with self.engine.connect() as connection:
-                    _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
-            with self.writing() as session:
-                upgrade(session.connection())
+            self._create_tables()
         except OperationalError as error:
             raise UserError(
                 f"Cannot use the database {self._url.render_as_string()}: {error.orig}".rstrip()
@@ -148,8 +154,17 @@ class Database:
                 "them, or another data folder."
             ) from None
 
+    def _create_tables(self) -> None:
+        if self.is_sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+            with self.engine.connect() as connection:
+                _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
+        with self.writing() as session:
+            upgrade(session.connection())
+
     def close(self) -> None:
         self.engine.dispose()
+        self._readers.dispose()
 
 
 @contextmanager
@@ -174,15 +189,22 @@ def is_unavailable(error: DBAPIError) -> bool:
     """Whether a statement failed because the database is locked, restarting or unreachable, so
     that the same transaction may succeed later.
     """
-    if error.connection_invalidated:
+    if error.connection_invalidated or is_locked(error):
         return True
     if isinstance(error.orig, sqlite3.Error):
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
-        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        return False
     state = getattr(error.orig, "sqlstate", None)  # None: there is no connection
     return isinstance(error, OperationalError) and (
         state is None or state.startswith(UNAVAILABLE_STATES)
     )
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """Whether a statement failed because other writers kept it waiting for too long."""
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error.orig, "sqlstate", None) == LOCK_TIMEOUT_STATE
 
 
 def refusal(error: DBAPIError) -> str | None:
