@@ -22,10 +22,12 @@ from starlette.routing import Mount
 from backend import routes
 from backend.http import problems
 from backend.http.limits import RequestLimits
+from backend.http.repeats import quiet_repeats
 from backend.http.security import AccessGuard
 from backend.http.services import BUSY_SECONDS, Services
 from backend.jobs.supervisor import JobCommand, job_command
 from backend.playground.client import INFERENCE_COMMAND
+from backend.processes import on_exit_signal
 from backend.settings import Settings, load_settings
 from backend.version import VERSION
 from sae_engine.schema.problems import Problem
@@ -79,9 +81,11 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
     """Start the services of `api` and close them at the end of the block."""
     services: Services = api.state.services
     to_thread.current_default_thread_limiter().total_tokens = THREADS
+    quiet_repeats()
     services.start()
     try:
-        yield
+        with on_exit_signal(services.end_streams):
+            yield
     finally:
         services.close()
 

@@ -10,7 +10,8 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import (
     ApiError,
@@ -25,6 +26,8 @@ MAX_CHANGES = 16
 """Changes made at a time."""
 WAIT_SECONDS = 5.0
 """How long a change waits for others before it is refused."""
+BODY_SECONDS = 30.0
+"""Longest silence within a request's body."""
 QUESTIONS = ("/activations", "/steer")
 """Endpoints that change nothing; the language model's client limits them."""
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -50,6 +53,7 @@ class RequestLimits:
         try:
             if scope["type"] == "http":
                 _check_length(scope)
+                receive = _Patient(receive)
                 if b"%00" in scope["query_string"]:
                     raise UnprocessableError(
                         "The query contains a NUL character; remove it.", kind="invalid"
@@ -91,6 +95,26 @@ class RequestLimits:
             kind="too-many-requests",
             retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())),
         )
+
+
+class _Patient:
+    """Receives a request, whose parts must arrive in time."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_complete = False
+
+    async def __call__(self) -> Message:
+        if self._is_complete:  # what follows is the client's end, whenever that is
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            detail = f"The request's body stopped for {BODY_SECONDS:.0f} s; send it again."
+            raise HTTPException(408, detail) from None
+        self._is_complete = not message.get("more_body", False)
+        return message
 
 
 def _check_length(scope: Scope) -> None:

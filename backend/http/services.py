@@ -17,11 +17,13 @@ from sqlalchemy.orm import Session
 
 from backend import store
 from backend.analyses.client import AnalysisClient
-from backend.http.events import EventFeed
+from backend.http.connections import most_connections
+from backend.http.events import MAX_LISTENERS, EventFeed
 from backend.http.shapes import QueuePlace, run_shape
 from backend.jobs.supervisor import JobCommand, Supervisor, job_command
 from backend.labels.jobs import Labeler
 from backend.playground.client import INFERENCE_COMMAND, PlaygroundClient
+from backend.processes import raise_descriptor_limit
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.label_jobs import settle_label_jobs
@@ -72,11 +74,14 @@ class Services:
         self.settings = settings
         self.database = Database(settings.resolved_database_url, busy_seconds=busy_seconds)
         self.supervisor = Supervisor(settings, self.database, command=command)
-        self.events = EventFeed(self.database)
+        connections = most_connections(raise_descriptor_limit())
+        self.events = EventFeed(self.database, max_listeners=min(MAX_LISTENERS, connections // 2))
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()
         """Held while an export of features is written; there is one at a time."""
+        self.is_closing = False
+        """Whether the server was told to end."""
         self.analyses = AnalysisClient(settings)
         self.playground = PlaygroundClient(settings, inference)
 
@@ -87,6 +92,11 @@ class Services:
         with self.database.writing() as session:
             settle_label_jobs(session)
         self.supervisor.start()
+
+    def end_streams(self) -> None:
+        """Let every answer that is still written come to its end."""
+        self.is_closing = True
+        self.events.close()
 
     def close(self) -> None:
         """End all background work but the training jobs."""
