@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("token", "labels_api_key", mode="before")
+    @classmethod
+    def _stripped(cls, value: object) -> object:
+        return value.strip() or None if isinstance(value, str) else value
+
     @field_validator("read_dirs", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:

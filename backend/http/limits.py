@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +16,7 @@ from backend.errors import (
     UnprocessableError,
 )
 from backend.http.problems import MAX_BODY_BYTES, TOO_LARGE, problem_of
+from backend.http.rates import Rate
 
 MAX_CHANGES = 16
 """Changes made at a time."""
@@ -46,8 +42,7 @@ class RequestLimits:
         self.app = app
         self._wait_seconds = wait_seconds
         self._changes = asyncio.Semaphore(MAX_CHANGES)
-        self._limit = RateLimitItemPerMinute(per_minute)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._rate = Rate(per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,7 +54,7 @@ class RequestLimits:
                         "The query contains a NUL character; remove it.", kind="invalid"
                     )
                 if scope["method"] not in READ_METHODS:
-                    await self._count(scope)
+                    self._count(scope)
                     if not scope["path"].endswith(QUESTIONS):
                         await self._change(scope, receive, send)
                         return
@@ -83,18 +78,17 @@ class RequestLimits:
         finally:
             self._changes.release()
 
-    async def _count(self, scope: Scope) -> None:
+    def _count(self, scope: Scope) -> None:
         client = scope.get("client")
         address = client[0] if client else "unknown"
-        if await self._limiter.hit(self._limit, address):
-            return
-        window = await self._limiter.get_window_stats(self._limit, address)
-        raise TooManyRequestsError(
-            f"{address} sent more than {self._limit.amount} changes within a minute; try again "
-            "later, or raise SAE_WORKBENCH_CHANGES_PER_MINUTE.",
-            kind="too-many-requests",
-            retry_after_seconds=max(1, math.ceil(window.reset_time - time.time())),
-        )
+        if seconds := self._rate.wait_seconds(address):
+            raise TooManyRequestsError(
+                f"{address} sent more than {self._rate.amount} changes within a minute; try again "
+                "later, or raise SAE_WORKBENCH_CHANGES_PER_MINUTE.",
+                kind="too-many-requests",
+                retry_after_seconds=seconds,
+            )
+        self._rate.count(address)
 
 
 class _Patient:
