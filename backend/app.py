@@ -11,6 +11,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
@@ -21,10 +22,12 @@ from starlette.routing import Mount
 from backend import routes
 from backend.http import problems
 from backend.http.limits import RequestLimits
+from backend.http.repeats import quiet_repeats
 from backend.http.security import AccessGuard
-from backend.http.services import Services
+from backend.http.services import BUSY_SECONDS, Services
 from backend.jobs.supervisor import JobCommand, job_command
 from backend.playground.client import INFERENCE_COMMAND
+from backend.processes import on_exit_signal
 from backend.settings import Settings, load_settings
 from backend.version import VERSION
 from sae_engine.schema.problems import Problem
@@ -36,6 +39,8 @@ ROUTERS: list[APIRouter] = [
 """The `router` of every module of `backend.routes`."""
 TAGS = ("system", "runs", "metrics", "features", "labels", "probe", "compare")
 """Sections of the reference at `/api/docs`, in this order."""
+THREADS = 64
+"""Requests that work at a time; `http.limits` leaves most of them to those who read."""
 DESCRIPTION = "Train sparse autoencoders on language-model activations and inspect their features."
 
 
@@ -44,8 +49,12 @@ def create_api(
     *,
     command: JobCommand = job_command,
     inference: tuple[str, ...] = INFERENCE_COMMAND,
+    busy_seconds: float = BUSY_SECONDS,
 ) -> FastAPI:
-    """The endpoints, to be mounted at `/api`; enter `running` before the first request."""
+    """The endpoints, to be mounted at `/api`; enter `running` before the first request.
+
+    A request waits `busy_seconds` for other writers.
+    """
     problem: dict[str, Any] = {
         "model": Problem,
         "description": "What is wrong, in one sentence",
@@ -60,7 +69,7 @@ def create_api(
         responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507), problem),
         max_body_size=problems.MAX_BODY_BYTES,
     )
-    api.state.services = Services(settings, command, inference)
+    api.state.services = Services(settings, command, inference, busy_seconds)
     problems.install(api)
     for router in ROUTERS:
         api.include_router(router)
@@ -71,9 +80,12 @@ def create_api(
 async def running(api: FastAPI) -> AsyncGenerator[None]:
     """Start the services of `api` and close them at the end of the block."""
     services: Services = api.state.services
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    quiet_repeats()
     services.start()
     try:
-        yield
+        with on_exit_signal(services.end_streams):
+            yield
     finally:
         services.close()
 
@@ -83,9 +95,10 @@ def create_app(
     *,
     command: JobCommand = job_command,
     inference: tuple[str, ...] = INFERENCE_COMMAND,
+    busy_seconds: float = BUSY_SECONDS,
 ) -> Starlette:
     """The API without the pages, behind the access guard."""
-    api = create_api(settings, command=command, inference=inference)
+    api = create_api(settings, command=command, inference=inference, busy_seconds=busy_seconds)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None]:

@@ -1,21 +1,82 @@
-"""Processes: identifying them across restarts and clock changes, signals, priority."""
+"""Processes: identifying them across restarts and clock changes, signals, priority, limits."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
 import signal
+import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
 
 import psutil
 
 EXIT_DISK_FULL = os.EX_IOERR
 """Exit code of a job that had no disk space to record how its runs ended."""
+EXIT_DATABASE_REFUSED = os.EX_UNAVAILABLE
+"""Exit code of a job whose database would not let it in."""
+MAX_DESCRIPTORS = 65_536
 CLOCK_TOLERANCE_SECONDS = 2.0
 """Clock adjustments may change a process's start time between two readings."""
 _TICKS_PER_BOOT = 2.0**33
 """More clock ticks than any uptime: 2.7 years."""
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files as its hard limit allows; returns the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            return allowed
+    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+@contextmanager
+def on_exit_signal(action: Callable[[], None]) -> Generator[None]:
+    """Also call `action` from the running event loop when the process is told to end.
+
+    A web server waits for open responses before it tells its application; one that never ends by
+    itself has to know earlier. Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(action)
+        handler = handlers[signal.Signals(number)]
+        assert callable(handler)
+        handler(number, frame)
+
+    chained = [number for number, handler in handlers.items() if callable(handler)]
+    for number in chained:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in chained:
+            signal.signal(number, handlers[number])
+
+
+class ProcessId(NamedTuple):
+    """A process, told apart from every other one, on other machines too."""
+
+    pid: int
+    created: float
+    """Its `start_of`."""
+
+
+def this_process() -> ProcessId:
+    return ProcessId(os.getpid(), start_of(os.getpid()))
 
 
 def start_of(pid: int) -> float:
@@ -46,6 +107,14 @@ def is_alive(pid: int, created: float) -> bool:
         return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_elsewhere(created: float) -> bool:
+    """Whether a process with this `start_of` belongs to another machine, or to this one before it
+    restarted.
+    """
+    boots = [number // _TICKS_PER_BOOT for number in (created, start_of(os.getpid()))]
+    return boots[0] != boots[1]
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from backend.processes import raise_descriptor_limit
 from backend.settings import PREFIX, Settings, is_loopback
 from sae_engine.errors import UserError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from backend.jobs.supervisor import JobCommand
 
 SHUTDOWN_SECONDS = 1
+BACKLOG = 128
+"""Connections that wait to be accepted."""
 STREAMLIT_OPTIONS = {
     "browser.gatherUsageStats": False,
     "server.headless": True,
@@ -94,6 +97,7 @@ def _run(
 
     from backend import store
     from backend.app import api_mount, create_api, running
+    from backend.http.connections import ImpatientProtocol, most_connections
     from backend.http.security import AccessGuard
     from backend.jobs.supervisor import job_command
 
@@ -117,7 +121,13 @@ def _run(
         {**STREAMLIT_OPTIONS, "server.address": settings.host, "server.port": port}
     )
     config = uvicorn.Config(
-        pages, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_SECONDS
+        pages,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        http=ImpatientProtocol,
+        limit_concurrency=most_connections(raise_descriptor_limit()),
+        backlog=BACKLOG,
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises it again after shutting down
         uvicorn.Server(config).run(sockets=[listener])

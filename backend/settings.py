@@ -15,6 +15,8 @@ from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 
 PREFIX = "SAE_WORKBENCH_"
+DATABASE = "workbench.sqlite3"
+"""Name of the database in the data folder."""
 SOURCE_ROOT = Path(__file__).resolve().parent.parent
 STYLE_SHEET = SOURCE_ROOT / "frontend" / "style.css"
 """Style sheet of the pages, also used for exported pages; the backend cannot import it."""
@@ -77,6 +79,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
+    @field_validator("token", "labels_api_key", mode="before")
+    @classmethod
+    def _stripped(cls, value: object) -> object:
+        return value.strip() or None if isinstance(value, str) else value
+
     @field_validator("read_dirs", mode="before")
     @classmethod
     def _split_paths(cls, value: object) -> object:
@@ -106,12 +113,14 @@ class Settings(BaseSettings):
 
     @property
     def resolved_database_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir / 'workbench.sqlite3'}"
+        return self.database_url or f"sqlite:///{self.data_dir / DATABASE}"
 
     @property
     def supervisor_lock(self) -> Path:
-        """Lock file held by the process that supervises this data folder."""
-        return self.data_dir / "supervisor.lock"
+        """Lock file held by the process that supervises the runs of an SQLite database."""
+        path = self.resolved_database_url.removeprefix("sqlite:///").partition("?")[0]
+        file = Path(path).resolve()  # beside the database, which two data folders may share
+        return file.with_name("supervisor.lock" if file.name == DATABASE else f"{file.name}.lock")
 
     @property
     def inference_log(self) -> Path:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend import store
 from backend.cli.tables import summary_table, sweep_table
@@ -30,9 +30,9 @@ from backend.jobs.execution import Train, engine, execute, exit_code, raise_term
 from backend.jobs.logs import logging_into
 from backend.jobs.naming import member_config, named_config
 from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
-from backend.processes import start_of
+from backend.processes import this_process
 from backend.settings import Settings
-from backend.store.database import Database, open_database
+from backend.store.database import Database, is_locked
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
@@ -80,9 +80,8 @@ def train_here(
     interrupts = _Interrupts(console)
     statuses: list[RunStatus] = []
     url = settings.resolved_database_url
-    with open_database(url):  # creates the tables, and waits for other writers
-        pass
     with closing(Database(url, busy_seconds=JOB_BUSY_SECONDS)) as database:
+        when_available(partial(_prepare, database))
         for together in by_pass(configs):
             members = dict(
                 _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
@@ -94,6 +93,17 @@ def train_here(
     if len(statuses) < len(configs):
         console.print(f"{len(configs) - len(statuses)} of {len(configs)} runs were not started.")
     return exit_code(statuses, signal.SIGINT)
+
+
+def _prepare(database: Database) -> None:
+    """Create the tables; raises `UserError`, or `OperationalError` while other writers are busy."""
+    try:
+        database.prepare()
+    except UserError as error:
+        cause = error.__cause__
+        if isinstance(cause, OperationalError) and is_locked(cause):
+            raise cause from None
+        raise
 
 
 def _execute_here(
@@ -108,7 +118,14 @@ def _execute_here(
         interrupts.handled(),
         _Bar(console, len(members)) as bar,
     ):
-        statuses = execute(database, members, train, asked=interrupts.asked, on_record=bar.show)
+        statuses = execute(
+            database,
+            members,
+            train,
+            asked=interrupts.asked,
+            on_record=bar.show,
+            process=this_process(),
+        )
     _print_end(database, members, console)
     return statuses
 
@@ -127,7 +144,8 @@ def _new_run(
     def add() -> str:
         with database.writing() as session:
             run_id = store.add_run(session, config=config, status="running", group_id=group_id).id
-            store.set_process(session, run_id, pid=os.getpid(), created=start_of(os.getpid()))
+            pid, created = this_process()
+            store.set_process(session, run_id, pid=pid, created=created, has_begun=True)
             return run_id
 
     run_id = when_available(add)

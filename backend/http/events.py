@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from backend import store
 from backend.http.curves import metric_value
 from backend.http.shapes import notice_shape, run_error, snapshot_shape
-from backend.http.sse import comment_text, event_text, number_text
+from backend.http.sse import comment_text, event_text, number_text, retry_text
 from backend.store.database import Database
 from sae_engine.schema.runs import ENDED, MetricsEvent, StatusEvent
 
@@ -32,6 +32,9 @@ POLL_SECONDS = 0.5
 REVISIONS_AT_A_TIME = 500
 """Revisions of a long history that are read and sent at once."""
 MAX_LISTENERS = 1_000
+"""Fewer where few files may be open."""
+BUSY_SECONDS = 10
+"""When a listener that found no place may try again."""
 SILENCE_SECONDS = 15.0
 """A comment keeps the connection open after this long without an event."""
 
@@ -49,7 +52,14 @@ class Event(NamedTuple):
 class EventFeed:
     """Follows runs for its listeners; all of them must use it from one event loop."""
 
-    def __init__(self, database: Database, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        poll_seconds: float = POLL_SECONDS,
+        max_listeners: int = MAX_LISTENERS,
+    ) -> None:
+        self.max_listeners = max_listeners
+        self._is_closing = False
         self._database = database
         self._poll_seconds = poll_seconds
         self._listeners: Counter[str] = Counter()
@@ -60,14 +70,18 @@ class EventFeed:
 
     def is_full(self) -> bool:
         """Whether the limit on listeners is reached."""
-        return self._listeners.total() >= MAX_LISTENERS
+        return self._listeners.total() >= self.max_listeners
 
     async def follow(self, run_id: str, after: int) -> AsyncGenerator[str]:
         """The events of a run that follow revision `after`, as text of an event stream.
 
         The stream ends after the last event of a run that has ended or was deleted. It also ends
-        if polling fails unexpectedly; a listener that reconnects starts it again.
+        when the server does, and if polling fails unexpectedly; a listener that reconnects starts
+        it again.
         """
+        if self.is_full():  # requests that came at once may all have found a place
+            yield retry_text(BUSY_SECONDS)
+            return
         self._listeners[run_id] += 1
         try:
             if self._poller is None or self._poller.done():
@@ -80,7 +94,7 @@ class EventFeed:
                     upto = min(latest.revision, after + REVISIONS_AT_A_TIME)
                     yield await self._read(run_id, after, upto)
                     after, sent_at = upto, time.monotonic()
-                elif latest.status in ENDED or self._poller is not poller:
+                elif latest.status in ENDED or self._poller is not poller or self._is_closing:
                     return
                 elif time.monotonic() - sent_at > SILENCE_SECONDS:
                     yield comment_text("nothing new")
@@ -93,6 +107,10 @@ class EventFeed:
             if not self._listeners[run_id]:
                 del self._listeners[run_id]
                 self._latest.pop(run_id, None)
+
+    def close(self) -> None:
+        """End all streams; to be called in their event loop."""
+        self._is_closing = True
 
     async def _poll(self) -> None:
         """Look for new revisions while there are listeners."""

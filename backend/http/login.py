@@ -5,8 +5,10 @@ Used by `security`, which decides which requests need it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+from collections.abc import Iterator
 from html import escape
 from string import Template
 from urllib.parse import parse_qs, quote
@@ -15,9 +17,15 @@ from pydantic import SecretStr
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from backend.http.rates import Rate
+
 COOKIE = "sae_workbench"
+"""Beginning of the cookie's name; the rest depends on the token."""
 LOGIN_PATH = "/login"
 MAX_FORM_BYTES = 10_000
+FORM_SECONDS = 15.0
+MAX_WRONG_PER_MINUTE = 10
+"""Wrong tokens that an address may try before the page makes it wait."""
 COOKIE_SECONDS = 30 * 24 * 3600
 
 _PAGE = Template("""<!doctype html>
@@ -50,30 +58,47 @@ class TokenLogin:
         self._token = token.get_secret_value()
         key = self._token.encode()
         self._cookie = hmac.new(key, b"sae-workbench cookie", hashlib.sha256).hexdigest()
+        # A browser sends the cookies of all servers on a host, whatever their port.
+        name = hmac.new(key, b"sae-workbench name", hashlib.sha256).hexdigest()
+        self.cookie_name = f"{COOKIE}_{name[:8]}"
+        self._wrong = Rate(MAX_WRONG_PER_MINUTE)
 
     def accepts(self, request: HTTPConnection) -> bool:
         """Whether a request carries the token or the cookie."""
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and _equal(given.strip(), self._token):
-            return True
-        return _equal(request.cookies.get(COOKIE, ""), self._cookie)
+        sent = [value for name, value in request.headers.raw if name == b"authorization"]
+        for value in sent:
+            scheme, _, given = value.partition(b" ")
+            if scheme.lower() == b"bearer" and _equal(given.strip(), self._token.encode()):
+                return True
+        cookies = _cookies(request, self.cookie_name.encode())
+        return any(_equal(value, self._cookie.encode()) for value in cookies)
 
     async def respond(self, request: Request) -> Response:
         """The login page; the right token sets the cookie and leads to the page in `next`."""
         target = _own_path(request.query_params.get("next", "/"))
         if request.method != "POST":
             return _page(target)
+        client = request.client.host if request.client else "unknown"
+        if seconds := self._wrong.wait_seconds(client):
+            page = _page(target, f"Too many wrong tokens; try again in {seconds} s.", status=429)
+            page.headers["Retry-After"] = str(seconds)
+            return page
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                return _page(target, "That is too long.", status=413)
+        try:
+            async with asyncio.timeout(FORM_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > MAX_FORM_BYTES:
+                        return _page(target, "That is too long.", status=413)
+        except TimeoutError:
+            return _page(target, "The form did not arrive; send it again.", status=408)
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
-        if not _equal(given, self._token):
+        if not _equal(given.encode("utf-8", "replace"), self._token.encode()):
+            self._wrong.count(client)
             return _page(target, "That is not the token.", status=401)
         response = RedirectResponse(target, status_code=303)
         response.set_cookie(
-            COOKIE,
+            self.cookie_name,
             self._cookie,
             max_age=COOKIE_SECONDS,
             httponly=True,
@@ -93,8 +118,17 @@ def _page(target: str, message: str = "", *, status: int = 200) -> HTMLResponse:
     return HTMLResponse(page, status_code=status)
 
 
-def _equal(given: str, expected: str) -> bool:
-    return hmac.compare_digest(given.encode(), expected.encode())
+def _cookies(request: HTTPConnection, name: bytes) -> Iterator[bytes]:
+    """The values of a cookie, whatever other programs on this host put into theirs."""
+    for header, value in request.headers.raw:
+        for pair in value.split(b";") if header == b"cookie" else ():
+            key, _, given = pair.partition(b"=")
+            if key.strip() == name:
+                yield given.strip().strip(b'"')
+
+
+def _equal(given: bytes, expected: bytes) -> bool:
+    return hmac.compare_digest(given, expected)
 
 
 def _own_path(target: str) -> str:

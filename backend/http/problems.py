@@ -14,12 +14,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend.errors import ApiError, FailedError, UnauthorizedError
-from backend.store.database import DISK_FULL, lacks_room
+from backend.store.database import DISK_FULL, lacks_room, refusal
 from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.features.index.manifest import IndexDamagedError
 from sae_engine.schema.problems import FieldProblem, Problem
@@ -123,7 +123,14 @@ async def _database_error(_: Request, error: OperationalError) -> ProblemRespons
         return ProblemResponse(507, DISK_FULL, kind="disk-full")
     _log.error("the database does not respond", exc_info=error)
     detail = "The database does not respond; try again, or see the server's log."
+    if (reason := refusal(error)) is not None:
+        detail = f"The database refuses this server ({reason}); see SAE_WORKBENCH_DATABASE_URL."
     return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "1"})
+
+
+async def _no_connection(_: Request, __: TimeoutError) -> ProblemResponse:
+    detail = "Too many requests wait for the database; try again in a few seconds."
+    return ProblemResponse(503, detail, kind="database", headers={"Retry-After": "5"})
 
 
 async def _system_error(_: Request, error: OSError) -> ProblemResponse:
@@ -144,6 +151,7 @@ _HANDLERS: dict[type[Exception], Any] = {
     RequestValidationError: _invalid_request,
     HTTPException: _http_error,
     OperationalError: _database_error,
+    TimeoutError: _no_connection,
     OSError: _system_error,
     Exception: _unexpected,
 }

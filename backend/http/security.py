@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.errors import ApiError, ForbiddenError, NotFoundError, UnauthorizedError
 from backend.http.login import LOGIN_PATH, TokenLogin, login_url
@@ -34,6 +34,7 @@ class AccessGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] in ("http", "websocket"):
+            send = _Protected(send)
             try:
                 app = await self._authorized(scope, receive)
             except ApiError as error:
@@ -87,6 +88,24 @@ class AccessGuard:
             )
 
 
+class _Protected:
+    """Sends responses that no other site can show in a frame and no browser takes for another type.
+
+    Otherwise a page could lay itself over the buttons to stop and delete a run.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            headers.append("Content-Security-Policy", "frame-ancestors 'none'")
+            headers["X-Frame-Options"] = "DENY"
+            headers["X-Content-Type-Options"] = "nosniff"
+        await self._send(message)
+
+
 class _Refusal:
     """An ASGI application that answers a request with an error."""
 
@@ -128,4 +147,5 @@ def _is_origin_of(origin: str, host: str) -> bool:
     name = _host_name(host)
     host_port = host[len(name) :].lstrip(":")
     same_name = parts.hostname == name.strip("[]")
-    return same_name and (port or default) == (int(host_port) if host_port.isdecimal() else default)
+    is_number = host_port.isascii() and host_port.isdecimal() and len(host_port) <= 5
+    return same_name and (port or default) == (int(host_port) if is_number else default)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +17,13 @@ from sqlalchemy.orm import Session
 
 from backend import store
 from backend.analyses.client import AnalysisClient
-from backend.http.events import EventFeed
+from backend.http.connections import most_connections
+from backend.http.events import MAX_LISTENERS, EventFeed
 from backend.http.shapes import QueuePlace, run_shape
 from backend.jobs.supervisor import JobCommand, Supervisor, job_command
 from backend.labels.jobs import Labeler
 from backend.playground.client import INFERENCE_COMMAND, PlaygroundClient
+from backend.processes import raise_descriptor_limit
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.label_jobs import settle_label_jobs
@@ -30,6 +33,8 @@ from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
 
 MAX_OPEN_INDEXES = 8
+BUSY_SECONDS = 10.0
+"""How long a request waits for other writers before it gets a 503; browsers wait for 15."""
 
 
 class IndexCache:
@@ -64,15 +69,19 @@ class Services:
         settings: Settings,
         command: JobCommand = job_command,
         inference: tuple[str, ...] = INFERENCE_COMMAND,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         self.settings = settings
-        self.database = Database(settings.resolved_database_url)
+        self.database = Database(settings.resolved_database_url, busy_seconds=busy_seconds)
         self.supervisor = Supervisor(settings, self.database, command=command)
-        self.events = EventFeed(self.database)
+        connections = most_connections(raise_descriptor_limit())
+        self.events = EventFeed(self.database, max_listeners=min(MAX_LISTENERS, connections // 2))
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
         self.exporting = threading.Lock()
         """Held while an export of features is written; there is one at a time."""
+        self.is_closing = False
+        """Whether the server was told to end."""
         self.analyses = AnalysisClient(settings)
         self.playground = PlaygroundClient(settings, inference)
 
@@ -84,13 +93,19 @@ class Services:
             settle_label_jobs(session)
         self.supervisor.start()
 
+    def end_streams(self) -> None:
+        """Let every answer that is still written come to its end."""
+        self.is_closing = True
+        self.events.close()
+
     def close(self) -> None:
         """End all background work but the training jobs."""
-        self.labeler.close()
-        self.playground.close()
-        self.supervisor.close()
-        self.analyses.close()
-        self.database.close()
+        with ExitStack() as closing:  # from the last to the first, whatever fails
+            closing.callback(self.database.close)
+            closing.callback(self.analyses.close)
+            closing.callback(self.supervisor.close)
+            closing.callback(self.playground.close)
+            closing.callback(self.labeler.close)
 
     def run_shapes(self, session: Session, rows: Sequence[RunRow]) -> list[Run]:
         """The REST shapes of runs; queued ones with their place in the queue."""

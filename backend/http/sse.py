@@ -32,6 +32,11 @@ def number_text(number: int) -> str:
     return format_sse_event(id=str(number)).decode()
 
 
+def retry_text(seconds: int) -> str:
+    """The time after which clients that lost the connection make another one."""
+    return format_sse_event(retry=1000 * seconds).decode()
+
+
 def comment_text(comment: str) -> str:
     """A line that clients ignore; it keeps the connection open."""
     return format_sse_event(comment=comment).decode()

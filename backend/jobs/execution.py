@@ -17,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from backend import store
 from backend.jobs.logs import LOG_TAIL_LINES, tail
 from backend.jobs.recorder import BATCH_SECONDS, Recorder
-from backend.jobs.retry import when_available
+from backend.jobs.retry import DatabaseRefusedError, when_available
 from backend.jobs.run_log import RunLog
+from backend.processes import ProcessId
 from backend.store.database import Database, is_unavailable
 from sae_engine.errors import UserError
 from sae_engine.schema.records import AnyRecord, EndRecord, FailureRecord, StopRequest
@@ -72,22 +73,24 @@ def execute(
     *,
     asked: Callable[[], StopRequest] = no_request,
     on_record: Callable[[int, AnyRecord], None] = lambda _number, _record: None,
+    process: ProcessId | None = None,
 ) -> list[RunStatus]:
     """Run the engine to its end, store what it yields, and return how each run ended.
 
     The `members`, by run id, share a pass of the language model; an error that ends the pass ends
     all runs still on it. `asked` is a stop request from this process, besides those in the
-    database. While the database is unavailable, training waits. Raises `DiskFullError` if there is
-    no room even to store how the runs ended.
+    database. A run that `process` does not run any more ends at once and stores nothing. While the
+    database is unavailable, training waits. Raises `DiskFullError` or `DatabaseRefusedError` if not
+    even the ends of the runs can be stored.
     """
     run_ids = list(members)
     batch_seconds = min(BATCH_SECONDS * len(members), LONGEST_BATCH_SECONDS)
     recorders = [
-        Recorder(database, run_id, member, batch_seconds=batch_seconds)
+        Recorder(database, run_id, member, process=process, batch_seconds=batch_seconds)
         for run_id, member in members.items()
     ]
     logs = [RunLog(run_id) for run_id in run_ids]
-    requests = StopRequests(database, run_ids, asked)
+    requests = StopRequests(database, run_ids, asked, process)
     ended: dict[int, RunStatus] = {}
 
     def fail(number: int, status: RunStatus, kind: str, message: str) -> None:
@@ -118,6 +121,8 @@ def execute(
             on_record(number, record)
         if len(ended) < len(run_ids):
             raise RuntimeError("the engine stopped without reporting how the run ended")
+    except DatabaseRefusedError:
+        raise  # nothing can be stored
     except UserError as error:
         _log.exception("the run failed")
         fail_rest("failed", type(error).__name__, str(error))
@@ -143,8 +148,13 @@ class StopRequests:
     """Stop requests for the runs on a pass: from the database and from this process."""
 
     def __init__(
-        self, database: Database, run_ids: Sequence[str], asked: Callable[[], StopRequest]
+        self,
+        database: Database,
+        run_ids: Sequence[str],
+        asked: Callable[[], StopRequest],
+        process: ProcessId | None,
     ) -> None:
+        self._process = process
         self._database = database
         self._asked = asked
         self._stored = StopRequest.NONE
@@ -163,7 +173,7 @@ class StopRequests:
         """Read all runs' requests; if the database is unavailable, the last known ones apply."""
         try:
             with self._database.reading() as session:
-                self._requests = store.stop_requests(session, list(self._requests))
+                self._requests = store.stop_requests(session, list(self._requests), self._process)
         except DBAPIError as error:
             if not is_unavailable(error):
                 raise
@@ -178,5 +188,5 @@ class StopRequests:
     def _store(self, *, force: bool) -> None:
         with self._database.writing() as session:
             for row in store.active_runs(session):
-                if row.id in self._requests:
+                if row.id in self._requests and self._process in (None, row.process):
                     store.request_stop(session, row.id, force=force)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.alerts import Alert, AlertWatch, free_bytes
 from backend.jobs.retry import when_available
+from backend.processes import ProcessId
 from backend.store.database import Database
 from backend.store.models import RunRow
 from sae_engine.schema.records import (
@@ -35,7 +36,7 @@ SPEED_WINDOW = 20
 """Points on the curve over which the current speed is measured."""
 DISK_CHECK_SECONDS = 30.0
 
-_Result = TypeVar("_Result")
+_log = logging.getLogger(__name__)
 
 
 class Recorder:
@@ -47,11 +48,14 @@ class Recorder:
         run_id: str,
         member: Member,
         *,
+        process: ProcessId | None = None,
         batch_seconds: float = BATCH_SECONDS,
     ) -> None:
         self.deadline = math.inf
         """Until when (`time.monotonic`) to wait for an unavailable database."""
         self._database = database
+        self._process = process
+        self._is_superseded = False
         self._run_id = run_id
         self._folder = member.folder
         self._watch = AlertWatch(member.config)
@@ -178,12 +182,20 @@ class Recorder:
             return None
         return max(0, self._total_tokens - last.tokens) / speed
 
-    def _write(self, action: Callable[[Session], _Result]) -> _Result:
-        def transaction() -> _Result:
-            with self._database.writing() as session:
-                return action(session)
+    def _write(self, action: Callable[[Session], object]) -> None:
+        """Store something, unless this process does not run the run any more."""
 
-        return when_available(transaction, deadline=self.deadline)
+        def transaction() -> None:
+            with self._database.writing() as session:
+                if self._process and not store.is_run_by(session, self._run_id, self._process):
+                    self._is_superseded = True
+                else:
+                    action(session)
+
+        if not self._is_superseded:
+            when_available(transaction, deadline=self.deadline)
+            if self._is_superseded:
+                _log.warning("run %s is not run by this process any more", self._run_id)
 
 
 def _speed(first: MetricsRecord, last: MetricsRecord) -> float | None:

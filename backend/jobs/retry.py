@@ -10,16 +10,28 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from backend.store.database import DISK_FULL, is_unavailable, lacks_room
-from sae_engine.errors import DiskFullError
+from backend.store.database import DISK_FULL, is_unavailable, lacks_room, refusal
+from sae_engine.errors import DiskFullError, UserError
 
 JOB_BUSY_SECONDS = 2.0
 """How long one try of a job waits for other writers; signals are handled between tries."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+REFUSED_SECONDS = 60.0
+"""How long a job waits for a database that refuses it, as it may while it is being restored."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+
+
+class DatabaseRefusedError(UserError):
+    """The database has answered for a while, and let this process in no more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"The database refuses this run ({reason}); make it accept SAE_WORKBENCH_DATABASE_URL, "
+            "and resume from the last checkpoint."
+        )
 
 
 def when_available(
@@ -27,13 +39,16 @@ def when_available(
     *,
     deadline: float = math.inf,
     sleep: Callable[[float], None] = time.sleep,
+    refused_seconds: float = REFUSED_SECONDS,
 ) -> _Result:
     """Run a transaction, and repeat it for as long as the database is unavailable.
 
     After the `deadline` (of `time.monotonic`) it is not repeated, and the error is raised. Raises
-    `DiskFullError` if the database's disk is full.
+    `DiskFullError` if the database's disk is full, `DatabaseRefusedError` if it answers but refuses
+    this process for `refused_seconds`.
     """
     began = time.monotonic()
+    refused_since = math.inf
     pause = FIRST_PAUSE_SECONDS
     has_failed = False
     while True:
@@ -44,6 +59,10 @@ def when_available(
                 raise DiskFullError(DISK_FULL) from error
             if not is_unavailable(error) or time.monotonic() >= deadline:
                 raise
+            reason = refusal(error)
+            refused_since = min(refused_since, time.monotonic()) if reason else math.inf
+            if reason and time.monotonic() - refused_since >= refused_seconds:
+                raise DatabaseRefusedError(reason) from error
             if not has_failed:
                 _log.warning("the database is unavailable, waiting for it: %s", error.orig)
             has_failed = True

@@ -55,10 +55,17 @@ class Places:
     """The slots and the active runs that occupy them."""
 
     def __init__(
-        self, slots: Sequence[Slot], active: Collection[RunRow], held: Collection[str] = ()
+        self,
+        slots: Sequence[Slot],
+        active: Collection[RunRow],
+        held: Collection[str] = (),
+        pause: str | None = None,
     ) -> None:
-        """`held` are ids of slots whose process has not exited yet."""
+        """`held` are ids of slots whose process has not exited yet; `pause` is why no run is
+        started at present.
+        """
         self.slots = slots
+        self._pause = pause
         self._held = held
         self._has_gpu = any(slot.device != "cpu" for slot in slots)
         self._taken: dict[str, list[RunRow]] = {slot.id: [] for slot in slots}
@@ -141,7 +148,7 @@ class Places:
         if not usable:
             return f"Waiting for {device}, but this server trains on {self.devices}."
         if self.place_for(row) is not None:
-            return "About to start."
+            return self._pause or "About to start."
         taken = [slot for slot in usable if self._is_taken(slot)]
         where = " and ".join("the CPU" if slot.id == "cpu" else slot.id for slot in taken)
         names = [f"'{n}'" for n in dict.fromkeys(r.name for s in taken for r in self._taken[s.id])]

@@ -1,21 +1,20 @@
 """The supervisor: starts jobs for queued runs, ends jobs that do not stop, and judges runs whose
 job disappeared.
 
-One thread in the web process. Of several servers on one data folder only the holder of the lock
-file supervises; another takes over when it exits. Jobs are detached and outlive their supervisor;
+One thread in the web process. Of several servers on one database only the holder of a lock
+supervises; another takes over when it exits. Jobs are detached and outlive their supervisor;
 the next one recognizes them by process number and start.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import signal
 import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import psutil
 from sqlalchemy.orm import Session
@@ -23,15 +22,21 @@ from sqlalchemy.orm import Session
 from backend import store
 from backend.jobs.executor import Job, JobCommand, LocalExecutor, job_command
 from backend.jobs.logs import LOG_TAIL_LINES, tail
+from backend.jobs.shortage import SHORTAGES, StartPause
 from backend.jobs.slots import Places, Slot, find_slots
-from backend.processes import EXIT_DISK_FULL, describe_signal, start_of
+from backend.jobs.supervisor_lock import supervisor_lock
+from backend.jobs.verdicts import verdict
+from backend.processes import is_elsewhere, start_of
 from backend.settings import Settings
-from backend.store.database import DISK_FULL, Database
+from backend.store.database import Database
 from backend.store.models import RunRow
-from sae_engine.errors import DiskFullError
 
 START_GRACE = timedelta(seconds=30)
 """How long a claimed run may lack a process: its supervisor may have died while starting it."""
+FOREIGN_SILENCE = timedelta(minutes=10)
+"""A run on another machine is given up after this long without a report."""
+CLOSING_SECONDS = 15.0
+"""How long a server that ends waits for the transaction in progress."""
 KILL_AFTER = timedelta(seconds=5)
 
 _log = logging.getLogger(__name__)
@@ -43,6 +48,14 @@ class _Report(NamedTuple):
     reported_at: datetime | None
     since: float
     is_noted: bool = False
+
+    def silence(self, row: RunRow) -> timedelta:
+        """How long the run has not reported anything, by a clock that neither jumps nor runs while
+        the machine sleeps.
+        """
+        if row.reported_at != self.reported_at:
+            return timedelta(0)
+        return timedelta(seconds=time.monotonic() - self.since)
 
 
 class Supervisor:
@@ -57,6 +70,7 @@ class Supervisor:
         poll_seconds: float = 0.5,
         patience: timedelta = timedelta(seconds=30),
         silence: timedelta = timedelta(minutes=15),
+        pause: StartPause | None = None,
     ) -> None:
         """A job gets `patience` to end after a forced stop; a run without any report for the
         length of a `silence` gets an alert.
@@ -74,7 +88,9 @@ class Supervisor:
         self._terminated: set[int] = set()
         self._reports: dict[str, _Report] = {}
         self._last_error = ""
-        self._lock: IO[str] | None = None
+        self._lock = supervisor_lock(settings, database)
+        self._supervises = False
+        self._pause = pause or StartPause()
         self._deferred = False
         self._wake = threading.Event()
         self._closing = False
@@ -91,16 +107,15 @@ class Supervisor:
         """Stop supervising; the jobs continue."""
         self._closing = True
         self._wake.set()
-        self._thread.join()
+        self._thread.join(CLOSING_SECONDS)
         for job in self._jobs:
             job.detach()
-        if self._lock is not None:
-            self._lock.close()
+        self._lock.release()
 
     @property
     def supervises(self) -> bool:
-        """Whether this process is the one that supervises its data folder."""
-        return self._lock is not None
+        """Whether this process is the one that supervises its database."""
+        return self._supervises
 
     def _loop(self) -> None:
         while not self._closing:
@@ -108,7 +123,8 @@ class Supervisor:
             try:
                 if self._acquire():
                     self._judge_and_end()
-                    self._start_next()
+                    if self._pause.is_over:
+                        self._start_next()
                 self._last_error = ""
             except Exception as error:
                 if str(error) != self._last_error:  # once, not at every poll
@@ -117,96 +133,94 @@ class Supervisor:
             self._wake.wait(self._poll_seconds)
 
     def _acquire(self) -> bool:
-        if self._lock is not None:
-            return True
-        file = self._settings.supervisor_lock.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            if not self._deferred:
-                self._deferred = True
-                _log.warning(
-                    "another server supervises the runs in %s; this one answers requests, starts "
-                    "no runs, and takes over when the other ends",
-                    self._settings.data_dir,
-                )
-            return False
-        if self._deferred:
+        self._supervises, before = False, self._supervises
+        self._supervises = self._lock.acquire()
+        if not self._supervises and not self._deferred:
+            self._deferred = True
+            _log.warning(
+                "another server supervises the runs in %s; this one answers requests, starts "
+                "no runs, and takes over when the other ends",
+                self._settings.data_dir,
+            )
+        if self._supervises and not before and self._deferred:
+            self._deferred = False
             _log.warning("this server supervises the runs in %s now", self._settings.data_dir)
-        self._lock = file
-        return True
+        return self._supervises
 
     # Judging and ending
 
     def _judge_and_end(self) -> None:
         codes = [job.poll() for job in self._jobs]
-        exits: dict[tuple[str, str | None], int | None] = {
-            (run_id, job.slot_id): code
-            for job, code in zip(self._jobs, codes, strict=True)
-            for run_id in job.run_ids
-        }
+        exits: dict[tuple[str, int | None], int | None] = {}
+        for job, code in zip(self._jobs, codes, strict=True):
+            for run_id in job.run_ids:
+                exits[run_id, job.pid] = exits[run_id, None] = code
         with self._database.reading() as session:
             rows = store.active_runs(session)
         working: list[RunRow] = []
+        elsewhere: list[RunRow] = []
         for row in rows:
-            key = (row.id, row.slot)
+            key = (row.id, row.pid)
             if key in exits:
                 is_working = exits[key] is None
-            elif row.pid is None or row.pid_created is None:
-                if not row.started_at or abs(store.now() - row.started_at) <= START_GRACE:
-                    continue
-                is_working = False
+            elif row.process is None:
+                if row.started_at and abs(store.now() - row.started_at) > START_GRACE:
+                    self._put_back([row.id], "A run was claimed, but no process was started for it")
+                continue
             else:
-                is_working = self._executor.is_alive(row.pid, row.pid_created)
+                is_working = self._executor.is_alive(*row.process)
             if is_working:
                 working.append(row)
+            elif self._may_work_elsewhere(row):
+                elsewhere.append(row)
             else:
                 self._judge(row, exits.get(key))
         self._end_overdue(working)
-        self._note_silence(working)
+        self._note_silence([*working, *elsewhere])
         self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
+
+    def _may_work_elsewhere(self, row: RunRow) -> bool:
+        """Whether a run may have a process on another machine: its reports can be seen from here,
+        its process cannot.
+        """
+        created = row.pid_created
+        if self._database.is_sqlite or created is None or not is_elsewhere(created):
+            return False
+        report = self._reports.get(row.id)
+        patience = self._patience if row.force_stop_at else FOREIGN_SILENCE
+        return report is None or report.silence(row) < patience
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
         """Record how a run ended, unless its job already did."""
+        if exit_code is not None and exit_code > 0 and not row.has_begun:
+            self._put_back([row.id], f"The run's process ended with exit code {exit_code} at once")
+            return
+        status, kind, message = verdict(exit_code, was_forced=row.force_stop_at is not None)
         log_tail = tail(self._settings.run_folder(row.id).log, LOG_TAIL_LINES)
-        if exit_code is None:
-            status, kind = "interrupted", "ProcessVanished"
-            message = (
-                "The run's process disappeared without a message; it was killed, or the machine "
-                "restarted."
-            )
-        elif exit_code < 0:
-            status, kind = "interrupted", describe_signal(-exit_code)
-            message = f"The run's process was ended by {kind}."
-            if row.force_stop_at is not None:
-                message = f"The run ignored a forced stop, so its process was ended by {kind}."
-            elif -exit_code == signal.SIGKILL:
-                message += " This often means that the machine ran out of memory."
-        elif exit_code == EXIT_DISK_FULL:
-            status, kind, message = "failed", DiskFullError.__name__, DISK_FULL
-        else:
-            status, kind = "failed", "ProcessExited"
-            message = f"The run's process ended with exit code {exit_code}; the log may say why."
         with self._database.writing() as session:
-            judged = store.fail_run(
+            judged = (
+                row.process is None or store.is_run_by(session, row.id, row.process)
+            ) and store.fail_run(
                 session, row.id, status, kind=kind, message=message, log_tail=log_tail
             )
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
 
-    def _note_silence(self, rows: Sequence[RunRow]) -> None:
-        """Alert once about every run that has reported nothing for too long.
+    def _put_back(self, run_ids: Sequence[str], why: str) -> None:
+        """Queue runs again whose process could not start, and wait before the next start."""
+        self._pause.begin(why)
+        with self._database.writing() as session:
+            store.put_back(session, run_ids)
 
-        Measured by a clock that neither jumps nor runs while the machine sleeps.
-        """
+    def _note_silence(self, rows: Sequence[RunRow]) -> None:
+        """Alert once about every run that has reported nothing for too long."""
         at = time.monotonic()
         earlier, self._reports = self._reports, {}
         for row in rows:
             report = earlier.get(row.id)
             if report is None or report.reported_at != row.reported_at:
                 report = _Report(row.reported_at, at)
-            silence = timedelta(seconds=at - report.since)
+            silence = report.silence(row)
             if not report.is_noted and silence >= self._silence:
                 report = report._replace(is_noted=True)
                 message = (
@@ -238,10 +252,11 @@ class Supervisor:
 
     def places(self, active: Sequence[RunRow]) -> Places:
         """The slots and the active runs in them."""
-        return Places(self._slots, active, {job.slot_id for job in list(self._jobs)})
+        held = {job.slot_id for job in list(self._jobs)}
+        return Places(self._slots, active, held, self._pause.reason)
 
     def _start_next(self) -> None:
-        while (claimed := self._claim()) is not None:
+        while self._pause.is_over and (claimed := self._claim()) is not None:
             self._start(*claimed)
 
     def _claim(self) -> tuple[Slot, Sequence[RunRow]] | None:
@@ -269,16 +284,22 @@ class Supervisor:
         return queue
 
     def _start(self, slot: Slot, rows: Sequence[RunRow]) -> None:
+        run_ids = [row.id for row in rows]
         try:
-            job = self._executor.start([row.id for row in rows], slot)
+            job = self._executor.start(run_ids, slot)
         except OSError as error:
-            message = f"The run's process could not be started: {error}."
+            message = f"The run's process could not be started: {error}"
+            if error.errno in SHORTAGES:
+                self._put_back(run_ids, message)
+                return
+            message += "."
             with self._database.writing() as session:
                 for row in rows:
                     store.fail_run(
                         session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
                     )
             return
+        self._pause.end()
         self._jobs.append(job)
         try:
             created = start_of(job.pid)

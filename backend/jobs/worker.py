@@ -8,7 +8,6 @@ end of its runs into their rows. The supervisor judges only runs whose job could
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from collections.abc import Sequence
 from backend import store
 from backend.jobs.execution import Terminated, Train, engine, execute, exit_code, raise_terminated
 from backend.jobs.logs import LOG_FORMAT, logging_into
-from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
-from backend.processes import EXIT_DISK_FULL, lower_priority, start_of
+from backend.jobs.retry import JOB_BUSY_SECONDS, DatabaseRefusedError, when_available
+from backend.processes import EXIT_DATABASE_REFUSED, EXIT_DISK_FULL, lower_priority, this_process
 from backend.settings import Settings, load_settings
 from backend.store.database import Database
 from backend.store.models import RunRow
@@ -44,7 +43,7 @@ def main(run_ids: Sequence[str], *, train: Train = engine) -> int:
             return 0
         logs = [member.folder.log for member in members.values()]
         with logging_into(logs[1:]):  # the first one receives this process's output
-            statuses = execute(database, members, train)
+            statuses = execute(database, members, train, process=this_process())
             for run_id, status in zip(members, statuses, strict=True):
                 _log.info("run %s %s", run_id, status)
         return exit_code(statuses)
@@ -53,18 +52,21 @@ def main(run_ids: Sequence[str], *, train: Train = engine) -> int:
     except DiskFullError as error:
         _log.error("%s", error)
         return EXIT_DISK_FULL
+    except DatabaseRefusedError as error:
+        _log.error("%s", error)
+        return EXIT_DATABASE_REFUSED
     finally:
         database.close()
 
 
 def _take_over(database: Database, run_id: str) -> RunRow | None:
     """Record in a run's row that this process runs it; None if the run is not active any more."""
-    pid = os.getpid()
+    pid, created = this_process()
     with database.writing() as session:
         row = store.get_run(session, run_id)
-        if store.set_process(session, run_id, pid=pid, created=start_of(pid)):
+        if store.set_process(session, run_id, pid=pid, created=created, has_begun=True):
             return row
-    _log.warning("run %s is %s; nothing to do", run_id, row.status)
+    _log.warning("run %s is %s, or has another process; nothing to do", run_id, row.status)
     return None
 
 

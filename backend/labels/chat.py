@@ -22,6 +22,9 @@ TIMEOUT_SECONDS = 120.0
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_TOKENS = 2_000
 """Enough for a model that reasons before it answers."""
+MAX_ANSWER_CHARACTERS = 20_000
+"""Of a longer answer only the end is read, where the label is."""
+MAX_COUNT = 10**9
 GARBLED_TRIES = 2
 """Attempts per answer when the endpoint reports success without a chat completion."""
 
@@ -110,7 +113,7 @@ class ChatClient:
             except BadRequestError as error:
                 if not self._adapts_to(_reason(error)):
                     raise
-            except ValueError:
+            except (ValueError, TypeError, AttributeError, RecursionError):
                 return None
 
     def _adapts_to(self, reason: str) -> bool:
@@ -129,17 +132,31 @@ def _answer(completion: Any) -> Answer | None:
     """The client does not check an endpoint's answers, so nothing is taken for granted here."""
     try:
         text = completion.choices[0].message.content
-        usage = completion.usage
-        counts = [
-            int(getattr(usage, f"{kind}_tokens", 0) or 0) for kind in ("prompt", "completion")
-        ]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         return None
-    return Answer(text, *counts) if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    usage = getattr(completion, "usage", None)
+    counts = [_count(getattr(usage, f"{kind}_tokens", 0)) for kind in ("prompt", "completion")]
+    return Answer(_storable(text[-MAX_ANSWER_CHARACTERS:]), *counts)
+
+
+def _count(reported: object) -> int:
+    """A token count as an integer; 0 for anything that is none."""
+    if isinstance(reported, int | float) and 0 <= reported <= MAX_COUNT:
+        return int(reported)
+    return 0
+
+
+def _storable(text: str) -> str:
+    """Text without what databases and requests refuse: half characters and zero bytes."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return whole.replace("\0", "\N{SYMBOL FOR NULL}")
 
 
 def _reason(error: APIStatusError) -> str:
     """The message in an error's body, shortened."""
     body: Any = error.body
     text: Any = cast(dict[str, Any], body).get("message") if isinstance(body, dict) else body
-    return " ".join(str(text or error.response.text).split())[:200] or error.response.reason_phrase
+    words = " ".join(str(text or error.response.text)[:MAX_ANSWER_CHARACTERS].split())[:200]
+    return _storable(words) or error.response.reason_phrase

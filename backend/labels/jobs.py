@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from sqlalchemy.exc import DBAPIError
+
 from backend.labels.chat import ChatClient, EndpointError
 from backend.processes import start_of
 from backend.store.database import Database
@@ -109,7 +111,7 @@ class Labeler:
         with self._lock:
             running = dict(self._running)
         for job_id, (loop, _) in running.items():
-            with self._database.writing() as session:
+            with suppress(DBAPIError), self._database.writing() as session:
                 end_label_job(session, job_id, "interrupted", SERVER_ENDED)
             _cancel_all(loop)
         for _, thread in running.values():

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Generator
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -25,6 +24,7 @@ from backend.errors import (
     UnavailableError,
     UnprocessableError,
 )
+from backend.playground.pipe import SEND_SECONDS, QuestionPipe
 from backend.playground.protocol import (
     REPLY,
     EndReply,
@@ -58,6 +58,7 @@ class _Exited:
     """In an inbox: the process ended before the answer did."""
 
     exit_code: int
+    was_stuck: bool
 
 
 _Inbox = queue.Queue[PartReply | EndReply | FailReply | _Exited]
@@ -68,23 +69,16 @@ class _Worker:
     """A running process and the open questions to it."""
 
     process: subprocess.Popen[bytes]
+    pipe: QuestionPipe
     phase: str | None = STARTING
     inboxes: dict[int, _Inbox] = field(default_factory=lambda: dict[int, _Inbox]())
 
     def send(self, question: Question) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(question.model_dump_json().encode() + b"\n")
-        self.process.stdin.flush()
-
-    def hang_up(self) -> None:
-        """Close the question pipe, which ends the process."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self.pipe.send(question.model_dump_json().encode() + b"\n")
 
     def end(self) -> None:
         """Stop the process and wait for it to exit."""
-        self.hang_up()
+        self.pipe.hang_up()
         try:
             self.process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -95,8 +89,14 @@ class _Worker:
 class PlaygroundClient:
     """Asks the language model; safe to use from several threads."""
 
-    def __init__(self, settings: Settings, command: tuple[str, ...] = INFERENCE_COMMAND) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        command: tuple[str, ...] = INFERENCE_COMMAND,
+        send_seconds: float = SEND_SECONDS,
+    ) -> None:
         self._settings = settings
+        self._send_seconds = send_seconds
         self._command = command
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
@@ -155,9 +155,9 @@ class PlaygroundClient:
             worker, self._worker = self._worker, None
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            if worker is not None:
-                worker.end()
             listener = self._listener
+        if worker is not None:
+            worker.end()  # without the lock, which its last replies need
         if listener is not None:
             listener.join()
 
@@ -173,12 +173,10 @@ class PlaygroundClient:
                 self._idle_timer.cancel()
             self._last_number += 1
             question = Question(number=self._last_number, task=task)
-            worker = self._worker or self._start()
-            try:
-                worker.send(question)
-            except (BrokenPipeError, ValueError):  # it has just died; start another
+            worker = self._worker
+            if worker is None or worker.process.poll() is not None:  # it may have just died
                 worker = self._start()
-                worker.send(question)
+            worker.send(question)
             inbox = worker.inboxes[question.number] = queue.Queue()
             return worker, question.number, inbox
 
@@ -198,7 +196,7 @@ class PlaygroundClient:
                 f"The process for the language model could not be started: {error}.",
                 kind="inference-lost",
             ) from error
-        self._worker = worker = _Worker(process)
+        self._worker = worker = _Worker(process, QuestionPipe(process, self._send_seconds))
         self._listener = threading.Thread(
             target=self._listen, args=(worker,), name="inference", daemon=True
         )
@@ -217,11 +215,11 @@ class PlaygroundClient:
                 worker.process.kill()
         exit_code = worker.process.wait()
         with self._lock:
-            worker.hang_up()
+            worker.pipe.hang_up()
             if self._worker is worker:
                 self._worker = None
             for inbox in worker.inboxes.values():
-                inbox.put(_Exited(exit_code))
+                inbox.put(_Exited(exit_code, worker.pipe.is_stuck))
 
     def _receive(self, worker: _Worker, reply: Reply) -> None:
         with self._lock:
@@ -238,8 +236,7 @@ class PlaygroundClient:
             if self._worker is not worker:
                 return
             if cancel:
-                with suppress(BrokenPipeError):
-                    worker.send(Question(number=number, task=None))
+                worker.send(Question(number=number, task=None))
             if not worker.inboxes:
                 self._idle_timer = threading.Timer(
                     self._settings.inference_idle_seconds, self._unload, args=(worker,)
@@ -250,9 +247,10 @@ class PlaygroundClient:
     def _unload(self, worker: _Worker) -> None:
         """End a process that is idle."""
         with self._lock:
-            if self._worker is worker and not worker.inboxes:
-                self._worker = None
-                worker.end()
+            if self._worker is not worker or worker.inboxes:
+                return
+            self._worker = None
+        worker.end()
 
     def _error_of(self, reply: FailReply | _Exited) -> ApiError:
         log = self._settings.inference_log
@@ -260,6 +258,8 @@ class PlaygroundClient:
             how = f"exit code {reply.exit_code}"
             if reply.exit_code < 0:
                 how = describe_signal(-reply.exit_code)
+            if reply.was_stuck:
+                how = "the server, because it read no questions"
             memory = ", often because the machine ran out of memory" if how == "SIGKILL" else ""
             return UnavailableError(
                 f"The process for the language model was ended by {how}{memory}; try again, or see "

@@ -16,7 +16,7 @@ from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.http.indexes import open_index
 from backend.http.parameters import SnapshotStep, check_body_features
 from backend.http.problems import problem_shape, unexpected_error
-from backend.http.services import ServicesDep
+from backend.http.services import Services, ServicesDep
 from backend.http.sse import EVENT_STREAM, EventStream, comment_text, event_text
 from backend.playground.protocol import Part, ReadTask, SteerTask
 from sae_engine.features.index.format import SAE
@@ -135,7 +135,7 @@ def steer(
     )
     if EVENT_STREAM in request.headers.get("accept", ""):
         events = _events(services.playground.ask(task), run.index.step)
-        return EventStream(_closing(events))
+        return EventStream(_closing(events, services))
     answer = services.playground.ask(task, patience_seconds=PATIENCE_SECONDS)
     return _result([part for part in answer if isinstance(part, SteerToken)], run.index.step)
 
@@ -178,10 +178,12 @@ def _events(answer: Generator[SteerPhase | Part], snapshot: int) -> Generator[st
         answer.close()
 
 
-async def _closing(events: Generator[str]) -> AsyncGenerator[str]:
-    """The same events; cancels the question when the client has left."""
+async def _closing(events: Generator[str], services: Services) -> AsyncGenerator[str]:
+    """The same events; cancels the question when the client has left or the server ends."""
     try:
         while (event := await run_in_threadpool(next, events, None)) is not None:
             yield event
+            if services.is_closing:
+                return
     finally:
         events.close()

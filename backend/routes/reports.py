@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from backend import store
 from backend.errors import UnavailableError
 from backend.http.curves import metrics_series
-from backend.http.events import MAX_LISTENERS
+from backend.http.events import BUSY_SECONDS
 from backend.http.parameters import MAX_INTEGER
 from backend.http.services import ServicesDep
 from backend.http.shapes import notice_shape
@@ -69,9 +69,9 @@ def get_events(
         return Response(status_code=204)  # stops a browser's EventSource from reconnecting
     if services.events.is_full():
         raise UnavailableError(
-            f"This server already has {MAX_LISTENERS} event listeners; close some.",
+            f"This server already has {services.events.max_listeners} event listeners; close some.",
             kind="too-many-listeners",
-            retry_after_seconds=10,
+            retry_after_seconds=BUSY_SECONDS,
         )
     return EventStream(services.events.follow(run_id, last_seen))
 

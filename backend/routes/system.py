@@ -24,8 +24,8 @@ router = APIRouter(tags=["system"])
 
 
 @router.get("/health")
-def health() -> Health:
-    """Whether the server responds; needs no token."""
+async def health() -> Health:
+    """Whether the server responds; needs no token and waits for nothing."""
     return Health(status="ok", version=VERSION)
 
 

@@ -8,8 +8,9 @@ overwriting each other. Readers never wait and see one consistent state (write-a
 
 from __future__ import annotations
 
+import re
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,41 @@ CONNECTION_TIMEOUTS = {
 """For libpq, in seconds, the last one in milliseconds: a PostgreSQL host that vanishes is noticed
 within about 20 seconds.
 """
+READERS = {"pool_size": 5, "max_overflow": 20, "pool_timeout": 10}
+WRITERS = {"pool_size": 2, "max_overflow": 23, "pool_timeout": 10}
+"""Connections kept open, those opened on top, and the seconds that a transaction waits for one."""
 WRITERS_LOCK = 5_389_001
 """Arbitrary: PostgreSQL identifies advisory locks by number."""
 DISK_FULL_STATE = "53100"
+LOCK_TIMEOUT_STATE = "55P03"
 UNAVAILABLE_STATES = ("08", "40", "53", "55P03", "57P")
 """PostgreSQL's codes for lost connections, conflicts, lack of resources, lock timeouts, restarts.
 """
+_REFUSALS = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|is not permitted to log in"
+    r"|permission denied for database|(database|role) \".*\" does not exist"
+    r"|not currently accepting connections"
+)
+
+
+class SessionLock:
+    """A PostgreSQL lock that lasts as long as the connection that holds it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def is_held(self) -> bool:
+        """Whether the connection still exists; nothing reconnects it."""
+        try:
+            self._connection.exec_driver_sql("SELECT 1")
+        except DBAPIError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Close the connection, which frees the lock."""
+        self._connection.invalidate()
+        self._connection.close()
 
 
 class Database:
@@ -51,28 +81,35 @@ class Database:
     def __init__(self, url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> None:
         """A writer waits `busy_seconds` for the others before it raises `OperationalError`."""
         self._url = make_url(url)
-        self._is_sqlite = self._url.get_backend_name() == "sqlite"
-        if self._is_sqlite:
-            self.engine = create_engine(
-                self._url, connect_args={"timeout": busy_seconds, "isolation_level": None}
-            )
-            _use_sqlite(self.engine)
-            readers = self.engine
-        else:
-            try:
-                self.engine = create_engine(
-                    self._url, pool_pre_ping=True, connect_args=CONNECTION_TIMEOUTS
-                )
-            except ModuleNotFoundError as error:
-                raise UserError(
-                    f"A {self._url.get_backend_name()} database needs the package {error.name}: "
-                    "pip install 'sae-workbench[postgresql]'."
-                ) from None
-            _take_turns(self.engine, busy_seconds)
-            readers = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self.engine = self._open(busy_seconds, WRITERS)
+        self._readers = self._open(busy_seconds, READERS)
+        isolated = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        readers = self._readers.execution_options(**isolated)
         writers = self.engine.execution_options(writes=True)
         self._reading = sessionmaker(readers, expire_on_commit=False)
         self._writing = sessionmaker(writers, expire_on_commit=False)
+
+    def _open(self, busy_seconds: float, pool: Mapping[str, int]) -> Engine:
+        """An engine with its own connections; those of readers are never taken by writers that
+        wait for their turn.
+        """
+        if self.is_sqlite:
+            options = {"timeout": busy_seconds, "isolation_level": None}
+            engine = create_engine(self._url, connect_args=options, **pool)
+            _use_sqlite(engine)
+            return engine
+        try:
+            engine = create_engine(
+                self._url, pool_pre_ping=True, connect_args=CONNECTION_TIMEOUTS, **pool
+            )
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"A {self._url.get_backend_name()} database needs the package {error.name}: "
+                "pip install 'sae-workbench[postgresql]'."
+            ) from None
+        _take_turns(engine, busy_seconds)
+        return engine
 
     @contextmanager
     def reading(self) -> Generator[Session]:
@@ -86,18 +123,26 @@ class Database:
         with self._writing.begin() as session:
             yield session
 
+    def session_lock(self, number: int) -> SessionLock | None:
+        """Take a PostgreSQL lock; None if another connection holds it."""
+        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        try:
+            taken = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({number})").scalar()
+        except BaseException:
+            connection.close()
+            raise
+        if taken:
+            return SessionLock(connection)
+        connection.close()
+        return None
+
     def prepare(self) -> None:
         """Create the tables, or migrate older ones.
 
         Raises `UserError` for tables of an unknown revision and for an unreachable database.
         """
         try:
-            if self._is_sqlite and self._url.database:
-                Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-                with self.engine.connect() as connection:
-                    _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
-            with self.writing() as session:
-                upgrade(session.connection())
+            self._create_tables()
         except OperationalError as error:
             raise UserError(
                 f"Cannot use the database {self._url.render_as_string()}: {error.orig}".rstrip()
@@ -109,8 +154,17 @@ class Database:
                 "them, or another data folder."
             ) from None
 
+    def _create_tables(self) -> None:
+        if self.is_sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+            with self.engine.connect() as connection:
+                _run(connection.connection.dbapi_connection, "PRAGMA journal_mode = WAL")
+        with self.writing() as session:
+            upgrade(session.connection())
+
     def close(self) -> None:
         self.engine.dispose()
+        self._readers.dispose()
 
 
 @contextmanager
@@ -135,15 +189,35 @@ def is_unavailable(error: DBAPIError) -> bool:
     """Whether a statement failed because the database is locked, restarting or unreachable, so
     that the same transaction may succeed later.
     """
-    if error.connection_invalidated:
+    if error.connection_invalidated or is_locked(error):
         return True
     if isinstance(error.orig, sqlite3.Error):
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
-        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+        return False
     state = getattr(error.orig, "sqlstate", None)  # None: there is no connection
     return isinstance(error, OperationalError) and (
         state is None or state.startswith(UNAVAILABLE_STATES)
     )
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """Whether a statement failed because other writers kept it waiting for too long."""
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return getattr(error.orig, "sqlstate", None) == LOCK_TIMEOUT_STATE
+
+
+def refusal(error: DBAPIError) -> str | None:
+    """Why a PostgreSQL server that answers lets nobody in, such as a wrong password or a dropped
+    database; None for any other error.
+
+    libpq reports no code before a connection exists, so this reads the server's English messages;
+    in another language, the server counts as unreachable.
+    """
+    text = str(error.orig)
+    if getattr(error.orig, "sqlstate", None) is not None or not _REFUSALS.search(text):
+        return None
+    return text.strip().rpartition("FATAL:")[2].strip()
 
 
 def _take_turns(engine: Engine, busy_seconds: float) -> None:

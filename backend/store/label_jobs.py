@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 from backend.errors import ConflictError
-from backend.processes import is_alive
+from backend.processes import is_alive, is_elsewhere
 from backend.store.common import changes_rows, now
 from backend.store.models import LabelJobRow
 from sae_engine.schema.labels import LabelJobStatus
@@ -79,8 +79,15 @@ def end_label_job(
 
 
 def is_orphaned(row: LabelJobRow) -> bool:
-    """Whether a job is marked as running although its server is gone."""
-    return row.status == "running" and not is_alive(row.pid, row.pid_created)
+    """Whether a job is marked as running although its server is gone.
+
+    On PostgreSQL, servers on other machines, which cannot be seen from here, count as alive.
+    """
+    if row.status != "running" or is_alive(row.pid, row.pid_created):
+        return False
+    session = object_session(row)
+    is_shared = session is not None and session.get_bind().dialect.name != "sqlite"
+    return not (is_shared and is_elsewhere(row.pid_created))
 
 
 def settle_label_jobs(session: Session) -> None:

@@ -19,6 +19,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from backend.processes import ProcessId
+
 
 class UtcDateTime(TypeDecorator[datetime]):
     """A timezone-aware UTC time, even on databases that store no time zone."""
@@ -110,6 +112,18 @@ class RunRow(Base):
     tags: Mapped[list[TagRow]] = relationship(
         order_by="TagRow.position", cascade="all, delete-orphan", lazy="selectin"
     )
+
+    @property
+    def process(self) -> ProcessId | None:
+        """The process that runs it; None before one has started."""
+        if self.pid is None or self.pid_created is None:
+            return None
+        return ProcessId(self.pid, self.pid_created)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its process has reported anything, be it that it has started."""
+        return self.reported_at != self.started_at
 
     @property
     def latest_metrics(self) -> dict[str, float]:

@@ -32,6 +32,13 @@ def move_in_queue(session: Session, row: RunRow, position: int) -> None:
     session.flush()
 
 
+def first_rank(session: Session) -> int:
+    """The rank of the next queued run; 1 if the queue is empty."""
+    queued = select(func.min(RunRow.queue_rank)).where(RunRow.status == "queued")
+    rank = session.scalar(queued)
+    return 1 if rank is None else rank
+
+
 def last_rank(session: Session) -> int:
     """The rank of the last queued run; 0 if the queue is empty."""
     queued = select(func.max(RunRow.queue_rank)).where(RunRow.status == "queued")

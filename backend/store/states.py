@@ -13,11 +13,12 @@ from sqlalchemy import Update, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
+from backend.processes import ProcessId
 from backend.store.common import ACTIVE, RESUMABLE, changes_rows, now
 from backend.store.configs import UNREADABLE, readable_config
 from backend.store.listing import sorted_values
 from backend.store.models import RunRow
-from backend.store.queue import last_rank
+from backend.store.queue import first_rank, last_rank
 from backend.store.runs import get_run
 from sae_engine.schema.records import StopRequest
 from sae_engine.schema.runs import ENDED, RunStatus
@@ -85,12 +86,13 @@ def claim(
     if (key := _shared_pass(first)) is not None:
         members = [row for row in queue if row.group_id == first.group_id]
         wanted = [row.seq for row in members if _shared_pass(row) == key]
+    at = now()
     claimed = session.scalars(
         update(RunRow)
         .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(
-            **_status("running"), slot=slot, device=device, started_at=now(), reported_at=now(),
-            phase="starting", queue_rank=None,
+            **_status("running"), slot=slot, device=device, started_at=at, reported_at=at,
+            pid=None, pid_created=None, phase="starting", queue_rank=None,
         )
         .returning(RunRow)
         .execution_options(populate_existing=True)
@@ -120,17 +122,60 @@ def count_by_status(session: Session) -> dict[str, int]:
     return {row.status: row.num_runs for row in rows}
 
 
-def set_process(session: Session, run_id: str, *, pid: int, created: float) -> bool:
-    """Record which process runs a run; returns False if the run is not active."""
-    return changes_rows(session, _active(run_id).values(pid=pid, pid_created=created))
+def put_back(session: Session, run_ids: Sequence[str]) -> None:
+    """Return claimed runs whose process never began to the front of the queue, in their order;
+    those that were asked to stop are stopped.
+    """
+    unstarted = (
+        RunRow.id.in_(run_ids),
+        RunRow.status.in_(ACTIVE),
+        RunRow.reported_at == RunRow.started_at,
+    )
+    rows = session.scalars(select(RunRow).where(*unstarted).order_by(RunRow.seq.desc())).all()
+    for row in rows:
+        row.slot = row.phase = row.started_at = row.pid = row.pid_created = None
+        if row.status == "stopping":
+            _change_status(row, "stopped")
+            row.ended_at = now()
+        else:
+            row.queue_rank = first_rank(session) - 1
+            _change_status(row, "queued")
+        session.flush()
 
 
-def stop_requests(session: Session, run_ids: Sequence[str]) -> dict[str, StopRequest]:
-    """The stop request of each run; a deleted run is to stop at once."""
+def set_process(
+    session: Session, run_id: str, *, pid: int, created: float, has_begun: bool = False
+) -> bool:
+    """Record which process runs a run; returns False if the run is not active or has another.
+
+    `has_begun` says that the process itself reports it.
+    """
+    unclaimed = RunRow.pid.is_(None) | ((RunRow.pid == pid) & (RunRow.pid_created == created))
+    values: dict[str, Any] = {"pid": pid, "pid_created": created}
+    if has_begun:
+        values["reported_at"] = now()
+    return changes_rows(session, _active(run_id).where(unclaimed).values(values))
+
+
+def is_run_by(session: Session, run_id: str, process: ProcessId) -> bool:
+    """Whether a run is active and this is its process."""
+    held = (RunRow.pid == process.pid, RunRow.pid_created == process.created)
+    active = (RunRow.id == run_id, RunRow.status.in_(ACTIVE))
+    return session.scalar(select(RunRow.seq).where(*active, *held)) is not None
+
+
+def stop_requests(
+    session: Session, run_ids: Sequence[str], process: ProcessId | None = None
+) -> dict[str, StopRequest]:
+    """The stop request of each run. `process` is to stop at once what it does not run any more: a
+    run that was deleted, given up or started again.
+    """
     requests = dict.fromkeys(run_ids, StopRequest.FORCE)
-    for row in session.execute(
-        select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(RunRow.id.in_(run_ids))
-    ):
+    held = RunRow.id.in_(run_ids)
+    if process is not None:
+        held &= (RunRow.pid == process.pid) & (RunRow.pid_created == process.created)
+        held &= RunRow.status.in_(ACTIVE)
+    for row in session.execute(select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(held)):
         if row.force_stop_at is None:
             stopping = row.status == "stopping"
             requests[row.id] = StopRequest.STOP if stopping else StopRequest.NONE

@@ -31,7 +31,7 @@ def _client(base_url: str, token: str | None) -> WorkbenchClient:
 def client() -> WorkbenchClient:
     """The client of the server that `SAE_WORKBENCH_API_URL` names."""
     base_url = os.environ.get("SAE_WORKBENCH_API_URL", "http://127.0.0.1:8501")
-    return _client(base_url, os.environ.get("SAE_WORKBENCH_TOKEN") or None)
+    return _client(base_url, os.environ.get("SAE_WORKBENCH_TOKEN", "").strip() or None)
 
 
 def forget_cached() -> None:

@@ -59,7 +59,7 @@ class Connection:
     ) -> None:
         self._http = httpx.Client(
             base_url=base_url.rstrip("/") + "/api",
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers=[(b"Authorization", f"Bearer {token}".encode())] if token else [],
             transport=transport,
             trust_env=False,
             verify=_tls_context(),

@@ -32,7 +32,7 @@ Tree = dict[str, Any]
 
 _KINDS: dict[Any, Kind] = {int: "int", float: "float", bool: "bool", str: "text"}
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
-_GRID_VALUE = re.compile(rf"\s*({_QUOTED}|[^,]*?)\s*(?:,|$)")
+_GRID_VALUE = re.compile(rf"\s*({_QUOTED}\s*|[^,]*)(?:,|$)")
 
 
 class FieldError(ValueError):
@@ -263,7 +263,7 @@ def parse_grid(lines: Iterable[str]) -> dict[str, list[Value]]:
             raise FieldError(f"'{path}' is given twice; write all its values on one line.")
         if path not in field_specs():
             raise FieldError(f"Unknown setting '{path}'; use the full name, such as sae.k.")
-        texts = [match[1] for match in _GRID_VALUE.finditer(text) if match[0]]
+        texts = [match[1].strip() for match in _GRID_VALUE.finditer(text) if match[0]]
         values = [parse_value(path, text) for text in texts if text]
         if problem := grid_problem(values):
             raise FieldError(f"'{path}': {problem}")

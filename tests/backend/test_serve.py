@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from backend import store
+from backend.settings import DATABASE
+from backend.store.database import open_database
+from sae_engine.presets import resolve_config
 from tests.backend.conftest import wait_for
 
 TOKEN = "let me in"
@@ -50,11 +55,14 @@ class Up:
 
 
 @contextmanager
-def up(tmp_path: Path, **environment: str) -> Iterator[Up]:
+def up(tmp_path: Path, *, before: Sequence[str] = (), **environment: str) -> Iterator[Up]:
+    """`before` is a command that runs the server's command line."""
     output = tmp_path / "output.txt"
     environment = {**os.environ, "SAE_WORKBENCH_DATA_DIR": str(tmp_path / "data"), **environment}
     with output.open("wb") as file:
-        process = subprocess.Popen(UP, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [*before, *UP], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
     try:
         server = Up(process, output)
         with closing(server.http):
@@ -115,3 +123,75 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"port {port}" in done.stderr
     assert "--port" in done.stderr
+
+
+FEW_FILES = ("bash", "-c", 'ulimit -n 330; exec "$@"', "few-files")
+"""Fewer files than the connections below."""
+FLOOD = 400
+
+
+def flood(server: Up, open_connections: ExitStack, sent: bytes) -> None:
+    url = server.http.base_url
+    for _ in range(FLOOD):
+        connection = socket.create_connection((url.host, url.port or 80), timeout=10)
+        open_connections.enter_context(connection)
+        connection.sendall(sent)
+
+
+def queued_forever(tmp_path: Path) -> str:
+    """The id of a run on a device that a server with `NO_DEVICE` does not have."""
+    (tmp_path / "data").mkdir()
+    with open_database(f"sqlite:///{tmp_path / 'data' / DATABASE}") as database:
+        config = resolve_config("quick-test", {"model": {"device": "cpu"}})
+        with database.writing() as session:
+            return store.add_run(session, config=config).id
+
+
+NO_DEVICE = {"SAE_WORKBENCH_DEVICES": "cuda:7"}
+
+
+def test_more_connections_than_files_neither_stop_the_server_nor_fill_its_log(
+    tmp_path: Path,
+) -> None:
+    run_id = queued_forever(tmp_path)
+    kinds = {
+        "silent": "",
+        "half a request": "GET /api/runs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ",
+        "kept alive": "GET /api/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        "event streams": f"GET /api/runs/{run_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    }
+    with up(tmp_path, before=FEW_FILES, **NO_DEVICE) as server:
+        for kind, sent in kinds.items():
+            with ExitStack() as open_connections:
+                flood(server, open_connections, sent.encode())
+                wait_for(lambda: answers(server, "/api/health"))
+                assert answers(server, "/api/runs"), kind
+        assert server.interrupt() == 0
+        assert len(server.printed()) < 4_000, server.printed()
+        assert "Traceback" not in server.printed()
+
+
+def test_a_server_with_open_event_streams_ends_when_told(tmp_path: Path) -> None:
+    run_id = queued_forever(tmp_path)
+    command = [sys.executable, "-m", "uvicorn", "backend.app:app", "--port", "0"]
+    environment = {**os.environ, **NO_DEVICE, "SAE_WORKBENCH_DATA_DIR": str(tmp_path / "data")}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stderr is not None
+        url = next(
+            found[0] for line in process.stderr if (found := re.findall(r"http://\S+", line))
+        )
+        with httpx.stream("GET", f"{url}/api/runs/{run_id}/events", trust_env=False) as stream:
+            assert stream.status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=20) in (0, -signal.SIGTERM)
+        process.stderr.read()
+
+
+def answers(server: Up, path: str) -> bool:
+    url = server.http.base_url.join(path)
+    try:
+        return httpx.get(url, trust_env=False, timeout=10).is_success
+    except httpx.TransportError:
+        return False

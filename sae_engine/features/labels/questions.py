@@ -18,6 +18,9 @@ PROMPT_VERSION = "1"
 MAX_LABEL_CHARACTERS = 200
 TEXTS_PER_QUESTION = 10
 
+_LABEL_LINE = re.compile(r"^[^\w\n]*label[^\w\n]*:(.*)$", re.MULTILINE | re.IGNORECASE)
+"""Within one line, so that a model's endless line breaks take no time."""
+
 Messages = list[dict[str, str]]
 
 _EXPLAIN = """\
@@ -75,7 +78,7 @@ def detect_questions(
 def read_label(answer: str) -> str | None:
     """The label in an answer; None if it has none."""
     answer = _without_thoughts(answer).strip()
-    marked = re.findall(r"^\W*label\W*:(.*)$", answer, re.MULTILINE | re.IGNORECASE)
+    marked = _LABEL_LINE.findall(answer)
     if marked:
         text = marked[-1]
     elif "\n" not in answer:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from backend.cli.fields import add_fields, field_values
 from backend.cli.main import main
 from backend.cli.options import grid_from, request_from
 from backend.cli.train import train_here
+from backend.jobs.retry import JOB_BUSY_SECONDS
 from backend.settings import Settings
 from backend.store.database import BUSY_TIMEOUT_SECONDS, Database
 from sae_engine.errors import UserError
@@ -360,3 +364,23 @@ def test_importing_a_module_imports_nothing_heavy(module: str, absent: set[str])
     code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not absent & set(done.stdout.split())
+
+
+def test_a_run_in_the_terminal_waits_for_a_database_that_is_locked_at_the_start(
+    settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = settings.data_dir / "workbench.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        freed = threading.Timer(JOB_BUSY_SECONDS + 0.5, lock.execute, ["ROLLBACK"])
+        freed.start()
+        assert train_here(settings, ask(recipe="quick-test"), train=fake_train) == 0
+        freed.join()
+    assert "the database is unavailable, waiting for it" in caplog.text
+
+
+def test_a_terminal_does_not_wait_for_a_database_that_does_not_exist(settings: Settings) -> None:
+    nowhere = "postgresql+psycopg://me@127.0.0.1:1/runs"
+    settings = settings.model_copy(update={"database_url": nowhere})
+    with pytest.raises(UserError, match="Cannot use the database"):
+        train_here(settings, ask(recipe="quick-test"), train=fake_train)

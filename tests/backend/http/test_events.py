@@ -207,3 +207,17 @@ def test_listeners_of_a_feed_that_fails_are_disconnected_and_can_reconnect(
 def test_an_invalid_event_number_is_refused(client: TestClient, run_id: str, after: str) -> None:
     assert client.get(f"/api/runs/{run_id}/events?after={after}").status_code == 422
     assert client.get("/api/runs/none/events").status_code == 404
+
+
+def test_listeners_beyond_the_limit_are_sent_away_even_if_they_come_at_once(
+    database: Database, run_id: str
+) -> None:
+    async def follow_twice() -> list[str]:
+        feed = EventFeed(database, max_listeners=1)
+        async with aclosing(feed.follow(run_id, 0)) as first:
+            await anext(first)
+            assert feed.is_full()
+            return [text async for text in feed.follow(run_id, 0)]
+
+    [told] = asyncio.run(follow_twice())
+    assert told == "retry: 10000\n\n"

@@ -14,7 +14,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from backend.http.login import COOKIE
+from backend.http.login import COOKIE, MAX_WRONG_PER_MINUTE, TokenLogin
 from backend.http.security import AccessGuard
 from backend.serve import serve
 from backend.settings import Settings, is_loopback, load_settings
@@ -115,8 +115,9 @@ def test_with_a_token_network_addresses_accept_requests_that_carry_it() -> None:
         {"Authorization": f"Basic {TOKEN}"},
         {"Authorization": TOKEN},
         {"Authorization": "Bearer caf\u00e9"},
-        {"Cookie": f"{COOKIE}={TOKEN}"},
-        {"Cookie": f"{COOKIE}="},
+        {"Cookie": f"{TokenLogin(SecretStr(TOKEN)).cookie_name}={TOKEN}"},
+        {"Cookie": f"{TokenLogin(SecretStr(TOKEN)).cookie_name}="},
+        {"Cookie": COOKIE},
     ],
 )
 def test_a_wrong_token_is_refused_by_api_pages_and_sockets(headers: dict[str, str]) -> None:
@@ -216,3 +217,74 @@ def test_settings_are_read_from_the_environment(
     assert settings.allowed_hosts == ["a.example", "b.example"]
     assert TOKEN not in repr(settings)
     assert "SAE_WORKBENCH_TOKEN" not in settings.environment()
+
+
+@pytest.mark.parametrize("path", ["/", "/api/runs", "/api/health", "/nothing"])
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_no_answer_can_be_framed_or_taken_for_another_type(path: str, token: str | None) -> None:
+    answers = [guarded(token=token).get(path), guarded(token=token).get(path, headers=BEARER)]
+    answers.append(guarded(token=token).get(path, headers={"Host": "evil.example"}))
+    for answer in answers:
+        assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        'prefs={"theme": "dark", "size": 3}',
+        "name=two words; _xsrf=2|1:0|10:1",
+        'broken="no end',
+        "no-value; =no-name; a=b=c",
+        "caf\u00e9=\u00fc",
+        f"{COOKIE}=of another server; {COOKIE}_00000000=x",
+    ],
+)
+def test_the_cookie_is_found_beside_those_of_other_programs(others: str) -> None:
+    login = TokenLogin(SecretStr(TOKEN))
+    client = guarded(token=SecretStr(TOKEN))
+    sent = client.post("/login", data={"token": TOKEN}).headers["set-cookie"].partition(";")[0]
+    assert sent.startswith(f"{login.cookie_name}=")
+    for cookies in (f"{others}; {sent}", f"{sent}; {others}"):
+        fresh = guarded(token=SecretStr(TOKEN))
+        headers = {"Cookie": cookies.encode("latin-1")}
+        assert fresh.get("/api/runs", headers=headers).status_code == 200
+
+
+def test_two_servers_on_one_host_do_not_overwrite_each_others_cookie() -> None:
+    names = {TokenLogin(SecretStr(token)).cookie_name for token in ("one", "other")}
+    assert len(names) == 2
+
+
+@pytest.mark.parametrize("token", ["  spaced \n", "caf\u00e9 \u2603", "\tp\u00e4ss\t"])
+def test_any_token_can_be_sent_by_client_and_form(token: str) -> None:
+    client = guarded(token=SecretStr(token.strip()))
+    settings = Settings(data_dir=Path("unused"), token=token)  # pyright: ignore[reportArgumentType]
+    assert settings.token is not None
+    assert settings.token.get_secret_value() == token.strip()
+    bearer = {"Authorization": f"Bearer {token.strip()}".encode()}
+    assert client.get("/api/runs", headers=bearer).status_code == 200
+    for typed in (token, token.strip()):
+        assert client.post("/login", data={"token": typed}).status_code == 303
+
+
+def test_a_blank_token_is_none() -> None:
+    assert Settings(data_dir=Path("unused"), token=" \n ").token is None  # pyright: ignore[reportArgumentType]
+
+
+def test_wrong_tokens_are_throttled_and_the_right_one_waits_too() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    wrong = [client.post("/login", data={"token": "x"}) for _ in range(MAX_WRONG_PER_MINUTE + 2)]
+    assert [answer.status_code for answer in wrong[-3:]] == [401, 429, 429]
+    assert 1 <= int(wrong[-1].headers["retry-after"]) <= 60
+    assert client.post("/login", data={"token": TOKEN}).status_code == 429
+    assert client.get("/api/runs", headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize("port", ["9" * 5_000, "\u0663\u0664", "-1", "1e3", ""])
+def test_an_odd_port_is_refused_or_ignored_but_never_an_error(port: str) -> None:
+    raw = {"Host": f"localhost:{port}".encode(), "Origin": b"http://localhost:1"}
+    assert guarded().get("/api/runs", headers=raw).status_code in (403, 404)
+    raw["Origin"] = f"http://localhost:{port}".encode()
+    assert guarded().get("/api/runs", headers=raw).status_code in (200, 403)

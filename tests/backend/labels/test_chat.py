@@ -13,7 +13,13 @@ from typing import Any
 
 import pytest
 
-from backend.labels.chat import GARBLED_TRIES, Answer, ChatClient, EndpointError
+from backend.labels.chat import (
+    GARBLED_TRIES,
+    MAX_ANSWER_CHARACTERS,
+    Answer,
+    ChatClient,
+    EndpointError,
+)
 from tests.backend.fake_endpoint import JSON, KEY, MODEL, Endpoint, Reply, completion, endpoint
 
 QUESTION = [{"role": "user", "content": "?"}]
@@ -96,7 +102,6 @@ GARBLED = [
     '{"choices": []}',
     '{"choices": [{"message": {"content": null}}]}',
     '["choices"]',
-    '{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}',
     b"\xff\xfe\x00",
 ]
 
@@ -168,3 +173,52 @@ def test_the_client_library_is_imported_only_when_it_is_used() -> None:
     code = "import sys, backend.app; print('openai' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ('{"prompt_tokens": 1e999, "completion_tokens": 3}', (0, 3)),
+        ('{"prompt_tokens": NaN, "completion_tokens": -5}', (0, 0)),
+        ('{"prompt_tokens": 1e30, "completion_tokens": 9223372036854775808}', (0, 0)),
+        ('{"prompt_tokens": "many", "completion_tokens": [1]}', (0, 0)),
+        ('"a lot"', (0, 0)),
+    ],
+)
+def test_token_counts_that_are_none_count_as_zero(
+    served: Endpoint, usage: str, counts: tuple[int, int]
+) -> None:
+    body = f'{{"choices": [{{"message": {{"content": "hello"}}}}], "usage": {usage}}}'
+    replies(served, Reply(200, body, JSON))
+    assert ask(served.url) == Answer("hello", *counts)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("a\\ud800b", "a?b"),
+        ("\\udfff", "?"),
+        ("a\\u0000b", "a\N{SYMBOL FOR NULL}b"),
+        ("\\ud83d\\ude00", "\N{GRINNING FACE}"),
+    ],
+)
+def test_an_answer_can_be_stored_and_sent_again(served: Endpoint, sent: str, read: str) -> None:
+    body = f'{{"choices": [{{"message": {{"content": "{sent}"}}}}]}}'
+    replies(served, Reply(200, body, JSON))
+    answer = ask(served.url)
+    assert answer.text == read
+    assert answer.text.encode()
+
+
+def test_of_an_endless_answer_the_end_is_read(served: Endpoint) -> None:
+    replies(served, completion("\n" * 10**6 + "LABEL: x"))
+    answer = ask(served.url)
+    assert len(answer.text) == MAX_ANSWER_CHARACTERS
+    assert answer.text.endswith("LABEL: x")
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "3", '"x"', "[" * 5_000, '{"choices": {}}'])
+def test_an_answer_of_another_shape_is_reported(served: Endpoint, body: str) -> None:
+    replies(served, Reply(200, body, JSON))
+    with pytest.raises(EndpointError, match="did not answer with a chat completion"):
+        ask(served.url)

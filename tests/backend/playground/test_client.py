@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from backend.errors import ApiError, ConflictError, FailedError, UnavailableError
-from backend.playground.client import MAX_WAITING, STARTING, PlaygroundClient
+from backend.playground.client import GRACE_SECONDS, MAX_WAITING, STARTING, PlaygroundClient
 from backend.settings import Settings
 from sae_engine.schema.playground import SteerPhase, SteerToken, TextReading
 from tests.backend.conftest import wait_for
@@ -30,11 +30,14 @@ def open_process(settings: Settings) -> Iterator[Open]:
     opened: list[PlaygroundClient] = []
 
     def open_it(
-        idle_seconds: float = 600, command: tuple[str, ...] = FAKE_INFERENCE, niceness: int = 0
+        idle_seconds: float = 600,
+        command: tuple[str, ...] = FAKE_INFERENCE,
+        niceness: int = 0,
+        send_seconds: float = 60,
     ) -> PlaygroundClient:
         update = {"inference_idle_seconds": idle_seconds, "niceness": niceness}
         changed = settings.model_copy(update=update)
-        opened.append(PlaygroundClient(changed, command))
+        opened.append(PlaygroundClient(changed, command, send_seconds))
         return opened[-1]
 
     yield open_it
@@ -266,3 +269,43 @@ def test_a_process_that_cannot_be_started_is_reported(open_process: Open) -> Non
     model = open_process(command=("/nonexistent/python",))
     with pytest.raises(UnavailableError, match="could not be started"):
         list(model.ask(read_task("who")))
+
+
+LONG = "x" * 2**18
+"""More than a pipe holds."""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import time; time.sleep(100)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+        "import sys, time; sys.stdin.buffer.read(1000); time.sleep(100)",
+    ],
+)
+def test_a_process_that_reads_no_questions_is_killed_and_blocks_nobody(
+    open_process: Open, code: str
+) -> None:
+    model = open_process(command=(sys.executable, "-c", code), send_seconds=3)
+    began = time.monotonic()
+    answers = [model.ask(read_task(LONG)) for _ in range(2)]
+    for answer in answers:
+        assert next(answer) == SteerPhase(phase=STARTING)
+    assert (model.status().state, model.status().waiting) == ("warming-up", 2)
+    for answer in answers:
+        with pytest.raises(UnavailableError, match="the server, because it read no questions"):
+            list(answer)
+    assert time.monotonic() - began < 20
+
+
+def test_closing_does_not_wait_for_a_process_that_reads_nothing(open_process: Open) -> None:
+    model = open_process(command=(sys.executable, "-c", "import time; time.sleep(100)"))
+    next(model.ask(read_task(LONG)))
+    began = time.monotonic()
+    model.close()
+    assert time.monotonic() - began < GRACE_SECONDS + 5
+
+
+def test_a_long_question_arrives_whole(model: PlaygroundClient) -> None:
+    [reading] = [p for p in model.ask(read_task(f"who {LONG}")) if isinstance(p, TextReading)]
+    assert int(reading.tokens[0].text) == pid_of(model)

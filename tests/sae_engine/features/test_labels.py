@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -214,3 +215,18 @@ def test_without_predictions_there_is_no_precision_and_without_both_kinds_no_sco
     assert (silent.precision, silent.recall, silent.balanced_accuracy) == (None, 0.0, 0.5)
     assert detection_score([True, True], [True, False]) is None
     assert detection_score([], []) is None
+
+
+LOOPS = ["\n", " \n", "-", "label", "label\n", "LABEL: ", "<think>", "</think>", "[", "[0, ", "[]"]
+"""What a model that loops repeats without end."""
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("end", ["", "x", "\nLABEL: x\n[1]"])
+def test_a_looping_models_answer_is_read_in_no_time(loop: str, end: str) -> None:
+    answer = loop * (200_000 // len(loop)) + end
+    began = time.perf_counter()
+    label, judged = read_label(answer), read_judgments(answer, 1)
+    assert time.perf_counter() - began < 2
+    if end.startswith("\n") and loop != "<think>":
+        assert (label, judged) == ("x", [True])

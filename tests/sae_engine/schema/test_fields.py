@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -193,3 +195,12 @@ def test_a_grid_is_parsed_line_by_line() -> None:
 def test_an_invalid_grid_is_an_error_that_says_what_to_write(lines: list[str], words: str) -> None:
     with pytest.raises(fields.FieldError, match=words):
         fields.parse_grid(lines)
+
+
+@pytest.mark.parametrize("filling", [" ", "x ", '"', '\\"', " ,", '" '])
+def test_a_long_grid_is_parsed_in_no_time(filling: str) -> None:
+    text = "name = 1" + filling * 50_000 + "2"
+    began = time.perf_counter()
+    with suppress(fields.FieldError):
+        fields.parse_grid([text])
+    assert time.perf_counter() - began < 2

@@ -1,0 +1,185 @@
+"""A run has one process and one supervisor, however many servers share its database."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text, update
+
+from backend import store
+from backend.jobs.execution import execute
+from backend.jobs.supervisor import Supervisor
+from backend.processes import ProcessId, is_elsewhere, start_of, this_process
+from backend.settings import Settings
+from backend.store import label_jobs
+from backend.store.database import Database
+from backend.store.models import RunRow
+from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
+from tests.backend.conftest import claim_next, wait_for
+from tests.backend.fake_engine import fake_job, measured
+from tests.backend.jobs.bench import Bench
+from tests.backend.jobs.test_supervisor import add, row_of
+
+both_databases = pytest.mark.both_databases
+MINE = ProcessId(os.getpid(), 1.0)
+OTHER_BOOT = 2.0**33
+"""Added to a start, it makes it one of another machine."""
+
+
+def taken_over(bench: Bench) -> None:
+    with bench.database.writing() as session:
+        session.execute(update(RunRow).values(pid=MINE.pid, pid_created=2.0))
+
+
+def given_up(bench: Bench) -> None:
+    with bench.database.writing() as session:
+        store.fail_run(session, bench.id, "interrupted", kind="k", message="m", log_tail="")
+
+
+def queued_again(bench: Bench) -> None:
+    given_up(bench)
+    with bench.database.writing() as session:
+        store.requeue(session, bench.id)
+
+
+def started_again(bench: Bench) -> None:
+    queued_again(bench)
+    with bench.database.writing() as session:
+        claim_next(session)
+        assert store.set_process(session, bench.id, pid=MINE.pid, created=3.0, has_begun=True)
+
+
+@both_databases
+@pytest.mark.parametrize("lose", [taken_over, given_up, queued_again, started_again])
+def test_a_process_that_lost_its_run_ends_and_changes_no_row(
+    bench: Bench, lose: Callable[[Bench], None]
+) -> None:
+    with bench.database.writing() as session:
+        assert store.set_process(session, bench.id, pid=MINE.pid, created=MINE.created)
+    before: list[object] = []
+
+    def snapshot() -> list[object]:
+        row = bench.row()
+        with bench.database.reading() as session:
+            steps = store.metrics(session, bench.id).step.tolist()
+            notices = len(store.notices(session, bench.id))
+        columns = {c.key: getattr(row, c.key) for c in RunRow.__table__.columns}
+        return [columns, steps, notices]
+
+    def train(members) -> Iterator[tuple[int, AnyRecord]]:
+        [member] = members
+        yield 0, PhaseRecord(phase="training")
+        yield 0, measured(1)
+        yield 0, PhaseRecord(phase="still training")  # stores what waits
+        lose(bench)
+        before[:] = snapshot()
+        wait_for(lambda: member.should_stop() is StopRequest.FORCE)
+        yield 0, measured(7)
+        yield 0, PhaseRecord(phase="not training any more")
+        yield 0, EndRecord(reason="stopped", step=7, tokens=700)
+
+    execute(bench.database, {bench.id: bench.member}, train, process=MINE)
+    assert before[1] == [1]
+    assert snapshot() == before
+
+
+@both_databases
+def test_only_the_first_of_two_processes_takes_a_run(database: Database) -> None:
+    [run_id] = add(database, "finish")
+    with database.writing() as session:
+        claim_next(session)
+        assert store.set_process(session, run_id, pid=5, created=5.0)
+        assert not store.set_process(session, run_id, pid=6, created=5.0)
+        assert not store.set_process(session, run_id, pid=5, created=6.0)
+        assert store.set_process(session, run_id, pid=5, created=5.0, has_begun=True)
+    assert row_of(database, run_id).process == ProcessId(5, 5.0)
+
+
+@both_databases
+def test_servers_with_different_folders_on_one_database_have_one_supervisor(
+    settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    url = settings.resolved_database_url
+    run_ids = add(database, "finish", count=2)
+    with closing(Database(url)) as second_database:
+        settings = settings.model_copy(update={"database_url": url})
+        second = settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+        servers = [
+            Supervisor(each, opened, command=fake_job, poll_seconds=0.02)
+            for each, opened in ((settings, database), (second, second_database))
+        ]
+        second.data_dir.mkdir()
+        for server in servers:
+            server.start()
+        wait_for(lambda: all(row_of(database, i).status == "finished" for i in run_ids))
+        assert [server.supervises for server in servers].count(True) == 1
+        [holder] = [server for server in servers if server.supervises]
+        [other] = [server for server in servers if server is not holder]
+        holder.close()
+        wait_for(lambda: other.supervises)
+        other.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.postgresql
+def test_a_supervisor_whose_connection_was_lost_takes_the_lock_again(
+    settings: Settings, database: Database
+) -> None:
+    supervisor = Supervisor(settings, database, command=fake_job, poll_seconds=0.02)
+    supervisor.start()
+    wait_for(lambda: supervisor.supervises)
+    end_it = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+    with database.reading() as session:
+        assert session.execute(text(end_it)).all()
+    [run_id] = add(database, "finish")
+    wait_for(lambda: row_of(database, run_id).status == "finished")
+    assert supervisor.supervises
+    supervisor.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.postgresql
+def test_a_run_on_another_machine_is_judged_by_its_reports(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, foreign = add(database, "wait", count=2)
+    dead = ProcessId(2**22 - 1, start_of(os.getpid()))
+    assert not is_elsewhere(dead.created)
+    with database.writing() as session:
+        for run_id, process in (
+            (own, dead),
+            (foreign, dead._replace(created=dead.created + OTHER_BOOT)),
+        ):
+            claim_next(session, f"cpu#{run_id}")
+            assert store.set_process(
+                session, run_id, pid=process.pid, created=process.created, has_begun=True
+            )
+    supervisor = Supervisor(
+        settings, database, command=fake_job, poll_seconds=0.02, patience=timedelta(seconds=0)
+    )
+    supervisor.start()
+    wait_for(lambda: row_of(database, own).status == "interrupted")
+    assert row_of(database, foreign).status == "running"
+    with database.writing() as session:
+        store.request_stop(session, foreign, force=True)
+    wait_for(lambda: row_of(database, foreign).status == "interrupted")
+    supervisor.close()
+
+
+@both_databases
+def test_a_label_job_on_another_machine_is_not_taken_for_dead(bench: Bench) -> None:
+    process = this_process()
+    foreign = process._replace(created=process.created + OTHER_BOOT)
+    with bench.database.writing() as session:
+        label_jobs.add_label_job(
+            session, bench.id, snapshot=1, model="m", total=1,
+            pid=foreign.pid, pid_created=foreign.created,
+        )  # fmt: skip
+        label_jobs.settle_label_jobs(session)
+        [row] = label_jobs.label_jobs(session, bench.id)
+    assert (row.status == "running") == (not bench.database.is_sqlite)

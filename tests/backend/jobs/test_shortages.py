@@ -1,0 +1,136 @@
+"""A start that fails for lack of a resource fails no run; the queue waits and tells why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import update
+
+from backend import store
+from backend.jobs.shortage import StartPause
+from backend.jobs.supervisor import START_GRACE, Supervisor
+from backend.settings import Settings
+from backend.store.database import Database
+from backend.store.models import RunRow
+from sae_engine.schema.runs import RunStatus
+from tests.backend.conftest import claim_next, wait_for
+from tests.backend.fake_engine import fake_job
+from tests.backend.jobs.test_supervisor import add, row_of
+
+
+def short_of(number: int) -> list[str]:
+    raise OSError(number, os.strerror(number))
+
+
+def exits_at_once(_: int) -> list[str]:
+    return [sys.executable, "-c", "raise SystemExit(3)"]
+
+
+@pytest.mark.parametrize(
+    ("fail", "number", "words"),
+    [
+        (short_of, errno.EMFILE, "Too many open files"),
+        (short_of, errno.ENOSPC, "No space left on device"),
+        (short_of, errno.EAGAIN, "Resource temporarily unavailable"),
+        (short_of, errno.EROFS, "Read-only file system"),
+        (exits_at_once, 0, "ended with exit code 3 at once"),
+    ],
+)
+def test_queued_runs_survive_a_shortage_and_keep_their_order(
+    settings: Settings,
+    database: Database,
+    fail: Callable[[int], list[str]],
+    number: int,
+    words: str,
+) -> None:
+    run_ids = add(database, "finish", count=3)
+    started: list[str] = []
+    is_short = True
+
+    def command(run_ids: Sequence[str]) -> list[str]:
+        if is_short:
+            return fail(number)
+        started.extend(run_ids)
+        return [sys.executable, "-c", ""]
+
+    pause = StartPause(first_seconds=0.02)
+    supervisor = Supervisor(settings, database, command=command, poll_seconds=0.02, pause=pause)
+    supervisor.start()
+    try:
+
+        def why() -> str:
+            return supervisor.places([]).why_waiting(row_of(database, run_ids[0]))
+
+        wait_for(lambda: words in why())
+        assert "trying again" in why()
+        wait_for(lambda: row_of(database, run_ids[0]).status == "queued")
+        assert [row_of(database, i).status for i in run_ids[1:]] == ["queued", "queued"]
+        is_short = False
+        wait_for(lambda: len(started) == len(run_ids))
+        assert started == run_ids
+        assert "trying again" not in why()
+    finally:
+        supervisor.close()
+
+
+def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_a_success() -> None:
+    pause = StartPause(first_seconds=10)
+    assert (pause.is_over, pause.reason) == (True, None)
+    for seconds in (10, 20, 40, 60, 60):
+        pause.begin("No memory")
+        assert not pause.is_over
+        assert pause.reason == f"No memory; trying again in {seconds} s."
+    pause.end()
+    assert (pause.is_over, pause.reason) == (True, None)
+    pause.begin("No memory")
+    assert pause.reason == "No memory; trying again in 10 s."
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, "queued"), (False, "stopped")])
+@pytest.mark.both_databases
+def test_a_run_put_back_is_next_again_unless_it_was_asked_to_stop(
+    database: Database, asked: bool | None, expected: RunStatus
+) -> None:
+    first, second = add(database, "finish", count=2)
+    with database.writing() as session:
+        claim_next(session)
+        if asked is not None:
+            store.request_stop(session, first, force=asked)
+        store.put_back(session, [first])
+    row = row_of(database, first)
+    assert (row.status, row.slot, row.pid, row.started_at) == (expected, None, None, None)
+    assert (row.ended_at is None) == (expected == "queued")
+    with database.reading() as session:
+        queue = [row.id for row in store.queued_runs(session)]
+    assert queue == ([first, second] if expected == "queued" else [second])
+
+
+def test_a_run_that_its_process_has_taken_is_not_put_back(database: Database) -> None:
+    [run_id] = add(database, "finish")
+    with database.writing() as session:
+        claim_next(session)
+        assert store.set_process(session, run_id, pid=7, created=7.0, has_begun=True)
+        store.put_back(session, [run_id])
+    assert (row_of(database, run_id).status, row_of(database, run_id).pid) == ("running", 7)
+
+
+def test_a_run_claimed_by_a_server_that_died_before_starting_it_is_started(
+    settings: Settings, database: Database
+) -> None:
+    [run_id] = add(database, "finish")
+    with database.writing() as session:
+        claim_next(session)
+        long_ago = store.now() - START_GRACE - timedelta(seconds=1)
+        session.execute(update(RunRow).values(started_at=long_ago, reported_at=long_ago))
+    supervisor = Supervisor(
+        settings, database, command=fake_job, poll_seconds=0.02, pause=StartPause(0.02)
+    )
+    supervisor.start()
+    wait_for(lambda: row_of(database, run_id).status in ("finished", "interrupted"))
+    supervisor.close()
+    assert row_of(database, run_id).status == "finished"
