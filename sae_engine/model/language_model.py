@@ -203,7 +203,9 @@ class SpliceModel:
         self.model = model
         self._traced = nnsight.NNsight(model)
         parameters = inspect.signature(model.forward).parameters
-        self._takes_cache = "past_key_values" in parameters
+        # Recurrent models keep their state elsewhere, some of them inside their layers.
+        is_recurrent = getattr(model, "_is_stateful", False)
+        self._takes_cache = "past_key_values" in parameters and not is_recurrent
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     @cached_property

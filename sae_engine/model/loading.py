@@ -280,7 +280,9 @@ def _one_sentence_errors(name: str) -> Generator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not (isinstance(error, ValueError | KeyError | ImportError) or hub.is_connection_error(error)):
+        if not (
+            isinstance(error, ValueError | KeyError | ImportError) or hub.is_connection_error(error)
+        ):
             raise
         _log.warning("loading %s failed", name, exc_info=True)
         raise _loading_error(name, error) from error

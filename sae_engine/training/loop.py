@@ -35,6 +35,7 @@ from sae_engine.training.clock import Clock, open_timer
 from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
+from sae_engine.training.rehearsal import rehearse
 from sae_engine.training.run import NonFiniteLossError, TrainingRun
 from sae_engine.training.stopping import Halted, StopSwitch
 
@@ -108,6 +109,8 @@ def _open_pass(
     feed = open_feed(configs, check_stop)
     for notice in feed.notices:
         yield from _to_all(members, NoticeRecord(level="warning", message=notice))
+    if (model := feed.load_model(check_stop)) is not None:
+        rehearse(model, check_stop)
     if any(config.train.num_epochs is not None for config in configs):
         yield from _to_all(members, PhaseRecord(phase="counting the training text"))
     heldout = SharedHeldout(feed, configs, members[0].folder.index_corpus)

@@ -27,6 +27,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
 from sae_engine.training.member import Member
+from sae_engine.training.rehearsal import rehearse
 from sae_engine.training.stopping import Halted, StopSwitch
 
 
@@ -61,6 +62,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     sae = pretrained.sae.to(feed.device)
     hook = feed.hook_of(config)
     _require_width(config, feed, sae.d_in)
+    if (model := feed.load_model(stop)) is not None:
+        rehearse(model, stop)
     if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
         raise ConfigError.of(
             "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from sae_engine.errors import ConfigError
 from sae_engine.model.hook_points import layer_stack
-from sae_engine.model.language_model import LanguageModel
+from sae_engine.model.language_model import LanguageModel, SpliceModel
 from sae_engine.preflight import embedded_model_folder
 from sae_engine.schema.config import ModelConfig
 from tests.house.repository import ROOT
@@ -30,7 +30,7 @@ TABLE = {
     name: [cell.strip() for cell in cells.split("|")]
     for name, cells in re.findall(r"^\| `([\w-]+)` \|(.*)\|$", _DOCUMENT, re.MULTILINE)
 }
-"""Architecture -> the cells extraction, sites, CE, logits, steering."""
+"""Architecture -> the cells layers, sites, cross-entropy, logits, steering."""
 
 
 def saved(name: str, folder: Path) -> nn.Module:
@@ -81,12 +81,13 @@ def test_a_row_of_the_table_is_what_the_model_itself_computes(name: str, tmp_pat
     own = saved(name, tmp_path)
     model = LanguageModel.load(ModelConfig(name=str(tmp_path), layer=LAYER))
     at = model.hook_name
+    whole = model.full()
     found = [
         extraction(own, model),
-        sites(own, tmp_path, at),
-        splicing(own, model, at),
-        logits(own, model),
-        steering(own, model, at),
+        sites(own, model, at),
+        splicing(own, whole, at),
+        logits(own, model, whole),
+        steering(own, whole, at),
     ]
     assert found == TABLE[name]
 
@@ -98,45 +99,44 @@ def extraction(own: nn.Module, model: LanguageModel) -> str:
     return "whole" if model.notices else "cut"
 
 
-def sites(own: nn.Module, folder: Path, layer: str) -> str:
+def sites(own: nn.Module, model: LanguageModel, layer: str) -> str:
     """The sites that are known; they add up to what the layer adds to the residual stream."""
     below = re.sub(rf"\.{LAYER}$", f".{LAYER - 1}", layer)
     added = output_of(own, layer) - output_of(own, below)
     known: dict[str, Tensor] = {}
     for site in ("attn_out", "mlp_out"):
         try:
-            model = LanguageModel.load(ModelConfig(name=str(folder), layer=LAYER, site=site))
+            at_site = model.at(model.config.model_copy(update={"site": site}))
         except ConfigError:
             continue
-        known[site] = model.activations(IDS)
+        assert at_site is not None
+        known[site] = at_site.activations(IDS)
     if len(known) == 2:
         factor = getattr(own.config, "residual_multiplier", 1)
         torch.testing.assert_close(factor * sum(known.values()), added, rtol=1e-3, atol=1e-4)
     return "all" if len(known) == 2 else ", ".join(["`resid_post`", *(f"`{s}`" for s in known)])
 
 
-def splicing(own: nn.Module, model: LanguageModel, at: str) -> str:
-    whole = model.full()
+def splicing(own: nn.Module, whole: SpliceModel, at: str) -> str:
     total, count = whole.cross_entropy(IDS)
     assert count == int(ORDINARY[:, :-1].sum())
     assert total == pytest.approx(summed_loss(own(IDS, use_cache=False).logits), rel=1e-5)
-    handle = hooked(own, at, lambda x: torch.where(ORDINARY[..., None], 0.5 * x, x))
+    handle = hooked(own, at, lambda x: torch.where(ORDINARY[..., None], x.flip(-1), x))
     expected = summed_loss(own(IDS, use_cache=False).logits)
     handle.remove()
-    assert whole.cross_entropy(IDS, lambda x: 0.5 * x)[0] == pytest.approx(expected, rel=1e-5)
-    assert expected != pytest.approx(total, rel=1e-4)
+    assert whole.cross_entropy(IDS, lambda x: x.flip(-1))[0] == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(total, rel=1e-5)
     return "yes"
 
 
-def logits(own: nn.Module, model: LanguageModel) -> str:
+def logits(own: nn.Module, model: LanguageModel, whole: SpliceModel) -> str:
     """Without a soft-cap, a direction alone in the residual stream gives its logits by the matrix,
     up to the norm's scale.
     """
-    matrix = model.unembedding()
+    matrix = model.unembedding(0, whole.model)
     if matrix is None:
         return "no"
     direction = torch.randn(model.d_in)
-    last = f"{layer_stack(own)}.{-1}"
     stack = own.get_submodule(layer_stack(own))
     last = f"{layer_stack(own)}.{len(stack) - 1}"
 
@@ -162,12 +162,12 @@ def uncapped(own: nn.Module, capped: Tensor) -> Tensor:
     return capped if cap is None else cap * torch.atanh(capped / cap)
 
 
-def steering(own: nn.Module, model: LanguageModel, at: str) -> str:
-    """Three tokens, the latest ones from the cache if there is one."""
-    whole, add = model.full(), torch.randn(model.d_in)
-    given, past = IDS[:1], None
-    ids = given
-    for _ in range(3):
+def steering(own: nn.Module, whole: SpliceModel, at: str) -> str:
+    """Two tokens, the second one from the cache if there is one."""
+    add = torch.randn(whole.prefix.d_in)
+    ids = given = IDS[:1]
+    past = None
+    for _ in range(2):
         answer, past = whole.next_logits(given, past, add)
         ordinary = (ids > 2)[..., None]
         handle = hooked(own, at, lambda x, ordinary=ordinary: torch.where(ordinary, x + add, x))
