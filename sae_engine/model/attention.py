@@ -78,9 +78,8 @@ def _trial(
     """The output of two layers with random weights, the same in each call, for random tokens: one
     row of two tokens, as when a model is loaded, and one or two rows of `ctx_len`.
     """
-    config = copy.deepcopy(config)
-    truncate(config, 2)
-    language = text_config(config)
+    language = copy.deepcopy(text_config(config))
+    truncate(language, 2)
     language.vocab_size = TRIAL_VOCAB
     language.pad_token_id = None
     if getattr(language, "intermediate_size", None):
@@ -94,7 +93,7 @@ def _trial(
     language.initializer_range = math.sqrt(TYPICAL_SCORE * divided_by / (width * math.sqrt(head)))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = AutoModel.from_config(config, attn_implementation=name, dtype=torch.float32)
+        model = AutoModel.from_config(language, attn_implementation=name, dtype=torch.float32)
         ids = torch.randint(TRIAL_VOCAB, (2 if ctx_len <= 2048 else 1, ctx_len))
     model = model.eval().to(device, dtype)
     first, rows = (

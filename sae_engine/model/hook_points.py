@@ -29,6 +29,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config()
 
 
+def max_positions(config: Any) -> int | None:
+    """The number of positions that a model was made for; None if its configuration names none."""
+    return getattr(text_config(config), "max_position_embeddings", None)
+
+
 def layers_needed(configs: Sequence[ModelConfig], num_layers: int) -> int:
     """How many of a model's `num_layers` decoder layers the hook points need.
 
@@ -45,9 +50,11 @@ def layers_needed(configs: Sequence[ModelConfig], num_layers: int) -> int:
 def truncate(config: Any, num_layers: int) -> None:
     """Reduce a model's configuration, in place, to the first `num_layers` layers."""
     language = text_config(config)
+    total = language.num_hidden_layers
     language.num_hidden_layers = num_layers
-    if getattr(language, "layer_types", None):
-        language.layer_types = language.layer_types[:num_layers]
+    for name, value in list(vars(language).items()):
+        if isinstance(value, list) and len(value) == total:  # one entry per layer
+            setattr(language, name, value[:num_layers])
 
 
 def find_hook_point(config: ModelConfig, model: Any) -> HookPoint:
@@ -74,33 +81,61 @@ def _named_path(config: ModelConfig, model: Any, paths: set[str]) -> str:
     )
 
 
+def layer_stack(model: Any) -> str | None:
+    """The path in the base model of the language part's list of decoder layers."""
+    num_layers = text_config(model.config).num_hidden_layers
+    tower = model.get_decoder()  # of a multimodal model, the part that reads text
+    inside = {id(module) for module in tower.modules()}
+    stacks = (
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and id(module) in inside
+    )
+    return next(stacks, None)
+
+
+# The module whose output is added to the residual stream: the first of these that a layer has.
+# On Gemma-2, OLMo-2 and GLM-4, a sub-layer's output passes a norm before.
+_ADDED = {
+    "mlp_out": (
+        "post_mlp_layernorm",
+        "post_feedforward_layernorm",
+        "mlp",
+        "feed_forward",
+        "mlp_block",
+    ),
+    "attn_out": (
+        "post_self_attn_layernorm",
+        "post_attention_layernorm",
+        "self_attn",
+        "attn",
+        "attention",
+        "self_attention",
+        "temporal_block",
+    ),
+}
+_BLOOM = "bloom"
+"""Its sub-layers add the residual stream to their output themselves."""
+
+
 def _site_path(config: ModelConfig, model: Any, modules: dict[str, nn.Module]) -> str:
     """The path of the module whose output is `site` of `layer`."""
-    num_layers = text_config(model.config).num_hidden_layers
-    stacks = [
-        n for n, m in modules.items() if isinstance(m, nn.ModuleList) and len(m) == num_layers
-    ]
-    if not stacks:
+    stack = layer_stack(model)
+    if stack is None:
         raise ConfigError.of(
             "model.site",
             f"The layers of '{config.name}' were not found; name a module with model.hook_point.",
         )
-    layer = f"{stacks[0]}.{config.layer}"
+    layer = f"{stack}.{config.layer}"
     if config.site == "resid_post":
         return layer
-    # On Gemma-2 and later, a sub-layer's output passes a norm before it is added to the residual
-    # stream.
-    if f"{layer}.post_feedforward_layernorm" in modules:
-        names = {
-            "mlp_out": ["post_feedforward_layernorm"],
-            "attn_out": ["post_attention_layernorm"],
-        }
-    else:
-        names = {
-            "mlp_out": ["mlp", "feed_forward"],
-            "attn_out": ["self_attn", "attn", "attention"],
-        }
-    for name in names[config.site]:
+    names: Sequence[str] = _ADDED[config.site]
+    if text_config(model.config).model_type == _BLOOM:
+        names = ()
+    elif f"{layer}.post_feedforward_layernorm" not in modules:
+        # Elsewhere the norm of this name is what the MLP reads.
+        names = [name for name in names if name != "post_attention_layernorm"]
+    for name in names:
         if f"{layer}.{name}" in modules:
             return f"{layer}.{name}"
     raise ConfigError.of(

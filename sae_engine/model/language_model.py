@@ -8,7 +8,9 @@ activations replaced and for generating text with activations shifted. Fed by `l
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import nnsight
@@ -22,6 +24,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
 from sae_engine.model.loading import load_head, load_prefix, load_whole
+from sae_engine.model.unembedding import Unembedding
 from sae_engine.schema.config import ModelConfig
 from sae_engine.sizes import LOGITS_PER_CHUNK
 
@@ -29,6 +32,10 @@ FLOAT16_OVERFLOW = (
     "'{name}' is a Gemma model, made for bfloat16: in float16 its activations can exceed the "
     "largest number, 65,504, and become infinite. Set model.dtype to bfloat16 or float32 if that "
     "happens."
+)
+LOADED_WHOLE = (
+    "All layers of '{name}' are loaded, because its first layers depend on how many there are; they "
+    "take memory, but those after the hook point do not run."
 )
 
 Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
@@ -45,7 +52,9 @@ class Hook(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """The logits of the next token, and the key-value cache of everything before it."""
+    """The logits of the next token, and what to continue from: the key-value cache, or all ids so
+    far if the model has none.
+    """
 
     logits: Float[Tensor, " vocab"]
     past: Any
@@ -121,7 +130,10 @@ class LanguageModel:
         """
         configs = [config, *also]
         prefix = load_prefix(configs, ctx_len=ctx_len, check_stop=check_stop)
-        return cls(configs, prefix.model, prefix.tokenizer)
+        model = cls(configs, prefix.model, prefix.tokenizer)
+        if prefix.is_whole:
+            model.notices.append(LOADED_WHOLE.format(name=config.name))
+        return model
 
     def at(self, config: ModelConfig) -> LanguageModel | None:
         """The same layers read at another hook; None if they do not reach it."""
@@ -171,24 +183,16 @@ class LanguageModel:
     def unembedding(
         self, hook: int = 0, causal_lm: Any = None
     ) -> Float[Tensor, "vocab d_in"] | None:
-        """W_U times the final norm's weight; None if the hook is not as wide as the residual
-        stream.
+        """See `Unembedding.matrix`; None also if the hook is not as wide as the residual stream.
 
         A decoder row times its transpose gives the logits that the feature promotes when it is
-        written to the residual stream. The norm's division by the scale is left out, as it is the
-        same for all tokens. Norm and head are those of `causal_lm`, by default `with_head()`.
+        written to the residual stream. Norm and head are those of `causal_lm`, by default
+        `with_head()`.
         """
         causal_lm = self.with_head() if causal_lm is None else causal_lm
-        base, head = causal_lm.base_model, causal_lm.get_output_embeddings()
-        if head is None or head.weight.shape[1] != self.hooks[hook].d_in:
-            return None
-        weight = head.weight.detach()
-        norm = getattr(base, "norm", None) or getattr(base, "ln_f", None)
-        if norm is None or getattr(norm, "weight", None) is None:
-            return weight.float()
-        # Gemma's norms multiply by 1 + weight. A float32 gain makes the product float32.
-        is_gemma = causal_lm.config.model_type.startswith("gemma")
-        return weight * (norm.weight.float() + (1.0 if is_gemma else 0.0))
+        matrix = Unembedding(causal_lm).matrix()
+        fits = matrix is not None and matrix.shape[1] == self.hooks[hook].d_in
+        return matrix if fits else None
 
 
 class SpliceModel:
@@ -198,10 +202,15 @@ class SpliceModel:
         self.prefix = prefix
         self.model = model
         self._traced = nnsight.NNsight(model)
-        self._base = self._traced.get(model.base_model_prefix)
-        self._soft_cap: float | None = getattr(
-            text_config(model.config), "final_logit_softcapping", None
-        )
+        parameters = inspect.signature(model.forward).parameters
+        # Recurrent models keep their state elsewhere, some of them inside their layers.
+        is_recurrent = getattr(model, "_is_stateful", False)
+        self._takes_cache = "past_key_values" in parameters and not is_recurrent
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+
+    @cached_property
+    def _unembedding(self) -> Unembedding:
+        return Unembedding(self.model)
 
     @torch.inference_mode()
     def cross_entropy(
@@ -219,15 +228,16 @@ class SpliceModel:
         ids = ids.to(self.prefix.device)
         ordinary = ~self.prefix.special_mask(ids)
         module, io = self._module(hook)
+        body = self._traced.get(self._unembedding.body_path)
         with self._traced.trace(ids, use_cache=False) as tracer:
             if replace is not None and io == "output":
                 module.output = _spliced(module.output, ids, ordinary, replace)
             elif replace is not None:
                 module.input = _spliced(module.input, ids, ordinary, replace)
-            hidden = self._base.output.save()
+            output = body.output.save()
             tracer.stop()  # pyright: ignore[reportAttributeAccessIssue]
         counted = ordinary[:, :-1]
-        losses = self._summed_losses(hidden[0][:, :-1][counted], ids[:, 1:][counted])
+        losses = self._summed_losses(output, counted, ids[:, 1:][counted])
         return losses, int(counted.sum())
 
     @torch.inference_mode()
@@ -241,37 +251,40 @@ class SpliceModel:
         """The logits after `ids`, which continue the text in `past`, the previous call's cache.
 
         `add` is added to the activations at `prefix.hooks[hook]` at the ordinary positions of
-        `ids`; BOS, pad and eos keep theirs.
+        `ids`; BOS, pad and eos keep theirs. A model without such a cache reads the whole text
+        again.
         """
         ids = ids.to(self.prefix.device)
+        if past is not None and not self._takes_cache:
+            ids = torch.cat([past, ids], dim=1)
         ordinary = ~self.prefix.special_mask(ids)
         module, io = self._module(hook)
 
         def shifted(x: Tensor) -> Tensor:
             return x if add is None else x + add.to(x.device)
 
-        with self._traced.trace(ids, past_key_values=past, use_cache=True, logits_to_keep=1):
+        cache = {"past_key_values": past} if self._takes_cache else {}
+        with self._traced.trace(ids, use_cache=self._takes_cache, **cache, **self._last_only):
             if add is not None and io == "output":
                 module.output = _spliced(module.output, ids, ordinary, shifted)
             elif add is not None:
                 module.input = _spliced(module.input, ids, ordinary, shifted)
             answer = self._traced.output.save()
-        return Continuation(answer.logits[0, -1].float(), answer.past_key_values)
+        past = answer.past_key_values if self._takes_cache else ids
+        return Continuation(answer.logits[0, -1].float(), past)
 
     def _module(self, hook: int) -> tuple[Any, str]:
         """The traced module of `prefix.hooks[hook]`, and which side of it is read."""
         point = self.prefix.hooks[hook].point
         return self._traced.get(f"{self.model.base_model_prefix}.{point.path}"), point.io
 
-    def _summed_losses(self, hidden: Float[Tensor, "n d_in"], targets: Int[Tensor, " n"]) -> float:
-        head = self.model.get_output_embeddings()
+    def _summed_losses(self, output: Any, counted: Tensor, targets: Int[Tensor, " n"]) -> float:
+        """Sum over the `counted` predictions [rows, ctx - 1] from the body's `output`."""
+        hidden = output[0][:, :-1][counted]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         rows = max(1, LOGITS_PER_CHUNK // self.prefix.vocab_size)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
-            logits = head(h).float()
-            if self._soft_cap is not None:
-                logits = self._soft_cap * torch.tanh(logits / self._soft_cap)
-            total += cross_entropy(logits, t, reduction="sum")
+            total += cross_entropy(self._unembedding.logits(h, output), t, reduction="sum")
         return total.item()
 
 

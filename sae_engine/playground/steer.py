@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.vocabulary import INVALID_BYTES
-from sae_engine.model.hook_points import text_config
+from sae_engine.model.hook_points import max_positions
 from sae_engine.model.language_model import SpliceModel
 from sae_engine.playground.read import ProbeModel
 from sae_engine.sae.autoencoders import SAE
@@ -40,8 +40,8 @@ def steer(
     ids = model.encode(prompt)
     if model.model.bos_id is not None:
         ids = [model.model.bos_id, *ids]
-    longest = text_config(model.whole.model.config).max_position_embeddings
-    if len(ids) + max_new_tokens > longest:
+    longest = max_positions(model.whole.model.config)
+    if longest is not None and len(ids) + max_new_tokens > longest:
         raise UserError(
             f"The prompt has {len(ids):,} tokens, and {max_new_tokens:,} more exceed the "
             f"{longest:,} positions of this model; shorten it or ask for fewer."

@@ -29,6 +29,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout, new_notices
 from sae_engine.training.member import Member
+from sae_engine.training.rehearsal import rehearse
 from sae_engine.training.stopping import Halted, StopSwitch
 
 
@@ -66,6 +67,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     _require_width(config, feed, sae.d_in)
     for note in differences(config, feed.hook_name(hook), pretrained.described):
         yield NoticeRecord(level="warning", message=note)
+    if (model := feed.load_model(stop)) is not None:
+        rehearse(model, stop)
     if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
         raise ConfigError.of(
             "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."
