@@ -160,8 +160,9 @@ class _Pass:
             state=state or BEGINNING,
         )
         if state is None:
-            for run in self._active.values():
-                run.begin(stream.first_window[run.hook])
+            for number, run in self._active.items():
+                for notice in run.begin(stream.first_window[run.hook]):
+                    yield number, notice
         yield from self._to_active(PhaseRecord(phase="training"))
         while self._active:
             for number, run in list(self._active.items()):

@@ -87,6 +87,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         work = HeldoutWork(config, folder, heldout, stop)
         yield from work.open()
         yield PhaseRecord(phase="evaluating")
+        work.measure_norm_limit()
         yield metrics(work.reconstruction(sae, config.data.heldout_tokens))
         yield PhaseRecord(phase="building the feature index")
         yield from work.index(sae, 0, final=True)

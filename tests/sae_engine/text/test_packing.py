@@ -114,8 +114,10 @@ def test_num_samples_limits_the_documents(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(f"document {n} has some words in it" for n in range(300)))
     packing = Packing(TOKENIZER, 16, BOS, EOS)
-    whole = count_tokens(DataConfig(dataset=str(path), ctx_len=16), packing)
-    half = count_tokens(DataConfig(dataset=str(path), ctx_len=16, num_samples=150), packing)
+    whole = count_tokens(DataConfig(dataset=str(path), ctx_len=16), packing, [BOS, EOS])
+    half = count_tokens(
+        DataConfig(dataset=str(path), ctx_len=16, num_samples=150), packing, [BOS, EOS]
+    )
     assert 0.4 < half / whole < 0.6
 
 
