@@ -107,7 +107,7 @@ class AlertWatch:
         multiple = self._norm_multiple
         remedy = "set it" if multiple is None else f"lower it from {multiple:g}"
         return (
-            f"{TOP_TOKENS:.1%} of the held-out tokens hold {share:.0%} of the variance, so FVU "
+            f"{TOP_TOKENS:.0%} of the held-out tokens hold {share:.0%} of the variance, so FVU "
             "says little about the others; to leave such outliers out, use "
             f"data.max_norm_multiple ({remedy})."
         )

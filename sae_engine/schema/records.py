@@ -127,7 +127,7 @@ class Metric(NamedTuple):
     """NaN then means that the value is not defined; elsewhere it means that training broke down."""
 
 
-TOP_TOKENS = 0.001
+TOP_TOKENS = 0.01
 """Share of the held-out tokens whose share of the variance `top_token_share` measures."""
 
 METRICS: dict[str, Metric] = {
@@ -230,7 +230,7 @@ METRICS: dict[str, Metric] = {
     ),
     "top_token_share": Metric(
         "Variance in few tokens",
-        "Share of the held-out variance in the 0.1% of the tokens that are farthest from the mean. "
+        "Share of the held-out variance in the 1% of the tokens that are farthest from the mean. "
         "If it is large, FVU says little about the other tokens.",
         may_be_undefined=True,
     ),
