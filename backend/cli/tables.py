@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -117,7 +118,7 @@ def summary_table(row: RunRow) -> Table:
     for name in SUMMARY_METRICS:
         if name in latest:
             metric = METRICS[name]
-            table.add_row(metric.title, f"{latest[name]:.4f} {metric.unit}".rstrip())
+            table.add_row(metric.title, f"{_figure(name, latest[name])} {metric.unit}".rstrip())
     return table
 
 
@@ -128,9 +129,15 @@ def sweep_table(rows: Sequence[RunRow]) -> Table:
         table.add_column(METRICS[name].title, justify="right")
     for row in rows:
         latest = row.latest_metrics
-        figures = [f"{latest[name]:.4f}" if name in latest else "" for name in SWEEP_METRICS]
+        figures = [_figure(name, latest[name]) if name in latest else "" for name in SWEEP_METRICS]
         table.add_row(row.id, escape(row.name), row.status, *figures)
     return table
+
+
+def _figure(metric: str, value: float) -> str:
+    if math.isnan(value) and METRICS[metric].may_be_undefined:
+        return "not defined"
+    return f"{value:.4f}"
 
 
 def _duration(start: datetime, end: datetime) -> str:

@@ -15,7 +15,7 @@ from statistics import median
 from typing import NamedTuple
 
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import METRICS, MetricsRecord
+from sae_engine.schema.records import METRICS, TOP_TOKENS, MetricsRecord
 from sae_engine.schema.runs import AlertKind
 
 FIRST_POINTS = 20
@@ -30,6 +30,8 @@ DEAD_POINTS = 3
 DENSE_SHARE = 0.05
 SPARSE_CODE = 0.02
 """Dense latents matter only if k is a smaller share of the latents than this."""
+TOP_SHARE = 0.5
+"""Share of the variance that is too much for the top `TOP_TOKENS` of the tokens."""
 RECENT_POINTS = 10
 REFERENCE_POINTS = 200
 SLOW = 0.5
@@ -52,6 +54,7 @@ class AlertWatch:
 
     def __init__(self, config: RunConfig) -> None:
         self._dense_matters = _code_share(config) < SPARSE_CODE
+        self._norm_multiple = config.data.max_norm_multiple
         self._raised: set[AlertKind] = set()
         self._num_points = 0
         self._loss: float | None = None
@@ -80,7 +83,7 @@ class AlertWatch:
         return [Alert("disk", message, step)]
 
     def _signs(self, record: MetricsRecord) -> Iterator[tuple[AlertKind, str]]:
-        non_finite = [name for name, value in record.values.items() if not math.isfinite(value)]
+        non_finite = [name for name, value in record.values.items() if _is_broken(name, value)]
         if non_finite:
             names = " and ".join(METRICS[n].title if n in METRICS else n for n in non_finite)
             yield "non_finite", f"{names} stopped being finite; lower train.lr or check the text."
@@ -95,7 +98,19 @@ class AlertWatch:
                 f"{dense:.0%} of the latents fire on more than a tenth of all tokens; such latents "
                 "rarely have a single meaning. Lower train.lr or sae.k.",
             )
+        share = record.values.get("top_token_share", 0.0)
+        if share > TOP_SHARE:
+            yield "few_tokens", self._few_tokens(share)
         yield from self._slowness(record)
+
+    def _few_tokens(self, share: float) -> str:
+        multiple = self._norm_multiple
+        remedy = "set it" if multiple is None else f"lower it from {multiple:g}"
+        return (
+            f"{TOP_TOKENS:.0%} of the held-out tokens hold {share:.0%} of the variance, so FVU "
+            "says little about the others; to leave such outliers out, use "
+            f"data.max_norm_multiple ({remedy})."
+        )
 
     def _divergence(self, loss: float) -> Iterator[tuple[AlertKind, str]]:
         if not math.isfinite(loss):
@@ -138,6 +153,12 @@ class AlertWatch:
                 f"Training slowed from {usual:,.0f} to {recent:,.0f} tokens/s; something else may "
                 "use the device or the disk.",
             )
+
+
+def _is_broken(metric: str, value: float) -> bool:
+    """Whether a value is not finite although its metric is defined."""
+    may_be_undefined = metric in METRICS and METRICS[metric].may_be_undefined
+    return not math.isfinite(value) and not (math.isnan(value) and may_be_undefined)
 
 
 def _code_share(config: RunConfig) -> float:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from sae_engine.schema.config import SAEConfig
 from sae_engine.schema.features import Density
+from sae_engine.schema.records import METRICS
 
 DASH = "–"
 
@@ -73,6 +74,8 @@ def is_share(metric: str) -> bool:
 
 def metric_text(metric: str, value: float | str | None) -> str:
     """A value of a metric."""
+    if value == "NaN" and metric in METRICS and METRICS[metric].may_be_undefined:
+        return "not defined"
     return percent(value) if is_share(metric) else number(value)
 
 

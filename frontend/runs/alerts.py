@@ -17,6 +17,7 @@ ALERTS: dict[AlertKind, tuple[str, str]] = {
     "divergence": ("diverging", "The loss rose far above its earlier level."),
     "dead_latents": ("dead latents", "Many latents have stopped firing."),
     "dense_latents": ("dense latents", "Many latents fire on a large share of tokens."),
+    "few_tokens": ("few tokens", "A few tokens hold most of the variance."),
     "throughput": ("slow", "Training is much slower than before."),
     "disk": ("disk low", "The disk that holds the runs is almost full."),
     "no_progress": ("no progress", "No progress for a long time."),

@@ -117,7 +117,8 @@ class TextFeed:
 
     @cached_property
     def _num_train_tokens(self) -> int:
-        return count_tokens(self._data, self._packing, self._check_stop)
+        excluded = self.model.excluded_ids
+        return count_tokens(self._data, self._packing, excluded, self._check_stop)
 
     @property
     def fingerprint(self) -> str:

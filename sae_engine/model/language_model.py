@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import nnsight
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -218,15 +218,16 @@ class SpliceModel:
         ids: Int[Tensor, "rows ctx"],
         replace: Replace | None = None,
         hook: int = 0,
+        at: Bool[Tensor, "rows ctx"] | None = None,
     ) -> tuple[float, int]:
         """Sum of the next-token cross-entropies in nats, and their number.
 
-        Only predictions made at ordinary positions count. There, `replace` maps the activations at
-        `prefix.hooks[hook]` to others; BOS, pad and eos keep theirs, because replacing an attention
-        sink wrecks the model.
+        Only predictions made at the positions `at` count, by default all but BOS, pad and eos.
+        There, `replace` maps the activations at `prefix.hooks[hook]` to others; the other positions
+        keep theirs, because replacing an attention sink wrecks the model.
         """
         ids = ids.to(self.prefix.device)
-        ordinary = ~self.prefix.special_mask(ids)
+        ordinary = ~self.prefix.special_mask(ids) if at is None else at.to(ids.device)
         module, io = self._module(hook)
         body = self._traced.get(self._unembedding.body_path)
         with self._traced.trace(ids, use_cache=False) as tracer:

@@ -1,12 +1,12 @@
 """Codes and reconstructions of an SAE that is not being trained, as fast as its device allows.
 
-Read by `training.evaluate` and `training.heldout`.
+Read by `training.evaluate` and `training.heldout`, which pass activations as `Rows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,14 @@ from sae_engine.sae.autoencoders import SAE, Code, TopKSAE
 
 TOKENS_AT_ONCE = 1024
 """Tokens searched together; memory for their candidates grows with it."""
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Activations [n, d_in] that are read in slices; every tensor of that shape is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, part: slice, /) -> Float[Tensor, "m d_in"]: ...
 
 
 class Coder(NamedTuple):

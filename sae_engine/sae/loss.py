@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+ROUNDING = 1e-12
+"""Variance over mean square below which differences between float32 vectors are rounding."""
 
 
 def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -14,9 +19,11 @@ def total_variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 
 def fvu(x: Float[Tensor, "n d"], residual: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Fraction of variance unexplained: sum |residual|^2 / sum |x - mean x|^2, with
-    residual = x - x_hat.
+    residual = x - x_hat. NaN if all rows are the same.
     """
-    return residual.pow(2).sum() / (x - x.mean(0)).pow(2).sum()
+    variance = (x - x.mean(0)).pow(2).sum()
+    defined = variance > ROUNDING * x.pow(2).sum()
+    return torch.where(defined, residual.pow(2).sum() / variance, math.nan)
 
 
 def auxk_loss(

@@ -19,6 +19,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PretrainedFormat = Literal[
     "sae-workbench", "saelens", "sparsify", "gemma-scope", "qwen-scope", "dictionary_learning"
 ]
+DEFAULT_NORM_MULTIPLE = 10.0
+"""See `data.max_norm_multiple`; docs/decisions/0027-outliers.md has the measurements behind it."""
 
 
 Division = Literal["paragraphs", "lines", "file"]
@@ -92,6 +94,10 @@ class DataConfig(Section):
     """Seed of the order of the activations; independent of the SAE's `seed`."""
     heldout_tokens: int = Field(default=200_000, ge=1_000)
     """Tokens held out from training, for evaluation and the feature index."""
+    max_norm_multiple: float | None = Field(default=DEFAULT_NORM_MULTIPLE, gt=1, le=1e6)
+    """Leave out tokens, such as attention sinks, whose activation's norm exceeds this multiple of
+    the median norm; if unset, none.
+    """
     activations: str | None = Field(default=None, max_length=500)
     """Train on a saved activation file (`.safetensors`), or a folder of them, instead of running
     the language model.

@@ -123,7 +123,12 @@ class Metric(NamedTuple):
     help: str
     unit: str = ""
     better: Literal["lower", "higher", ""] = ""
+    may_be_undefined: bool = False
+    """NaN then means that the value is not defined; elsewhere it means that training broke down."""
 
+
+TOP_TOKENS = 0.01
+"""Share of the held-out tokens whose share of the variance `top_token_share` measures."""
 
 METRICS: dict[str, Metric] = {
     "loss": Metric(
@@ -135,8 +140,10 @@ METRICS: dict[str, Metric] = {
     "fvu": Metric(
         "FVU",
         "Fraction of variance unexplained on the training batch: squared error over squared "
-        "distance from the batch mean. Predicting the mean gives 1, a perfect copy 0.",
+        "distance from the batch mean. Predicting the mean gives 1, a perfect copy 0. Not defined "
+        "if all activations are the same.",
         better="lower",
+        may_be_undefined=True,
     ),
     "l0": Metric("L0", "Mean number of latents with a positive activation per token.", "latents"),
     "auxk_loss": Metric(
@@ -169,8 +176,10 @@ METRICS: dict[str, Metric] = {
     "sae_share": Metric("SAE share", "Share of recent training time spent in the SAE's steps."),
     "eval_fvu": Metric(
         "Held-out FVU",
-        "Fraction of variance unexplained over the whole held-out set.",
+        "Fraction of variance unexplained over the whole held-out set. Not defined if all "
+        "activations are the same.",
         better="lower",
+        may_be_undefined=True,
     ),
     "eval_l0": Metric("Held-out L0", "Mean active latents per held-out token.", "latents"),
     "eval_cosine_similarity": Metric(
@@ -196,9 +205,33 @@ METRICS: dict[str, Metric] = {
         "lower",
     ),
     "ce_loss_score": Metric(
-        "CE score", "1 - CE delta / (CE with the site zeroed - CE); 1 is lossless.", better="higher"
+        "CE score",
+        "1 - CE delta / (CE with the site zeroed - CE); 1 is lossless. Not defined if zeroing the "
+        "site changes nothing.",
+        better="higher",
+        may_be_undefined=True,
     ),
     "ce_loss_score_mean": Metric(
-        "CE score (mean)", "1 - CE delta / (CE with the site at its mean - CE).", better="higher"
+        "CE score (mean)",
+        "1 - CE delta / (CE with the site at its mean - CE). Not defined if that changes nothing.",
+        better="higher",
+        may_be_undefined=True,
+    ),
+    "outlier_tokens": Metric(
+        "Outliers in training",
+        "Training tokens left out so far, because the norm of their activation exceeds "
+        "`data.max_norm_multiple` times the median norm.",
+        "tokens",
+    ),
+    "eval_outlier_tokens": Metric(
+        "Held-out outliers",
+        "Held-out tokens left out of this evaluation, for the same reason.",
+        "tokens",
+    ),
+    "top_token_share": Metric(
+        "Variance in few tokens",
+        "Share of the held-out variance in the 1% of the tokens that are farthest from the mean. "
+        "If it is large, FVU says little about the other tokens.",
+        may_be_undefined=True,
     ),
 }

@@ -13,7 +13,14 @@ from sae_engine.schema.shape import Shape, StoredShape, examples
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
 RunSort = Literal["created", "name", "status", "fvu", "l0", "ce_delta"]
 AlertKind = Literal[
-    "non_finite", "divergence", "dead_latents", "dense_latents", "throughput", "disk", "no_progress"
+    "non_finite",
+    "divergence",
+    "dead_latents",
+    "dense_latents",
+    "few_tokens",
+    "throughput",
+    "disk",
+    "no_progress",
 ]
 """Kinds of alerts that a run can raise."""
 

@@ -5,7 +5,7 @@ Fed by `sources`; read by `activations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
@@ -148,10 +148,16 @@ def heldout_rows(
     return rows
 
 
-def count_tokens(config: DataConfig, packing: Packing, check_stop: CheckStop = never_stop) -> int:
-    """Tokens in one epoch of the training text, BOS and eos not counted."""
+def count_tokens(
+    config: DataConfig,
+    packing: Packing,
+    excluded_ids: Collection[int],
+    check_stop: CheckStop = never_stop,
+) -> int:
+    """Tokens in one epoch of the training text, those with `excluded_ids` not counted."""
     rows = _rows(config, packing, "train", BEGINNING, 1, check_stop)
-    return sum(int((row != packing.eos_id).sum()) - (packing.bos_id is not None) for row in rows)
+    excluded = list(excluded_ids)
+    return sum(int((~np.isin(row, excluded)).sum()) for row in rows)
 
 
 def _rows(

@@ -24,7 +24,7 @@ from sae_engine.files import RunFolder, published_file
 from sae_engine.sae.trainer import SAETrainer
 from sae_engine.text.packing import Cursor
 
-FORMAT = 2
+FORMAT = 3
 
 
 class TrainState(NamedTuple):
@@ -38,6 +38,10 @@ class TrainState(NamedTuple):
     """Factor on the inputs during training."""
     variance: float
     """Variance of the scaled inputs, the loss's denominator; fixed at the start."""
+    median_norm: float
+    """Median norm of the inputs, from which the limit for outliers follows; fixed at the start."""
+    outlier_tokens: int
+    """Training tokens left out so far."""
     best_fvu: float
     stream: StreamState
     fingerprint: str

@@ -5,62 +5,74 @@ Fed by `activations.heldout` and `model.language_model`; read by `training.run`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import SpliceModel
 from sae_engine.sae.autoencoders import SAE
-from sae_engine.sae.inference import open_coder
+from sae_engine.sae.inference import Rows, open_coder
+from sae_engine.sae.loss import ROUNDING
 from sae_engine.schema.features import DENSE_FRACTION
+from sae_engine.schema.records import TOP_TOKENS
 from sae_engine.sizes import TOKENS_PER_FORWARD
 
 TOKENS_PER_CHUNK = 4096
+NO_EFFECT = 1e-6
+"""Cross-entropy in nats per token below which a difference is rounding."""
 
 
 @torch.inference_mode()
 def reconstruction_metrics(
     sae: SAE,
-    activations: Float[Tensor, "n d_in"],
+    activations: Rows,
     check_stop: CheckStop = never_stop,
 ) -> dict[str, float]:
-    """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive`, `frac_dense` over the whole
-    set.
+    """`eval_fvu`, `eval_l0`, `eval_cosine_similarity`, `frac_alive`, `frac_dense` and
+    `top_token_share` over the whole set.
 
     `sae` reads raw activations (see `SAE.folded`). Sums are in float64 and independent of the chunk
-    size.
+    size. `eval_fvu` and `top_token_share` are NaN if all activations are the same.
     """
     device, coder = sae.W_dec.device, open_coder(sae)
-    error = torch.zeros((), dtype=torch.float64, device=device)
-    squares, active, cosine = error.clone(), error.clone(), error.clone()
+    n = len(activations)
+
+    def parts() -> Iterator[Tensor]:
+        for first in range(0, n, TOKENS_PER_CHUNK):
+            check_stop()
+            yield activations[first : first + TOKENS_PER_CHUNK].to(device).float()
+
     total = torch.zeros(sae.d_in, dtype=torch.float64, device=device)
+    for x in parts():
+        total += x.double().sum(0)
+    mean = total / n
+    error = torch.zeros((), dtype=torch.float64, device=device)
+    active, cosine = error.clone(), error.clone()
     fired = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-    # Squares are summed around the first chunk's mean, so a large common offset costs no precision.
-    origin: Tensor | None = None
-    for part in activations.split(TOKENS_PER_CHUNK):
-        check_stop()
-        x = part.to(device).float()
+    distances: list[Tensor] = []
+    for x in parts():
         code, x_hat = coder.reconstruct(x)
-        origin = x.mean(0) if origin is None else origin
-        centered = (x - origin).double()
         error += (x - x_hat).double().pow(2).sum()
-        squares += centered.pow(2).sum()
-        total += centered.sum(0)
+        distances.append((x.double() - mean).pow(2).sum(1))
         cosine += cosine_similarity(x, x_hat, dim=-1).double().sum()
         active += (code.acts > 0).sum()
         fired += torch.bincount(code.indices[code.acts > 0], minlength=sae.d_sae)
-    n = len(activations)
-    variance = squares - total.pow(2).sum() / n
+    distance = torch.cat(distances)
+    variance = distance.sum().item()
+    is_constant = variance <= ROUNDING * n * mean.pow(2).sum().item()
+    farthest = distance.topk(math.ceil(n * TOP_TOKENS)).values.sum().item()
     return {
-        "eval_fvu": (error / variance).item(),
+        "eval_fvu": math.nan if is_constant else error.item() / variance,
         "eval_l0": (active / n).item(),
         "eval_cosine_similarity": (cosine / n).item(),
         "frac_alive": (fired > 0).double().mean().item(),
         "frac_dense": (fired > DENSE_FRACTION * n).double().mean().item(),
+        "top_token_share": math.nan if is_constant else farthest / variance,
     }
 
 
@@ -72,12 +84,13 @@ def cross_entropy_metrics(
     check_stop: CheckStop = never_stop,
     *,
     hook: int = 0,
+    at: Bool[Tensor, "rows ctx"] | None = None,
 ) -> dict[str, float]:
     """`ce_delta` in nats per token; `ce_loss_score` and `ce_loss_score_mean` relative to zero and
-    mean ablation.
+    mean ablation, NaN where the ablation changes nothing.
 
-    `sae` is spliced in at the ordinary positions of hook number `hook`, where `mean` is the mean
-    activation. Averages are over the predictions made there.
+    `sae` is spliced in at the positions `at` of hook number `hook`, by default all but BOS, pad and
+    eos; `mean` is the mean activation there. Averages are over the predictions made there.
     """
     coder = open_coder(sae)
     replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
@@ -88,16 +101,24 @@ def cross_entropy_metrics(
     }
     sums = dict.fromkeys(replacements, 0.0)
     count = 0
-    for part in ids.split(max(1, TOKENS_PER_FORWARD // ids.shape[1])):
+    rows = max(1, TOKENS_PER_FORWARD // ids.shape[1])
+    for first in range(0, len(ids), rows):
+        part = ids[first : first + rows]
+        positions = None if at is None else at[first : first + rows]
         for name, replace in replacements.items():
             check_stop()
-            loss, num_predictions = model.cross_entropy(part, replace, hook)
+            loss, num_predictions = model.cross_entropy(part, replace, hook, positions)
             sums[name] += loss
         count += num_predictions
     plain, spliced, zero, at_mean = (sums[name] / count for name in replacements)
     delta = spliced - plain
     return {
         "ce_delta": delta,
-        "ce_loss_score": 1 - delta / (zero - plain),
-        "ce_loss_score_mean": 1 - delta / (at_mean - plain),
+        "ce_loss_score": _score(delta, zero - plain),
+        "ce_loss_score_mean": _score(delta, at_mean - plain),
     }
+
+
+def _score(delta: float, ablated: float) -> float:
+    """Share of an ablation's damage that a reconstruction avoids."""
+    return 1 - delta / ablated if abs(ablated) > NO_EFFECT else math.nan

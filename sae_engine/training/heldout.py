@@ -5,6 +5,8 @@ Driven by `run`, which decides when.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +15,13 @@ from torch import Tensor
 
 from sae_engine.activations.feed import Feed
 from sae_engine.activations.heldout import Heldout, num_rows_holding
+from sae_engine.activations.outliers import (
+    OrdinaryTokens,
+    largest_norm,
+    median_norm,
+    ordinary_tokens,
+)
+from sae_engine.errors import DiskFullError, UserError
 from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.interrupt import CheckStop
@@ -21,7 +30,9 @@ from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.inference import open_coder
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord, SnapshotRecord
+from sae_engine.sizes import TOKENS_PER_BLOCK
 from sae_engine.training.evaluate import cross_entropy_metrics, reconstruction_metrics
+from sae_engine.training.stopping import Halted
 
 NO_FEATURES = (
     "The activation files hold no token ids, so this run has no features to show; its metrics are "
@@ -95,6 +106,8 @@ class HeldoutWork:
         self._hook = shared.feed.hook_of(config)
         self._check_stop = check_stop
         self._announced = False
+        self.norm_limit = math.inf
+        """Tokens whose activation has a larger norm are left out of everything; set it first."""
 
     def open(self) -> Iterator[AnyRecord]:
         """Read the held-out text; the first time, say so, and whether it is shorter than wanted."""
@@ -114,9 +127,18 @@ class HeldoutWork:
         if heldout.token_ids is None:
             yield NoticeRecord(level="warning", message=NO_FEATURES)
 
+    def measure_norm_limit(self) -> None:
+        """Set `norm_limit` from the held-out tokens, for an SAE that is not trained here."""
+        heldout = self._shared.open(self._check_stop)
+        values = heldout.read(self._hook, TOKENS_PER_BLOCK, self._check_stop)
+        multiple = self._config.data.max_norm_multiple
+        self.norm_limit = largest_norm(median_norm(values[:TOKENS_PER_BLOCK]), multiple)
+
     def reconstruction(self, sae: SAE, num_tokens: int) -> dict[str, float]:
         """Held-out metrics of a folded SAE over the first `num_tokens` tokens."""
-        return reconstruction_metrics(sae, self._read(num_tokens), self._check_stop)
+        tokens = self._read(num_tokens)
+        found = reconstruction_metrics(sae, tokens.activations, self._check_stop)
+        return found | {"eval_outlier_tokens": tokens.num_outliers}
 
     def cross_entropy(self, sae: SAE) -> Iterator[dict[str, float]]:
         """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; nothing if
@@ -129,14 +151,35 @@ class HeldoutWork:
         if model is None:
             return
         num_tokens = self._config.train.ce_tokens
-        num_rows = num_rows_holding(num_tokens, heldout.row_starts)
-        ids = torch.from_numpy(heldout.ids[:num_rows])
-        mean = self._read(num_tokens).float().mean(0)
+        tokens = self._read(num_tokens)
+        ids = torch.from_numpy(heldout.ids[: num_rows_holding(num_tokens, heldout.row_starts)])
+        at = ~model.special_mask(ids)
+        at[at.clone()] = torch.from_numpy(tokens.kept)
+        mean = tokens.activations[:].float().mean(0)
         whole = self._shared.whole_model(model)
-        yield cross_entropy_metrics(whole, sae, ids, mean, self._check_stop, hook=self._hook)
+        yield cross_entropy_metrics(whole, sae, ids, mean, self._check_stop, hook=self._hook, at=at)
 
-    def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
-        """Build and publish the feature index of a folded SAE; nothing if tokens are unknown."""
+    def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[AnyRecord]:
+        """Build and publish the feature index of a folded SAE; nothing if tokens are unknown.
+
+        A build that fails ends in a warning, so that no run is lost for it; only a full disk raises
+        `DiskFullError`, because the run's own files do not fit either.
+        """
+        try:
+            yield from self._build_index(sae, step, final=final)
+        except (DiskFullError, Halted):
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("building the feature index of step %d", step)
+            cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}."
+            yield NoticeRecord(
+                level="warning",
+                message=f"The feature index of step {step:,} could not be built, so it has no "
+                f"features; the SAE and the run are not affected. {cause}",
+                step=step,
+            )
+
+    def _build_index(self, sae: SAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
         heldout = self._shared.open(self._check_stop)
         if heldout.token_ids is None:
             return
@@ -145,17 +188,13 @@ class HeldoutWork:
             return
         settings = self._config.index
         num_tokens = settings.tokens if final else min(settings.snapshot_tokens, settings.tokens)
-        activations = self._read(num_tokens)
-        num_rows = num_rows_holding(num_tokens, heldout.row_starts)
+        tokens = self._read(num_tokens)
+        assert tokens.token_ids is not None
         yield build_index(
             self._folder,
             step=step,
             tokens=step * self._config.train.batch_size_tokens,
-            corpus=IndexCorpus(
-                activations,
-                heldout.token_ids[: len(activations)],
-                heldout.row_starts[: num_rows + 1],
-            ),
+            corpus=IndexCorpus(tokens.activations, tokens.token_ids, tokens.row_starts),
             encode=open_coder(sae).encode,
             W_dec=sae.W_dec.detach(),
             k=sae.k,
@@ -167,6 +206,6 @@ class HeldoutWork:
             check_stop=self._check_stop,
         )
 
-    def _read(self, num_tokens: int) -> Tensor:
+    def _read(self, num_tokens: int) -> OrdinaryTokens:
         heldout = self._shared.open(self._check_stop)
-        return heldout.read(self._hook, num_tokens, self._check_stop)
+        return ordinary_tokens(heldout, self._hook, num_tokens, self.norm_limit, self._check_stop)

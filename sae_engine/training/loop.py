@@ -173,8 +173,9 @@ class _Pass:
             state=state or BEGINNING,
         )
         if state is None:
-            for run in self._active.values():
-                run.begin(stream.first_window[run.hook])
+            for number, run in self._active.items():
+                for notice in run.begin(stream.first_window[run.hook]):
+                    yield number, notice
         for notice in new_notices(self._feed, self._told):
             yield from self._to_active(notice)
         yield from self._to_active(PhaseRecord(phase="training"))

@@ -96,6 +96,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         yield from work.open()
         yield from new_notices(feed, told)
         yield PhaseRecord(phase="evaluating")
+        work.measure_norm_limit()
         yield metrics(work.reconstruction(sae, config.data.heldout_tokens))
         yield PhaseRecord(phase="building the feature index")
         yield from work.index(sae, 0, final=True)

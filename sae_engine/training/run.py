@@ -16,14 +16,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_engine.activations.feed import Feed
+from sae_engine.activations.outliers import OutlierFilter
 from sae_engine.activations.stream import ActivationStream, StreamState
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.loss import ROUNDING
 from sae_engine.sae.published import publish_sae
 from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import AnyRecord, MetricsRecord, PhaseRecord, PlanRecord
+from sae_engine.schema.records import (
+    AnyRecord,
+    MetricsRecord,
+    NoticeRecord,
+    PhaseRecord,
+    PlanRecord,
+)
 from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from sae_engine.training.clock import Clock
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
@@ -66,6 +74,8 @@ class TrainingRun:
         self._fingerprint = _fingerprint(config, feed)
         self._heldout = HeldoutWork(config, folder, heldout, stop)
         self._trackers = open_trackers(config, folder)
+        self._ordinary = OutlierFilter(config.data.max_norm_multiple)
+        self._announced_outliers = False
         self._best_fvu = math.inf
         self._seconds_before = 0.0
         self._began = time.perf_counter()
@@ -80,11 +90,19 @@ class TrainingRun:
     def tokens(self) -> int:
         return self._tokens(self.trainer.steps_done)
 
-    def begin(self, first_window: Float[Tensor, "n d_in"]) -> None:
-        """Start from scratch: the first activations determine the input scale and the first
-        weights.
+    def begin(self, first_window: Float[Tensor, "n d_in"]) -> Iterator[AnyRecord]:
+        """Start from scratch: the first activations determine the limit for outliers, the input
+        scale and the first weights. Yields a notice if they are all the same.
         """
-        self.trainer.fit_input_(first_window, self.config.seed)
+        typical = self._ordinary.begin_(first_window)
+        self._heldout.norm_limit = self._ordinary.limit
+        self.trainer.fit_input_(typical, self.config.seed)
+        if self.trainer.variance <= ROUNDING * self.plan.d_in:
+            yield NoticeRecord(
+                level="warning",
+                message=f"The activations at {self._hook_name} are the same at every token, so "
+                "there is nothing to learn; choose another model.layer or model.site.",
+            )
 
     def restore(self) -> tuple[StreamState, str | None]:
         """Load the checkpoint. Return the stream's position, and a sentence about the damage if the
@@ -99,6 +117,9 @@ class TrainingRun:
             )
         trainer.scale, trainer.variance = state.scale, state.variance
         trainer.steps_done = state.step
+        self._ordinary.restore_(state.median_norm, state.outlier_tokens)
+        self._announced_outliers = state.outlier_tokens > 0
+        self._heldout.norm_limit = self._ordinary.limit
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         return state.stream, notice
 
@@ -119,7 +140,7 @@ class TrainingRun:
         is_last = step == trainer.budget.total_steps
         is_logged = step == 1 or is_last or step % config.log_every == 0
         with clock.sae_step():
-            result = trainer.step(batch, measured=is_logged)
+            result = trainer.step(self._ordinary(batch), measured=is_logged)
         self._measured = {}
         # What is due at the last step is done once, by `finish`.
         looks = not is_last and _due(
@@ -132,7 +153,9 @@ class TrainingRun:
             if is_logged:
                 values = {n: v.item() for n, v in result.metrics()._asdict().items()}
                 values |= {"lr": lr, "frac_dead": trainer.frac_dead}
+                values["outlier_tokens"] = self._ordinary.num_tokens
                 yield self._metrics(values | clock.read())
+                yield from self._outlier_notice()
                 if not math.isfinite(values["loss"]):
                     raise self._non_finite(f"The loss became {values['loss']}")
             if looks:
@@ -143,6 +166,19 @@ class TrainingRun:
                 yield PhaseRecord(phase="saving a checkpoint")
                 self._save(stream)
                 yield PhaseRecord(phase="training")
+
+    def _outlier_notice(self) -> Iterator[NoticeRecord]:
+        """Says once that tokens are left out."""
+        num_outliers = self._ordinary.num_tokens
+        if num_outliers and not self._announced_outliers:
+            self._announced_outliers = True
+            yield NoticeRecord(
+                level="info",
+                message=f"{num_outliers:,} of the first {self.tokens:,} training tokens are left "
+                f"out of training, and such tokens are left out of metrics and features too: the "
+                f"norm of their activation exceeds {self._ordinary.multiple:g} times the median "
+                "norm (data.max_norm_multiple), as at attention sinks.",
+            )
 
     def _evaluate_and_index(self, step: int) -> Iterator[AnyRecord]:
         """Evaluations and the feature snapshot due while the run trains."""
@@ -213,6 +249,8 @@ class TrainingRun:
             seconds=self._seconds(),
             scale=trainer.scale,
             variance=trainer.variance,
+            median_norm=self._ordinary.median_norm,
+            outlier_tokens=self._ordinary.num_tokens,
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,

@@ -41,15 +41,17 @@ class Associations(NamedTuple):
         *,
         group_count: int | NDArray[np.int64],
     ) -> Self:
-        """Compute the measures from c(t, f) = `counts` and c(t) = `group_count`."""
+        """Compute the measures from c(t, f) = `counts` and c(t) = `group_count`; `sums` and `maxes`
+        are as stored.
+        """
         latents, counts = latents.astype(np.int64), counts.astype(np.int64)
         fired = arrays.fired[latents]
         precision = counts / fired
         return cls(
             latents=latents,
             counts=counts,
-            sums=sums.astype(np.float64),
-            maxes=maxes.astype(np.float64),
+            sums=sums.astype(np.float64) * arrays.act_scale,
+            maxes=maxes.astype(np.float64) * arrays.act_scale,
             recall=counts / group_count,
             precision=precision,
             f1=2.0 * counts / (group_count + fired),

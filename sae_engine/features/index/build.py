@@ -8,7 +8,7 @@ d_sae and V; nothing is [N, d_sae].
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,13 @@ from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.decoder_directions import write_logits, write_neighbours
-from sae_engine.features.index.format import SAE, TOKENIZER, ArrayWriter, save_array
+from sae_engine.features.index.format import (
+    SAE,
+    TOKENIZER,
+    ArrayWriter,
+    array_file,
+    save_array,
+)
 from sae_engine.features.index.invert import (
     group_bounds,
     invert_by_latent,
@@ -37,25 +43,31 @@ from sae_engine.features.index.manifest import (
 )
 from sae_engine.features.index.vocabulary import token_bytes
 from sae_engine.files import RunFolder, published_folder
+from sae_engine.sae.inference import Rows
 from sae_engine.schema.records import SnapshotRecord
 
 ENCODE_CHUNK_TOKENS = 4096
-MAX_ACT = 65504.0
-"""Largest float16."""
 MIN_ACT = 2.0**-24
 """Smallest positive float16."""
+TOP_EXPONENT = 15
+"""Stored activations are at most 2^15, so that half of them use the finest digits of float16 and
+none overflows when it is rounded.
+"""
+
+LEAST_EXPONENT = -140
+"""Of a scale that float32 can still represent; also that of chunks before the first active one."""
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ActivationRangeError(UserError):
-    """A latent's activation is not finite, or too large for float16."""
+    """A latent's activation is not finite."""
 
 
 class IndexCorpus(NamedTuple):
-    """Activations of the indexed text, without excluded positions (BOS, pad, EOS)."""
+    """Activations of the indexed text, without excluded positions (BOS, pad, EOS, outliers)."""
 
-    activations: Tensor
+    activations: Rows
     """[N, d_in] float32, float16 or bfloat16; may be memory-mapped."""
     token_ids: NDArray[np.uint32]
     """[N]"""
@@ -97,8 +109,8 @@ def build_index(
     the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], multiplied by the
     final norm's weight; `tokens` is the number of tokens that the SAE was trained on. Logits and
     neighbors are computed only for a `final` index. `check_stop` is called often and raises to
-    abort, which leaves no files behind. Raises `ActivationRangeError` for activations that float16
-    cannot represent.
+    abort, which leaves no files behind. Raises `ActivationRangeError` for activations that are not
+    finite.
     """
     began = time.perf_counter()
     corpus = corpus if max_tokens is None else corpus.first(max_tokens)
@@ -114,7 +126,7 @@ def build_index(
         save_array(target, "row_starts", corpus.row_starts.astype(np.int64))
         codes = partial(_codes, corpus.activations, encode, W_dec.device, check_stop)
         width = k or max(indices.shape[1] for _, indices in codes())
-        fired = _write_codes(target, codes(), d_sae, width)
+        fired, act_scale = _write_codes(target, codes(), d_sae, width)
         invert_by_latent(target, fired, check_stop=check_stop)
         invert_by_token(target, vocab_size, check_stop=check_stop)
         rank_tokens_by_latent(target, check_stop=check_stop)
@@ -134,6 +146,7 @@ def build_index(
             k=width,
             d_sae=d_sae,
             vocab_size=vocab_size,
+            act_scale=act_scale,
             final=final,
             created_at=datetime.now(UTC),
             files=describe_files(target),
@@ -148,7 +161,7 @@ def build_index(
 
 @torch.no_grad()
 def _codes(
-    activations: Tensor,
+    activations: Rows,
     encode: Encode,
     device: torch.device,
     check_stop: Callable[[], None],
@@ -168,37 +181,61 @@ def _write_codes(
     codes: Iterator[tuple[NDArray[np.float32], NDArray[Any]]],
     d_sae: int,
     width: int,
-) -> NDArray[np.int64]:
-    """Write `indices` and `acts`, zero-padded to `width`; return the number of positions on which
-    each latent is active, [d_sae].
+) -> tuple[NDArray[np.int64], float]:
+    """Write `indices` and `acts`, zero-padded to `width`. Return the number of positions on which
+    each latent is active, [d_sae], and what stored activations are to be multiplied by.
+
+    The largest activation is known only at the end. Until then each chunk is scaled by the largest
+    so far; at the end, the chunks that came before it are scaled again.
     """
     index_type = np.uint16 if d_sae <= 2**16 else np.uint32
     fired = np.zeros(d_sae, np.int64)
+    exponents: list[int] = []
+    lengths: list[int] = []
     with (
         ArrayWriter(folder, "indices", index_type, width) as indices_out,
         ArrayWriter(folder, "acts", np.float16, width) as acts_out,
     ):
         for acts, indices in codes:
-            half = _to_half(acts, indices)
-            fired += np.bincount(indices[half > 0], minlength=d_sae)
+            _require_finite(acts, indices)
+            largest = acts.max(initial=0.0)
+            needed = int(np.frexp(largest)[1]) - TOP_EXPONENT if largest > 0 else LEAST_EXPONENT
+            exponents.append(max(LEAST_EXPONENT, needed, *exponents[-1:]))
+            lengths.append(len(acts))
+            fired += np.bincount(indices[acts > 0], minlength=d_sae)
             missing = ((0, 0), (0, width - acts.shape[1]))
             indices_out.append(np.pad(indices, missing))
-            acts_out.append(np.pad(half, missing))
-    return fired
+            acts_out.append(np.pad(_scaled(acts, -exponents[-1]), missing))
+    return fired, _rescale(folder, exponents, lengths)
 
 
-def _to_half(acts: NDArray[np.float32], indices: NDArray[Any]) -> NDArray[np.float16]:
-    """Round to float16, keeping active latents active; raises `ActivationRangeError`."""
-    bad = np.argwhere(~(acts <= MAX_ACT))
+def _rescale(folder: Path, exponents: Sequence[int], lengths: Sequence[int]) -> float:
+    """Scale all chunks of `acts` by the last chunk's exponent; return 2 to its power."""
+    acts, first = np.load(folder / array_file("acts"), mmap_mode="r+"), 0
+    for exponent, length in zip(exponents, lengths, strict=True):
+        if exponent < exponents[-1]:
+            chunk = acts[first : first + length]
+            chunk[:] = _scaled(chunk.astype(np.float32), exponent - exponents[-1])
+        first += length
+    acts.flush()
+    return 2.0 ** exponents[-1]
+
+
+def _scaled(acts: NDArray[np.float32], exponent: int) -> NDArray[np.float16]:
+    """Multiply by a power of two and round to float16, keeping active latents active."""
+    scaled = np.ldexp(acts, exponent)
+    return np.where(acts > 0, np.maximum(scaled, MIN_ACT), 0).astype(np.float16)
+
+
+def _require_finite(acts: NDArray[np.float32], indices: NDArray[Any]) -> None:
+    bad = np.argwhere(~np.isfinite(acts))
     if len(bad):
         where = tuple(bad[0])
         raise ActivationRangeError(
-            f"Latent {indices[where]} has activation {acts[where]:g} on the index corpus, but the "
-            f"feature index stores numbers up to {MAX_ACT:g}; check for a diverging loss or "
-            "outlier tokens in the data."
+            f"Latent {indices[where]} has activation {acts[where]:g} on the index corpus; check "
+            "for a diverging loss, or for a model.dtype that the language model overflows."
         )
     assert (acts >= 0).all()
-    return np.where(acts > 0, np.maximum(acts, MIN_ACT), 0).astype(np.float16)
 
 
 def _write_vocabulary(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> None:

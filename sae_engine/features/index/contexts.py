@@ -84,7 +84,7 @@ class ContextReader:
         """Positions and activations of a latent, strongest first."""
         start, end = self._arrays.latent_starts[latent : latent + 2]
         acts = self._arrays.latent_acts[start:end].astype(np.float64)
-        return self._arrays.latent_positions[start:end], acts
+        return self._arrays.latent_positions[start:end], acts * self._arrays.act_scale
 
     def _folded(self, positions: NDArray[np.uint32], window: Window) -> list[_Place]:
         """Contexts around positions, in order, merging those with the same tokens and peak."""
@@ -121,7 +121,8 @@ class ContextReader:
             start - first : end - first
         ]
         active = self._arrays.indices[start:end] == latent
-        activations = np.where(active, self._arrays.acts[start:end], 0).max(axis=1).tolist()
+        acts = np.where(active, self._arrays.acts[start:end], 0).max(axis=1).astype(np.float64)
+        activations = (acts * self._arrays.act_scale).tolist()
         return Context(
             tokens=tokens,
             activations=activations,

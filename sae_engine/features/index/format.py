@@ -29,8 +29,12 @@ SAE = "sae.safetensors"
 class IndexArrays:
     """All arrays of an index, memory-mapped; each is stored in `<field>.npy`.
 
-    Activations are float16. An entry of `acts` that is 0 is inactive and is in no other array.
+    Activations and their sums are stored divided by `act_scale`, activations in float16. An entry
+    of `acts` that is 0 is inactive and is in no other array.
     """
+
+    act_scale: float
+    """From the manifest; a power of two, so that scaling is exact."""
 
     # The code of every position, in corpus order.
     token_ids: NDArray[np.uint32]
@@ -104,7 +108,7 @@ class IndexArrays:
         alive = self.fired[latents] > 0
         largest = np.zeros(len(latents), np.float32)
         largest[alive] = self.latent_acts[self.latent_starts[latents[alive]]]
-        return largest
+        return largest * np.float32(self.act_scale)
 
 
 def array_file(name: str) -> str:
@@ -175,9 +179,11 @@ def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
     """
     manifest = Manifest.read(folder)
     manifest.check_sizes(folder)
-    names = [f.name for f in dataclasses.fields(IndexArrays) if f"{f.name}.npy" in manifest.files]
+    arrays = [f.name for f in dataclasses.fields(IndexArrays) if f"{f.name}.npy" in manifest.files]
     try:
-        return manifest, IndexArrays(**{name: load_array(folder, name) for name in names})
+        return manifest, IndexArrays(
+            act_scale=manifest.act_scale, **{name: load_array(folder, name) for name in arrays}
+        )
     except TypeError as error:
         raise IndexDamagedError(
             f"{folder / MANIFEST} does not list every array; {REMEDY}"

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sae_engine.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 REMEDY = "the feature index is damaged: delete this snapshot's folder, or restore it from a copy."
 
@@ -33,6 +33,12 @@ class FileEntry(BaseModel):
 
     bytes: int
     sha256: str
+
+
+class _Version(BaseModel):
+    """What every version's manifest has."""
+
+    format_version: int
 
 
 class Manifest(BaseModel):
@@ -50,6 +56,8 @@ class Manifest(BaseModel):
     k: int
     d_sae: int
     vocab_size: int
+    act_scale: float
+    """What stored activations are multiplied by; a power of two."""
     final: bool
     created_at: datetime
     files: dict[str, FileEntry]
@@ -59,16 +67,17 @@ class Manifest(BaseModel):
         """Read the manifest of an index; raises `IndexDamagedError`."""
         path = folder / MANIFEST
         try:
-            manifest = cls.model_validate_json(path.read_bytes())
+            text = path.read_bytes()
+            version = _Version.model_validate_json(text).format_version
+            if version == FORMAT_VERSION:
+                return cls.model_validate_json(text)
         except (OSError, ValidationError) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
             raise IndexDamagedError(f"{path} {reason}; {REMEDY}") from error
-        if manifest.format_version != FORMAT_VERSION:
-            raise IndexDamagedError(
-                f"{path} has format version {manifest.format_version}, but this program reads "
-                f"version {FORMAT_VERSION}; open it with the version of SAE Workbench that made it."
-            )
-        return manifest
+        raise IndexDamagedError(
+            f"{path} has format version {version}, but this program reads version "
+            f"{FORMAT_VERSION}; open it with the version of SAE Workbench that made it."
+        )
 
     def check_sizes(self, folder: Path) -> None:
         """Compare the size of every file, which takes microseconds; raises `IndexDamagedError`.

@@ -80,6 +80,25 @@ def test_dense_latents_raise_an_alert_unless_k_is_large() -> None:
     assert run(values, config=resolve_config("tiny", {"sae": {"k": 256}})) == []
 
 
+@pytest.mark.parametrize(("multiple", "remedy"), [(None, "(set it)"), (10.0, "(lower it from 10)")])
+def test_a_few_tokens_with_most_of_the_variance_raise_an_alert(
+    multiple: float | None, remedy: str
+) -> None:
+    config = resolve_config("tiny", {"data": {"max_norm_multiple": multiple}})
+    [alert] = run(lambda step: healthy(step) | {"top_token_share": step / 100}, config=config)
+    assert (alert.kind, alert.step) == ("few_tokens", 51)
+    assert "1% of the held-out tokens hold 51% of the variance" in alert.message
+    assert alert.message.endswith(f"data.max_norm_multiple {remedy}.")
+    assert run(lambda step: healthy(step) | {"top_token_share": 0.4}) == []
+
+
+def test_a_metric_that_is_not_defined_raises_no_alert() -> None:
+    undefined = {"ce_loss_score": math.nan, "eval_fvu": math.nan, "top_token_share": math.nan}
+    assert run(lambda step: healthy(step) | undefined) == []
+    [alert] = run(lambda step: healthy(step) | {"eval_fvu": math.inf})
+    assert alert.kind == "non_finite"
+
+
 def test_a_lasting_slowdown_raises_an_alert_but_a_pause_does_not() -> None:
     [alert] = run(healthy, seconds=lambda step: 1.0 if step < 100 else 3.0)
     assert alert.kind == "throughput"

@@ -54,6 +54,13 @@ def test_one_is_singular() -> None:
     assert [words.counted(n, "run") for n in (0, 1, 1024)] == ["0 runs", "1 run", "1,024 runs"]
 
 
+def test_a_metric_without_a_meaning_is_not_defined_but_a_broken_one_is_nan() -> None:
+    assert words.metric_text("ce_loss_score", "NaN") == "not defined"
+    assert words.metric_text("top_token_share", "NaN") == "not defined"
+    assert words.metric_text("loss", "NaN") == "NaN"
+    assert words.metric_text("eval_fvu", "Infinity") == "∞"
+
+
 def test_a_density_names_its_counts() -> None:
     density = Density(fraction=0.001234, fired=1234, seen=1_000_000)
     assert words.density(density) == "0.123 % (1,234 of 1,000,000 tokens)"

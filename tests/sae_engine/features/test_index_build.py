@@ -37,15 +37,19 @@ def arrays_of(folder: Path) -> IndexArrays:
 
 def assert_agrees(arrays: IndexArrays, case: Case) -> None:
     """Every array equals brute force."""
+    acts, latent_acts, pair_maxes, pair_sums = (
+        array.astype(np.float64) * arrays.act_scale
+        for array in (arrays.acts, arrays.latent_acts, arrays.pair_maxes, arrays.pair_sums)
+    )
     assert arrays.token_ids.tolist() == case.token_ids.tolist()
     assert arrays.row_starts.tolist() == case.row_starts.tolist()
     for n, code in enumerate(case.codes):
-        pairs = zip(arrays.indices[n].tolist(), arrays.acts[n].tolist(), strict=True)
+        pairs = zip(arrays.indices[n].tolist(), acts[n].tolist(), strict=True)
         assert {i: a for i, a in pairs if a > 0} == code
 
     for latent in range(case.d_sae):
         start, end = arrays.latent_starts[latent : latent + 2]
-        stored = zip(arrays.latent_positions[start:end], arrays.latent_acts[start:end], strict=True)
+        stored = zip(arrays.latent_positions[start:end], latent_acts[start:end], strict=True)
         assert [(int(n), float(a)) for n, a in stored] == case.active(latent)
 
         start, end = arrays.latent_token_starts[latent : latent + 2]
@@ -64,8 +68,8 @@ def assert_agrees(arrays: IndexArrays, case: Case) -> None:
         for p, latent in zip(range(start, end), sorted(expected), strict=True):
             numbers = expected[latent]
             assert arrays.pair_counts[p] == numbers["count"]
-            assert arrays.pair_maxes[p] == numbers["max_activation"]
-            mean = arrays.pair_sums[p] / arrays.pair_counts[p]
+            assert pair_maxes[p] == numbers["max_activation"]
+            mean = pair_sums[p] / arrays.pair_counts[p]
             assert mean == pytest.approx(numbers["mean_activation"], rel=1e-6)
 
 
@@ -146,15 +150,40 @@ def test_an_index_in_which_nothing_fires_can_be_read(tmp_path: Path) -> None:
     assert index.feature(1).contexts == []
 
 
-def test_an_activation_too_small_for_float16_still_counts_as_active(tmp_path: Path) -> None:
-    case = case_of_rows([[5, 6]], lambda n: {n: 1e-12}, d_sae=2)
+@pytest.mark.parametrize("unit", [1e-38, 1e-12, 1.0, 264_458.0, 1e30])
+def test_activations_of_any_size_are_stored_to_float16_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: float
+) -> None:
+    """Also where a later chunk is larger than the first, and where the first is inactive."""
+    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 2)
+    sizes = [0.0, 0.0, 1.0, 1.5, 1200.0, 3.0, 0.25, 0.0]
+    case = case_of_rows([[5, 6, 7, 5], [5, 6, 7, 8]], lambda n: {3: unit * sizes[n]}, d_sae=4)
     index = built(tmp_path, case)
-    assert index.feature(0).density.fired == 1
-    assert 0 < index.feature(0).max_activation < 1e-7
+    assert index.feature(3).density.fired == 5
+    assert index.max_activations([3, 0]) == pytest.approx([1200 * unit, 0], rel=5e-4)
+    found = {(c.row, c.position): c.activation for c in index.feature(3).contexts}
+    expected = {divmod(n, 4): unit * sizes[n] for n in range(8) if sizes[n]}
+    assert found == pytest.approx(expected, rel=5e-4)
+    assert index.feature(3).histogram.edges[-1] == pytest.approx(1200 * unit, rel=5e-4)
+    token = next(t for t in index.feature(3).top_tokens if t.id == 5)
+    assert token.max_activation == pytest.approx(1200 * unit, rel=5e-4)
+    assert token.mean_activation == pytest.approx((1200 + 1.5) * unit / 2, rel=5e-4)
 
 
-@pytest.mark.parametrize("value", [65_600.0, float("inf"), float("nan")])
-def test_an_activation_outside_float16_is_an_error_that_names_the_latent(
+def test_scaling_changes_no_activation_within_float16(tmp_path: Path) -> None:
+    case = random_case(5)
+    arrays = arrays_of(build(tmp_path, case))
+    stored = arrays.acts.astype(np.float64) * arrays.act_scale
+    assert np.array_equal(stored, case.acts.astype(np.float16).astype(np.float64))
+
+
+def test_a_weak_activation_beside_a_huge_one_stays_active(tmp_path: Path) -> None:
+    case = case_of_rows([[5, 6]], lambda n: {n: 1e30 if n else 1e-20}, d_sae=2)
+    assert built(tmp_path, case).feature(0).density.fired == 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_activation_that_is_not_finite_is_an_error_that_names_the_latent(
     tmp_path: Path, value: float
 ) -> None:
     case = case_of_rows([[5, 6]], lambda n: {4: 1.0 if n else value}, d_sae=9)

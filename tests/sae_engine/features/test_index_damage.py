@@ -24,7 +24,8 @@ from sae_engine.features.labels.examples import examples_of
 from sae_engine.presets import resolve_config
 from tests.sae_engine.features.index_reference import D_IN, build, byte_level_tokenizer, random_case
 
-DAMAGED_FILES = [f"{f.name}.npy" for f in dataclasses.fields(IndexArrays)] + [
+ARRAYS = [f.name for f in dataclasses.fields(IndexArrays) if f.name != "act_scale"]
+DAMAGED_FILES = [f"{name}.npy" for name in ARRAYS] + [
     "tokenizer.json",
     "sae.safetensors",
 ]
@@ -90,6 +91,10 @@ def test_opening_reports_an_array_with_a_broken_header(final_index: Path) -> Non
     [
         (lambda m: "{", "cannot be read"),
         (lambda m: json.dumps(m | {"format_version": 99}), "format version 99"),
+        (
+            lambda m: json.dumps({"format_version": 1, "step": m["step"]}),
+            "format version 1, but this program reads version 2; open it with the version",
+        ),
         (lambda m: json.dumps(m | {"files": {}}), "does not list every array"),
     ],
 )

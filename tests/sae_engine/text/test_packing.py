@@ -118,9 +118,30 @@ def test_num_samples_limits_the_documents(tmp_path: Path):
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(f"document {n} has some words in it" for n in range(300)))
     packing = Packing(TOKENIZER, 16, BOS, EOS)
-    whole = count_tokens(DataConfig(dataset=str(path), ctx_len=16), packing)
-    half = count_tokens(DataConfig(dataset=str(path), ctx_len=16, num_samples=150), packing)
+    whole = count_tokens(DataConfig(dataset=str(path), ctx_len=16), packing, [BOS, EOS])
+    half = count_tokens(
+        DataConfig(dataset=str(path), ctx_len=16, num_samples=150), packing, [BOS, EOS]
+    )
     assert 0.4 < half / whole < 0.6
+
+
+@pytest.mark.parametrize(
+    ("bos", "eos", "pad"),
+    [(BOS, EOS, 0), (EOS, EOS, EOS), (None, EOS, None), (BOS, None, None), (None, None, " has")],
+)
+def test_an_epoch_has_as_many_tokens_as_its_rows_have_ordinary_ones(
+    tmp_path: Path, bos: int | None, eos: int | None, pad: int | str | None
+):
+    """Also where the special tokens coincide, or where one of them occurs in the text."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"document {n} has some words in it" for n in range(200)))
+    if isinstance(pad, str):
+        [pad] = TOKENIZER.encode(pad, add_special_tokens=False).ids
+    config, packing = DataConfig(dataset=str(path), ctx_len=16), Packing(TOKENIZER, 16, bos, eos)
+    excluded = {i for i in (bos, eos, pad) if i is not None}
+    rows = list(training_rows(config, packing, num_epochs=1))
+    ordinary = sum(1 for row in rows for i in row.tolist() if i not in excluded)
+    assert count_tokens(config, packing, excluded) == ordinary
 
 
 def test_a_dataset_without_enough_held_out_text_is_refused(tmp_path: Path):

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
-from sae_engine.model.language_model import LanguageModel
+from sae_engine.model.language_model import LanguageModel, SpliceModel
 from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.loss import fvu
 from sae_engine.schema.config import ModelConfig
 from sae_engine.training import evaluate as module
 from sae_engine.training.evaluate import cross_entropy_metrics, reconstruction_metrics
@@ -66,3 +69,59 @@ def test_cross_entropy_scores_of_lossless_zero_and_mean_reconstructions(model_fo
     assert zero["ce_loss_score"] == pytest.approx(0, abs=1e-6)
     at_mean = cross_entropy_metrics(model, constant_sae(32, mean), ids, mean)
     assert at_mean["ce_loss_score_mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_share_of_the_top_tokens_is_that_of_the_farthest_hundredth():
+    x = torch.randn(250, 6) + 40
+    x[[3, 99, 200]] += torch.tensor([[30.0], [20.0], [10.0]])
+    distance = (x - x.mean(0)).pow(2).sum(1).sort(descending=True).values
+    share = reconstruction_metrics(identity_sae(6), x)["top_token_share"]
+    assert share == pytest.approx((distance[:3].sum() / distance.sum()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 123.456])
+def test_activations_that_are_all_the_same_have_no_fvu(value: float):
+    x = torch.full((1001, 7), value)
+    found = reconstruction_metrics(constant_sae(7, torch.zeros(7)), x)
+    assert math.isnan(found["eval_fvu"])
+    assert math.isnan(found["top_token_share"])
+    assert math.isnan(fvu(x, x * 0.01).item())
+
+
+class Ones(SpliceModel):
+    """A language model whose activations are ones; its cross-entropy is 2 nats plus the mean
+    difference from them.
+    """
+
+    def __init__(self) -> None: ...
+
+    def cross_entropy(self, ids, replace=None, hook=0, at=None):
+        x = torch.ones(8, 3)
+        changed = x if replace is None else replace(x)
+        return 8 * (2 + (changed - x).abs().mean().item()), 8
+
+
+def test_a_score_relative_to_an_ablation_that_changes_nothing_is_not_defined():
+    ids = torch.zeros(2, 4, dtype=torch.int64)
+    sae = constant_sae(3, torch.full((3,), 0.75))
+    found = cross_entropy_metrics(Ones(), sae, ids, torch.ones(3))
+    assert found["ce_delta"] == pytest.approx(0.25)
+    assert found["ce_loss_score"] == pytest.approx(0.75)
+    assert math.isnan(found["ce_loss_score_mean"])
+
+
+def test_only_the_given_positions_are_replaced_and_counted(model_folders):
+    prefix = LanguageModel.load(ModelConfig(name=str(model_folders["llama"]), layer=1))
+    model, ids = prefix.full(), ids_of(rows=3)
+    at = ~prefix.special_mask(ids)
+    at[:, 2:] = False
+    zero = constant_sae(32, torch.zeros(32))
+    found = cross_entropy_metrics(model, zero, ids, torch.ones(32), at=at)
+    assert found["ce_loss_score"] == pytest.approx(0, abs=1e-6)
+    seen: list[int] = []
+
+    def replace(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    assert model.cross_entropy(ids, replace, 0, at)[1] == seen[0] == int(at.sum())

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from sae_engine.activations import stream as activations
-from sae_engine.errors import ConfigError, UserError
+from sae_engine.activations.feed import TextFeed
+from sae_engine.errors import ConfigError, DiskFullError, UserError
+from sae_engine.features.index.build import ActivationRangeError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.sae import trainer
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.schema.config import RunConfig, TrainConfig
+from sae_engine.schema.config import DataConfig, RunConfig, TrainConfig
 from sae_engine.schema.records import (
+    METRICS,
     AnyRecord,
     EndRecord,
     MetricsRecord,
@@ -29,6 +35,8 @@ from sae_engine.schema.records import (
     SnapshotRecord,
     StopRequest,
 )
+from sae_engine.text.packing import Packing, training_rows
+from sae_engine.training import heldout
 from sae_engine.training.loop import NonFiniteLossError, train
 
 
@@ -275,6 +283,98 @@ def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: 
     assert 0.5 * words < plan.total_tokens < 1.5 * words
     short = [r for r in records if isinstance(r, NoticeRecord)]
     assert "fewer than the 1,500 requested" in short[0].message
+
+
+def test_an_epoch_is_exact_where_bos_and_eos_are_one_token(model_folders, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders["gpt2"], folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"bos_token": "<eos>"}))
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"document {n} holds a few words of text" for n in range(400)))
+    feed = TextFeed([config_of(folder, data={"dataset": str(path), "ctx_len": 16})])
+    assert feed.model.bos_id == feed.model.eos_id
+    data = DataConfig(dataset=str(path), ctx_len=16)
+    packing = Packing(feed.model.tokenizer, 16, feed.model.bos_id, feed.model.eos_id)
+    rows = torch.from_numpy(np.stack(list(training_rows(data, packing, num_epochs=1))))
+    assert feed.num_train_tokens == int((~feed.model.special_mask(rows)).sum())
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "attn_out"])
+def test_a_run_at_a_site_that_adds_nothing_finishes_and_says_so(
+    model_folders, tmp_path: Path, site: str
+):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders["llama"], folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+        model.model.layers[1].self_attn.o_proj.weight.zero_()
+    model.save_pretrained(folder)
+    config = config_of(folder, model={"site": site}, train={"snapshot_every": None})
+    records = collected(train(config, RunFolder(tmp_path / "run")))
+    assert records[-1] == EndRecord(reason="finished", step=24, tokens=24 * 64)
+    values = [r for r in records if isinstance(r, MetricsRecord)][-1].values
+    undefined = {name for name, value in values.items() if math.isnan(value)}
+    assert undefined == {n for n, metric in METRICS.items() if metric.may_be_undefined}
+    assert values["ce_delta"] == 0
+    assert all(math.isfinite(loss) for loss in losses(records).values())
+    [notice] = [r.message for r in records if isinstance(r, NoticeRecord)]
+    assert "are the same at every token, so there is nothing to learn" in notice
+
+
+def test_a_run_on_activations_beyond_float16_builds_its_features(model_folders, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folders["llama"], folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(1e6)
+    model.save_pretrained(folder)
+    run = RunFolder(tmp_path / "run")
+    records = collected(train(config_of(folder), run))
+    assert not [r for r in records if isinstance(r, NoticeRecord)]
+    assert run.snapshots() == [9, 18, 24]
+    index = FeatureIndex.open(run.feature_index(24))
+    assert max(index.max_activations(range(64))) > 65_504
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (ActivationRangeError("Latent 3 has activation inf."), "Latent 3 has activation inf."),
+        (UserError("The index corpus has no tokens."), "The index corpus has no tokens."),
+        (RuntimeError("an internal matter"), "RuntimeError."),
+    ],
+)
+def test_an_index_that_cannot_be_built_costs_no_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
+):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(heldout, "build_index", fail)
+    folder = RunFolder(tmp_path / "run")
+    records = collected(train(config, folder))
+    assert records[-1] == EndRecord(reason="finished", step=24, tokens=24 * 64)
+    notices = [r for r in records if isinstance(r, NoticeRecord)]
+    assert [(n.level, n.step) for n in notices] == [("warning", step) for step in (9, 18, 24)]
+    assert notices[-1].message == (
+        "The feature index of step 24 could not be built, so it has no features; the SAE and the "
+        f"run are not affected. {cause}"
+    )
+    assert TopKSAE.load(folder.sae).k == 4
+    assert folder.snapshots() == []
+
+
+def test_a_full_disk_while_building_an_index_ends_the_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise DiskFullError("The disk is full.")
+
+    monkeypatch.setattr(heldout, "build_index", fail)
+    with pytest.raises(UserError, match="The disk is full"):
+        collected(train(config, RunFolder(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(
