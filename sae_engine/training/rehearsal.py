@@ -139,7 +139,7 @@ def _index(
             RunFolder(folder),
             step=0,
             tokens=0,
-            corpus=IndexCorpus(x / x.norm(), kept, np.array([0, len(kept)])),
+            corpus=IndexCorpus(x, kept, np.array([0, len(kept)])),
             encode=encode,
             W_dec=W_dec,
             k=len(W_dec),
