@@ -88,7 +88,7 @@ def _redraw_if_newer(run: Run, shown: Snapshot | None) -> None:
 def features_ahead(run: Run) -> str:
     """When a run without a snapshot will have features."""
     if run.status in ENDED:
-        return "This run ended before its first snapshot."
+        return "This run has no feature index."
     first, last = run.config.train.snapshot_every, run.progress.total_steps
     if first is None or run.config.sae.pretrained or (last is not None and first >= last):
         return "Features appear here at the end of the run."

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from sae_engine.activations.heldout import Heldout, num_rows_holding
+from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.sae.inference import Rows
 from sae_engine.schema.config import DEFAULT_NORM_MULTIPLE
@@ -131,7 +132,7 @@ def ordinary_tokens(
     check_stop: CheckStop = never_stop,
 ) -> OrdinaryTokens:
     """The first rows that hold at least `num_tokens` tokens, without those whose norm at `hook` is
-    above `limit`.
+    above `limit`. Raises `UserError` if none is left.
     """
     values = heldout.read(hook, num_tokens, check_stop)
     starts = heldout.row_starts[: num_rows_holding(num_tokens, heldout.row_starts) + 1]
@@ -144,6 +145,12 @@ def ordinary_tokens(
             kept[part] = ~is_outlier(values[part], limit).cpu().numpy()
     if kept.all():
         return OrdinaryTokens(values, ids, starts, kept)
+    if not kept.any():
+        raise UserError(
+            f"Every held-out activation has a norm above {limit:.3g}, data.max_norm_multiple times "
+            "the median of the training activations; use training and held-out activations of the "
+            "same model and site."
+        )
     before = np.concatenate([[0], np.cumsum(kept)])
     places = torch.from_numpy(np.flatnonzero(kept)).to(values.device)
     return OrdinaryTokens(

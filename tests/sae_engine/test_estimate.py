@@ -74,7 +74,7 @@ def test_parameters_and_checkpoint_size_match_what_is_written(tmp_path, tied):
     trainer.fit_input_(torch.randn(64, expected.d_in), 0)
     trainer.step(torch.randn(64, expected.d_in))
     folder = RunFolder(tmp_path)
-    state = TrainState(1, 64, 0.0, 1.0, 1.0, 1.0, BEGINNING, "")
+    state = TrainState(1, 64, 0.0, 1.0, 1.0, 1.0, 0, 1.0, BEGINNING, "")
     save_checkpoint(folder, trainer, state)
     assert folder.checkpoint.stat().st_size == pytest.approx(expected.checkpoint_bytes, rel=0.01)
 

@@ -19,7 +19,7 @@ AT_THE_END = "Features appear here at the end of the run."
         ("queued", 1200, None, "Features appear here after step 1,200."),
         ("running", 1200, 1000, AT_THE_END),
         ("running", None, 5000, AT_THE_END),
-        ("failed", 1200, 5000, "This run ended before its first snapshot."),
+        ("failed", 1200, 5000, "This run has no feature index."),
     ],
 )
 def test_features_are_announced_for_the_first_snapshot(

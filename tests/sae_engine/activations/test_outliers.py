@@ -18,6 +18,7 @@ from sae_engine.activations.outliers import (
     ordinary_tokens,
     replace_outliers,
 )
+from sae_engine.errors import UserError
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12).filter(lambda flags: not all(flags)))
@@ -107,3 +108,8 @@ def test_held_out_outliers_are_left_out_of_values_ids_and_rows():
     whole = ordinary_tokens(tokens, 0, 7, math.inf)
     assert torch.equal(whole.activations[:], tokens.values[:7])
     assert whole.num_outliers == 0
+
+
+def test_held_out_activations_of_another_scale_are_refused():
+    with pytest.raises(UserError, match=r"Every held-out activation has a norm above 0\.5, data"):
+        ordinary_tokens(Tokens(), 0, 10, 0.5)

@@ -31,7 +31,7 @@ def trainer_of(value: float) -> SAETrainer:
 
 def state_at(step: int) -> TrainState:
     stream = StreamState(2, 7, Cursor(3, 1))
-    return TrainState(step, step * 64, 1.5, 0.5, 2.0, math.inf, stream, "same")
+    return TrainState(step, step * 64, 1.5, 0.5, 2.0, 3.0, 7, math.inf, stream, "same")
 
 
 @pytest.fixture
