@@ -1,8 +1,8 @@
 """From a language model's last decoder layer to its logits.
 
-Architectures name the final norm differently, project after it, and scale or cap the logits. None of
-that is written down here: one pass on two tokens shows which modules run after the last layer, and
-the model's own code computes the logits. Fed by `loading`; read by `language_model`.
+Architectures name the final norm differently, project after it, and scale or cap the logits. None
+of that is written down here: one pass on two tokens shows which modules run after the last layer,
+and the model's own code computes the logits. Fed by `loading`; read by `language_model`.
 """
 
 from __future__ import annotations
