@@ -194,9 +194,8 @@ class LanguageModel:
         `with_head()`.
         """
         causal_lm = self.with_head() if causal_lm is None else causal_lm
-        matrix = Unembedding(causal_lm).matrix()
-        fits = matrix is not None and matrix.shape[1] == self.hooks[hook].d_in
-        return matrix if fits else None
+        unembedding = Unembedding(causal_lm)
+        return unembedding.matrix() if unembedding.width == self.hooks[hook].d_in else None
 
 
 class SpliceModel:
@@ -206,7 +205,7 @@ class SpliceModel:
         self.prefix = prefix
         self.model = model
         self._traced = nnsight.NNsight(model)
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(type(model).forward).parameters
         # Recurrent models keep their state elsewhere, some of them inside their layers.
         is_recurrent = getattr(model, "_is_stateful", False)
         self._takes_cache = "past_key_values" in parameters and not is_recurrent
