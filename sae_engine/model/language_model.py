@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from sae_engine.errors import ConfigError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
-from sae_engine.model.loading import load_head, load_prefix, load_whole
+from sae_engine.model.loading import check_complete, load_head, load_prefix, load_whole
 from sae_engine.model.unembedding import Unembedding
 from sae_engine.schema.config import ModelConfig
 from sae_engine.sizes import LOGITS_PER_CHUNK
@@ -34,8 +34,8 @@ FLOAT16_OVERFLOW = (
     "happens."
 )
 LOADED_WHOLE = (
-    "All layers of '{name}' are loaded, because its first layers depend on how many there are; they "
-    "take memory, but those after the hook point do not run."
+    "All layers of '{name}' are loaded, because its first layers depend on how many there are. They"
+    " take memory, but those after the hook point do not run."
 )
 
 Replace = Callable[[Float[Tensor, "n d_in"]], Float[Tensor, "n d_in"]]
@@ -176,6 +176,10 @@ class LanguageModel:
         """The whole model with its head, sharing these layers' tensors."""
         return SpliceModel(self, load_whole(self.config, self._model))
 
+    def check_complete(self) -> None:
+        """Raise `UserError` if the files lack a tensor of the whole model."""
+        check_complete(self.config)
+
     def with_head(self) -> Any:
         """A causal language model of these layers only, with the whole model's norm and head."""
         return load_head(self.config, self._model)
@@ -190,9 +194,8 @@ class LanguageModel:
         `with_head()`.
         """
         causal_lm = self.with_head() if causal_lm is None else causal_lm
-        matrix = Unembedding(causal_lm).matrix()
-        fits = matrix is not None and matrix.shape[1] == self.hooks[hook].d_in
-        return matrix if fits else None
+        unembedding = Unembedding(causal_lm)
+        return unembedding.matrix() if unembedding.width == self.hooks[hook].d_in else None
 
 
 class SpliceModel:
@@ -202,7 +205,7 @@ class SpliceModel:
         self.prefix = prefix
         self.model = model
         self._traced = nnsight.NNsight(model)
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(type(model).forward).parameters
         # Recurrent models keep their state elsewhere, some of them inside their layers.
         is_recurrent = getattr(model, "_is_stateful", False)
         self._takes_cache = "past_key_values" in parameters and not is_recurrent

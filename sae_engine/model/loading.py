@@ -6,7 +6,6 @@ way is reported in one sentence with its remedy.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,13 +21,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import safe_open
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
@@ -37,15 +30,9 @@ from sae_engine import hub
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
 from sae_engine.model.attention import EAGER, choose_attention
-from sae_engine.model.hook_points import layer_stack, layers_needed, text_config, truncate
-from sae_engine.preflight import (
-    EMBEDDED_MODEL,
-    check_description,
-    check_special_ids,
-    model_path,
-    no_embedding,
-    not_a_decoder,
-)
+from sae_engine.model.choices import causal_class, check_tokenizer, first_layers
+from sae_engine.model.hook_points import layers_needed, text_config, truncate
+from sae_engine.preflight import EMBEDDED_MODEL, check_description, model_path
 from sae_engine.schema.config import ModelConfig
 
 REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
@@ -89,9 +76,9 @@ def load_prefix(
         )
     check_description(config, hf_config.to_dict(), ctx_len)
     causal_class(config.name, hf_config)
-    _check_tokenizer(config, tokenizer, text_config(hf_config).vocab_size)
+    check_tokenizer(config, tokenizer, text_config(hf_config).vocab_size)
     num_layers = layers_needed(configs, text_config(hf_config).num_hidden_layers)
-    hf_config = _first_layers(hf_config, num_layers)
+    hf_config = first_layers(hf_config, num_layers)
     device = resolve_device(config)
     dtype = resolve_dtype(config, device)
     attention = EAGER if ctx_len is None else choose_attention(hf_config, ctx_len, dtype, device)
@@ -111,69 +98,6 @@ def load_prefix(
     return Prefix(model.eval().requires_grad_(False), tokenizer, is_whole)
 
 
-def causal_class(name: str, hf_config: Any) -> Any:
-    """The class of the whole model, which predicts tokens; raises `ConfigError` if there is none.
-
-    A multimodal model is loaded with all its parts, because its files name their tensors so.
-    """
-    kind = type(hf_config)
-    is_multimodal = text_config(hf_config) is not hf_config
-    if is_multimodal and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind]
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return MODEL_FOR_CAUSAL_LM_MAPPING[kind]
-    raise not_a_decoder(name)
-
-
-def _first_layers(hf_config: Any, num_layers: int) -> Any:
-    """The configuration of the first `num_layers` layers, or of all if cutting the model changes
-    what the first layers are, which two models without weights show.
-    """
-    if num_layers == text_config(hf_config).num_hidden_layers:
-        return hf_config
-    cut = copy.deepcopy(hf_config)
-    try:
-        truncate(cut, num_layers)
-        ours, theirs = (_layer_settings(config) for config in (cut, hf_config))
-    except Exception:  # whatever architectures raise
-        _log.info("%s cannot be cut", hf_config.model_type, exc_info=True)
-        return hf_config
-    return cut if ours and ours.items() <= theirs.items() else hf_config
-
-
-def _layer_settings(hf_config: Any) -> dict[str, str]:
-    """The plain attributes and the tensors' shapes of every module in the decoder layers."""
-    with torch.device("meta"):
-        model = AutoModel.from_config(copy.deepcopy(hf_config))
-    stack = layer_stack(model)
-    settings: dict[str, str] = {}
-    for path, module in model.named_modules():
-        if stack is None or not path.startswith(f"{stack}."):
-            continue
-        plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str)}
-        shapes = {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)}
-        settings[path] = repr((type(module), plain, shapes))
-    return settings
-
-
-def _check_tokenizer(config: ModelConfig, tokenizer: Any, vocab_size: int) -> None:
-    """Raise `ConfigError` for tokens that the model has no embedding for and may be given."""
-    special = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    check_special_ids(config, special, vocab_size)
-    backend = tokenizer.backend_tokenizer
-    if backend.get_vocab_size() <= vocab_size:
-        return
-    # Special tokens in a document are read as text.
-    known = {id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special}
-    beyond = (
-        (id_, token)
-        for token, id_ in backend.get_vocab().items()
-        if id_ >= vocab_size and id_ not in known
-    )
-    for id_, token in beyond:
-        raise no_embedding(config, f"'{token}' has id {id_:,}", vocab_size)
-
-
 def load_whole(config: ModelConfig, prefix: nn.Module) -> Any:
     """The whole model with its head: `prefix`'s own tensors, and the missing ones from the files.
 
@@ -191,6 +115,40 @@ def load_head(config: ModelConfig, prefix: Any) -> Any:
     return _load_causal_lm(config, prefix, text_config(prefix.config).num_hidden_layers)
 
 
+def check_complete(config: ModelConfig) -> None:
+    """Raise `UserError` if the files lack a tensor of the whole model. Only their headers are
+    read; of quantized weights, nothing.
+    """
+    name = model_path(config)
+    with _one_sentence_errors(config.name), ExitStack() as stack:
+        hf_config = AutoConfig.from_pretrained(name)
+        if is_quantized(hf_config):
+            return
+        tensors = {
+            key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+            for file in _opened(name, stack)
+            for key in file.keys()  # noqa: SIM118 - not a dict
+        }
+        _, report = causal_class(config.name, hf_config).from_pretrained(
+            None,
+            config=hf_config,
+            state_dict=tensors,
+            device_map="meta",
+            output_loading_info=True,
+        )
+    _require_all_tensors(config.name, report)
+
+
+def is_quantized(hf_config: Any) -> bool:
+    return getattr(hf_config, "quantization_config", None) is not None
+
+
+def _opened(name: str, stack: ExitStack) -> Generator[Any]:
+    """The safetensors files of a model, open until `stack` closes."""
+    for path in _weight_files(name):
+        yield stack.enter_context(safe_open(path, "pt"))
+
+
 def _load_causal_lm(config: ModelConfig, prefix: nn.Module, num_layers: int | None) -> Any:
     name = model_path(config)
     with _one_sentence_errors(config.name), ExitStack() as stack:
@@ -199,12 +157,10 @@ def _load_causal_lm(config: ModelConfig, prefix: nn.Module, num_layers: int | No
             truncate(hf_config, num_layers)
         model_class = causal_class(config.name, hf_config)
         tensors: dict[str, Any] | None = None
-        is_quantized = getattr(hf_config, "quantization_config", None) is not None
-        if config.device_map is None and not is_quantized:
+        if config.device_map is None and not is_quantized(hf_config):
             have = prefix.state_dict()
             tensors = {}
-            for path in _weight_files(name):
-                file = stack.enter_context(safe_open(path, "pt"))
+            for file in _opened(name, stack):
                 for key in file.keys():  # noqa: SIM118 - not a dict
                     inner = key.removeprefix(f"{model_class.base_model_prefix}.")
                     # transformers reads a slice when it fills that tensor, and does not copy a

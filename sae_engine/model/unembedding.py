@@ -1,8 +1,8 @@
 """From a language model's last decoder layer to its logits.
 
-Architectures name the final norm differently, project after it, and scale or cap the logits. None of
-that is written down here: one pass on two tokens shows which modules run after the last layer, and
-the model's own code computes the logits. Fed by `loading`; read by `language_model`.
+Architectures name the final norm differently, project after it, and scale or cap the logits. None
+of that is written down here: one pass on two tokens shows which modules run after the last layer,
+and the model's own code computes the logits. Fed by `loading`; read by `language_model`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ class Unembedding:
         self.body, self._after = _watch(model, self._last_layer, self._ids)
         self.body_path = next(path for path, m in model.named_modules() if m is self.body)
 
+    @property
+    def width(self) -> int | None:
+        """The width of vectors that the linear part can multiply; None if there is none."""
+        linear = (m.in_features for m in self._after if isinstance(m, nn.Linear))
+        return next(linear, None)
+
     @torch.inference_mode()
     def logits(self, hidden: Float[Tensor, "n d_model"], body_output: Any) -> Tensor:
         """The logits [n, vocab] for outputs of the body, in float32 from the head on.
@@ -79,10 +85,7 @@ class Unembedding:
             return None
         weight = weight.detach()
         for module in reversed(self._after[:-1]):
-            through = _through(weight, module)
-            if through is None:
-                return None
-            weight = through
+            weight = _through(weight, module)
         weight = weight.float()
         if not self._agrees(weight):
             return None
@@ -193,7 +196,7 @@ def _with_hidden_states(output: Any, hidden: Tensor) -> Any:
     return type(output)(**{**output, first: hidden})
 
 
-def _through(weight: Tensor, module: nn.Module) -> Tensor | None:
+def _through(weight: Tensor, module: nn.Module) -> Tensor:
     """The product of `weight` and the linear part of a module whose output it multiplies."""
     if isinstance(module, nn.Linear):
         return weight.float() @ module.weight.float()

@@ -39,8 +39,9 @@ def rehearse(model: LanguageModel, check_stop: CheckStop = never_stop) -> None:
 
     The layers that are loaded stand for the whole model: its final norm and head are put on top of
     them, so that only these are read from the files, and freed afterwards. The layers behind the
-    hook point are loaded when the cross-entropy is first measured, as without a rehearsal. The
-    states of torch's random number generators are left as they were.
+    hook point are only looked for in the files; they are loaded when the cross-entropy is first
+    measured, as without a rehearsal. The states of torch's random number generators are left as
+    they were.
 
     Raises `UserError`, which names the part that failed.
     """
@@ -50,6 +51,8 @@ def rehearse(model: LanguageModel, check_stop: CheckStop = never_stop) -> None:
         with _part(model, "reading its activations"):
             _read(model, ids)
         check_stop()
+        with _part(model, "looking for its tensors"):
+            model.check_complete()
         with _part(model, "loading its head"):
             causal_lm = model.with_head()
         with _part(model, "measuring its cross-entropy"):

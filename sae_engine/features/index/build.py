@@ -106,8 +106,8 @@ def build_index(
 
     `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]). If `k` is
     None, the width of codes may vary between calls; the corpus is then encoded twice, first to find
-    the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], multiplied by the
-    final norm's weight; `tokens` is the number of tokens that the SAE was trained on. Logits and
+    the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], the linear part of
+    final norm and head; `tokens` is the number of tokens that the SAE was trained on. Logits and
     neighbors are computed only for a `final` index. `check_stop` is called often and raises to
     abort, which leaves no files behind. Raises `ActivationRangeError` for activations that are not
     finite.

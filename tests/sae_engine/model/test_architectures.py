@@ -174,6 +174,7 @@ def steering(own: nn.Module, whole: SpliceModel, at: str) -> str:
         expected = own(ids, use_cache=False).logits[0, -1]
         handle.remove()
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-3)
+        assert isinstance(past, Tensor) == own._is_stateful
         given = answer.argmax().view(1, 1)
         ids = torch.cat([ids, given], dim=1)
     return "yes"
