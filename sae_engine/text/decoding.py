@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TextIO, cast
 
 from sae_engine.errors import ConfigError
+from sae_engine.text.notices import TextNotices
 
 SAMPLE_BYTES = 2**18
 """An encoding is found out from this much of the beginning of a file."""
 GUESS_BYTES = 2**14
 """Bytes around the first that is not UTF-8, from which the encoding is guessed."""
 MAX_EXTRA_CHAOS = 0.02
+"""Encodings whose disorder, as `charset_normalizer` measures it, is this close to the least are
+compared by their languages.
+"""
 MAX_STRAY = 5
 """Up to this many invalid bytes in a sample are taken for damage, not for another encoding."""
 
@@ -62,9 +66,9 @@ def open_bytes(path: Path) -> BinaryIO:
     if magic.startswith(b"\x1f\x8b"):
         return cast(BinaryIO, gzip.open(path))
     if magic.startswith(b"BZh"):
-        return bz2.open(path)
+        return cast(BinaryIO, bz2.open(path))
     if magic.startswith(b"\xfd7zXZ"):
-        return lzma.open(path)
+        return cast(BinaryIO, lzma.open(path))
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         import pyarrow as pa
 
@@ -95,6 +99,21 @@ def encoding_of(sample: bytes) -> Encoding | None:
     if invalid * 10 < beyond_ascii or invalid <= min(MAX_STRAY, len(sample) // 100):
         return _UTF_8
     return _guessed(sample)
+
+
+def require_encoding(path: Path, sample: bytes, notices: TextNotices) -> str:
+    """The name of the encoding of a file that begins with `sample`; a guess is noted.
+
+    Raises `ConfigError` if the file is not text.
+    """
+    encoding = encoding_of(sample)
+    if encoding is None:
+        raise unusable(
+            f"'{path}' is not text in any encoding that is known here; convert it to UTF-8."
+        )
+    if encoding.is_guess:
+        notices.note(f"'{path}' is not UTF-8; it is read as {encoding.name}, going by its bytes.")
+    return encoding.name
 
 
 def is_binary(sample: bytes) -> bool:

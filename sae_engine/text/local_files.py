@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,21 +13,15 @@ from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import DatasetFiles, data_suffix, dataset_files
 from sae_engine.text.plain_text import open_text_file
-from sae_engine.text.rows import Row, usable_texts
+from sae_engine.text.rows import usable_texts
 from sae_engine.text.tables import csv_rows, json_rows
 
 CHECKED_FILES = 1_000
 CHECKED_DOCUMENTS = 100
 """How many files, and documents of each, are read before a run starts, to find mistakes."""
 
-_READERS: dict[str, tuple[Callable[[Path, str], Iterator[Row]], str]] = {
-    ".jsonl": (json_rows, "line"),
-    ".ndjson": (json_rows, "line"),
-    ".csv": (csv_rows, "row"),
-    ".tsv": (csv_rows, "row"),
-    ".parquet": (parquet_rows, "row"),
-    ".arrow": (arrow_rows, "row"),
-}
+_TABLES = {".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": csv_rows}
+_COLUMNS = {".parquet": parquet_rows, ".arrow": arrow_rows}
 
 
 class LocalFiles:
@@ -71,10 +65,14 @@ class LocalFiles:
 
     def _texts(self, path: Path, files: DatasetFiles) -> Iterator[str]:
         """A file's documents, "" for rows left out; raises `ConfigError` if it cannot be read."""
-        reader = _READERS.get(data_suffix(path) or "")
-        if reader is None or files.are_whole_documents:
-            division = "file" if files.are_whole_documents else self._config.documents
-            return open_text_file(path, division, self._notices).documents()
-        read, unit = reader
-        column = self._config.text_column
-        return usable_texts(read(path, column), column, str(path), unit, self._notices)
+        suffix, column = data_suffix(path), self._config.text_column
+        if files.are_whole_documents:
+            return open_text_file(path, "file", self._notices).documents()
+        if suffix in _TABLES:
+            rows = _TABLES[suffix](path, column, self._notices)
+        elif suffix in _COLUMNS:
+            rows = _COLUMNS[suffix](path, column)
+        else:
+            return open_text_file(path, self._config.documents, self._notices).documents()
+        unit = "line" if suffix in (".jsonl", ".ndjson") else "row"
+        return usable_texts(rows, column, str(path), unit, self._notices)

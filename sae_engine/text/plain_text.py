@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from sae_engine.schema.config import Division
-from sae_engine.text.decoding import encoding_of, open_text, read_sample, readable, unusable
+from sae_engine.text.decoding import open_text, read_sample, readable, require_encoding
 from sae_engine.text.notices import TextNotices
 
 MAX_DOCUMENT_CHARS = 2**24
@@ -31,30 +31,22 @@ class TextFile(NamedTuple):
             if self.division == "lines":
                 yield from (line.removesuffix("\n") for line in pieces_of_lines(text))
             else:
-                yield from _joined(pieces_of_lines(text), ends_at_blank=self._has_paragraphs)
-
-    @property
-    def _has_paragraphs(self) -> bool:
-        return self.division == "paragraphs"
+                yield from _joined(
+                    pieces_of_lines(text), ends_at_blank=self.division == "paragraphs"
+                )
 
 
 def open_text_file(path: Path, division: Division | None, notices: TextNotices) -> TextFile:
     """Find out a file's encoding and, unless given, its division; raises `ConfigError`."""
     sample = read_sample(path)
-    encoding = encoding_of(sample)
-    if encoding is None:
-        raise unusable(
-            f"'{path}' is not text in any encoding that is known here; convert it to UTF-8."
-        )
-    if encoding.is_guess:
-        notices.note(f"'{path}' is not UTF-8; it is read as {encoding.name}, going by its bytes.")
-    found = division or division_of(sample.decode(encoding.name, "replace"))
+    encoding = require_encoding(path, sample, notices)
+    found = division or division_of(sample.decode(encoding, "replace"))
     if found == "lines" and division is None:
         notices.note(
             f"Each line of '{path}' is a document, because it has no blank lines between "
             "paragraphs; data.documents = paragraphs or file reads it otherwise."
         )
-    return TextFile(path, encoding.name, found)
+    return TextFile(path, encoding, found)
 
 
 def division_of(text: str) -> Division:

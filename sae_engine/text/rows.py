@@ -6,6 +6,7 @@ The readers of `tables`, `columns` and `hub_dataset` yield rows; here they becom
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from sae_engine.errors import ConfigError
@@ -13,6 +14,9 @@ from sae_engine.text.notices import TextNotices
 
 MAX_BAD_ROWS = 100
 """A dataset that begins with this many rows of which none can be used is refused."""
+
+MAX_NAMES = 30
+"""Columns named in an error."""
 
 
 class BadRow(NamedTuple):
@@ -68,7 +72,8 @@ def text_of(value: object, column: str) -> str | BadRow:
 
 
 def no_column(column: str, where: str, columns: Iterable[str]) -> ConfigError:
-    names = ", ".join(columns) or "none"
+    first = list(islice(columns, MAX_NAMES + 1))
+    names = ", ".join([*first[:MAX_NAMES], *(["..."] if len(first) > MAX_NAMES else [])]) or "none"
     return ConfigError.of(
         "data.text_column", f"There is no column '{column}' in {where}; its columns are: {names}."
     )

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from sae_engine.text.decoding import encoding_of, open_text, read_sample, readable, unusable
+from sae_engine.text.decoding import open_text, read_sample, readable, require_encoding, unusable
+from sae_engine.text.notices import TextNotices
 from sae_engine.text.rows import BadRow, Row, no_column
 
 MAX_ROW_CHARS = 2**26
@@ -19,8 +20,8 @@ MAX_ROW_CHARS = 2**26
 DELIMITERS = ",;\t|"
 
 
-def json_rows(path: Path, column: str) -> Iterator[Row]:
-    with readable(path), _open_rows(path) as text:
+def json_rows(path: Path, column: str, notices: TextNotices) -> Iterator[Row]:
+    with readable(path), _open_rows(path, notices) as text:
         for number, line in enumerate(_whole_lines(text), 1):
             if line is None or line.strip("\ufeff \t\r\n"):
                 yield Row(number, _json_value(line, column, f"line {number} of '{path}'"))
@@ -53,10 +54,10 @@ def _parsed(line: str) -> object:
         return json.loads(line, parse_int=float)
 
 
-def csv_rows(path: Path, column: str) -> Iterator[Row]:
+def csv_rows(path: Path, column: str, notices: TextNotices) -> Iterator[Row]:
     """Rows of a table whose first row names the columns, separated by any of `DELIMITERS`."""
     csv.field_size_limit(MAX_ROW_CHARS)
-    with readable(path), _open_rows(path) as text:
+    with readable(path), _open_rows(path, notices) as text:
         lines = iter(lambda: text.readline(MAX_ROW_CHARS), "")
         head = next(lines, "")
         if not head:
@@ -88,11 +89,8 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def _open_rows(path: Path) -> TextIO:
-    encoding = encoding_of(read_sample(path))
-    if encoding is None:
-        raise unusable(f"'{path}' is not text, so it holds no rows; use another file.")
-    return open_text(path, encoding.name)
+def _open_rows(path: Path, notices: TextNotices) -> TextIO:
+    return open_text(path, require_encoding(path, read_sample(path), notices))
 
 
 def _whole_lines(text: TextIO) -> Iterator[str | None]:

@@ -141,3 +141,10 @@ def test_a_text_without_end_is_cut_into_documents(tmp_path, monkeypatch, divisio
     assert glue.join(texts) == joint.join(LINES)
     if joint == "\n":
         assert all(text.removesuffix("\n").endswith(".") for text in texts)
+
+
+def test_rows_are_read_whatever_their_encoding_and_a_guess_is_said(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(("text;id\n" + f"{FRENCH.split(chr(10))[0]};1\n" * 20).encode("cp1252"))
+    assert read(path) == [FRENCH.split("\n")[0]] * 20
+    assert preflight(path) == [f"'{path}' is not UTF-8; it is read as cp1252, going by its bytes."]

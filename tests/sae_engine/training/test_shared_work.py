@@ -32,9 +32,9 @@ def test_two_runs_read_the_text_and_load_the_model_as_often_as_one(
 
         monkeypatch.setattr(language_model, name, counted)
 
-    def read(config, split: Split, start: int) -> Iterator[Document]:
+    def read(config, split: Split, start: int, notices) -> Iterator[Document]:
         calls.append(split)
-        return documents(config, split, start)
+        return documents(config, split, start, notices)
 
     count_calls("load_whole")
     count_calls("load_head")

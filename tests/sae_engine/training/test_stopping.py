@@ -47,8 +47,8 @@ def block(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Split], Event]]
     unblock = Event()
 
     def block(blocked: Split) -> Event:
-        def read(config, split: Split, start: int) -> Iterator[Document]:
-            for number, document in enumerate(documents(config, split, start)):
+        def read(config, split: Split, start: int, notices) -> Iterator[Document]:
+            for number, document in enumerate(documents(config, split, start, notices)):
                 if number == 1 and split == blocked:
                     unblock.wait(BLOCKED_SECONDS)
                 yield document
@@ -99,32 +99,18 @@ def test_a_stop_is_noticed_while_the_training_text_is_counted(
     assert stopper.records[-1] == stopped(0)
 
 
-def test_a_forced_stop_is_noticed_while_held_out_text_is_read(
-    config: RunConfig, tmp_path: Path, block
+@pytest.mark.parametrize("request_", [StopRequest.STOP, StopRequest.FORCE])
+def test_a_stop_is_noticed_while_held_out_text_is_read(
+    config: RunConfig, tmp_path: Path, block, request_: StopRequest
 ):
     block("heldout")
-    stopper = Stopper(READING, StopRequest.FORCE)
+    stopper = Stopper(READING, request_)
     folder = RunFolder(tmp_path / "run")
     for record in train(config, folder, should_stop=stopper.should_stop):
         stopper.see(record)
     assert stopper.seconds < STOP_SECONDS
-    assert stopper.records[-1] == stopped(4)
-    assert folder.checkpoint.exists()
-
-
-def test_a_plain_stop_ends_training_while_held_out_text_is_read_and_then_builds_features(
-    config: RunConfig, tmp_path: Path, block
-):
-    unblock = block("heldout")
-    stopper = Stopper(READING, StopRequest.STOP)
-    folder = RunFolder(tmp_path / "run")
-    for record in train(config, folder, should_stop=stopper.should_stop):
-        stopper.see(record)
-        if record == PhaseRecord(phase="saving a checkpoint"):
-            assert stopper.seconds < STOP_SECONDS
-            unblock.set()
-    assert stopper.records[-1] == stopped(4)
-    assert folder.snapshots() == [4]
+    assert stopper.records[-1] == stopped(0)
+    assert not folder.checkpoint.exists()
 
 
 def test_counting_for_several_runs_continues_until_all_are_asked_to_stop(
