@@ -95,7 +95,7 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             choices,
             choices.index(start),
             key=key("site"),
-            format_func=lambda site: SITES.get(site, site),
+            format_func=_title,
         )
         if chosen == ELSEWHERE:
             body |= _module(found, key("hook_point"), key("hook_io"))
@@ -103,6 +103,10 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             layer = st.number_input("Layer", 0, None, found.layer, key=key("layer"))
             body |= {"site": chosen, "layer": layer}
     return {name: value for name, value in body.items() if value not in (None, "")}
+
+
+def _title(site: str) -> str:
+    return SITES.get(site, site)
 
 
 def _module(found: FoundSAE, path_key: str, side_key: str) -> dict[str, Any]:

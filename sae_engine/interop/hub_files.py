@@ -145,7 +145,7 @@ def one_sentence_errors(repository: str) -> Generator[None]:
         ),
         (
             EntryNotFoundError,
-            lambda error: UserError(f"'{repository}' lacks a file that it lists: {error}"),
+            lambda _: UserError(f"'{repository}' lists a file that it does not have; try again."),
         ),
         (HfHubHTTPError, lambda error: UserError(hub.refused(repository, error))),
     ]

@@ -57,7 +57,7 @@ print(json.dumps(answers))
 """
 CONFIG = {
     "model": {"name": "tiny-gemma2", "layer": 1},
-    "data": {"dataset": "/home/me/private/notes.txt"},
+    "data": {"dataset": "/srv/private/notes.txt"},
 }
 FILES = (".gitattributes", "README.md", "cfg.json", "config.yaml", "saelens/cfg.json",
          "saelens/sae_weights.safetensors", "sae.safetensors")  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
     assert 'SAE.from_pretrained("me/saes", "saelens")' in card
     assert 'SAE.from_pretrained("me/saes", "layer-1/saelens")' in files[folder[0]].decode()
     for name, content in files.items():
-        assert b"/home/me" not in content, name
+        assert b"/srv/private" not in content, name
     for place in ("", "layer-1/"):
         local = tmp_path / "copy" / place
         for name in FILES[1:]:
