@@ -22,6 +22,14 @@ _NO_ROOM = re.compile(
 """Messages of libraries that report a full disk without an error number; the last is numpy's."""
 
 
+def user_path(text: Path | str) -> Path:
+    """A path with `~` expanded; that of a user who does not exist stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 class RunFolder:
     """A run's folder on disk."""
 
