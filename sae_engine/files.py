@@ -27,6 +27,14 @@ def looks_like_path(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
 
 
+def user_path(text: Path | str) -> Path:
+    """A path with `~` expanded; that of a user who does not exist stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 class RunFolder:
     """A run's folder on disk."""
 

@@ -15,6 +15,7 @@ TIMEOUT_SECONDS = 5
 """For the one request made before a download; the library retries for much longer."""
 
 PREFIX = "hub:"
+NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([^/\s]+))?(?:/(.*))?", re.ASCII)
 Kind = Literal["model", "dataset", "repository"]
 
 
@@ -33,7 +34,7 @@ class HubName(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> HubName:
         """Raises `UserError` for a text that is no such name."""
-        found = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:@([^/\s]+))?(?:/(.*))?", text.strip())
+        found = NAME.fullmatch(text.strip())
         path = PurePosixPath((found and found[3]) or "")
         if found is None or ".." in path.parts or path.is_absolute():
             raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.files import looks_like_path
+from sae_engine.files import looks_like_path, user_path
 from sae_engine.hub import HubName, is_on_hub
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.notices import TextNotices
@@ -144,7 +144,7 @@ def not_a_decoder(name: str) -> ConfigError:
 
 def activation_paths(path: Path | str) -> list[Path]:
     """The files of an activation set: the file itself, or a folder's, in order of their names."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files:
@@ -171,13 +171,13 @@ def _check_pretrained(path: str) -> None:
             HubName.parse(path)
         except UserError as error:
             raise ConfigError.of("sae.pretrained", str(error)) from None
-    elif not Path(path).expanduser().exists():
+    elif not user_path(path).exists():
         raise ConfigError.of("sae.pretrained", f"There is no file or folder '{path}'.")
 
 
 def _check_model(config: RunConfig) -> None:
     """Check a configuration against the files of a local model."""
-    folder = Path(model_path(config.model)).expanduser()
+    folder = user_path(model_path(config.model))
     if not folder.is_dir():
         if looks_like_path(config.model.name):
             raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from backend.jobs.imports import name_of, with_found, with_pretrained
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.files import RunFolder
+from sae_engine.files import RunFolder, user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
@@ -49,7 +49,7 @@ def import_from(path: str, values: Mapping[str, Value], name: str | None) -> Run
     """
     config = nest(values)
     if not is_on_hub(path):
-        path = str(Path(path).expanduser().resolve())
+        path = str(user_path(path).resolve())
     own = RunFolder(path).config
     if own.exists():
         config = merge(read_config_file(own), config)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from backend.http.services import Services
 from sae_engine.errors import ConfigError
-from sae_engine.files import looks_like_path
+from sae_engine.files import looks_like_path, user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.interop.files import local_settings
 from sae_engine.preflight import check_config
@@ -53,17 +53,17 @@ def _require_readable(services: Services, files: Iterable[tuple[str, Path]]) -> 
 
 def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
     """The files and folders that a run would read, each with the field that names it."""
-    model = Path(config.model.name).expanduser()
+    model = user_path(config.model.name)
     if looks_like_path(config.model.name) or model.exists():
         yield "model.name", model
         for file in model.iterdir() if model.is_dir() else ():
             yield "model.name", file
     if is_local_dataset(config.data.dataset):
-        yield "data.dataset", Path(config.data.dataset).expanduser()
+        yield "data.dataset", user_path(config.data.dataset)
         for file in dataset_files(config.data).paths:
             yield "data.dataset", file
     if config.data.activations is not None:
-        yield from _all_files("data.activations", Path(config.data.activations).expanduser())
+        yield from _all_files("data.activations", user_path(config.data.activations))
     if config.sae.pretrained is not None:
         yield from _sae_files("sae.pretrained", config.sae.pretrained)
 
@@ -71,7 +71,7 @@ def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
 def _sae_files(field: str, given: str) -> Iterator[tuple[str, Path]]:
     if is_on_hub(given):
         return
-    path = Path(given).expanduser()
+    path = user_path(given)
     yield from _all_files(field, path)
     for file in local_settings(path if path.is_dir() else path.parent):
         yield field, file

@@ -45,7 +45,7 @@ def show() -> None:
         with st.spinner("Reading the SAE's settings"):
             found = _found(path)
     except ApiProblem as error:
-        show_problem(error)
+        _explain(error)
         return
     _show_found(found)
     body = _form(found)
@@ -68,6 +68,15 @@ def _show_found(found: FoundSAE) -> None:
         html_block(notice(f"{found.place}: {found.remedy}.", level="warning"))
     for note in found.notes:
         html_block(notice(note))
+
+
+def _explain(error: ApiProblem) -> None:
+    if error.problem.status != 422:
+        show_problem(error)
+        return
+    reasons = [problem.message for problem in error.problem.errors]
+    text = "\n".join(reasons or [error.problem.detail or error.problem.title])
+    html_block(notice(text, level="warning", title="This SAE can't be imported like this"))
 
 
 def _form(found: FoundSAE) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             choices,
             choices.index(start),
             key=key("site"),
-            format_func=lambda site: SITES.get(site, site),
+            format_func=_title,
         )
         if chosen == ELSEWHERE:
             body |= _module(found, key("hook_point"), key("hook_io"))
@@ -103,6 +112,10 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             layer = st.number_input("Layer", 0, None, found.layer, key=key("layer"))
             body |= {"site": chosen, "layer": layer}
     return {name: value for name, value in body.items() if value not in (None, "")}
+
+
+def _title(site: str) -> str:
+    return SITES.get(site, site)
 
 
 def _module(found: FoundSAE, path_key: str, side_key: str) -> dict[str, Any]:
@@ -123,7 +136,7 @@ def _start(body: dict[str, Any]) -> None:
         first = error.errors()[0]
         html_block(notice(f"{first['loc'][0]}: {first['msg']}", level="warning"))
     except ApiProblem as error:
-        show_problem(error)
+        _explain(error)
     else:
         open_page("run", id=run.id)
 

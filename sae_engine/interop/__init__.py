@@ -1,4 +1,6 @@
-"""SAE files: `load` reads SAEs of other libraries, `export` writes ours for SAELens.
+"""SAE files: `formats` says what those of other libraries are, `load` reads them, `export` writes
+ours for SAELens, and `push` puts them on the hub. Only `load`, `weights` and the process of
+`pickles` need torch.
 
 Fed by `sae`; read by `training`, `features.export` and the backend.
 """

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import safe_open
 
 from sae_engine.errors import UserError
+from sae_engine.files import user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.interop.hub_files import HubFolder
 
@@ -93,7 +94,7 @@ class SAEFile:
 
 def find_sae(path: str | Path) -> SAEFile:
     """The SAE at a file or folder, or at `hub:OWNER/NAME/PATH`; raises `UserError`."""
-    return _on_hub(str(path)) if is_on_hub(str(path)) else _here(Path(path).expanduser())
+    return _on_hub(str(path)) if is_on_hub(str(path)) else _here(user_path(path))
 
 
 def _here(path: Path) -> SAEFile:

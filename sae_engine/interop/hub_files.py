@@ -105,12 +105,9 @@ def list_remote_files(name: HubName) -> list[str] | None:
 
 def _cached_files(name: HubName) -> list[str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
+    with one_sentence_errors(name.repository):
         found = snapshot_download(name.repository, revision=name.revision, local_files_only=True)
-    except LocalEntryNotFoundError as error:
-        raise hub.unreachable("repository", name.repository, REMEDY) from error
     root = Path(found)
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
 
@@ -145,7 +142,7 @@ def one_sentence_errors(repository: str) -> Generator[None]:
         ),
         (
             EntryNotFoundError,
-            lambda error: UserError(f"'{repository}' lacks a file that it lists: {error}"),
+            lambda _: UserError(f"'{repository}' lists a file that it does not have; try again."),
         ),
         (HfHubHTTPError, lambda error: UserError(hub.refused(repository, error))),
     ]

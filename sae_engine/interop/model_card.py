@@ -35,7 +35,7 @@ def model_card(
     """
     parts = [
         _front_matter(described),
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         _summary(config, described, tokens),
         *_figures(config, metrics),
         _loading(target, described),
@@ -88,7 +88,11 @@ def _summary(config: RunConfig, described: Mapping[str, Any], tokens: int) -> st
             f"{text} It was trained elsewhere (`{public_name(config.sae.pretrained)}`) and "
             "converted by SAE Workbench."
         )
-    return f"{text} SAE Workbench trained it on {tokens:,} tokens of `{described['dataset']}`."
+    files = config.data.activations
+    source = (
+        f"`{described['dataset']}`" if files is None else f"activations in `{public_name(files)}`"
+    )
+    return f"{text} SAE Workbench trained it on {tokens:,} tokens of {source}."
 
 
 def _figures(config: RunConfig, metrics: Mapping[str, float]) -> list[str]:
@@ -100,7 +104,7 @@ def _figures(config: RunConfig, metrics: Mapping[str, float]) -> list[str]:
     if not rows:
         return []
     heading = (
-        "## Figures\n\nAs measured at the end of the run, on up to "
+        "## Figures\n\nAs last measured in the run, on up to "
         f"{config.data.heldout_tokens:,} held-out tokens (cross-entropy: "
         f"{config.train.ce_tokens:,}).\n\n| metric | value | meaning |\n|---|---|---|\n"
     )

@@ -58,7 +58,7 @@ class Hub:
         self.visibility: dict[str, str] = {}
         """Of created repositories, by name."""
         self.refuses: set[str] = set()
-        """Steps of an upload that fail: `lfs`, `commit`."""
+        """Parts of the paths of requests that fail, if they write."""
 
     def add(self, kind: Kind, name: str, files: Mapping[str, bytes], **more: Any) -> None:
         self.repositories.setdefault((kind, name), []).append(Repository(files, **more))

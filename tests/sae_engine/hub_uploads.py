@@ -32,7 +32,7 @@ def answer_upload(
     hub.written.append(f"{method} {'/'.join(parts)}")
     if token != WRITE_TOKEN and parts[0] != "lfs":
         return 403, {"error": "You have no right to write here."}
-    if hub.refuses & set(parts):
+    if any(part in "/".join(parts) for part in hub.refuses):
         return 400, {"error": "This step is refused."}
     if parts[:2] == ["api", "repos"]:
         return _repository(hub, parts[2], json.loads(body))

@@ -232,6 +232,18 @@ def test_a_name_on_the_hub_is_accepted_as_a_path(client: TestClient) -> None:
     assert "write hub:OWNER/NAME/PATH" in answer.text
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["~nobody-of-that-name/x", "hub:a--b/c..d", "hub:a/" + "b" * 200, "hub:.../x", "hub:é/x"],
+)
+def test_an_impossible_path_is_refused_in_one_sentence(client: TestClient, path: str) -> None:
+    for answer in (
+        client.get("/api/imports/found", params={"path": path}),
+        client.post("/api/imports", json={"path": path}),
+    ):
+        assert answer.status_code == 422, path
+
+
 def test_an_unreachable_hub_is_reported_in_one_sentence(client: TestClient) -> None:
     answer = client.get("/api/imports/found", params={"path": "hub:some/sae"})
     assert answer.status_code == 422

@@ -30,10 +30,11 @@ import warnings
 warnings.filterwarnings("ignore", "Use 'content=")  # of the hub's library, by its HTTP client
 """
 PUSH = """
-import contextlib, io, json
+import contextlib, io, json, os
 from backend.cli.main import main
 answers = []
-for arguments in {calls!r}:
+for token, *arguments in {calls!r}:
+    os.environ["HF_TOKEN"] = token
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["push", *arguments, "--data-dir", {data_dir!r}])
@@ -57,7 +58,7 @@ print(json.dumps(answers))
 """
 CONFIG = {
     "model": {"name": "tiny-gemma2", "layer": 1},
-    "data": {"dataset": "/home/me/private/notes.txt"},
+    "data": {"dataset": "/srv/private/notes.txt"},
 }
 FILES = (".gitattributes", "README.md", "cfg.json", "config.yaml", "saelens/cfg.json",
          "saelens/sae_weights.safetensors", "sae.safetensors")  # fmt: skip
@@ -89,10 +90,10 @@ def publish(folder: RunFolder) -> SAE:
     return sae
 
 
-def pushes(hub: Hub, settings: Settings, home: Path, *calls: list[str], **environment: str) -> list:
+def pushes(hub: Hub, settings: Settings, home: Path, *calls: list[str]) -> list:
+    """Exit code, output and errors of each push; a call is a token and arguments."""
     code = QUIET + PUSH.format(calls=calls, data_dir=str(settings.data_dir))
-    environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN} | environment
-    return ask(code, hub, home, **environment)
+    return ask(code, hub, home, HF_HUB_DISABLE_XET="1")
 
 
 def files_of(hub: Hub, name: str) -> dict[str, bytes]:
@@ -103,8 +104,11 @@ def files_of(hub: Hub, name: str) -> dict[str, bytes]:
 def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
     hub: Hub, settings: Settings, run: str, tmp_path: Path
 ) -> None:
-    calls = ["a run", "hub:me/saes"], ["a run", "hub:me/saes/layer-1", "--public"]
-    first, second = pushes(hub, settings, tmp_path / "home", *calls)
+    first, second = pushes(
+        hub, settings, tmp_path / "home",
+        [WRITE_TOKEN, "a run", "hub:me/saes"],
+        [WRITE_TOKEN, "a run", "hub:me/saes/layer-1", "--public"],
+    )  # fmt: skip
     assert first[:1] + second[:1] == [0, 0], (first, second)
     assert first[1].startswith(f"Pushed 6 files to hub:me/saes: {hub.endpoint}/me/saes/commit/")
     files = files_of(hub, "me/saes")
@@ -119,7 +123,7 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
     assert 'SAE.from_pretrained("me/saes", "saelens")' in card
     assert 'SAE.from_pretrained("me/saes", "layer-1/saelens")' in files[folder[0]].decode()
     for name, content in files.items():
-        assert b"/home/me" not in content, name
+        assert b"/srv/private" not in content, name
     for place in ("", "layer-1/"):
         local = tmp_path / "copy" / place
         for name in FILES[1:]:
@@ -134,36 +138,28 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
             assert again.notes == []
 
 
-@pytest.mark.parametrize("step", ["lfs", "commit"])
-def test_a_push_that_fails_leaves_nothing_behind(
-    hub: Hub, settings: Settings, run: str, tmp_path: Path, step: str
-) -> None:
-    hub.refuses = {step}
-    hub.add("models", "me/old", {"README.md": b"of a language model", "model.safetensors": b"x"})
-    calls = ["a run", "hub:me/new"], ["a run", "hub:me/old/sae"], ["a run", "hub:me/old"]
-    answers = pushes(hub, settings, tmp_path / "home", *calls)
-    assert [answer[0] for answer in answers] == [2, 2, 2]
-    assert "The hub refused a request about 'me/new'" in answers[0][2]
-    assert "This step is refused." in answers[0][2]
-    assert "has README.md of something else already; push into a folder" in answers[2][2]
-    assert ("models", "me/new") not in hub.repositories
-    assert hub.written.count("DELETE api/repos/delete") == 1
-    assert sorted(files_of(hub, "me/old")) == ["README.md", "model.safetensors"]
-    assert not list(settings.run_folder(run).path.glob(".push*"))
-
-
-def test_a_push_without_the_right_token_says_which_one_is_needed(
+def test_a_push_that_fails_leaves_nothing_behind_and_says_why(
     hub: Hub, settings: Settings, run: str, tmp_path: Path
 ) -> None:
-    remedy = "set HF_TOKEN to a token that may write to 'me/saes'"
-    for token in ("", "hf_read"):
-        [answer] = pushes(
-            hub, settings, tmp_path / "home", ["a run", "hub:me/saes"], HF_TOKEN=token
-        )
-        assert answer[0] == 2
-        assert remedy in answer[2]
-        assert answer[2].count("\n") == 1
-    assert hub.repositories == {}
+    hub.refuses = {"large.git/info/lfs", "small/commit"}
+    hub.add("models", "me/old", {"README.md": b"of a language model", "model.safetensors": b"x"})
+    before = dict(hub.repositories)
+    remedy = "set HF_TOKEN to a token that may write to"
+    expected = [
+        (WRITE_TOKEN, "hub:me/large", "refused a request about 'me/large': This step is refused."),
+        (WRITE_TOKEN, "hub:me/small", "refused a request about 'me/small': This step is refused."),
+        (WRITE_TOKEN, "hub:me/old", "has README.md of something else already; push into a folder"),
+        (WRITE_TOKEN, "me/old", "write hub:OWNER/NAME/PATH"),
+        ("", "hub:me/new", f"needs a token of the Hugging Face hub: {remedy} 'me/new'"),
+        ("hf_read", "hub:me/new", f"refused the push: {remedy} 'me/new'"),
+    ]
+    calls = [[token, "a run", target] for token, target, _ in expected]
+    answers = pushes(hub, settings, tmp_path / "home", *calls)
+    for (code, out, error), (_, _, words) in zip(answers, expected, strict=True):
+        assert (code, out) == (2, "")
+        assert words in error
+    assert hub.repositories == before
+    assert not list(settings.run_folder(run).path.glob(".push*"))
 
 
 def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(

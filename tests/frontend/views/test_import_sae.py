@@ -70,4 +70,5 @@ def test_what_cannot_be_read_is_explained(open_page: Open, path: str, words: str
     app = open_page("import_sae", path=path)
     assert not app.exception
     assert words in shown(app)
+    assert "Unprocessable" not in shown(app)
     assert not app.button
