@@ -77,7 +77,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+        try:
+            return value.expanduser().resolve()
+        except RuntimeError as error:  # an unknown user, a loop of links
+            raise ValueError(str(error)) from None
 
     @field_validator("token", "labels_api_key", mode="before")
     @classmethod
@@ -92,7 +95,7 @@ class Settings(BaseSettings):
     @field_validator("read_dirs")
     @classmethod
     def _absolute_each(cls, value: list[Path]) -> list[Path]:
-        return [path.expanduser().resolve() for path in value]
+        return [cls._absolute(path) for path in value]
 
     @field_validator("allowed_hosts", "devices", mode="before")
     @classmethod

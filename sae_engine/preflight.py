@@ -6,10 +6,10 @@ and by `model` for the paths and checks that both need.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sae_engine.errors import ConfigError
+from sae_engine.files import read_json_object, usable_paths
 from sae_engine.schema.config import ModelConfig, RunConfig
 from sae_engine.text.sources import open_text_source
 
@@ -32,6 +32,11 @@ def embedded_model_folder() -> Path:
 
 def check_config(config: RunConfig) -> None:
     """Raise `ConfigError` for mistakes that can be seen without loading the model."""
+    with usable_paths():
+        _check(config)
+
+
+def _check(config: RunConfig) -> None:
     _check_model(config)
     if config.sae.pretrained is not None:
         _check_pretrained(Path(config.sae.pretrained).expanduser())
@@ -100,14 +105,21 @@ def _check_model(config: RunConfig) -> None:
             raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")
         return
     try:
-        described = json.loads((folder / "config.json").read_text("utf-8"))
+        described = read_json_object(folder / "config.json")
     except (OSError, ValueError):
         raise ConfigError.of(
             "model.name", f"The folder '{config.model.name}' holds no readable config.json."
         ) from None
-    if num_layers := described.get("num_hidden_layers") or described.get("n_layer"):
-        check_layer(config.model, num_layers)
+    num_layers = described.get("num_hidden_layers") or described.get("n_layer")
     width = described.get("hidden_size") or described.get("n_embd")
+    for size in (num_layers, width):
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ConfigError.of(
+                "model.name",
+                f"The config.json of '{config.model.name}' gives {size!r:.50} as a size.",
+            )
+    if num_layers:
+        check_layer(config.model, num_layers)
     if width and config.model.hook_point is None and config.sae.pretrained is None:
         try:
             config.sae.num_latents(width)

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backend.http.services import Services
+from backend.settings import Settings
 from sae_engine.errors import ConfigError
+from sae_engine.files import usable_paths
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.local_files import dataset_files
@@ -29,7 +31,11 @@ def check_paths(services: Services, config: RunConfig) -> None:
     """Raise `ConfigError` if a local file of the configuration, links resolved, lies outside the
     data folder and `SAE_WORKBENCH_READ_DIRS`.
     """
-    settings = services.settings
+    with usable_paths():
+        _check_paths(services.settings, config)
+
+
+def _check_paths(settings: Settings, config: RunConfig) -> None:
     allowed = [root.resolve() for root in (settings.data_dir, *settings.read_dirs)]
     for field, path in _local_files(config):
         if not any(path.resolve().is_relative_to(root) for root in allowed):
