@@ -91,6 +91,7 @@ def _run(
     command: JobCommand | None,
 ) -> None:
     import uvicorn
+    from sqlalchemy.exc import SQLAlchemyError
     from starlette.middleware import Middleware
     from streamlit.starlette import App
     from streamlit.web import bootstrap
@@ -107,9 +108,10 @@ def _run(
     async def lifespan(_: Any) -> AsyncGenerator[None]:
         async with running(api):
             yield
-            with api.state.services.database.reading() as session:
-                count = len(store.active_runs(session))
-            console.print(_farewell(count))
+            with suppress(SQLAlchemyError, UserError):
+                with api.state.services.database.reading() as session:
+                    count = len(store.active_runs(session))
+                console.print(_farewell(count))
 
     pages = App(
         _pages_script(),

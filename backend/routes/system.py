@@ -60,11 +60,11 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
 @router.get("/system")
 def system(services: ServicesDep) -> System:
     """The current state of devices, CPU, memory, disk and queue."""
-    memory = psutil.virtual_memory()
-    disk = shutil.disk_usage(services.settings.data_dir)
     with services.database.reading() as session:
         queue = store.count_by_status(session)
         places = services.supervisor.places(store.active_runs(session))
+    memory = psutil.virtual_memory()
+    disk = shutil.disk_usage(services.settings.data_dir)
     return System.model_validate(
         {
             "version": VERSION,

@@ -9,7 +9,7 @@ import pytest
 
 from frontend.runs.tables import curves_csv, runs_csv
 from sae_engine.schema.runs import MetricsSeries
-from tests.frontend.samples import run
+from tests.frontend.samples import make_run
 
 ONE_POINT = MetricsSeries(
     step=[1], tokens=[10], time=[1.0], series={"loss": [-0.5], "fvu": ["-Infinity"]},
@@ -22,8 +22,8 @@ ONE_POINT = MetricsSeries(
 )
 def test_text_that_begins_like_a_formula_is_not_one(text: str) -> None:
     for table in (
-        runs_csv([run("a", name=text)], {"data.text_column": [text]}),
-        curves_csv([run("a", name=text)], [ONE_POINT]),
+        runs_csv([make_run(name=text)], {"data.text_column": [text]}),
+        curves_csv([make_run(name=text)], [ONE_POINT]),
     ):
         [row] = csv.DictReader(io.StringIO(table))
         assert row["name"] == f"'{text}"
@@ -31,5 +31,5 @@ def test_text_that_begins_like_a_formula_is_not_one(text: str) -> None:
 
 
 def test_numbers_stay_numbers() -> None:
-    [row] = csv.DictReader(io.StringIO(curves_csv([run("a", name="-")], [ONE_POINT])))
+    [row] = csv.DictReader(io.StringIO(curves_csv([make_run(name="-")], [ONE_POINT])))
     assert (row["loss"], row["fvu"], row["name"]) == ("-0.5", "-Infinity", "'-")
