@@ -44,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, ApiError) as error:
         print(f"sae-workbench: {plain(str(error))}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"sae-workbench: Cannot use{where}: {error.strerror or error}.", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
