@@ -12,9 +12,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_TAIL_LINES = 60
 """Number of log lines stored with a failed run."""
 MAX_BYTES = 2**20
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-_CONTROLS |= {127: "\N{SYMBOL FOR DELETE}"} | dict.fromkeys(
-    range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}"
+_CONTROLS = (
+    {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+    | {127: "\N{SYMBOL FOR DELETE}"}
+    | dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}")
 )
 
 
