@@ -21,6 +21,7 @@ from starlette.routing import Mount
 
 from backend import routes
 from backend.http import problems
+from backend.http.base_path import BasePath
 from backend.http.limits import RequestLimits
 from backend.http.repeats import quiet_repeats
 from backend.http.security import AccessGuard
@@ -107,9 +108,17 @@ def create_app(
 
     return Starlette(
         routes=[api_mount(api, settings)],
-        middleware=[Middleware(AccessGuard, settings=settings)],
+        middleware=access(settings),
         lifespan=lifespan,
     )
+
+
+def access(settings: Settings) -> list[Middleware]:
+    """What every request passes first."""
+    return [
+        Middleware(BasePath, base=settings.base_path),
+        Middleware(AccessGuard, settings=settings),
+    ]
 
 
 def api_mount(api: FastAPI, settings: Settings) -> Mount:

@@ -46,10 +46,11 @@ def serve(settings: Settings, console: Console, *, command: JobCommand | None = 
             "your choice, or listen on 127.0.0.1."
         )
     _check_data(settings)
-    listener = _listen(settings)
+    listener = listen(settings)
     port: int = listener.getsockname()[1]
     os.environ |= {
         f"{PREFIX}DATA_DIR": str(settings.data_dir),
+        f"{PREFIX}BASE_PATH": settings.base_path,
         f"{PREFIX}API_URL": f"http://{_reachable(settings.host)}:{port}",
     }
     url = f"http://{'localhost' if is_loopback(settings.host) else settings.host}:{port}"
@@ -91,14 +92,13 @@ def _run(
     command: JobCommand | None,
 ) -> None:
     import uvicorn
-    from starlette.middleware import Middleware
+    from sqlalchemy.exc import SQLAlchemyError
     from streamlit.starlette import App
     from streamlit.web import bootstrap
 
     from backend import store
-    from backend.app import api_mount, create_api, running
+    from backend.app import access, api_mount, create_api, running
     from backend.http.connections import ImpatientProtocol, most_connections
-    from backend.http.security import AccessGuard
     from backend.jobs.supervisor import job_command
 
     api = create_api(settings, command=command or job_command)
@@ -107,14 +107,15 @@ def _run(
     async def lifespan(_: Any) -> AsyncGenerator[None]:
         async with running(api):
             yield
-            with api.state.services.database.reading() as session:
-                count = len(store.active_runs(session))
-            console.print(_farewell(count))
+            with suppress(SQLAlchemyError, UserError):
+                with api.state.services.database.reading() as session:
+                    count = len(store.active_runs(session))
+                console.print(_farewell(count))
 
     pages = App(
         _pages_script(),
         routes=[api_mount(api, settings)],
-        middleware=[Middleware(AccessGuard, settings=settings)],
+        middleware=access(settings),
         lifespan=lifespan,
     )
     bootstrap.load_config_options(
@@ -133,14 +134,20 @@ def _run(
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens on the address; raises `UserError` if it is taken or none."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)  # two programs can bind an address; one can listen
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise UserError(
             f"Cannot listen on {settings.host} port {settings.port} ({error.strerror}); "

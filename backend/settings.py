@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Port to listen on; 0 picks a free one."""
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
     """Further host names under which browsers may reach the server, separated by commas."""
+    base_path: str = Field("", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Path below which a proxy serves the pages and the API, such as `/sae`."""
     token: SecretStr | None = None
     """Secret required from REST clients and browsers."""
     devices: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
@@ -77,7 +79,16 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
+        try:
+            return value.expanduser().resolve()
+        except RuntimeError as error:  # an unknown user, a loop of links
+            raise ValueError(str(error)) from None
+
+    @field_validator("base_path", mode="before")
+    @classmethod
+    def _slashed(cls, value: object) -> object:
+        path = value.strip().strip("/") if isinstance(value, str) else value
+        return f"/{path}" if path else path
 
     @field_validator("token", "labels_api_key", mode="before")
     @classmethod
@@ -92,7 +103,7 @@ class Settings(BaseSettings):
     @field_validator("read_dirs")
     @classmethod
     def _absolute_each(cls, value: list[Path]) -> list[Path]:
-        return [path.expanduser().resolve() for path in value]
+        return [cls._absolute(path) for path in value]
 
     @field_validator("allowed_hosts", "devices", mode="before")
     @classmethod

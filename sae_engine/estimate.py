@@ -6,12 +6,12 @@ The memory is that of the most demanding phase of a run: a sum of parts that exi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sae_engine.errors import ConfigError
+from sae_engine.files import read_json_object, user_path
 from sae_engine.preflight import model_path
 from sae_engine.schema.config import ModelConfig, RunConfig
 from sae_engine.schema.machine import Estimate, MemoryPart
@@ -87,7 +87,9 @@ class ModelShape(NamedTuple):
 
 
 def model_shape(described: Mapping[str, Any]) -> ModelShape:
-    """Read a `config.json`; raises `KeyError` for one that lacks a size."""
+    """Read a `config.json`; raises `KeyError` for one that lacks a size, `TypeError` for one in
+    which a size is no number.
+    """
     described = described.get("text_config") or described
     kind = str(described["model_type"])
     is_gpt2 = kind == "gpt2"
@@ -95,7 +97,7 @@ def model_shape(described: Mapping[str, Any]) -> ModelShape:
     num_heads = described["n_head"] if is_gpt2 else described["num_attention_heads"]
     is_gemma = kind.startswith("gemma")
     gated = kind not in UNGATED
-    return ModelShape(
+    shape = ModelShape(
         d_model=d_model,
         d_mlp=(described.get("n_inner") or 4 * d_model)
         if is_gpt2
@@ -110,6 +112,9 @@ def model_shape(described: Mapping[str, Any]) -> ModelShape:
         vectors_per_layer=(4 if is_gemma and kind != "gemma" else 2) if gated else 13,
         tied_head=described.get("tie_word_embeddings", is_gemma or is_gpt2),
     )
+    if not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape):
+        raise TypeError(f"{shape} has a size that is none")
+    return shape
 
 
 def describe_model(config: ModelConfig) -> Mapping[str, Any]:
@@ -120,7 +125,7 @@ def describe_model(config: ModelConfig) -> Mapping[str, Any]:
     from huggingface_hub import hf_hub_download
 
     name = model_path(config)
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     try:
         if not folder.is_dir() and config.name == "google/gemma-2-2b":
             return GEMMA_2_2B
@@ -129,7 +134,7 @@ def describe_model(config: ModelConfig) -> Mapping[str, Any]:
             if folder.is_dir()
             else Path(hf_hub_download(name, "config.json", etag_timeout=5))
         )
-        return json.loads(path.read_text("utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ConfigError.of(
             "model.name", f"The config.json of '{config.name}' cannot be read: {error}"
@@ -145,6 +150,12 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
             "model.name",
             f"The sizes of '{config.model.name}' are not known: its config.json lacks {error}.",
         ) from error
+    except (TypeError, AttributeError, ZeroDivisionError, OverflowError):
+        raise ConfigError.of(
+            "model.name",
+            f"The sizes of '{config.model.name}' are not known: its config.json has one that is "
+            "not a positive number.",
+        ) from None
     d_in = _hook_width(config.model, shape)
     try:
         d_sae = config.sae.num_latents(d_in)

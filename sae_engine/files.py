@@ -6,6 +6,7 @@ Every file is written under a temporary name, synced and renamed, so readers nev
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,9 @@ import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
-from sae_engine.errors import DiskFullError
+from sae_engine.errors import ConfigError, DiskFullError
 
 _NO_ROOM = re.compile(
     r"No space left|Disk quota exceeded|\(os error 28\)|requested and \d+ written"
@@ -182,3 +184,32 @@ def published_folder(path: Path) -> Generator[Path]:
             _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `OSError`, or `ValueError` if the file holds none."""
+    try:
+        described = json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"'{path}' is nested too deeply") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"'{path}' holds no JSON object")
+    return cast(dict[str, Any], described)
+
+
+@contextmanager
+def usable_paths() -> Generator[None]:
+    """Raise `ConfigError` for a path that the system cannot follow: a loop of links, an unknown
+    user, a name that is too long, a folder that may not be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.ENOTDIR):
+            raise
+        where = f"'{error.filename}' cannot be read: {error.strerror}; give another path."
+        raise ConfigError.of("", where) from None
+    except RuntimeError as error:  # pathlib's, before Python 3.13
+        if not str(error).startswith(("Symlink loop", "Could not determine home")):
+            raise
+        raise ConfigError.of("", f"A path cannot be used: {error}; give another.") from None

@@ -6,15 +6,12 @@ and by `model` for the paths and checks that both need.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from sae_engine.errors import ConfigError, UserError
-from sae_engine.files import looks_like_path, user_path
+from sae_engine.files import looks_like_path, read_json_object, usable_paths, user_path
 from sae_engine.hub import HubName, is_on_hub
+from sae_engine.model_files import check_description, check_special_ids, sizes_of, special_ids
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.sources import open_text_source
@@ -38,6 +35,11 @@ def embedded_model_folder() -> Path:
 
 def check_config(config: RunConfig) -> None:
     """Raise `ConfigError` for mistakes that can be seen without loading the model."""
+    with usable_paths():
+        _check(config)
+
+
+def _check(config: RunConfig) -> None:
     _check_model(config)
     if config.sae.pretrained is not None:
         _check_pretrained(config.sae.pretrained)
@@ -71,75 +73,6 @@ def check_layer(config: ModelConfig, num_layers: int) -> None:
             "model.hook_point" if config.hook_point else "model.layer",
             f"Layer {layer} does not exist; '{config.name}' has layers 0 to {num_layers - 1}.",
         )
-
-
-def check_description(
-    config: ModelConfig, described: Mapping[str, Any], ctx_len: int | None = None
-) -> None:
-    """Raise `ConfigError` if a model with this `config.json` cannot be used, or not for rows of
-    `ctx_len` tokens.
-    """
-    architecture = (described.get("architectures") or [""])[0]
-    if described.get("is_encoder_decoder") or architecture.endswith("ForMaskedLM"):
-        raise not_a_decoder(config.name)
-    method = (described.get("quantization_config") or {}).get("quant_method", "")
-    method = getattr(method, "value", method)
-    packages = _QUANTIZATION_PACKAGES.get(method, ())
-    if missing := [name for name in packages if not find_spec(name.replace("-", "_"))]:
-        raise ConfigError.of(
-            "model.name",
-            f"The weights of '{config.name}' are quantized with {method}, which needs the package "
-            f"{' and '.join(missing)}: pip install {' '.join(missing)}, or use a model that is not "
-            "quantized.",
-        )
-    text = described.get("text_config") or described
-    positions = text.get("max_position_embeddings") or text.get("n_positions")
-    if ctx_len is not None and positions and ctx_len > positions:
-        raise ConfigError.of(
-            "data.ctx_len",
-            f"{ctx_len:,} tokens exceed the {positions:,} positions of '{config.name}'; lower "
-            "data.ctx_len.",
-        )
-
-
-# What transformers imports to read weights that are quantized by a method.
-_QUANTIZATION_PACKAGES = {
-    "aqlm": ("aqlm",),
-    "auto-round": ("auto-round",),
-    "awq": ("gptqmodel",),
-    "bitsandbytes": ("bitsandbytes",),
-    "compressed-tensors": ("compressed-tensors",),
-    "gptq": ("optimum", "gptqmodel"),
-    "hqq": ("hqq",),
-    "quanto": ("optimum",),
-    "torchao": ("torchao",),
-    "vptq": ("vptq",),
-}
-
-
-def check_special_ids(
-    config: ModelConfig, ids: Mapping[str, int | None], vocab_size: int | None
-) -> None:
-    """Raise `ConfigError` for a special token, by its role, without an embedding."""
-    for role, id_ in ids.items():
-        if id_ is not None and vocab_size and id_ >= vocab_size:
-            raise no_embedding(config, f"its {role} token has id {id_:,}", vocab_size)
-
-
-def no_embedding(config: ModelConfig, what: str, vocab_size: int) -> ConfigError:
-    return ConfigError.of(
-        "model.name",
-        f"The tokenizer of '{config.name}' does not fit the model: {what}, but the embedding has "
-        f"ids 0 to {vocab_size - 1:,} only; use the tokenizer that the model was trained with.",
-    )
-
-
-def not_a_decoder(name: str) -> ConfigError:
-    return ConfigError.of(
-        "model.name",
-        f"'{name}' does not predict each token from those before it; use a decoder-only language "
-        "model, such as GPT-2, Llama or Gemma, not an encoder or an encoder-decoder.",
-    )
 
 
 def activation_paths(path: Path | str) -> list[Path]:
@@ -183,36 +116,19 @@ def _check_model(config: RunConfig) -> None:
             raise ConfigError.of("model.name", f"There is no folder '{config.model.name}'.")
         return
     try:
-        described = json.loads((folder / "config.json").read_text("utf-8"))
+        described = read_json_object(folder / "config.json")
     except (OSError, ValueError):
         raise ConfigError.of(
             "model.name", f"The folder '{config.model.name}' holds no readable config.json."
         ) from None
+    sizes = sizes_of(config.model, described)
     reads_text = config.data.activations is None
     check_description(config.model, described, config.data.ctx_len if reads_text else None)
-    language = described.get("text_config") or described
-    check_special_ids(config.model, _special_ids(folder), language.get("vocab_size"))
-    if num_layers := language.get("num_hidden_layers") or language.get("n_layer"):
-        check_layer(config.model, num_layers)
-    width = language.get("hidden_size") or language.get("n_embd")
-    if width and config.model.hook_point is None and config.sae.pretrained is None:
+    check_special_ids(config.model, special_ids(folder), sizes.vocab)
+    if sizes.num_layers:
+        check_layer(config.model, sizes.num_layers)
+    if sizes.width and config.model.hook_point is None and config.sae.pretrained is None:
         try:
-            config.sae.num_latents(width)
+            config.sae.num_latents(sizes.width)
         except ValueError as error:
             raise ConfigError.of("sae.k", str(error)) from None
-
-
-def _special_ids(folder: Path) -> dict[str, int | None]:
-    """Ids of the BOS and eos tokens of a local model, as far as its files tell."""
-    try:
-        named = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
-        by_text = {token["content"]: token["id"] for token in added}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # found when the tokenizer is loaded
-    special: dict[str, int | None] = {}
-    for role in ("bos", "eos"):
-        token = named.get(f"{role}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        special[role] = by_text.get(text)
-    return special

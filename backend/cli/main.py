@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from backend.cli.fields import add_fields, field_values
 from backend.errors import ApiError
+from backend.jobs.logs import plain
 from backend.settings import Settings, load_settings
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.schema.exports import EXPORT_FORMATS
@@ -41,7 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse(parser, unknown[0])
         return options.action(options)
     except (UserError, ApiError) as error:
-        print(f"sae-workbench: {error}", file=sys.stderr)
+        print(f"sae-workbench: {plain(str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = None
+        return 0
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"sae-workbench: Cannot use{where}: {error.strerror or error}.", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

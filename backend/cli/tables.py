@@ -11,12 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from backend import store
+from backend.jobs.logs import plain
 from backend.settings import Settings
 from backend.store.database import open_database
 from backend.store.models import RunRow
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 from sae_engine.schema.records import METRICS
+
+
+def shown(text: str) -> str:
+    """Text as rich prints it: without markup and without control characters."""
+    return escape(plain(text))
+
 
 SUMMARY_METRICS = (
     "eval_fvu",
@@ -47,7 +54,7 @@ def print_runs(settings: Settings, *, archived: bool, console: Console | None = 
             steps = f"{row.step:,}" + (f" / {row.total_steps:,}" if row.total_steps else "")
             created = f"{row.created_at.astimezone():%Y-%m-%d %H:%M}"
             figure = "" if fvu is None else f"{fvu:.4f}"
-            table.add_row(row.id, escape(row.name), row.status, steps, figure, created)
+            table.add_row(row.id, shown(row.name), row.status, steps, figure, created)
     (console or Console()).print(table if table.row_count else "No runs yet.")
 
 
@@ -80,7 +87,7 @@ def print_lookup(
     )
     console = console or Console()
     tokens = "  ".join(f"{t.text!r} x {t.count:,}" for t in result.tokens)
-    console.print(f"Step {result.snapshot}: {escape(tokens)}", highlight=False)
+    console.print(f"Step {result.snapshot}: {shown(tokens)}", highlight=False)
     console.print(_lookup_table(result) if result.features else result.message or "Nothing found.")
 
 
@@ -100,8 +107,8 @@ def _lookup_table(result: LookupResult) -> Table:
             f"{feature.lift:.1f}",
             f"{feature.max_activation:.2f}",
             f"{feature.count:,}",
-            escape(feature.label or ""),
-            escape("".join(example.tokens).replace("\n", "↵")) if example else "",
+            shown(feature.label or ""),
+            shown("".join(example.tokens).replace("\n", "↵")) if example else "",
         )
     return table
 
@@ -130,7 +137,7 @@ def sweep_table(rows: Sequence[RunRow]) -> Table:
     for row in rows:
         latest = row.latest_metrics
         figures = [_figure(name, latest[name]) if name in latest else "" for name in SWEEP_METRICS]
-        table.add_row(row.id, escape(row.name), row.status, *figures)
+        table.add_row(row.id, shown(row.name), row.status, *figures)
     return table
 
 

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -25,9 +24,9 @@ from rich.progress import (
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend import store
-from backend.cli.tables import summary_table, sweep_table
+from backend.cli.tables import shown, summary_table, sweep_table
 from backend.jobs.execution import Train, engine, execute, exit_code, raise_terminated
-from backend.jobs.logs import logging_into
+from backend.jobs.logs import logging_into, plain
 from backend.jobs.naming import member_config, named_config
 from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
 from backend.processes import this_process
@@ -160,8 +159,8 @@ def _new_run(
         with published_file(folder.checkpoint) as path:
             shutil.copyfile(checkpoint.checkpoint, path)
     where = run_dir or folder.path
-    name = escape(config.name)
-    line = f"Run [bold]{run_id}[/bold] '{name}' in {escape(str(where))}"
+    name = shown(config.name)
+    line = f"Run [bold]{run_id}[/bold] '{name}' in {shown(str(where))}"
     console.print(line, highlight=False, soft_wrap=True)
     return run_id, Member(config, folder, resume=checkpoint is not None)
 
@@ -175,8 +174,8 @@ def _print_end(database: Database, members: Mapping[str, Member], console: Conso
     console.print(sweep_table(rows) if len(rows) > 1 else summary_table(rows[0]))
     for row, member in zip(rows, members.values(), strict=True):
         if row.error_message:
-            of = f"'{escape(row.name)}': " if len(rows) > 1 else ""
-            message = f"{of}[red]{row.error_type}[/red]: {escape(row.error_message)}"
+            of = f"'{shown(row.name)}': " if len(rows) > 1 else ""
+            message = f"{of}[red]{row.error_type}[/red]: {shown(row.error_message)}"
             console.print(message, highlight=False)
             console.print(f"Log: {member.folder.log}", style="dim", highlight=False)
 
@@ -193,7 +192,7 @@ def save_here(request: RunCreate, folder: Path) -> int:
             case PhaseRecord():
                 console.print(record.phase, style="dim", highlight=False)
             case NoticeRecord():
-                console.print(record.message, markup=False, highlight=False, soft_wrap=True)
+                console.print(plain(record.message), markup=False, highlight=False, soft_wrap=True)
             case _:
                 pass
     return 0
@@ -247,7 +246,7 @@ class _Bar:
             case NoticeRecord():
                 style = "yellow" if record.level == "warning" else "dim"
                 self._progress.console.print(
-                    record.message, style=style, markup=False, highlight=False
+                    plain(record.message), style=style, markup=False, highlight=False
                 )
             case _:
                 pass

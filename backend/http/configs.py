@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backend.http.services import Services
+from backend.settings import Settings
 from sae_engine.errors import ConfigError
-from sae_engine.files import looks_like_path, user_path
+from sae_engine.files import looks_like_path, usable_paths, user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.interop.files import local_settings
 from sae_engine.preflight import check_config
@@ -31,16 +32,20 @@ def check_paths(services: Services, config: RunConfig) -> None:
     """Raise `ConfigError` if a local file of the configuration, links resolved, lies outside the
     data folder and `SAE_WORKBENCH_READ_DIRS`.
     """
-    _require_readable(services, _local_files(config))
+    _require_readable(services.settings, _local_files(config))
 
 
 def check_sae_path(services: Services, path: str) -> None:
     """Raise `ConfigError` if a file of the SAE at `path` lies outside those folders."""
-    _require_readable(services, _sae_files("path", path))
+    _require_readable(services.settings, _sae_files("path", path))
 
 
-def _require_readable(services: Services, files: Iterable[tuple[str, Path]]) -> None:
-    settings = services.settings
+def _require_readable(settings: Settings, files: Iterable[tuple[str, Path]]) -> None:
+    with usable_paths():
+        _require_allowed(settings, files)
+
+
+def _require_allowed(settings: Settings, files: Iterable[tuple[str, Path]]) -> None:
     allowed = [root.resolve() for root in (settings.data_dir, *settings.read_dirs)]
     for field, path in files:
         if not any(path.resolve().is_relative_to(root) for root in allowed):

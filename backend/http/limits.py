@@ -113,5 +113,5 @@ class _Patient:
 
 def _check_length(scope: Scope) -> None:
     length = Headers(scope=scope).get("content-length", "0")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+    if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):
         raise TooLargeError(TOO_LARGE, kind="too-large")

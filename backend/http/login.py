@@ -54,7 +54,9 @@ class TokenLogin:
     The cookie proves that a browser has sent the token, which cannot be computed from it.
     """
 
-    def __init__(self, token: SecretStr) -> None:
+    def __init__(self, token: SecretStr, base_path: str = "") -> None:
+        """`base_path` is where a proxy serves the pages; see `Settings`."""
+        self._base = base_path
         self._token = token.get_secret_value()
         key = self._token.encode()
         self._cookie = hmac.new(key, b"sae-workbench cookie", hashlib.sha256).hexdigest()
@@ -75,12 +77,13 @@ class TokenLogin:
 
     async def respond(self, request: Request) -> Response:
         """The login page; the right token sets the cookie and leads to the page in `next`."""
-        target = _own_path(request.query_params.get("next", "/"))
+        target = _own_path(request.query_params.get("next", ""), self._base)
+        here = login_url(self._base, target)
         if request.method != "POST":
-            return _page(target)
+            return _page(here)
         client = request.client.host if request.client else "unknown"
         if seconds := self._wrong.wait_seconds(client):
-            page = _page(target, f"Too many wrong tokens; try again in {seconds} s.", status=429)
+            page = _page(here, f"Too many wrong tokens; try again in {seconds} s.", status=429)
             page.headers["Retry-After"] = str(seconds)
             return page
         body = b""
@@ -89,18 +92,19 @@ class TokenLogin:
                 async for chunk in request.stream():
                     body += chunk
                     if len(body) > MAX_FORM_BYTES:
-                        return _page(target, "That is too long.", status=413)
+                        return _page(here, "That is too long.", status=413)
         except TimeoutError:
-            return _page(target, "The form did not arrive; send it again.", status=408)
+            return _page(here, "The form did not arrive; send it again.", status=408)
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
         if not _equal(given.encode("utf-8", "replace"), self._token.encode()):
             self._wrong.count(client)
-            return _page(target, "That is not the token.", status=401)
+            return _page(here, "That is not the token.", status=401)
         response = RedirectResponse(target, status_code=303)
         response.set_cookie(
             self.cookie_name,
             self._cookie,
             max_age=COOKIE_SECONDS,
+            path=self._base or "/",
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
@@ -108,13 +112,13 @@ class TokenLogin:
         return response
 
 
-def login_url(target: str) -> str:
+def login_url(base_path: str, target: str) -> str:
     """Address of the login page that leads to `target` afterwards."""
-    return f"{LOGIN_PATH}?next={quote(target, safe='')}"
+    return f"{base_path}{LOGIN_PATH}?next={quote(target, safe='')}"
 
 
-def _page(target: str, message: str = "", *, status: int = 200) -> HTMLResponse:
-    page = _PAGE.substitute(action=escape(login_url(target)), message=escape(message))
+def _page(address: str, message: str = "", *, status: int = 200) -> HTMLResponse:
+    page = _PAGE.substitute(action=escape(address), message=escape(message))
     return HTMLResponse(page, status_code=status)
 
 
@@ -131,7 +135,10 @@ def _equal(given: bytes, expected: bytes) -> bool:
     return hmac.compare_digest(given, expected)
 
 
-def _own_path(target: str) -> str:
-    """`target` if it is a path on this server, else `/`: no redirect leads to another site."""
-    safe = target.startswith("/") and not target.startswith("//") and "\\" not in target
-    return target if safe and target.isprintable() else "/"
+def _own_path(target: str, base_path: str) -> str:
+    """`target` if it is a path on this server, else its first page: no redirect leads to another
+    site.
+    """
+    home = f"{base_path}/"
+    safe = target.startswith(home) and not target.startswith("//") and "\\" not in target
+    return target if safe and target.isprintable() else home

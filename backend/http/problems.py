@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend.errors import ApiError, FailedError, UnauthorizedError
-from backend.store.database import DISK_FULL, lacks_room, refusal
+from backend.store.database import DISK_FULL, DatabaseGoneError, lacks_room, refusal
 from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.features.index.manifest import IndexDamagedError
 from sae_engine.schema.problems import FieldProblem, Problem
@@ -89,6 +89,8 @@ async def _api_error(_: Request, error: ApiError) -> ProblemResponse:
 
 
 async def _user_error(_: Request, error: UserError) -> ProblemResponse:
+    if isinstance(error, DatabaseGoneError):
+        return ProblemResponse(503, str(error), kind="database")
     if isinstance(error, DiskFullError):
         return ProblemResponse(507, str(error), kind="disk-full")
     if isinstance(error, IndexDamagedError):

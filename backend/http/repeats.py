@@ -45,7 +45,9 @@ class OnceAMinute(logging.Filter):
 def quiet_repeats() -> None:
     """Apply the filter to what this process prints."""
     handlers = [h for name in ("", "uvicorn") for h in logging.getLogger(name).handlers]
-    printing = [h for h in handlers if type(h) is logging.StreamHandler]
-    for handler in [*printing, *([logging.lastResort] if logging.lastResort else [])]:
-        if not any(isinstance(each, OnceAMinute) for each in handler.filters):
+    printing = [h for h in handlers if h.__class__ is logging.StreamHandler]
+    for handler in [*printing, logging.lastResort]:
+        if handler is not None and not any(
+            isinstance(each, OnceAMinute) for each in handler.filters
+        ):
             handler.addFilter(OnceAMinute())

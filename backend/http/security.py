@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
@@ -29,7 +30,8 @@ class AccessGuard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
         self._allowed_hosts = frozenset(settings.allowed_hosts)
-        self._login = None if settings.token is None else TokenLogin(settings.token)
+        self._base = settings.base_path
+        self._login = None if settings.token is None else TokenLogin(settings.token, self._base)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
@@ -38,12 +40,12 @@ class AccessGuard:
             try:
                 app = await self._authorized(scope, receive)
             except ApiError as error:
-                app = _Refusal(error)
+                app = _Refusal(error, self._base)
         await app(scope, receive, send)
 
     async def _authorized(self, scope: Scope, receive: Receive) -> ASGIApp:
         """The application that answers the request; raises `ApiError`."""
-        path: str = scope["path"]
+        path = get_route_path(scope)
         self._check_address(scope)
         if path.startswith("/api/") and ("\n" in path or "\0" in path):  # no route matches these
             raise NotFoundError(f"There is nothing at {path!r}; /api/docs lists every endpoint.")
@@ -109,8 +111,9 @@ class _Protected:
 class _Refusal:
     """An ASGI application that answers a request with an error."""
 
-    def __init__(self, error: ApiError) -> None:
+    def __init__(self, error: ApiError, base: str) -> None:
         self._error = error
+        self._base = base
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -119,11 +122,12 @@ class _Refusal:
             await send({"type": "websocket.close", "code": 1008, "reason": reason})
             return
         response: Response = problem_of(self._error)
-        is_page = not scope["path"].startswith("/api/") and scope["method"] in ("GET", "HEAD")
+        path = get_route_path(scope)
+        is_page = not path.startswith("/api/") and scope["method"] in ("GET", "HEAD")
         if isinstance(self._error, UnauthorizedError) and is_page:
             query = scope["query_string"].decode("latin-1")
-            target = scope["path"] + (f"?{query}" if query else "")
-            response = RedirectResponse(login_url(target), status_code=303)
+            target = self._base + path + (f"?{query}" if query else "")
+            response = RedirectResponse(login_url(self._base, target), status_code=303)
         await response(scope, receive, send)
 
 

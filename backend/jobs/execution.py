@@ -20,7 +20,7 @@ from backend.jobs.recorder import BATCH_SECONDS, Recorder
 from backend.jobs.retry import DatabaseRefusedError, when_available
 from backend.jobs.run_log import RunLog
 from backend.processes import ProcessId
-from backend.store.database import Database, is_unavailable
+from backend.store.database import Database, DatabaseGoneError, is_unavailable
 from sae_engine.errors import UserError
 from sae_engine.schema.records import AnyRecord, EndRecord, FailureRecord, StopRequest
 from sae_engine.schema.runs import RunStatus
@@ -174,6 +174,8 @@ class StopRequests:
         try:
             with self._database.reading() as session:
                 self._requests = store.stop_requests(session, list(self._requests), self._process)
+        except DatabaseGoneError:
+            pass  # noticed when something is stored
         except DBAPIError as error:
             if not is_unavailable(error):
                 raise

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.devices import gpus
+from backend.jobs.machine import memory
 from backend.jobs.slots import Places
 from sae_engine.estimate import estimate_together
 from sae_engine.schema.config import RunConfig, by_pass
@@ -31,8 +31,7 @@ class Room(NamedTuple):
 
 def room_on(device: str, folder: Path) -> Room:
     """What is free now; `folder` holds the runs."""
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
+    total, free = memory()
     for gpu in gpus():
         if gpu.id == device:
             free, total = gpu.memory_total_bytes - gpu.memory_used_bytes, gpu.memory_total_bytes

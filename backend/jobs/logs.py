@@ -12,6 +12,34 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 LOG_TAIL_LINES = 60
 """Number of log lines stored with a failed run."""
 MAX_BYTES = 2**20
+_CONTROLS = (
+    {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+    | {127: "\N{SYMBOL FOR DELETE}"}
+    | dict.fromkeys(range(0x80, 0xA0), "\N{REPLACEMENT CHARACTER}")
+)
+
+
+def plain(text: str) -> str:
+    """Text that a terminal shows as it is: control characters, which could move its cursor or set
+    its title, become symbols.
+    """
+    return text.translate(_CONTROLS)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats log lines that a terminal shows as they are."""
+
+    def __init__(self) -> None:
+        super().__init__(LOG_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
+
+def log_plainly() -> None:
+    """Log to standard error, as a process of its own does."""
+    logging.basicConfig(level=logging.INFO, force=True)
+    logging.getLogger().handlers[0].setFormatter(PlainFormatter())
 
 
 @contextmanager
@@ -21,7 +49,7 @@ def logging_into(paths: Sequence[Path]) -> Generator[None]:
     handlers = [logging.FileHandler(path, encoding="utf-8") for path in paths]
     level = root.level
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        handler.setFormatter(PlainFormatter())
         root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:

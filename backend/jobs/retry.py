@@ -10,7 +10,13 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from backend.store.database import DISK_FULL, is_unavailable, lacks_room, refusal
+from backend.store.database import (
+    DISK_FULL,
+    DatabaseGoneError,
+    is_unavailable,
+    lacks_room,
+    refusal,
+)
 from sae_engine.errors import DiskFullError, UserError
 
 JOB_BUSY_SECONDS = 2.0
@@ -34,6 +40,19 @@ class DatabaseRefusedError(UserError):
         )
 
 
+def _reason(error: DBAPIError | DatabaseGoneError) -> str | None:
+    """Why a transaction will hardly succeed soon; None if it may. Raises what is no unavailability,
+    and `DiskFullError`.
+    """
+    if isinstance(error, DatabaseGoneError):
+        return str(error)
+    if lacks_room(error):
+        raise DiskFullError(DISK_FULL) from error
+    if not is_unavailable(error):
+        raise error
+    return refusal(error)
+
+
 def when_available(
     transaction: Callable[[], _Result],
     *,
@@ -54,17 +73,16 @@ def when_available(
     while True:
         try:
             result = transaction()
-        except DBAPIError as error:
-            if lacks_room(error):
-                raise DiskFullError(DISK_FULL) from error
-            if not is_unavailable(error) or time.monotonic() >= deadline:
+        except (DBAPIError, DatabaseGoneError) as error:
+            reason = _reason(error)
+            if time.monotonic() >= deadline:
                 raise
-            reason = refusal(error)
             refused_since = min(refused_since, time.monotonic()) if reason else math.inf
             if reason and time.monotonic() - refused_since >= refused_seconds:
                 raise DatabaseRefusedError(reason) from error
             if not has_failed:
-                _log.warning("the database is unavailable, waiting for it: %s", error.orig)
+                why = error.orig if isinstance(error, DBAPIError) else error
+                _log.warning("the database is unavailable, waiting for it: %s", why)
             has_failed = True
         else:
             if has_failed:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 import psutil
 
 from backend.jobs.devices import visible_gpus
+from backend.jobs.machine import num_cpus
 from backend.settings import Settings
 from backend.store.models import RunRow
 from sae_engine.errors import ConfigError
@@ -43,7 +44,8 @@ def _environment(device: str, gpus: Sequence[str], num_slots: int) -> dict[str, 
     if device == "cpu":
         environment = {"CUDA_VISIBLE_DEVICES": ""}
         if num_slots > 1:
-            threads = max(1, (psutil.cpu_count(logical=False) or 1) // num_slots)
+            cores = min(psutil.cpu_count(logical=False) or 1, num_cpus())
+            threads = max(1, cores // num_slots)
             environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
         return environment
     number = int(device.removeprefix("cuda:"))

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from backend import store
 from backend.jobs.execution import Terminated, Train, engine, execute, exit_code, raise_terminated
-from backend.jobs.logs import LOG_FORMAT, logging_into
+from backend.jobs.logs import log_plainly, logging_into
 from backend.jobs.retry import JOB_BUSY_SECONDS, DatabaseRefusedError, when_available
 from backend.processes import EXIT_DATABASE_REFUSED, EXIT_DISK_FULL, lower_priority, this_process
 from backend.settings import Settings, load_settings
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def main(run_ids: Sequence[str], *, train: Train = engine) -> int:
     """Train runs of the database; returns the process's exit code."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
+    log_plainly()
     signal.signal(signal.SIGTERM, raise_terminated)
     settings = load_settings()
     database = Database(settings.resolved_database_url, busy_seconds=JOB_BUSY_SECONDS)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from pydantic import BaseModel
 
-from backend.jobs.logs import LOG_FORMAT
+from backend.jobs.logs import log_plainly
 from backend.playground.protocol import (
     EndReply,
     FailReply,
@@ -43,7 +43,7 @@ MakeEngine = Callable[[Callable[[str], None]], Load]
 
 def main(make_engine: MakeEngine | None = None) -> None:
     """Answer questions, one after another, until the pipe closes."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
+    log_plainly()
     lower_priority(load_settings().niceness)
     replies = _take_stdout()
     questions: queue.Queue[Question] = queue.Queue()

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from backend import store
-from backend.http.indexes import open_index
+from backend.http.indexes import open_index, readable_indexes
 from backend.http.parameters import (
     Cursor,
     FeatureNumber,
@@ -81,13 +81,11 @@ def get_feature(
 
 @router.get("/features/{index}/history")
 def get_history(run_id: str, index: FeatureNumber, services: ServicesDep) -> FeatureHistory:
-    """One feature's density and direction in every snapshot."""
+    """One feature's density and direction in every snapshot that can be read."""
     with services.database.reading() as session:
-        newest = open_index(services, session, run_id, None)
-        check_path_feature(index, newest.d_sae)
-        steps = [row.step for row in store.snapshots(session, run_id)]
-        snapshots = [open_index(services, session, run_id, step) for step in steps]
-    return feature_history(snapshots, index)
+        snapshots, missing = readable_indexes(services, session, run_id)
+    check_path_feature(index, snapshots[-1].d_sae)
+    return feature_history(snapshots, index, missing)
 
 
 @router.put("/features/{index}/label")

@@ -130,7 +130,7 @@ def _queue_run(
             )
         run = services.run_shape(session, row)
     services.supervisor.wake()
-    response.headers["Location"] = f"/api/runs/{run.id}"
+    response.headers["Location"] = f"{services.settings.base_path}/api/runs/{run.id}"
     return run
 
 

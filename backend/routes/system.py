@@ -14,6 +14,7 @@ from backend.http.configs import check_paths
 from backend.http.services import ServicesDep
 from backend.jobs.devices import gpus
 from backend.jobs.forecast import forecast
+from backend.jobs.machine import memory, num_cpus
 from backend.version import VERSION
 from sae_engine.preflight import check_text
 from sae_engine.presets import expand_grid, presets
@@ -65,11 +66,11 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
 @router.get("/system")
 def system(services: ServicesDep) -> System:
     """The current state of devices, CPU, memory, disk and queue."""
-    memory = psutil.virtual_memory()
-    disk = shutil.disk_usage(services.settings.data_dir)
     with services.database.reading() as session:
         queue = store.count_by_status(session)
         places = services.supervisor.places(store.active_runs(session))
+    total, available = memory()
+    disk = shutil.disk_usage(services.settings.data_dir)
     return System.model_validate(
         {
             "version": VERSION,
@@ -79,10 +80,10 @@ def system(services: ServicesDep) -> System:
                 Slot(id=slot.id, device=slot.device, runs=[row.id for row in places.runs_in(slot)])
                 for slot in places.slots
             ],
-            "num_cpus": psutil.cpu_count() or 1,
+            "num_cpus": num_cpus(),
             "cpu_utilization": psutil.cpu_percent() / 100,
-            "memory_used_bytes": memory.total - memory.available,
-            "memory_total_bytes": memory.total,
+            "memory_used_bytes": total - available,
+            "memory_total_bytes": total,
             "disk_free_bytes": disk.free,
             "disk_total_bytes": disk.total,
             "queue": queue,

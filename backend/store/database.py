@@ -8,6 +8,7 @@ overwriting each other. Readers never wait and see one consistent state (write-a
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Generator, Mapping
@@ -55,6 +56,16 @@ _REFUSALS = re.compile(
 )
 
 
+class DatabaseGoneError(UserError):
+    """The SQLite file was deleted, moved or replaced while this process used it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"The database '{path}' was moved, replaced or deleted while it was in use; put it "
+            "back, or restart the server."
+        )
+
+
 class SessionLock:
     """A PostgreSQL lock that lasts as long as the connection that holds it."""
 
@@ -82,6 +93,8 @@ class Database:
         """A writer waits `busy_seconds` for the others before it raises `OperationalError`."""
         self._url = make_url(url)
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the SQLite file."""
         self.engine = self._open(busy_seconds, WRITERS)
         self._readers = self._open(busy_seconds, READERS)
         isolated = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
@@ -113,15 +126,36 @@ class Database:
 
     @contextmanager
     def reading(self) -> Generator[Session]:
-        """A session with one consistent view; changes made in it are discarded."""
+        """A session with one consistent view; changes made in it are discarded.
+
+        Raises `DatabaseGoneError`, as `writing` does.
+        """
+        self._check_file()
         with self._reading() as session:
             yield session
 
     @contextmanager
     def writing(self) -> Generator[Session]:
         """A session that holds the write lock; commits unless its block raises."""
+        self._check_file()
         with self._writing.begin() as session:
             yield session
+
+    def _check_file(self) -> None:
+        """Raise `DatabaseGoneError` unless the SQLite file is the one that this process opened.
+
+        Connections to a file that was deleted or moved still work, but what they store is lost.
+        """
+        if not self.is_sqlite or not (path := self._url.database):
+            return
+        try:
+            stat = os.stat(path)  # noqa: PTH116 - called for every transaction
+        except OSError:
+            raise DatabaseGoneError(path) from None
+        found = (stat.st_dev, stat.st_ino)
+        self._file = self._file or found
+        if found != self._file:
+            raise DatabaseGoneError(path)
 
     def session_lock(self, number: int) -> SessionLock | None:
         """Take a PostgreSQL lock; None if another connection holds it."""

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-import streamlit as st
-
 from frontend.charts.figure import Figure
-from frontend.html.blocks import component
+from frontend.html.blocks import base_path, component
 
 Library = Literal["basic", "gl2d"]
 """Plotly's bundle for a chart: `basic` for curves and bars, `gl2d` for many thousand points."""
@@ -116,8 +114,6 @@ def show_figure(
     A click on a point opens `opens` followed by the point's `customdata`. With a `range`, a click
     on a bar (its `customdata` are its bounds) or a selection on the axis opens the range's address.
     """
-    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    file = f"app/static/plotly-{library}.min.js"
-    url = f"/{base}/{file}" if base else f"/{file}"
+    url = f"{base_path()}/app/static/plotly-{library}.min.js"
     data = {"figure": figure, "library": url, "opens": opens, "range": range}
     component("wb_plot", js=_JS, html='<div class="wb-plot"></div>')(key=key, data=data)

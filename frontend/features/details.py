@@ -72,6 +72,9 @@ def history_title(history: FeatureHistory) -> str:
         for what, step in (("born", history.born_step), ("died", history.died_step))
         if step is not None
     ]
+    if history.missing_steps:
+        lost = ", ".join(map(count, history.missing_steps))
+        events.append(f"files of the snapshots at {lost} are lost or damaged")
     note = f" <small>({', '.join(events)})</small>" if events else ""
     tip = "Density, and cosine between the decoder row and its latest version, in every snapshot"
     return panel_title(f"During training{note}", tip=tip)

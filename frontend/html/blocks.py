@@ -6,6 +6,7 @@ Fed by the vocabulary; read by every wing that draws.
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -86,6 +87,13 @@ STATUS_HELP: dict[RunStatus, str] = {
     "failed": "Ended with an error.",
     "interrupted": "Its process was killed or disappeared.",
 }
+
+
+def base_path() -> str:
+    """The path below which a proxy serves pages and API, such as `/sae`; empty without one."""
+    given = os.environ.get("SAE_WORKBENCH_BASE_PATH") or st.get_option("server.baseUrlPath")
+    path = str(given or "").strip().strip("/")
+    return f"/{path}" if path else ""
 
 
 def href(page: str, query: Mapping[str, object | None]) -> str:

@@ -12,6 +12,9 @@ from sae_engine.schema.analysis import BestValue, Comparison
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, Run
 
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\N{FULLWIDTH EQUALS SIGN}")
+NON_FINITE = ("-Infinity",)
+
 
 def measured_names(runs: Iterable[Run]) -> list[str]:
     """Metrics that any of the runs has, in the order of `METRICS`."""
@@ -67,5 +70,11 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(rows)
+    writer.writerows([_inert(value) for value in row] for row in rows)
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """The value; text that a spreadsheet would take for a formula begins with an apostrophe."""
+    is_formula = isinstance(value, str) and value.lstrip().startswith(FORMULA_SIGNS)
+    return f"'{value}" if is_formula and value not in NON_FINITE else value

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import streamlit as st
 
-from frontend.html.blocks import html_block
+from frontend.html.blocks import base_path, html_block
 from sae_engine.schema.exports import EXPORT_FORMATS
 from sae_engine.schema.runs import Run
 
@@ -25,7 +25,9 @@ def download_list(run: Run, snapshot: str | None, *, links: bool) -> str:
     for format_, info in EXPORT_FORMATS.items():
         chosen = snapshot if info.writer is not None else None
         query = {"format": format_} | ({"snapshot": chosen} if chosen else {})
-        address = html.escape(f"/api/runs/{quote(run.id, safe='')}/export?{urlencode(query)}")
+        address = html.escape(
+            f"{base_path()}/api/runs/{quote(run.id, safe='')}/export?{urlencode(query)}"
+        )
         title = (
             f'<a href="{address}" download>{info.title}</a>'
             if links

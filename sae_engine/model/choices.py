@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sae_engine.model.hook_points import layer_stack, text_config, truncate
-from sae_engine.preflight import check_special_ids, no_embedding, not_a_decoder
+from sae_engine.model_files import check_special_ids, no_embedding, not_a_decoder
 from sae_engine.schema.config import ModelConfig
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,11 +27,13 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
 from sae_engine import hub
 from sae_engine.errors import ConfigError, UserError
+from sae_engine.files import user_path
 from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
 from sae_engine.model.attention import EAGER, choose_attention
 from sae_engine.model.choices import causal_class, check_tokenizer, first_layers
 from sae_engine.model.hook_points import layers_needed, text_config, truncate
-from sae_engine.preflight import EMBEDDED_MODEL, check_description, model_path
+from sae_engine.model_files import check_description
+from sae_engine.preflight import EMBEDDED_MODEL, model_path
 from sae_engine.schema.config import ModelConfig
 
 REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
@@ -191,7 +192,7 @@ def vocab_size(config: ModelConfig, check_stop: CheckStop = never_stop) -> int:
 
 def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
     # One question with a short timeout, because the downloader retries for much longer.
-    is_local = Path(name).expanduser().is_dir() or is_offline_mode()
+    is_local = user_path(name).is_dir() or is_offline_mode()
     if not is_local and try_to_load_from_cache(name, "config.json") is None:
         HfApi().model_info(name, timeout=hub.TIMEOUT_SECONDS)
     return AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
@@ -253,7 +254,7 @@ def _one_sentence_errors(name: str) -> Generator[None]:
 
 
 def _loading_error(name: str, error: BaseException) -> UserError:
-    if Path(name).expanduser().is_dir():
+    if user_path(name).is_dir():
         return UserError(f"The folder '{name}' does not hold a complete model: {error}")
     causes: list[BaseException] = []
     cause: BaseException | None = error

@@ -15,7 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sae_engine.schema.shape import refuse_nul
 
-PositiveInt = Annotated[int, Field(ge=1)]
+MAX_STEPS = 2**31 - 1
+"""The database's largest step."""
+MAX_TOKENS = 10**15
+MAX_SEED = 2**53 - 1
+"""The largest integer that JavaScript represents exactly."""
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 PretrainedFormat = Literal[
     "sae-workbench", "saelens", "sparsify", "gemma-scope", "qwen-scope", "dictionary_learning"
 ]
@@ -41,7 +46,7 @@ class ModelConfig(Section):
 
     name: str = Field(default="tiny-gemma2", min_length=1, max_length=500)
     """`tiny-gemma2` (embedded, works offline), a Hugging Face model id, or a local folder."""
-    layer: int = Field(default=2, ge=0)
+    layer: int = Field(default=2, ge=0, le=10_000)
     """Decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
     """Residual stream after the layer, or what its MLP or attention adds to it."""
@@ -90,9 +95,9 @@ class DataConfig(Section):
     """Maximum number of documents; if unset, all."""
     ctx_len: int = Field(default=256, ge=8, le=131_072)
     """Context length in tokens, including BOS."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the order of the activations; independent of the SAE's `seed`."""
-    heldout_tokens: int = Field(default=200_000, ge=1_000)
+    heldout_tokens: int = Field(default=200_000, ge=1_000, le=MAX_TOKENS)
     """Tokens held out from training, for evaluation and the feature index."""
     max_norm_multiple: float | None = Field(default=DEFAULT_NORM_MULTIPLE, gt=1, le=1e6)
     """Leave out tokens, such as attention sinks, whose activation's norm exceeds this multiple of
@@ -161,7 +166,7 @@ class SAEConfig(Section):
 class TrainConfig(Section):
     """Training budget, optimizer, and how often to log, evaluate and save."""
 
-    total_tokens: int | None = Field(default=None, ge=1_000)
+    total_tokens: int | None = Field(default=None, ge=1_000, le=MAX_TOKENS)
     """Training tokens. Set this or `num_epochs`."""
     num_epochs: PositiveInt | None = None
     """Passes over the training text; needs a finite dataset. Set this or `total_tokens`."""
@@ -173,7 +178,7 @@ class TrainConfig(Section):
     """After warm-up: constant with a linear decay to zero over the last fifth, a cosine decay to
     zero, or constant.
     """
-    warmup_steps: int = Field(default=100, ge=0)
+    warmup_steps: int = Field(default=100, ge=0, le=MAX_STEPS)
     """Steps over which the learning rate rises from zero; limited to a tenth of the run."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Maximum gradient norm; if unset, gradients are not clipped."""
@@ -181,7 +186,7 @@ class TrainConfig(Section):
     """Weight of the auxiliary loss that revives dead latents."""
     l1_lambda: float = Field(default=0.0, ge=0)
     """Weight of an L1 penalty on the active latents; TopK does not need one."""
-    dead_feature_threshold: PositiveInt | None = None
+    dead_feature_threshold: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
     """Tokens without firing after which a latent counts as dead; if unset, 1/128 of the training
     tokens, at most 10M.
     """
@@ -189,13 +194,13 @@ class TrainConfig(Section):
     """Steps between logged points."""
     eval_every: PositiveInt = 200
     """Steps between evaluations on held-out text."""
-    eval_tokens: int = Field(default=50_000, ge=1_000)
+    eval_tokens: int = Field(default=50_000, ge=1_000, le=MAX_TOKENS)
     """Held-out tokens per evaluation during training; the final evaluation uses all of
     `data.heldout_tokens`.
     """
     ce_every: PositiveInt | None = None
     """Steps between measurements of the cross-entropy delta; if unset, only at the end."""
-    ce_tokens: int = Field(default=16_384, ge=256)
+    ce_tokens: int = Field(default=16_384, ge=256, le=MAX_TOKENS)
     """Held-out tokens per measurement of the cross-entropy delta."""
     save_every: PositiveInt = 500
     """Steps between checkpoints."""
@@ -210,15 +215,20 @@ class TrainConfig(Section):
     def _one_budget(self) -> Self:
         if self.total_tokens is not None and self.num_epochs is not None:
             raise ValueError("Set train.total_tokens or train.num_epochs, not both.")
+        if (self.total_tokens or 0) // self.batch_size_tokens > MAX_STEPS:
+            raise ValueError(
+                f"train.total_tokens = {self.total_tokens} are more than {MAX_STEPS} steps; lower "
+                "it, or raise train.batch_size_tokens."
+            )
         return self
 
 
 class IndexConfig(Section):
     """Amount of text in the feature index."""
 
-    tokens: int = Field(default=200_000, ge=1_000)
+    tokens: int = Field(default=200_000, ge=1_000, le=MAX_TOKENS)
     """Held-out tokens in the final feature index."""
-    snapshot_tokens: int = Field(default=50_000, ge=1_000)
+    snapshot_tokens: int = Field(default=50_000, ge=1_000, le=MAX_TOKENS)
     """Held-out tokens in the feature index of a snapshot during training."""
 
 
@@ -227,7 +237,7 @@ class RunConfig(Section):
 
     name: str = Field(default="", max_length=200)
     """Name of the run; if empty, preset and time."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the SAE's initial weights."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

@@ -146,3 +146,5 @@ class FeatureHistory(Shape):
     """Step of the snapshot after the last one in which it fires; null if it fires in the newest
     one, or never.
     """
+    missing_steps: list[int]
+    """Steps of snapshots that are left out, because their files are lost or damaged."""

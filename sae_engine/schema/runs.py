@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ MetricValue = MeasuredValue | None
 ENDED: frozenset[RunStatus] = frozenset({"finished", "stopped", "failed", "interrupted"})
 
 
+Tag = Annotated[str, Field(max_length=100)]
+
+
 class RunCreate(StoredShape):
     """A run to start: a preset, overrides of it, or both."""
 
@@ -39,12 +42,12 @@ class RunCreate(StoredShape):
         {"preset": "tiny", "config": {"sae": {"k": 16}}, "name": "k 16", "tags": ["k-study"]},
         {"config": {"model": {"layer": 4}, "data": {"dataset": "notes/corpus.jsonl"}}},
     )
-    preset: str | None = None
+    preset: str | None = Field(default=None, max_length=200)
     """Name of a preset; if unset, the defaults of `RunConfig`."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Partial overrides, nested like `RunConfig`."""
     name: str | None = Field(default=None, max_length=200)
-    tags: list[str] = Field(default_factory=list, max_length=50)
+    tags: list[Tag] = Field(default_factory=list, max_length=50)
     notes: str = Field(default="", max_length=20_000)
     cloned_from: str | None = Field(default=None, max_length=40)
     """Id of the run whose settings this run started from."""
@@ -95,7 +98,7 @@ class RunPatch(StoredShape):
 
     model_config = examples({"tags": ["k-study", "keep"], "notes": "Dies at layer 4."})
     name: str | None = Field(default=None, min_length=1, max_length=200)
-    tags: list[str] | None = Field(default=None, max_length=50)
+    tags: list[Tag] | None = Field(default=None, max_length=50)
     notes: str | None = Field(default=None, max_length=20_000)
     archived: bool | None = None
     queue_position: int | None = Field(default=None, ge=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_engine.errors import ConfigError
-from sae_engine.files import looks_like_path
+from sae_engine.files import looks_like_path, user_path
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.decoding import is_binary, read_sample, unusable
 
@@ -62,7 +62,7 @@ def data_suffix(path: Path) -> str | None:
 
 def dataset_files(config: DataConfig) -> DatasetFiles:
     """The files of a local dataset; raises `ConfigError` when there are none to read."""
-    path = Path(config.dataset).expanduser()
+    path = user_path(config.dataset)
     if path.is_dir():
         return _folder_files(path, config)
     if not path.exists():

@@ -24,7 +24,7 @@ from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel, SpliceModel
-from sae_engine.preflight import not_a_decoder
+from sae_engine.model_files import not_a_decoder
 from sae_engine.training.stopping import Halted
 
 TEXT = "A few words are read before the training starts, so that nothing is left to fail later."

@@ -16,8 +16,10 @@ import httpx
 import pytest
 
 from backend import store
-from backend.settings import DATABASE
+from backend.serve import listen
+from backend.settings import DATABASE, Settings
 from backend.store.database import open_database
+from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
 from tests.backend.conftest import wait_for
 
@@ -83,6 +85,17 @@ def test_pages_and_api_share_a_port_and_ctrl_c_ends_the_server(tmp_path: Path) -
         assert server.interrupt() == 0
         assert "Stopped." in server.printed()
         assert "Traceback" not in server.printed()
+
+
+def test_pages_and_charts_are_served_below_a_path(tmp_path: Path) -> None:
+    with up(tmp_path, SAE_WORKBENCH_BASE_PATH="/sae") as server:
+        for prefix in ("/sae", ""):
+            assert "<title>" in server.http.get(f"{prefix}/").text
+            assert server.http.get(f"{prefix}/_stcore/health").is_success
+            chart = server.http.get(f"{prefix}/app/static/plotly-basic.min.js")
+            assert "javascript" in chart.headers["content-type"]
+            assert "/sae/api/openapi.json" in server.http.get(f"{prefix}/api/docs").text
+        assert "<title>" in server.http.get("/sae/run").text
 
 
 def test_with_a_token_api_and_pages_need_it(tmp_path: Path) -> None:
@@ -195,3 +208,11 @@ def answers(server: Up, path: str) -> bool:
         return httpx.get(url, trust_env=False, timeout=10).is_success
     except httpx.TransportError:
         return False
+
+
+def test_of_two_servers_started_at_once_on_a_port_one_is_refused(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, port=0)
+    with closing(listen(settings)) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} .*--port"):
+            listen(settings.model_copy(update={"port": port}))

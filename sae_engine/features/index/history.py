@@ -7,17 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_engine.features.index.format import IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.schema.features import FeatureHistory, FeatureMoment
+from sae_engine.schema.features import Feature, FeatureHistory, FeatureMoment
 
 
-def feature_history(snapshots: Sequence[FeatureIndex], index: int) -> FeatureHistory:
-    """The history of a feature over snapshots, which are in the order of their steps.
+def feature_history(
+    snapshots: Sequence[FeatureIndex], index: int, missing_steps: Sequence[int] = ()
+) -> FeatureHistory:
+    """The history of a feature over snapshots, which are in the order of their steps, without the
+    missing ones and those that are damaged.
 
-    Raises `NoSuchFeatureError` and `IndexDamagedError`.
+    Raises `NoSuchFeatureError`, and `IndexDamagedError` if all are damaged.
     """
-    features = [snapshot.summary(index) for snapshot in snapshots]
-    rows = [snapshot.decoder_row(index) for snapshot in snapshots]
+    missing = list(missing_steps)
+    readable: list[tuple[FeatureIndex, Feature, NDArray[np.float32]]] = []
+    for snapshot in snapshots:
+        try:
+            readable.append((snapshot, snapshot.summary(index), snapshot.decoder_row(index)))
+        except IndexDamagedError:
+            if snapshot is snapshots[-1] and not readable:
+                raise
+            missing.append(snapshot.step)
+    last_row = readable[-1][2]
     moments = [
         FeatureMoment(
             step=snapshot.step,
@@ -25,9 +37,9 @@ def feature_history(snapshots: Sequence[FeatureIndex], index: int) -> FeatureHis
             density=feature.density,
             max_activation=feature.max_activation,
             state=feature.state,
-            decoder_cosine=_cosine(row, rows[-1]),
+            decoder_cosine=_cosine(row, last_row),
         )
-        for snapshot, feature, row in zip(snapshots, features, rows, strict=True)
+        for snapshot, feature, row in readable
     ]
     fires = [moment.state != "dead" for moment in moments]
     born = died = None
@@ -35,7 +47,13 @@ def feature_history(snapshots: Sequence[FeatureIndex], index: int) -> FeatureHis
         first, last = fires.index(True), len(fires) - 1 - fires[::-1].index(True)
         born = moments[first].step if first > 0 else None
         died = moments[last + 1].step if last + 1 < len(fires) else None
-    return FeatureHistory(index=index, moments=moments, born_step=born, died_step=died)
+    return FeatureHistory(
+        index=index,
+        moments=moments,
+        born_step=born,
+        died_step=died,
+        missing_steps=sorted(missing),
+    )
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

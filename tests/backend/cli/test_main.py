@@ -384,3 +384,16 @@ def test_a_terminal_does_not_wait_for_a_database_that_does_not_exist(settings: S
     settings = settings.model_copy(update={"database_url": nowhere})
     with pytest.raises(UserError, match="Cannot use the database"):
         train_here(settings, ask(recipe="quick-test"), train=fake_train)
+
+
+@pytest.mark.parametrize("arguments", [["runs"], ["lookup", "a", "b"], ["train", "quick-test"]])
+@pytest.mark.parametrize("folder", ["/proc/none", "{file}/below"])
+def test_a_folder_that_cannot_be_used_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], folder: str
+) -> None:
+    (tmp_path / "file").touch()
+    folder = folder.format(file=tmp_path / "file")
+    assert main([*arguments, "--data-dir", folder]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert folder.removesuffix("/below") in error

@@ -159,17 +159,20 @@ def test_a_repaired_index_is_opened_again(tmp_path: Path) -> None:
     assert cache.get(folder) is not first
 
 
+def write_decoder(folder: Path, W_dec: np.ndarray) -> None:
+    save_file({"W_dec": W_dec}, folder / SAE)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["files"][SAE]["bytes"] = (folder / SAE).stat().st_size
+    (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+
+
 def test_a_history_has_density_and_direction_at_every_snapshot(
     client: TestClient, settings: Settings, run_id: str
 ) -> None:
     rows = {3: np.eye(D_SAE, 4, dtype=np.float32), 7: np.eye(D_SAE, 4, dtype=np.float32)}
     rows[3][0] = [1, 1, 0, 0]
     for step, W_dec in rows.items():
-        folder = settings.run_folder(run_id).feature_index(step)
-        save_file({"W_dec": W_dec}, folder / SAE)
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        manifest["files"][SAE]["bytes"] = (folder / SAE).stat().st_size
-        (folder / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+        write_decoder(settings.run_folder(run_id).feature_index(step), W_dec)
     answer = client.get(f"/api/runs/{run_id}/features/0/history")
     history = FeatureHistory.model_validate_json(answer.content)
     assert [moment.step for moment in history.moments] == [3, 7]
@@ -189,3 +192,19 @@ def test_a_history_with_a_damaged_sae_names_it(client: TestClient, run_id: str) 
         "urn:sae-workbench:index-damaged",
     )
     assert "sae.safetensors" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("lost", [3, 7])
+@pytest.mark.parametrize("damage", [shutil.rmtree, lambda folder: (folder / SAE).write_bytes(b"")])
+def test_a_lost_snapshot_is_left_out_of_the_history_and_named(
+    client: TestClient, settings: Settings, run_id: str, lost: int, damage
+) -> None:
+    for step in (3, 7):
+        folder = settings.run_folder(run_id).feature_index(step)
+        write_decoder(folder, np.eye(D_SAE, 4, dtype=np.float32))
+    damage(settings.run_folder(run_id).feature_index(lost))
+    answer = client.get(f"/api/runs/{run_id}/features/0/history")
+    assert answer.status_code == 200, answer.text
+    history = FeatureHistory.model_validate_json(answer.content)
+    assert [moment.step for moment in history.moments] == [10 - lost]
+    assert history.missing_steps == [lost]

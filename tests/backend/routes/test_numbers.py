@@ -47,18 +47,26 @@ def test_a_number_beyond_the_databases_integers_is_refused(
     "config",
     [
         {"train": {"total_tokens": 10**400}},
+        {"train": {"total_tokens": 1e30}},
+        {"train": {"total_tokens": 10**15, "batch_size_tokens": 16}},
+        {"train": {"warmup_steps": 2**31}},
         {"sae": {"d_sae": 10**400}},
         {"index": {"tokens": 10**400}},
+        {"data": {"seed": 2**63}},
+        {"seed": 2**64},
+        {"model": {"layer": 10**10}},
     ],
 )
-def test_an_estimate_beyond_floating_point_is_refused(
+def test_a_number_that_no_run_can_use_is_refused_before_it_is_queued(
     client: TestClient, config: dict[str, dict[str, int]]
 ) -> None:
     headers = {"Content-Type": "application/json"}
     body = json.dumps({"config": config})
-    answer = client.post("/api/config/estimate", content=body, headers=headers)
-    assert answer.status_code == 422
-    assert "too large" in answer.json()["detail"]
+    for path in ("/api/config/estimate", "/api/runs"):
+        answer = client.post(path, content=body, headers=headers)
+        assert answer.status_code == 422
+        assert answer.json()["errors"], answer.text
+    assert client.get("/api/runs").json()["total"] == 0
 
 
 def test_an_overflow_inside_the_server_is_a_logged_500(
