@@ -38,9 +38,10 @@ def check_config(config: RunConfig) -> None:
     if config.data.activations is not None:
         activation_paths(config.data.activations)
         return
-    source = open_text_source(config.data)
-    source.check()
-    if config.train.num_epochs is not None and source.is_unbounded:
+    sources = [open_text_source(data) for data in config.data.datasets]
+    for source in sources:
+        source.check()
+    if config.train.num_epochs is not None and sources[0].is_unbounded:
         raise ConfigError.of(
             "train.num_epochs",
             f"'{config.data.dataset}' is streamed and its length is not known; give "

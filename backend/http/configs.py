@@ -47,13 +47,14 @@ def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield "model.name", model
         for file in model.iterdir() if model.is_dir() else ():
             yield "model.name", file
-    dataset = Path(config.data.dataset)
-    if is_local_dataset(config.data):
-        yield "data.dataset", dataset.expanduser()
-        for file in dataset_files(config.data):
-            yield "data.dataset", file
-    elif dataset.exists():
-        yield "data.dataset", dataset
+    for data in config.data.datasets:
+        dataset = Path(data.dataset)
+        if is_local_dataset(data):
+            yield "data.dataset", dataset.expanduser()
+            for file in dataset_files(data):
+                yield "data.dataset", file
+        elif dataset.exists():
+            yield "data.dataset", dataset
     for field, given in (
         ("data.activations", config.data.activations),
         ("sae.pretrained", config.sae.pretrained),

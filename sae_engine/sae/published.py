@@ -23,7 +23,7 @@ def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) 
             sae,
             model_name=config.model.name,
             hook_name=hook_name,
-            dataset=config.data.dataset,
+            dataset=config.data.title,
             ctx_len=config.data.ctx_len,
         )
 
