@@ -93,9 +93,9 @@ class DataConfig(Section):
     text_column: str = Field(default="text", min_length=1, max_length=200)
     """Column that contains the text."""
     mixture: tuple[MixturePart, ...] | None = None
-    """Several datasets read together, such as `[{dataset: a.jsonl, weight: 2}, {dataset: b.jsonl,
-    weight: 1}]`; overrides `dataset`, `subset`, `split` and `text_column`, which each of them can
-    have. Those that end begin again.
+    """Several datasets read as one, such as `[{"dataset": "a.jsonl", "weight": 2}, {"dataset":
+    "b.jsonl", "weight": 1}]`; overrides `dataset`, `subset`, `split` and `text_column`, which each
+    of them can have. A dataset that ends begins again.
     """
     streaming: bool = True
     """Stream a Hugging Face dataset during training instead of downloading it first."""
@@ -123,7 +123,7 @@ class DataConfig(Section):
         if value is not None and not is_list:
             raise ValueError(
                 f"Write a list of 1 to {MAX_MIXTURE} datasets, such as "
-                "[{dataset: a.jsonl, weight: 2}, {dataset: b.jsonl, weight: 1}]."
+                '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
             )
         return value
 

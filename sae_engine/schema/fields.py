@@ -14,7 +14,6 @@ from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, cast, get_args, get_origin
 
-import yaml
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -240,10 +239,10 @@ def parse_value(path: str, text: str) -> Value:
 
 
 def _list(text: str) -> list[Any] | str:
-    """Read YAML, or JSON, which is also YAML; what is no list is returned as is."""
+    """Read JSON; text that is no list is returned as is."""
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
+        found = json.loads(text)
+    except ValueError:
         return text
     return cast(list[Any], found) if isinstance(found, list) else text
 
