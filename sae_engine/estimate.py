@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sae_engine.errors import ConfigError
 from sae_engine.files import read_json_object, user_path
 from sae_engine.preflight import model_path
-from sae_engine.schema.config import ModelConfig, RunConfig
+from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.schema.machine import Estimate, MemoryPart
 from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 
@@ -22,6 +22,8 @@ BYTES_PER_ENTRY = 12
 """Size of an active latent at a token in a feature index, which is stored twice: in order of the
 tokens and sorted by latent.
 """
+BYTES_PER_SHUFFLED_TOKEN = 16
+"""An id in the rows that were read, and its copy in the shuffled pool."""
 
 PREFIX = "language model up to the hook"
 WAITING = "waiting activations"
@@ -230,6 +232,7 @@ def _memory(
         "SAE": sae,
         "Adam": 2 * sae,
         "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
+        "shuffled text": 0 if gpu else _shuffled(config.data),
     }
     forward = _forward(config, shape, width)
     missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
@@ -251,6 +254,13 @@ def _memory(
         beside | {"unembedding": shape.vocab_size * shape.d_model * FLOAT32},
     ]
     return always | max(phases, key=lambda phase: sum(phase.values()))
+
+
+def _shuffled(config: DataConfig) -> int:
+    """Bytes of the text that is shuffled, in main memory."""
+    if config.activations or config.shuffle_tokens <= TOKENS_PER_BLOCK:
+        return 0
+    return config.shuffle_tokens * BYTES_PER_SHUFFLED_TOKEN
 
 
 def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:

@@ -47,7 +47,8 @@ def _check(config: RunConfig) -> None:
         activation_paths(config.data.activations)
         return
     check_text(config.data)
-    if config.train.num_epochs is not None and open_text_source(config.data).is_unbounded:
+    first = config.data.datasets[0]
+    if config.train.num_epochs is not None and open_text_source(first).is_unbounded:
         raise ConfigError.of(
             "train.num_epochs",
             f"'{config.data.dataset}' is streamed and its length is not known; give "
@@ -61,7 +62,8 @@ def check_text(data: DataConfig) -> list[str]:
     Raises `ConfigError` if it cannot be used.
     """
     notices = TextNotices()
-    open_text_source(data, notices).check()
+    for dataset in data.datasets:
+        open_text_source(dataset, notices).check()
     return notices.sentences
 
 

@@ -63,10 +63,11 @@ def _local_files(config: RunConfig) -> Iterator[tuple[str, Path]]:
         yield "model.name", model
         for file in model.iterdir() if model.is_dir() else ():
             yield "model.name", file
-    if is_local_dataset(config.data.dataset):
-        yield "data.dataset", user_path(config.data.dataset)
-        for file in dataset_files(config.data).paths:
-            yield "data.dataset", file
+    for data in config.data.datasets:
+        if is_local_dataset(data.dataset):
+            yield "data.dataset", user_path(data.dataset)
+            for file in dataset_files(data).paths:
+                yield "data.dataset", file
     if config.data.activations is not None:
         yield from _all_files("data.activations", user_path(config.data.activations))
     if config.sae.pretrained is not None:

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from backend.errors import ConflictError
 from backend.store.models import RunRow
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import ADDED_LATER, RunConfig
+from sae_engine.schema.fields import is_tree, merge
 
 UNREADABLE = "UnreadableConfig"
 """Type of the error of a run whose stored configuration is invalid."""
@@ -39,7 +40,7 @@ def config_of(row: RunRow) -> RunConfig:
 def readable_config(row: RunRow) -> Readable:
     """A run's configuration, with defaults in place of fields that this version refuses."""
     try:
-        return Readable(RunConfig.model_validate(row.config), None)
+        return Readable(RunConfig.model_validate(_completed(row.config)), None)
     except ValidationError as error:
         problems = error.errors(include_url=False)
     where = "; ".join(
@@ -55,6 +56,11 @@ def readable_config(row: RunRow) -> Readable:
             continue
         return Readable(config, problem)
     return Readable(RunConfig(name=row.name), problem)
+
+
+def _completed(tree: object) -> object:
+    """A configuration tree with the fields that did not exist when it was stored."""
+    return merge(ADDED_LATER, tree) if is_tree(tree) else tree
 
 
 def _without(tree: object, paths: list[tuple[int | str, ...]]) -> object:

@@ -37,11 +37,14 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
 
 
 def field_of_problem(field: str, message: str) -> str:
-    """The field beside which a problem is shown: its own, or the first that the message names."""
+    """The field beside which a problem is shown: its own, the one that contains it, or the first
+    that the message names.
+    """
     paths = field_names()
     if field in paths:
         return field
-    return next((path for path in paths if path in message), "")
+    inside = (path for path in paths if field.startswith(f"{path}."))
+    return next(inside, None) or next((path for path in paths if path in message), "")
 
 
 def as_yaml(config: Tree) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import streamlit as st
 
 from frontend.html.blocks import html_block
 from frontend.html.tokens import escaped
-from sae_engine.schema.fields import FieldSpec, Value
+from sae_engine.schema.fields import FieldSpec, Value, parse_value
 
 UNSET = "unset"
 _LARGEST_INT = (1 << 53) - 1
@@ -82,6 +83,17 @@ def _text(spec: FieldSpec, default: Value, key: str) -> Value:
     return text or (None if spec.optional else "")
 
 
+def _list(spec: FieldSpec, default: Value, key: str) -> Value:
+    text = st.text_input(
+        _label(spec),
+        value="" if default is None else json.dumps(default),
+        key=key,
+        help=_help(spec),
+        placeholder=UNSET,
+    )
+    return parse_value(spec.path, text) if text else None
+
+
 def _choice(spec: FieldSpec, default: Value, key: str) -> Value:
     options = [*([UNSET] if spec.optional else []), *spec.choices]
     chosen = st.selectbox(
@@ -100,4 +112,5 @@ _WIDGETS = {
     "bool": _boolean,
     "text": _text,
     "choice": _choice,
+    "list": _list,
 }

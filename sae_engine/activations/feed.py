@@ -22,13 +22,20 @@ from sae_engine.activations.files import (
     require_token_ids,
 )
 from sae_engine.activations.heldout import Heldout, HeldoutText
-from sae_engine.activations.stream import ActivationSource, ModelSource, TimeCall
+from sae_engine.activations.stream import (
+    ActivationSource,
+    ModelSource,
+    SourceCursor,
+    TimeCall,
+    rows_per_block,
+)
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device, vocab_size
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
+from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
+from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 
 
 class Feed(Protocol):
@@ -63,7 +70,7 @@ class Feed(Protocol):
         ...
 
     def open_source(
-        self, cursor: Cursor, check_stop: CheckStop, time_call: TimeCall = nullcontext
+        self, cursor: SourceCursor, check_stop: CheckStop, time_call: TimeCall = nullcontext
     ) -> ActivationSource: ...
     def open_heldout(self, num_tokens: int, folder: Path, check_stop: CheckStop) -> Heldout: ...
 
@@ -127,34 +134,49 @@ class TextFeed:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._packing.tokenizer.to_str().encode())
-        rows = training_rows(self._data, self._packing, check_stop=self._check_stop)
-        digest.update(rows.take(4).tobytes())
+        for data in self._data.datasets:
+            rows = training_rows(data, self._packing, check_stop=self._check_stop)
+            digest.update(rows.take(4).tobytes())
         same = self._data.model_dump(
             mode="json",
             include={"dataset", "subset", "split", "text_column", "ctx_len", "seed", "num_samples"},
         )
         if self._data.documents is not None:
             same["documents"] = self._data.documents
+        if self._data.mixture is not None:
+            same["mixture"] = self._data.model_dump(mode="json", include={"mixture"})
+        if self._pool_rows > 1:
+            same["pool_rows"] = self._pool_rows
         digest.update(json.dumps(same, sort_keys=True).encode())
         return digest.hexdigest()
+
+    @property
+    def _pool_rows(self) -> int:
+        """Rows of text that are shuffled together; 1 if no more than a block, which is shuffled
+        anyway.
+        """
+        rows = self._data.shuffle_tokens // self._data.ctx_len
+        return rows if rows > rows_per_block(self._data.ctx_len) else 1
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel:
         return self.model
 
     def open_source(
         self,
-        cursor: Cursor,
+        cursor: SourceCursor,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
     ) -> ModelSource:
-        rows = training_rows(self._data, self._packing, cursor=cursor, check_stop=check_stop)
+        rows = shuffled_rows(
+            self._data, self._packing, cursor, pool_rows=self._pool_rows, check_stop=check_stop
+        )
         return ModelSource(self.model, rows, check_stop, time_call)
 
     def open_heldout(
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
     ) -> HeldoutText:
         spare = num_tokens // 50  # for excluded positions
-        ids = heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
+        ids = mixed_heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
         return HeldoutText(self.model, ids, num_tokens, folder)
 
 
@@ -197,10 +219,11 @@ class FileFeed:
 
     def open_source(
         self,
-        cursor: Cursor,
+        cursor: SourceCursor,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
     ) -> FileSource:
+        assert isinstance(cursor, Cursor)
         return FileSource(self._files, cursor, self.device, check_stop)
 
     def open_heldout(

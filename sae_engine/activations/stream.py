@@ -19,10 +19,13 @@ from torch import Tensor
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
-from sae_engine.text.packing import Cursor, PackedRows
+from sae_engine.text.order import RowCursor, Rows
+from sae_engine.text.packing import Cursor
 
 TimeCall = Callable[[], AbstractContextManager[object]]
 """Opens a context around each call of the language model, to time it."""
+SourceCursor = Cursor | RowCursor
+"""A position in activation files or in text."""
 
 
 def rows_per_block(ctx_len: int) -> int:
@@ -34,7 +37,7 @@ class ActivationSource(Protocol):
     """Blocks of activations in a fixed order, without end."""
 
     @property
-    def cursor(self) -> Cursor:
+    def cursor(self) -> SourceCursor:
         """Where the next block begins."""
         ...
 
@@ -49,7 +52,7 @@ class ModelSource:
     def __init__(
         self,
         model: LanguageModel,
-        rows: PackedRows,
+        rows: Rows,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
     ) -> None:
@@ -61,7 +64,7 @@ class ModelSource:
         """The rows of the last block."""
 
     @property
-    def cursor(self) -> Cursor:
+    def cursor(self) -> RowCursor:
         return self._rows.cursor
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
@@ -95,7 +98,7 @@ class StreamState(NamedTuple):
 
     window: int = 0
     offset: int = 0
-    cursor: Cursor = Cursor()
+    cursor: SourceCursor = Cursor()
 
 
 BEGINNING = StreamState()
@@ -112,7 +115,7 @@ class ActivationStream:
 
     def __init__(
         self,
-        open_source: Callable[[Cursor], ActivationSource],
+        open_source: Callable[[SourceCursor], ActivationSource],
         *,
         batch_size: int,
         seed: int,
@@ -123,7 +126,7 @@ class ActivationStream:
         self._seed = seed
         self._state = state
         self._window_number = state.window
-        self._cursors: list[Cursor] = []  # where the blocks in flight begin, oldest first
+        self._cursors: list[SourceCursor] = []  # where the blocks in flight begin, oldest first
         self._waiting: list[Tensor] | None = None
         if state.window > 0:
             _, self._waiting = self._next_block(state.window - 1)

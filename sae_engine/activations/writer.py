@@ -36,7 +36,7 @@ def save_activations(
     yield PhaseRecord(phase="loading the language model")
     feed = TextFeed([config], check_stop)
     metadata = FileMetadata(
-        config.model.name, feed.hook_name(0), config.data.ctx_len, config.data.dataset
+        config.model.name, feed.hook_name(0), config.data.ctx_len, config.data.title
     )
     wanted = config.train.total_tokens
     if config.train.num_epochs is not None:

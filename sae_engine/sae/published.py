@@ -25,7 +25,7 @@ def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) 
             model_name=config.model.name,
             hook_name=hook_name,
             hook_io=config.model.hook_io,
-            dataset=config.data.dataset,
+            dataset=config.data.title,
             ctx_len=config.data.ctx_len,
         )
 

@@ -31,6 +31,10 @@ DEFAULT_NORM_MULTIPLE = 10.0
 Division = Literal["paragraphs", "lines", "file"]
 
 
+MAX_MIXTURE = 32
+"""Maximum number of datasets in a mixture."""
+
+
 class Section(BaseModel):
     """A frozen group of fields; unknown names are refused."""
 
@@ -70,6 +74,21 @@ class ModelConfig(Section):
         return int(number[1]) if number else None
 
 
+class MixturePart(Section):
+    """One dataset of a mixture."""
+
+    dataset: str = Field(min_length=1, max_length=500)
+    """As `data.dataset`."""
+    weight: float = Field(gt=0, le=1e9)
+    """Its share of the tokens, relative to the other weights."""
+    subset: str | None = Field(default=None, max_length=200)
+    """As `data.subset`."""
+    split: str = Field(default="train", min_length=1, max_length=100)
+    """As `data.split`."""
+    text_column: str = Field(default="text", min_length=1, max_length=200)
+    """As `data.text_column`."""
+
+
 class DataConfig(Section):
     """Text that the language model reads."""
 
@@ -89,14 +108,23 @@ class DataConfig(Section):
     """What a document is in files of plain text: a paragraph, a line or the whole file; if unset,
     detected from the file.
     """
+    mixture: tuple[MixturePart, ...] | None = None
+    """Several datasets read as one, such as `[{"dataset": "a.jsonl", "weight": 2}, {"dataset":
+    "b.jsonl", "weight": 1}]`; overrides `dataset`, `subset`, `split` and `text_column`, which each
+    of them can have. A dataset that ends begins again.
+    """
     streaming: bool = True
     """Stream a Hugging Face dataset during training instead of downloading it first."""
     num_samples: PositiveInt | None = None
-    """Maximum number of documents; if unset, all."""
+    """Maximum number of documents of a dataset; if unset, all."""
     ctx_len: int = Field(default=256, ge=8, le=131_072)
     """Context length in tokens, including BOS."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the order of the activations; independent of the SAE's `seed`."""
+    shuffle_tokens: int = Field(default=2**20, ge=1, le=2**27)
+    """Tokens of text whose rows are shuffled before the language model reads them. Up to 32,768,
+    rows stay in order, as they do in activation files.
+    """
     heldout_tokens: int = Field(default=200_000, ge=1_000, le=MAX_TOKENS)
     """Tokens held out from training, for evaluation and the feature index."""
     max_norm_multiple: float | None = Field(default=DEFAULT_NORM_MULTIPLE, gt=1, le=1e6)
@@ -107,6 +135,37 @@ class DataConfig(Section):
     """Train on a saved activation file (`.safetensors`), or a folder of them, instead of running
     the language model.
     """
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _is_list(cls, value: object) -> object:
+        is_list = isinstance(value, list | tuple) and 0 < len(value) <= MAX_MIXTURE
+        if value is not None and not is_list:
+            raise ValueError(
+                f"Write a list of 1 to {MAX_MIXTURE} datasets, such as "
+                '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
+            )
+        return value
+
+    @property
+    def datasets(self) -> list[DataConfig]:
+        """The configuration of each dataset alone."""
+        if self.mixture is None:
+            return [self]
+        return [
+            self.model_copy(update=part.model_dump(exclude={"weight"}) | {"mixture": None})
+            for part in self.mixture
+        ]
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each of `datasets`."""
+        return [1.0] if self.mixture is None else [part.weight for part in self.mixture]
+
+    @property
+    def title(self) -> str:
+        """The names of the datasets."""
+        return " + ".join(config.dataset for config in self.datasets)
 
 
 class SAEConfig(Section):
@@ -245,6 +304,15 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     index: IndexConfig = IndexConfig()
 
+    @model_validator(mode="after")
+    def _mixtures_have_no_epochs(self) -> Self:
+        if self.train.num_epochs is not None and self.data.mixture is not None:
+            raise ValueError(
+                "train.num_epochs needs a single dataset, because those of data.mixture end at "
+                "different times; give train.total_tokens."
+            )
+        return self
+
     @property
     def pass_key(self) -> str:
         """Key that is equal for runs which one pass of the language model can train together.
@@ -269,6 +337,10 @@ class RunConfig(Section):
         if self.model.hook_point:
             return f"{self.model.hook_point} {self.model.hook_io}"
         return f"layer {self.model.layer} {self.model.site}"
+
+
+ADDED_LATER = {"data": {"shuffle_tokens": 32_768}}
+"""Fields that stored runs may lack, with the values those runs were trained with."""
 
 
 def by_pass(configs: Sequence[RunConfig]) -> list[list[RunConfig]]:

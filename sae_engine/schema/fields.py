@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic import BaseModel
@@ -25,8 +25,9 @@ MAX_GRID = 256
 UNSET = ("null", "unset")
 """Text that clears an optional field."""
 
-Kind = Literal["int", "float", "bool", "text", "choice"]
-Value = int | float | bool | str | None
+Kind = Literal["int", "float", "bool", "text", "choice", "list"]
+Value = int | float | bool | str | list[Any] | None
+"""A list holds trees."""
 Tree = dict[str, Any]
 """Values nested like `RunConfig`, possibly partial."""
 
@@ -107,7 +108,7 @@ def _spec(path: str, info: FieldInfo) -> FieldSpec:
     choices = tuple(str(c) for c in get_args(kind)) if get_origin(kind) is Literal else ()
     return FieldSpec(
         path=path,
-        kind="choice" if choices else _KINDS[kind],
+        kind="choice" if choices else "list" if get_origin(kind) is tuple else _KINDS[kind],
         optional=optional,
         help=info.description or "",
         default=info.default,
@@ -145,6 +146,8 @@ def _get(config: BaseModel, path: str) -> Value:
     found: Any = config
     for part in path.split("."):
         found = getattr(found, part)
+    if isinstance(found, tuple):
+        return [part.model_dump(mode="json", exclude_defaults=True) for part in found]
     return found
 
 
@@ -216,9 +219,10 @@ def parse_value(path: str, text: str) -> Value:
     spec = field_specs().get(path)
     if re.fullmatch(_QUOTED, text, re.DOTALL):
         try:
-            return json.loads(text, strict=False)
+            text = json.loads(text, strict=False)
         except ValueError:
             return text
+        return text if spec is None or spec.kind != "list" else _list(text)
     if spec is None:
         return text
     if spec.optional and text.lower() in UNSET:
@@ -230,6 +234,17 @@ def parse_value(path: str, text: str) -> Value:
             return _number(text)
         case "text" | "choice":
             return text
+        case "list":
+            return _list(text)
+
+
+def _list(text: str) -> list[Any] | str:
+    """Read JSON; text that is no list is returned as is."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return cast(list[Any], found) if isinstance(found, list) else text
 
 
 def _number(text: str) -> int | float | str:
@@ -246,6 +261,8 @@ def _number(text: str) -> int | float | str:
 
 def value_text(path: str, value: Value) -> str:
     """Format a value so that `parse_value` and `parse_grid` read it back."""
+    if isinstance(value, list):
+        return json.dumps(json.dumps(value))
     if isinstance(value, str):
         plain = "," not in value and value == value.strip() != ""
         return value if plain and parse_value(path, value) == value else json.dumps(value)

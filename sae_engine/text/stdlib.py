@@ -3,7 +3,7 @@
 Source files with their docstrings, the language reference's topics as `help()` shows them, and the
 docstrings of built-in modules. Tests and data tables are left out. A file is held out by a hash of
 its name, so the split is the same on every machine, and neither the embedded language model nor an
-SAE is trained on a held-out file.
+SAE is trained on a held-out file. Held-out documents that repeat training text are left out.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sae_engine.text.documents import Document, Split
+from sae_engine.text.duplicates import shared_fractions
 
 EMBEDDED_CORPUS = "python-stdlib"
 HELDOUT_PERCENT = 12
+MOST_SHARED = 0.05
+"""Largest fraction of a held-out document that may stand in training text."""
 DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
 SHORTEST_DOCUMENT_CHARS = 120
@@ -123,14 +126,26 @@ def stdlib_documents(split: Split) -> list[str]:
 
     Raises `ValueError` if the interpreter has no library sources, as in some frozen builds.
     """
+    documents = named_documents()
+    train = [d.text for d in documents if not is_heldout(d.name)]
+    if split == "train":
+        return train
+    heldout = [d.text for d in documents if is_heldout(d.name)]
+    fractions = shared_fractions(heldout, train)
+    return [d for d, shared in zip(heldout, fractions, strict=True) if shared <= MOST_SHARED]
+
+
+def named_documents() -> list[SourceText]:
+    """All documents in the order of the hashes of their names; a document has the name of its file.
+
+    Raises `ValueError` as `stdlib_documents` does.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
-    texts = [*_library_files(root), *_help_topics(), *_builtin_docstrings()]
     keyed = [
-        (hashlib.sha256(f"{source.name}#{number}".encode()).digest(), document)
-        for source in texts
-        if is_heldout(source.name) == (split == "heldout")
-        for number, document in enumerate(_documents_of(source.text))
-        if len(document) >= SHORTEST_DOCUMENT_CHARS
+        (hashlib.sha256(f"{source.name}#{number}".encode()).digest(), source._replace(text=text))
+        for source in (*_library_files(root), *_help_topics(), *_builtin_docstrings())
+        for number, text in enumerate(_documents_of(source.text))
+        if len(text) >= SHORTEST_DOCUMENT_CHARS
     ]
     if not keyed:
         raise ValueError(f"This Python has no standard-library sources under {root}.")

@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_engine.activations.stream import StreamState
+from sae_engine.activations.stream import SourceCursor, StreamState
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.sae.trainer import SAETrainer
+from sae_engine.text.order import RowCursor
 from sae_engine.text.packing import Cursor
 
 FORMAT = 3
@@ -92,7 +93,16 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
         }
     )
     window, offset, cursor = described.pop("stream")
-    return TrainState(stream=StreamState(window, offset, Cursor(*cursor)), **described), notice
+    stream = StreamState(window, offset, cursor_from_json(cursor))
+    return TrainState(stream=stream, **described), notice
+
+
+def cursor_from_json(saved: list[Any]) -> SourceCursor:
+    """A position in the corpus from its JSON."""
+    if isinstance(saved[0], int):
+        return Cursor(*saved)
+    starts, counts, given = saved
+    return RowCursor(tuple(Cursor(*start) for start in starts), tuple(counts), given)
 
 
 def saved_position(folder: RunFolder) -> tuple[int, int]:

@@ -30,7 +30,7 @@ DEADLINE_SECONDS = 240.0
 CLOCK_METRICS = {"tokens_per_second", "lm_share", "buffer_share", "sae_share"}
 """Metrics that depend on the clock differ between identical runs."""
 CONFIG: Mapping[str, Any] = {
-    "data": {"ctx_len": 64, "heldout_tokens": 1000},
+    "data": {"ctx_len": 64, "heldout_tokens": 1000, "shuffle_tokens": 4000},
     "sae": {"d_sae": 128, "k": 8},
     "train": {
         "total_tokens": 64 * 120,

@@ -94,6 +94,15 @@ def test_the_memory_is_the_sum_of_its_parts_for_every_preset(gpu):
         assert found.device == ("gpu" if gpu else "cpu")
 
 
+@pytest.mark.parametrize("tokens", [32_768, 262_144, 2**22])
+def test_shuffled_text_takes_main_memory(tokens):
+    config = resolve_config("tiny", {"data": {"shuffle_tokens": tokens}})
+    expected = {} if tokens == 32_768 else {"shuffled text": 16 * tokens}
+    parts = parts_of(estimate(config, gpu=False))
+    assert {n: size for n, size in parts.items() if n == "shuffled text"} == expected
+    assert "shuffled text" not in parts_of(estimate(config, gpu=True))
+
+
 def test_gemma_2_2b_presets_fit_a_gpu_of_12_gib():
     for name in ("gemma-2-2b", "gemma-2-2b-seed"):
         assert estimate(resolve_config(name, {}), gpu=True).memory_bytes < 12 * 2**30

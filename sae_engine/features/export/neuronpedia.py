@@ -196,7 +196,7 @@ def _headers(source: ExportSource) -> dict[str, dict[str, Any]]:
             "id": _source_id(source),
             "modelId": model,
             "setName": set_name,
-            "dataset": source.config.data.dataset,
+            "dataset": source.config.data.title,
             "num_prompts": source.index.manifest.num_rows,
             "num_tokens_in_prompt": source.config.data.ctx_len,
             "notes": source.left_out or None,

@@ -47,12 +47,14 @@ def parsed(*arguments: str) -> dict[str, Any]:
 def test_flags_are_parsed_by_the_type_of_their_field() -> None:
     flags = ["--sae.k", "64", "--train.lr=3e-4", "--data.subset", "null", "--seed", "7"]
     flags += ["--data.streaming=false", "--data.dataset=12", "--model.name=-"]
+    flags += ["--data.mixture", '[{"dataset": "a.txt", "weight": 2}]']
     assert parsed(*flags) == {
         "sae.k": 64,
         "train.lr": 3e-4,
         "data.subset": None,
         "data.streaming": False,
         "data.dataset": "12",
+        "data.mixture": [{"dataset": "a.txt", "weight": 2}],
         "seed": 7,
         "model.name": "-",
     }

@@ -68,6 +68,16 @@ def test_an_unreadable_run_is_listed_with_defaults_and_an_error(
         store.config_of(store.get_run(session, bad))
 
 
+def test_a_run_stored_before_a_field_existed_keeps_what_it_was_trained_with(
+    database: Database,
+) -> None:
+    tree = resolve_config("tiny", {}).model_dump(mode="json")
+    del tree["data"]["shuffle_tokens"]
+    old = add(database, tree, "interrupted")
+    with database.reading() as session:
+        assert store.config_of(store.get_run(session, old)).data.shuffle_tokens == 32_768
+
+
 def test_valid_fields_are_shown_as_they_are(client: TestClient, database: Database) -> None:
     unknown = read(client, add(database, UNKNOWN_FIELD, "finished"))
     assert unknown.config == CONFIG

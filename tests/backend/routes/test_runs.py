@@ -111,6 +111,9 @@ def test_files_outside_the_data_folder_are_refused_even_through_links(
         refused = problem(client.post("/api/runs", json=body), 422)
         assert "SAE_WORKBENCH_READ_DIRS" in refused.detail
         assert refused.errors[0].field == "data.dataset"
+        parts = [{"dataset": "python-stdlib", "weight": 1}, {"dataset": str(path), "weight": 1}]
+        body = {"preset": "quick-test", "config": {"data": {"mixture": parts}}}
+        assert "SAE_WORKBENCH_READ_DIRS" in problem(client.post("/api/runs", json=body), 422).detail
     body = {"preset": "quick-test", "config": {"model": {"name": str(tmp_path)}}}
     assert problem(client.post("/api/runs", json=body), 422).errors[0].field == "model.name"
 

@@ -37,6 +37,7 @@ def test_a_problem_of_a_section_is_shown_beside_the_field_it_names() -> None:
         "sae.k",
         "sae.d_sae",
     )
+    assert forms.field_of_problem("data.mixture.0.weight", "Field required") == "data.mixture"
     assert forms.field_of_problem("preset", "There is no preset 'x'") == ""
 
 

@@ -43,7 +43,7 @@ def feed_of(model_folders, tmp_path_factory):
     """Opens a feed on the given documents; the model is loaded once."""
     path = tmp_path_factory.mktemp("text") / "documents.jsonl"
     tree = {"model": {"name": str(model_folders["gemma2"]), "layer": 1}}
-    tree["data"] = {"dataset": str(path), "ctx_len": CTX}
+    tree["data"] = {"dataset": str(path), "ctx_len": CTX, "shuffle_tokens": 1}
     path.write_text("")
     feed = TextFeed([RunConfig.model_validate(tree)])
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from sae_engine.activations import heldout, stream
+from sae_engine.activations.feed import TextFeed
 from sae_engine.activations.heldout import HeldoutText
-from sae_engine.activations.stream import ActivationStream, ModelSource, extract
+from sae_engine.activations.stream import ActivationStream, ModelSource, SourceCursor, extract
 from sae_engine.model.language_model import LanguageModel
-from sae_engine.schema.config import DataConfig, ModelConfig
+from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
+from sae_engine.text.order import shuffled_rows
 from sae_engine.text.packing import Cursor, Packing, heldout_rows, training_rows
 
 CTX = 16
@@ -34,12 +36,15 @@ def packing_of(model: LanguageModel) -> Packing:
     return Packing(model.tokenizer, CTX, model.bos_id, model.eos_id)
 
 
-def stream_of(model: LanguageModel, check_stop=lambda: None, **settings) -> ActivationStream:
+def stream_of(
+    model: LanguageModel, check_stop=lambda: None, pool_rows: int = 1, **settings
+) -> ActivationStream:
     settings = {"batch_size": 50, "seed": 0} | settings
     packing = packing_of(model)
 
-    def open_source(cursor: Cursor) -> ModelSource:
-        return ModelSource(model, training_rows(DATA, packing, cursor=cursor), check_stop)
+    def open_source(cursor: SourceCursor) -> ModelSource:
+        rows = shuffled_rows(DATA, packing, cursor, pool_rows=pool_rows)
+        return ModelSource(model, rows, check_stop)
 
     return ActivationStream(open_source, **settings)
 
@@ -90,14 +95,15 @@ def test_the_same_seed_gives_the_same_stream_and_another_seed_another(model):
         assert not torch.equal(batch, next_of(other))
 
 
+@pytest.mark.parametrize("pool_rows", [1, 21])  # in order; in pools that end inside blocks
 @pytest.mark.parametrize("batches_before", [0, 1, 2, 3, 5, 9])
-def test_from_any_state_the_same_batches_follow(model, batches_before):
-    stream = stream_of(model)
+def test_from_any_state_the_same_batches_follow(model, batches_before, pool_rows):
+    stream = stream_of(model, pool_rows=pool_rows)
     for _ in range(batches_before):
         next(stream)
     state = stream.state
     expected = [next_of(stream) for _ in range(6)]
-    again = stream_of(model, state=state)
+    again = stream_of(model, state=state, pool_rows=pool_rows)
     for batch in expected:
         assert torch.equal(next_of(again), batch)
 
@@ -147,3 +153,14 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     assert np.array_equal(lengths, ordinary.sum(axis=1))
     held.close()
     assert not (tmp_path / "held").exists()
+
+
+@pytest.mark.parametrize("blocks", [0.5, 1, 3])
+def test_rows_are_shuffled_before_the_model_only_if_more_than_a_block(model_folders, blocks):
+    data = DATA.model_copy(update={"shuffle_tokens": int(blocks * 8 * CTX)})
+    name = str(model_folders["gemma2"])
+    feed = TextFeed([RunConfig(model=ModelConfig(name=name, layer=1), data=data)])
+    source = feed.open_source(Cursor())
+    source.next_block()
+    in_order = training_rows(data, packing_of(feed.model)).take(8)
+    assert np.array_equal(source.last_ids, in_order) == (blocks <= 1)

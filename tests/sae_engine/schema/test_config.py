@@ -45,6 +45,29 @@ def test_an_override_of_one_of_two_exclusive_fields_removes_the_other():
         ({"sae": {"d_sae": 8, "expansion_factor": 2}}, "sae", "not both"),
         ({"sae": {"tied_weights": True}}, "sae.tied_weights", r"needs sae\.normalize_decoder"),
         ({"train": {"lr": float("nan")}}, "train.lr", "finite"),
+        ({"data": {"mixture": []}}, "data.mixture", "Write a list of 1 to 32 datasets"),
+        ({"data": {"mixture": "a.txt"}}, "data.mixture", "Write a list of 1 to 32 datasets"),
+        ({"data": {"mixture": ["a.txt"] * 33}}, "data.mixture", "Write a list of 1 to 32"),
+        ({"data": {"mixture": ["a.txt"]}}, "data.mixture.0", r"dictionary.*got 'a\.txt'"),
+        ({"data": {"mixture": [{"dataset": "a"}]}}, "data.mixture.0.weight", "required"),
+        (
+            {"data": {"mixture": [{"dataset": "a", "weight": 0}]}},
+            "data.mixture.0.weight",
+            "greater than 0",
+        ),
+        (
+            {"data": {"mixture": [{"dataset": "a", "weight": 1, "column": "x"}]}},
+            "data.mixture.0.column",
+            "Unknown setting",
+        ),
+        (
+            {
+                "data": {"mixture": [{"dataset": "a", "weight": 1}]},
+                "train": {"num_epochs": 1},
+            },
+            "train.num_epochs",
+            r"give train\.total_tokens",
+        ),
     ],
 )
 def test_an_invalid_value_is_an_error_that_names_its_field(overrides, field, words):

@@ -54,6 +54,7 @@ def test_kind_bounds_choices_and_optionality_agree_with_the_json_schema(path: st
     spec, schema = SPECS[path], _json_schema(path)
     parts = schema.get("anyOf", [schema])
     kinds = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}
+    kinds["array"] = "list"
     [real] = [part for part in parts if part.get("type") != "null"]
     choices = real.get("enum") or ([real["const"]] if "const" in real else [])
     assert spec.optional == (len(parts) == 2)
@@ -154,6 +155,43 @@ def test_formatted_text_is_parsed_back_to_the_same_text(path: str, text: str) ->
     assert fields.parse_value(path, written) == text
     other = "y" if text == "x" else "x"
     assert fields.parse_grid([f"{path} = {written}, {other}"]) == {path: [text, other]}
+
+
+MIXTURE = [{"dataset": "a, b.txt", "weight": 2}, {"dataset": 'say "c"', "weight": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('[{"dataset": "a", "weight": 1}]', [{"dataset": "a", "weight": 1}]),
+        ("[]", []),
+        ("unset", None),
+        ("[{dataset: a}]", "[{dataset: a}]"),
+        ("3", "3"),
+        ("a.txt", "a.txt"),
+        ('"a.txt"', "a.txt"),
+    ],
+)
+def test_a_list_is_parsed_from_json(text: str, value: Any) -> None:
+    assert fields.parse_value("data.mixture", text) == value
+
+
+def test_a_formatted_list_is_parsed_back_to_the_same_list() -> None:
+    written = fields.value_text("data.mixture", MIXTURE)
+    assert fields.parse_value("data.mixture", written) == MIXTURE
+    assert fields.parse_grid([f"data.mixture = {written}, null"]) == {
+        "data.mixture": [MIXTURE, None]
+    }
+
+
+def test_a_mixture_is_a_value_that_is_compared_and_set_as_a_whole() -> None:
+    config = resolve_config("tiny", {"data": {"mixture": MIXTURE}})
+    assert fields.values_of(config)["data.mixture"] == MIXTURE
+    assert fields.differing([DEFAULTS, config])["data.mixture"] == [None, MIXTURE]
+    base = presets()["tiny"].config
+    changes = fields.changed_from(base, fields.values_of(config))
+    assert changes == {"data": {"mixture": MIXTURE}}
+    assert resolve_config("tiny", changes) == config
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**29), 10**29))

@@ -84,6 +84,41 @@ def test_documents_come_in_order_from_any_start(hub, tmp_path, streaming, start)
     assert found[1]
 
 
+MIX = """
+import json
+from tokenizers import Tokenizer
+from sae_engine.preflight import embedded_model_folder
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.packing import Cursor, Packing
+from sae_engine.text.order import shuffled_rows
+tokenizer = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))
+config = DataConfig.model_validate({config!r})
+rows = shuffled_rows(config, Packing(tokenizer, 32, 2, 1), Cursor(), pool_rows=50)
+rows.take(70)
+again = shuffled_rows(config, Packing(tokenizer, 32, 2, 1), rows.cursor, pool_rows=50)
+print(json.dumps([rows.take(90).tolist(), again.take(90).tolist(), again.cursor.counts]))
+"""
+
+
+def test_a_mixture_reads_a_dataset_of_the_hub_beside_a_local_file(hub, tmp_path):
+    hub.add("datasets", "some/texts", three_files(column="body"))
+    local, other = tmp_path / "local.parquet", tmp_path / "other.txt"
+    local.write_bytes(table(TEXTS, "body"))
+    other.write_text("\n\n".join(f"paragraph {n}" for n in range(200)))
+    found = []
+    for dataset in ("some/texts", str(local)):
+        parts = [
+            {"dataset": dataset, "weight": 3, "text_column": "body"},
+            {"dataset": str(other), "weight": 1},
+        ]
+        config = {"ctx_len": 32, "mixture": parts}
+        found.append(ask(MIX.format(config=config), hub, tmp_path / "home"))
+    assert found[0] == found[1]
+    rows, again, counts = found[0]
+    assert rows == again
+    assert counts == [113, 37]  # of the 150 rows in the first three pools
+
+
 def test_num_samples_ends_reading_early(hub, tmp_path):
     hub.add("datasets", "some/texts", three_files())
     train, heldout = read(hub, tmp_path / "home", num_samples=25)

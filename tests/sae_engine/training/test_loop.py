@@ -53,7 +53,7 @@ def config(model_folders) -> RunConfig:
 def config_of(model: Path, /, **overrides: dict) -> RunConfig:
     settings = {
         "model": {"name": str(model), "layer": 1},
-        "data": {"ctx_len": 32, "heldout_tokens": 1500},
+        "data": {"ctx_len": 32, "heldout_tokens": 1500, "shuffle_tokens": 1200},
         "sae": {"d_sae": 64, "k": 4},
         "train": {
             "total_tokens": 64 * 24,
@@ -162,10 +162,15 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
+@pytest.mark.parametrize("is_mixture", [False, True])
 def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
-    config: RunConfig, tmp_path: Path
+    model_folders, tmp_path: Path, is_mixture: bool
 ):
     """As after kill -9."""
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"paragraph {n} of {n * n} words" for n in range(100)))
+    parts = [{"dataset": str(text), "weight": 2}, {"dataset": "python-stdlib", "weight": 1}]
+    config = config_of(model_folders["gemma2"], data={"mixture": parts if is_mixture else None})
     whole = collected(train(config, RunFolder(tmp_path / "whole")))
     folder = RunFolder(tmp_path / "parts")
     run = train(config, folder)

@@ -39,7 +39,7 @@ def config_of(model: Path | str = "tiny-gemma2", **trackers: object) -> RunConfi
     settings = {
         "name": "a tracked run",
         "model": {"name": str(model), "layer": 1},
-        "data": {"ctx_len": 32, "heldout_tokens": 1000},
+        "data": {"ctx_len": 32, "heldout_tokens": 1000, "shuffle_tokens": 1000},
         "sae": {"d_sae": 64, "k": 4},
         "train": {
             "total_tokens": 1024,

@@ -1,0 +1,171 @@
+"""The order in which a run reads rows of text: datasets mixed by weight, rows shuffled in pools.
+
+Fed by `packing`; read by `activations`. Far more text fits into memory as token ids than as
+activations, so order is made here as far as possible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Int
+
+from sae_engine.interrupt import CheckStop, never_stop
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.packing import Cursor, PackedRows, Packing, heldout_rows, training_rows
+
+
+class RowCursor(NamedTuple):
+    """Where the next row is: row `given` of the pool that begins at `starts`."""
+
+    starts: tuple[Cursor, ...]
+    """Position in each dataset."""
+    counts: tuple[int, ...]
+    """Rows read from each dataset before `starts`."""
+    given: int = 0
+    """Always 0 without pools."""
+
+
+class Rows(Protocol):
+    """Rows of `packing.ctx_len` ids in a fixed order, without end."""
+
+    packing: Packing
+
+    @property
+    def cursor(self) -> RowCursor: ...
+
+    def take(self, count: int) -> Int[np.ndarray, "count ctx"]: ...
+
+
+def shuffled_rows(
+    config: DataConfig,
+    packing: Packing,
+    cursor: Cursor | RowCursor,
+    *,
+    pool_rows: int,
+    check_stop: CheckStop = never_stop,
+) -> Rows:
+    """The rows that a run trains on, from `cursor` on, shuffled in pools of `pool_rows`.
+
+    A `Cursor` means that position in every dataset.
+    """
+    configs = config.datasets
+    if isinstance(cursor, Cursor):
+        cursor = RowCursor((cursor,) * len(configs), (0,) * len(configs))
+    datasets = [
+        training_rows(one, packing, cursor=start, check_stop=check_stop)
+        for one, start in zip(configs, cursor.starts, strict=True)
+    ]
+    rows = MixedRows(datasets, config.weights, cursor.counts)
+    if pool_rows <= 1:
+        return rows
+    return ShuffledRows(rows, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
+
+
+def mixed_heldout_rows(
+    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
+) -> Int[np.ndarray, "rows ctx"]:
+    """Rows of held-out text with at least `num_tokens` tokens, mixed as the training rows are.
+
+    A dataset with less held-out text than its share gives all it has. Raises `UserError` if one has
+    less than a row.
+    """
+    weights = config.weights
+    found = [
+        heldout_rows(one, packing, math.ceil(num_tokens * weight / sum(weights)), check_stop)
+        for one, weight in zip(config.datasets, weights, strict=True)
+    ]
+    counts = [0] * len(found)
+    rows: list[np.ndarray] = []
+    while left := [n for n, count in enumerate(counts) if count < len(found[n])]:
+        number = furthest_behind(counts, weights, left)
+        rows.append(found[number][counts[number]])
+        counts[number] += 1
+    return np.stack(rows)
+
+
+class MixedRows:
+    """Rows of several datasets, each row from one of them.
+
+    The next row comes from the dataset that is furthest behind its weight. All rows hold the same
+    number of tokens, so weights are shares of tokens.
+    """
+
+    def __init__(
+        self, datasets: Sequence[PackedRows], weights: Sequence[float], counts: Sequence[int]
+    ) -> None:
+        """`counts` are the rows that have been read from each dataset."""
+        self.packing = datasets[0].packing
+        self._datasets = datasets
+        self._weights = weights
+        self._counts = list(counts)
+
+    @property
+    def cursor(self) -> RowCursor:
+        return RowCursor(tuple(rows.cursor for rows in self._datasets), tuple(self._counts))
+
+    def __next__(self) -> Int[np.ndarray, " ctx"]:
+        number = furthest_behind(self._counts, self._weights, range(len(self._datasets)))
+        row = next(self._datasets[number])
+        self._counts[number] += 1
+        return row
+
+    def take(self, count: int) -> Int[np.ndarray, "count ctx"]:
+        return np.stack([next(self) for _ in range(count)])
+
+
+def furthest_behind(counts: Sequence[int], weights: Sequence[float], among: Iterable[int]) -> int:
+    """The dataset that the next row comes from (D'Hondt's method)."""
+    return min(among, key=lambda number: (counts[number] + 1) / weights[number])
+
+
+class ShuffledRows:
+    """Rows in pools of `pool_rows`, each pool in an order of its own.
+
+    A pool ends early where a dataset begins again, so that epochs do not mix. The order is a pure
+    function of (rows, `seed`, position). To continue from a cursor, one pool of text is read again.
+    """
+
+    def __init__(self, rows: MixedRows, *, pool_rows: int, seed: int, given: int = 0) -> None:
+        """`rows` are where a pool begins; `given` of the pool's rows are skipped."""
+        self.packing = rows.packing
+        self._rows = rows
+        self._pool_rows = pool_rows
+        self._seed = seed
+        self._start = rows.cursor
+        self._given = given
+        self._pool: Int[np.ndarray, "rows ctx"] | None = None
+
+    @property
+    def cursor(self) -> RowCursor:
+        return self._start._replace(given=self._given)
+
+    def take(self, count: int) -> Int[np.ndarray, "count ctx"]:
+        parts: list[np.ndarray] = []
+        while count:
+            if self._pool is None:
+                self._pool = self._next_pool()
+            part = self._pool[self._given : self._given + count]
+            parts.append(part)
+            count -= len(part)
+            self._given += len(part)
+            if self._given == len(self._pool):
+                self._start, self._given, self._pool = self._rows.cursor, 0, None
+        return np.concatenate(parts)
+
+    def _next_pool(self) -> Int[np.ndarray, "rows ctx"]:
+        """Read the pool that begins at `_start`."""
+        rows = [next(self._rows)]
+        while len(rows) < self._pool_rows and not self._begins_again():
+            rows.append(next(self._rows))
+        seed = np.random.SeedSequence((self._seed, sum(self._start.counts), 2))
+        order = np.argsort(seed.generate_state(len(rows), np.uint64), kind="stable")
+        return np.stack([rows[number] for number in order])
+
+    def _begins_again(self) -> bool:
+        """Whether the row read last is in a later epoch of its dataset than the pool's first."""
+        now = self._rows.cursor.starts
+        return any(a.epoch > b.epoch for a, b in zip(now, self._start.starts, strict=True))

@@ -1,0 +1,166 @@
+"""Shuffled and mixed rows against the rows of each dataset in reading order."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sae_engine.errors import UserError
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.order import RowCursor, Rows, mixed_heldout_rows, shuffled_rows
+from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
+from sae_engine.training.checkpoint import cursor_from_json
+from tests.sae_engine.text.test_packing import BOS, EOS, TOKENIZER
+
+CTX = 16
+PACKING = Packing(TOKENIZER, CTX, BOS, EOS)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DataConfig:
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"document {n} says {n * n} and {n + 7}" for n in range(60)))
+    return DataConfig(dataset=str(path), ctx_len=CTX)
+
+
+NUM_DOCUMENTS = (60, 150, 400)
+"""Documents of the datasets in a mixture, so that the first soon begins again."""
+
+
+def mixture(folder: Path, *weights: float) -> DataConfig:
+    """Datasets whose documents all begin with their number."""
+    parts = []
+    for number, weight in enumerate(weights):
+        path = folder / f"{number}.jsonl"
+        lines = [f"{number} {n} " * (2 + n % 5) for n in range(NUM_DOCUMENTS[number])]
+        path.write_text("\n".join(json.dumps({f"column{number}": line}) for line in lines))
+        part = {"dataset": str(path), "weight": weight, "text_column": f"column{number}"}
+        parts.append(part)
+    return DataConfig.model_validate({"ctx_len": CTX, "mixture": parts})
+
+
+def shuffled(config: DataConfig, pool_rows: int, cursor: Cursor | RowCursor = Cursor()) -> Rows:  # noqa: B008
+    return shuffled_rows(config, PACKING, cursor, pool_rows=pool_rows)
+
+
+def plain(config: DataConfig, count: int) -> np.ndarray:
+    return training_rows(config, PACKING).take(count)
+
+
+def as_sorted(rows: np.ndarray) -> list[list[int]]:
+    return sorted(rows.tolist())
+
+
+@pytest.mark.parametrize("pool_rows", [2, 7, 20])
+def test_every_pool_is_a_permutation_of_as_many_rows_in_reading_order(
+    config: DataConfig, pool_rows: int
+):
+    rows = shuffled(config, pool_rows).take(40)
+    expected = plain(config, 40)
+    for first in range(0, 40 - pool_rows + 1, pool_rows):
+        pool = slice(first, first + pool_rows)
+        assert as_sorted(rows[pool]) == as_sorted(expected[pool])
+    assert not np.array_equal(rows, expected)
+
+
+def test_pools_have_orders_of_their_own(config: DataConfig):
+    rows, expected = shuffled(config, 20).take(40).tolist(), plain(config, 40).tolist()
+    orders = [[expected.index(row) - n for row in rows[n : n + 20]] for n in (0, 20)]
+    assert orders[0] != orders[1]
+    other = config.model_copy(update={"seed": 1})
+    assert shuffled(other, 20).take(20).tolist() != rows[:20]
+
+
+def test_without_a_pool_rows_stay_in_reading_order(config: DataConfig):
+    assert np.array_equal(shuffled(config, 1).take(50), plain(config, 50))
+    later = training_rows(config, PACKING)
+    later.take(9)
+    assert np.array_equal(shuffled(config, 1, later.cursor).take(20), plain(config, 29)[9:])
+
+
+@pytest.fixture(params=["one dataset", "mixture"])
+def any_config(request: pytest.FixtureRequest, config: DataConfig, tmp_path: Path) -> DataConfig:
+    return config if request.param == "one dataset" else mixture(tmp_path, 5, 2, 1)
+
+
+@pytest.mark.parametrize("pool_rows", [1, 6, 10**6])
+@pytest.mark.parametrize("read", [0, 1, 5, 6, 13, 200])
+def test_from_any_cursor_the_same_rows_follow(any_config: DataConfig, pool_rows: int, read: int):
+    config = any_config
+    rows = shuffled(config, pool_rows)
+    for size in (read // 2, read - read // 2):
+        if size:
+            rows.take(size)
+    cursor = cursor_from_json(json.loads(json.dumps(rows.cursor)))
+    assert cursor == rows.cursor
+    expected = rows.take(30)
+    assert np.array_equal(shuffled(config, pool_rows, cursor).take(30), expected)
+
+
+def test_a_pool_ends_where_the_text_begins_again(config: DataConfig):
+    num_rows = len(training_rows(config, PACKING, num_epochs=1).take(10**6))
+    assert num_rows * (CTX - 1) <= count_tokens(config, PACKING) + 60
+    rows = shuffled(config, 10**6).take(2 * num_rows + 2)
+    expected = plain(config, 2 * num_rows + 2)
+    # The row in which one epoch ends and the next begins belongs to the first.
+    assert as_sorted(rows[: num_rows + 1]) == as_sorted(expected[: num_rows + 1])
+    assert as_sorted(rows[num_rows + 1 :]) == as_sorted(expected[num_rows + 1 :])
+
+
+def sources_of(rows: np.ndarray, config: DataConfig, split=training_rows) -> list[int]:
+    """The dataset of each row: the one whose next row it is; raises if it is none's."""
+    own = [iter(one) for one in (split(c, PACKING) for c in config.datasets)]
+    waiting = [next(rows_of_one).tolist() for rows_of_one in own]
+    found: list[int] = []
+    for row in rows.tolist():
+        number = waiting.index(row)
+        found.append(number)
+        waiting[number] = next(own[number], np.empty(0)).tolist()
+    return found
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (5, 2, 1), (0.013, 0.007), (1, 100)])
+def test_a_mixture_reads_each_dataset_in_order_and_by_weight(tmp_path: Path, weights):
+    config = mixture(tmp_path, *weights)
+    found = sources_of(shuffled(config, 1).take(400), config)
+    for num_rows in (1, 10, 57, 400):
+        for number, weight in enumerate(weights):
+            expected = num_rows * weight / sum(weights)
+            assert abs(found[:num_rows].count(number) - expected) <= len(weights) - 1
+
+
+def test_a_dataset_that_ends_begins_again_with_the_same_weight(tmp_path: Path):
+    config = mixture(tmp_path, 3, 1)
+    rows = shuffled(config, 1)
+    found = sources_of(rows.take(400), config)
+    assert rows.cursor.starts[0].epoch > 1
+    assert rows.cursor.starts[1].epoch == 0
+    assert found.count(0) == rows.cursor.counts[0] == 300
+
+
+def test_a_pool_holds_the_rows_of_the_mixture(tmp_path: Path):
+    config = mixture(tmp_path, 1, 2)
+    in_order = shuffled(config, 1).take(20)
+    assert as_sorted(shuffled(config, 20).take(20)) == as_sorted(in_order)
+
+
+def test_held_out_rows_are_mixed_as_training_rows_until_a_dataset_has_no_more(tmp_path: Path):
+    config = mixture(tmp_path, 1, 2)
+    each = [heldout_rows(one, PACKING, 10**6) for one in config.datasets]
+
+    def read(one: DataConfig, packing: Packing) -> list[np.ndarray]:
+        return list(heldout_rows(one, packing, 10**6))
+
+    few = mixed_heldout_rows(config, PACKING, 6 * (CTX - 1))
+    assert sorted(sources_of(few, config, read)) == [0, 0, 1, 1, 1, 1]
+    everything = mixed_heldout_rows(config, PACKING, 10**6)
+    assert as_sorted(everything) == as_sorted(np.concatenate(each))
+    assert sources_of(everything, config, read)[:3].count(0) == 1
+
+
+def test_a_dataset_without_held_out_text_is_named(tmp_path: Path):
+    config = mixture(tmp_path, 1, 1)
+    (tmp_path / "0.jsonl").write_text(json.dumps({"column0": "only one document"}))
+    with pytest.raises(UserError, match=r"'.*0\.jsonl' is too small"):
+        mixed_heldout_rows(config, PACKING, 1000)
