@@ -97,8 +97,8 @@ def build_index(
     the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], the
     linear part of final norm and head; `tokens` is the number of tokens that the SAE was trained
     on. Logits and neighbors are computed only for a `final` index. `check_stop` is called often and
-    raises to abort, which leaves no files behind. Raises `ActivationRangeError` for activations that float16
-    cannot represent.
+    raises to abort, which leaves no files behind. Raises `ActivationRangeError` for activations
+    that float16 cannot represent.
     """
     began = time.perf_counter()
     corpus = corpus if max_tokens is None else corpus.first(max_tokens)
