@@ -112,7 +112,8 @@ def require_encoding(path: Path, sample: bytes, notices: TextNotices) -> str:
             f"'{path}' is not text in any encoding that is known here; convert it to UTF-8."
         )
     if encoding.is_guess:
-        notices.note(f"'{path}' is not UTF-8; it is read as {encoding.name}, going by its bytes.")
+        sentence = f"'{path}' is not UTF-8; it is read as {encoding.name}, going by its bytes."
+        notices.note(f"encoding {encoding.name}", str(path), sentence)
     return encoding.name
 
 

@@ -54,8 +54,10 @@ class LocalFiles:
         if files.num_left_out:
             of = f" of split '{files.of_split}'" if files.of_split else " with text"
             self._notices.note(
+                "left out",
+                self._config.dataset,
                 f"Read from '{self._config.dataset}': files{of}, {len(files.paths):,} of "
-                f"{len(files.paths) + files.num_left_out:,}."
+                f"{len(files.paths) + files.num_left_out:,}.",
             )
         return files
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Mapping
 
-LOGGED_PER_REASON = 3
+LOGGED = 3
 
 _log = logging.getLogger(__name__)
 
@@ -17,17 +18,20 @@ class TextNotices:
     """Sentences about a text, each row counted once however often the text is read."""
 
     def __init__(self) -> None:
-        self._notes: dict[str, None] = {}
+        self._notes: dict[str, dict[str, str]] = {}
+        """Sentences by what they are about and by file."""
         self._skipped: Counter[str] = Counter()
         self._first: dict[str, str] = {}
         self._furthest: dict[str, int] = {}
         """Number of the last row counted, by file. Every pass reads the rows in order."""
 
-    def note(self, sentence: str) -> None:
-        """Add a sentence, unless it is there already."""
-        if sentence not in self._notes:
-            self._notes[sentence] = None
-            _log.info("%s", sentence)
+    def note(self, subject: str, file: str, sentence: str) -> None:
+        """Add a sentence about a file; of many on one subject only the first is told."""
+        notes = self._notes.setdefault(subject, {})
+        if notes.get(file) != sentence:
+            notes[file] = sentence
+            if len(notes) <= LOGGED:
+                _log.info("%s", sentence)
 
     def skip(self, file: str, row: int, where: str, reason: str) -> None:
         """Count row number `row` of a file as left out."""
@@ -36,7 +40,7 @@ class TextNotices:
         self._furthest[file] = row
         self._skipped[reason] += 1
         self._first.setdefault(reason, where)
-        if self._skipped[reason] <= LOGGED_PER_REASON:
+        if self._skipped[reason] <= LOGGED:
             _log.warning("left out %s: %s", where, reason)
 
     @property
@@ -47,4 +51,12 @@ class TextNotices:
             f"is {self._first[reason]}."
             for reason, count in self._skipped.items()
         ]
-        return [*self._notes, *skipped]
+        return [*map(_summary, self._notes.values()), *skipped]
+
+
+def _summary(notes: Mapping[str, str]) -> str:
+    first, *others = notes.values()
+    if not others:
+        return first
+    files = "file" if len(others) == 1 else "files"
+    return f"{first} The same is true of {len(others):,} more {files}."

@@ -43,8 +43,10 @@ def open_text_file(path: Path, division: Division | None, notices: TextNotices) 
     found = division or division_of(sample.decode(encoding, "replace"))
     if found == "lines" and division is None:
         notices.note(
+            "lines",
+            str(path),
             f"Each line of '{path}' is a document, because it has no blank lines between "
-            "paragraphs; data.documents = paragraphs or file reads it otherwise."
+            "paragraphs; data.documents = paragraphs or file reads it otherwise.",
         )
     return TextFile(path, encoding, found)
 

@@ -142,3 +142,10 @@ def test_a_name_is_local_if_it_looks_like_a_path_or_exists(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     assert is_local_dataset(name) == is_local
+
+
+def test_what_is_true_of_many_files_is_said_once(tmp_path: Path):
+    fill(tmp_path, {f"{n:02}.txt": f"one {n}\ntwo {n}\n" for n in range(40)})
+    [sentence] = preflight(tmp_path)
+    assert sentence.startswith(f"Each line of '{tmp_path}/00.txt' is a document")
+    assert sentence.endswith(" The same is true of 39 more files.")
