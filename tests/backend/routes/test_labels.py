@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from backend import store
 from backend.app import create_app
 from backend.labels.chat import ChatClient
 from backend.labels.jobs import FAILURES_IN_A_ROW, Labeler, LabelTask
+from backend.processes import start_of
 from backend.settings import Settings
 from backend.store import label_jobs
 from backend.store.database import Database
@@ -378,9 +380,10 @@ def test_a_permanently_failing_endpoint_ends_the_job(
 def test_a_job_whose_server_is_gone_is_interrupted(
     client: TestClient, database: Database, run_id: str
 ) -> None:
+    gone, same_boot = 2**22 - 1, start_of(os.getpid())
     with database.writing() as session:
         label_jobs.add_label_job(
-            session, run_id, snapshot=7, model=MODEL, total=5, pid=2**22 - 1, pid_created=1.0
+            session, run_id, snapshot=7, model=MODEL, total=5, pid=gone, pid_created=same_boot
         )
     job = newest_job(client, run_id)
     assert (job.status, job.problem) == ("interrupted", "The server that did it has ended.")
