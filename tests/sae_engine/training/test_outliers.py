@@ -92,6 +92,11 @@ def test_a_sink_anywhere_is_left_out_of_training_metrics_and_features(
     [notice] = [r for r in records if isinstance(r, NoticeRecord) and "median norm" in r.message]
     assert "exceeds 10 times the median norm (data.max_norm_multiple)" in notice.message
 
+    inspected = config_of(model, sae={"d_sae": None, "pretrained": str(folder.path)})
+    again = last_values(collected(train(inspected, RunFolder(tmp_path / "inspected"))))
+    assert again["eval_outlier_tokens"] == len(sinks)
+    assert again["eval_fvu"] == pytest.approx(values["eval_fvu"])
+
 
 def test_without_the_filter_a_few_tokens_hold_most_of_the_variance(model_folders, tmp_path: Path):
     model = with_sink(model_folders["gpt2"], tmp_path / "model", bos=False, place=0)
