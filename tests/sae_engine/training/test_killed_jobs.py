@@ -70,7 +70,7 @@ def num_lines(path: Path) -> int:
 def config(model_folders, tmp_path: Path) -> Path:
     """A run on a mixture, shuffled in pools, of which one dataset soon begins again."""
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"paragraph {n} of {n * n} words" for n in range(100)))
+    text.write_text("\n\n".join(f"{n} of {n * n} words, " * 40 for n in range(20)))
     parts = [{"dataset": "python-stdlib", "weight": 2}, {"dataset": str(text), "weight": 1}]
     config: RunConfig = config_of(
         model_folders["gemma2"],

@@ -168,7 +168,7 @@ def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
 ):
     """As after kill -9."""
     text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"paragraph {n} of {n * n} words" for n in range(100)))
+    text.write_text("\n\n".join(f"{n} of {n * n} words, " * 40 for n in range(20)))
     parts = [{"dataset": str(text), "weight": 2}, {"dataset": "python-stdlib", "weight": 1}]
     config = config_of(model_folders["gemma2"], data={"mixture": parts if is_mixture else None})
     whole = collected(train(config, RunFolder(tmp_path / "whole")))
