@@ -209,7 +209,9 @@ class SpliceModel:
         # Recurrent models keep their state elsewhere, some of them inside their layers.
         is_recurrent = getattr(model, "_is_stateful", False)
         self._takes_cache = "past_key_values" in parameters and not is_recurrent
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._last_only: dict[str, Any] = (
+            {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        )
 
     @cached_property
     def _unembedding(self) -> Unembedding:

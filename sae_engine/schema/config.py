@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Sequence, Sized
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -89,6 +89,11 @@ class MixturePart(Section):
     """As `data.text_column`."""
 
 
+def _is_mixture(value: object) -> bool:
+    """Whether a value is a list with a permitted number of parts."""
+    return isinstance(value, list | tuple) and 0 < len(cast(Sized, value)) <= MAX_MIXTURE
+
+
 class DataConfig(Section):
     """Text that the language model reads."""
 
@@ -139,8 +144,7 @@ class DataConfig(Section):
     @field_validator("mixture", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
-        is_list = isinstance(value, list | tuple) and 0 < len(value) <= MAX_MIXTURE
-        if value is not None and not is_list:
+        if value is not None and not _is_mixture(value):
             raise ValueError(
                 f"Write a list of 1 to {MAX_MIXTURE} datasets, such as "
                 '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
