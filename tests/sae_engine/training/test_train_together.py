@@ -149,6 +149,7 @@ def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
         now[0] += 1
         return StopRequest.NONE
 
+    monkeypatch.setattr("sae_engine.interrupt.CHECK_SECONDS", 1000)  # no polls by real time
     monkeypatch.setattr(
         loop, "Clock", lambda batch, timer: Clock(batch, HostTimer(read_clock), read_clock)
     )
