@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -119,13 +119,13 @@ class DataConfig(Section):
     @field_validator("mixture", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
-        is_list = isinstance(value, list | tuple) and 0 < len(value) <= MAX_MIXTURE
-        if value is not None and not is_list:
+        size = len(cast(list[object], value)) if isinstance(value, list | tuple) else 0
+        if value is not None and not 0 < size <= MAX_MIXTURE:
             raise ValueError(
                 f"Write a list of 1 to {MAX_MIXTURE} datasets, such as "
                 '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
             )
-        return value
+        return cast(object, value)
 
     @property
     def datasets(self) -> list[DataConfig]:

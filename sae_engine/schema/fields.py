@@ -147,7 +147,8 @@ def _get(config: BaseModel, path: str) -> Value:
     for part in path.split("."):
         found = getattr(found, part)
     if isinstance(found, tuple):
-        return [part.model_dump(mode="json", exclude_defaults=True) for part in found]
+        parts = cast(tuple[BaseModel, ...], found)
+        return [part.model_dump(mode="json", exclude_defaults=True) for part in parts]
     return found
 
 
