@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -89,11 +89,6 @@ class MixturePart(Section):
     """As `data.text_column`."""
 
 
-def _is_mixture(value: object) -> bool:
-    """Whether a value is a list with a permitted number of parts."""
-    return isinstance(value, list | tuple) and 0 < len(cast(Sized, value)) <= MAX_MIXTURE
-
-
 class DataConfig(Section):
     """Text that the language model reads."""
 
@@ -144,12 +139,13 @@ class DataConfig(Section):
     @field_validator("mixture", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
-        if value is not None and not _is_mixture(value):
+        size = len(cast(list[object], value)) if isinstance(value, list | tuple) else 0
+        if value is not None and not 0 < size <= MAX_MIXTURE:
             raise ValueError(
                 f"Write a list of 1 to {MAX_MIXTURE} datasets, such as "
                 '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
             )
-        return value
+        return cast(object, value)
 
     @property
     def datasets(self) -> list[DataConfig]:
