@@ -88,6 +88,7 @@ def load_prefix(
         model, report = AutoModel.from_pretrained(
             name,
             config=hf_config,
+            trust_remote_code=False,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
@@ -122,7 +123,7 @@ def check_complete(config: ModelConfig) -> None:
     """
     name = model_path(config)
     with _one_sentence_errors(config.name), ExitStack() as stack:
-        hf_config = AutoConfig.from_pretrained(name)
+        hf_config = _described(name)
         if is_quantized(hf_config):
             return
         tensors = {
@@ -153,7 +154,7 @@ def _opened(name: str, stack: ExitStack) -> Generator[Any]:
 def _load_causal_lm(config: ModelConfig, prefix: nn.Module, num_layers: int | None) -> Any:
     name = model_path(config)
     with _one_sentence_errors(config.name), ExitStack() as stack:
-        hf_config = AutoConfig.from_pretrained(name)
+        hf_config = _described(name)
         if num_layers is not None:
             truncate(hf_config, num_layers)
         model_class = causal_class(config.name, hf_config)
@@ -195,7 +196,14 @@ def _config_and_tokenizer(name: str) -> tuple[Any, Any]:
     is_local = user_path(name).is_dir() or is_offline_mode()
     if not is_local and try_to_load_from_cache(name, "config.json") is None:
         HfApi().model_info(name, timeout=hub.TIMEOUT_SECONDS)
-    return AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    return _described(name), AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def _described(name: str) -> Any:
+    """The configuration of a model. Unless told not to run the model's own code, transformers asks
+    in the terminal.
+    """
+    return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def _weight_files(name: str) -> Sequence[str]:
@@ -254,6 +262,11 @@ def _one_sentence_errors(name: str) -> Generator[None]:
 
 
 def _loading_error(name: str, error: BaseException) -> UserError:
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"'{name}' needs code from its own files, which is never run; use a model whose "
+            "architecture is part of transformers."
+        )
     if user_path(name).is_dir():
         return UserError(f"The folder '{name}' does not hold a complete model: {error}")
     causes: list[BaseException] = []

@@ -129,3 +129,15 @@ def test_a_shard_missing_from_the_folder_is_reported(model_folders, tmp_path):
     (folder / index["weight_map"]["model.layers.3.mlp.up_proj.weight"]).unlink()
     with pytest.raises(UserError, match="does not hold a complete model"):
         LanguageModel.load(ModelConfig(name=str(folder), layer=1))
+
+
+def test_code_of_a_model_is_never_run(model_folders, tmp_path):
+    for path in model_folders["gemma2"].iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    described = json.loads((tmp_path / "config.json").read_text())
+    described |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match="code from its own files, which is never run"):
+        LanguageModel.load(ModelConfig(name=str(tmp_path), layer=1))
+    assert not (tmp_path / "ran").exists()
