@@ -68,7 +68,7 @@ def on_exit_signal(action: Callable[[], None]) -> Generator[None]:
 
 
 class ProcessId(NamedTuple):
-    """A process, told apart from every other one, on other machines too."""
+    """Identifies a process, across machines too."""
 
     pid: int
     created: float

@@ -115,7 +115,7 @@ def model_shape(described: Mapping[str, Any]) -> ModelShape:
         tied_head=described.get("tie_word_embeddings", is_gemma or is_gpt2),
     )
     if not all(isinstance(size, int) and 0 <= size < 2**40 for size in shape):
-        raise TypeError(f"{shape} has a size that is none")
+        raise TypeError(f"{shape} has an invalid size")
     return shape
 
 

@@ -17,7 +17,7 @@ from sae_engine.schema.config import ModelConfig
 
 
 class Sizes(NamedTuple):
-    """Sizes of a language model, or of the text part of a multimodal one; None if not told."""
+    """Sizes of a language model, or of the text part of a multimodal one; None if unknown."""
 
     num_layers: int | None
     width: int | None
@@ -115,7 +115,7 @@ def not_a_decoder(name: str) -> ConfigError:
 
 
 def special_ids(folder: Path) -> dict[str, int | None]:
-    """Ids of the BOS and eos tokens of a local model, as far as its files tell."""
+    """Ids of the BOS and eos tokens of a local model, according to its files."""
     try:
         named = read_json_object(folder / "tokenizer_config.json")
         added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]

@@ -1,7 +1,7 @@
 """Pauses after starts that failed for lack of a resource: descriptors, memory, processes, disk.
 
 Kept by the supervisor. A shortage passes, so it must fail no run; the queue waits, longer after
-every failure, and tells why.
+every failure, and says why.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class FileLock:
 
 
 class DatabaseLock:
-    """A lock in the database, held by a connection of its own."""
+    """A lock in the database, held by a dedicated connection."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

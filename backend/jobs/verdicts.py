@@ -1,4 +1,4 @@
-"""How a run ended whose process could not say so itself; read by the supervisor."""
+"""How a run ended, if its process could not report it; read by the supervisor."""
 
 from __future__ import annotations
 

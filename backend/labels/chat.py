@@ -142,7 +142,7 @@ def _answer(completion: Any) -> Answer | None:
 
 
 def _count(reported: object) -> int:
-    """A token count as an integer; 0 for anything that is none."""
+    """A token count as an integer; 0 for anything else."""
     if isinstance(reported, int | float) and 0 <= reported <= MAX_COUNT:
         return int(reported)
     return 0

@@ -1,4 +1,4 @@
-"""The pipe through which `client` sends questions, written by a thread of its own.
+"""The pipe through which `client` sends questions, written by a separate thread.
 
 Whoever asks never waits for a process that does not read.
 """

@@ -37,7 +37,7 @@ def problems(values: dict[str, Any]) -> dict[str, str]:
 
 
 def field_of_problem(field: str, message: str) -> str:
-    """The field beside which a problem is shown: its own, the one that contains it, or the first
+    """The field next to which a problem is shown: its own, the one that contains it, or the first
     that the message names.
     """
     paths = field_names()

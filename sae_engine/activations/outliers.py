@@ -101,7 +101,7 @@ class OutlierFilter:
 def replace_outliers(
     x: Float[Tensor, "n d_in"], outlier: Bool[Tensor, " n"]
 ) -> Float[Tensor, "n d_in"]:
-    """A batch of the same size in which each outlier is replaced by the row before it that is none,
+    """A batch of the same size in which the nearest ordinary row before each outlier replaces it,
     cyclically. Never waits for the device.
     """
     number = torch.arange(len(x), device=x.device)

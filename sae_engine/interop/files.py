@@ -47,18 +47,18 @@ class SAEFile:
     """The file with an SAE's tensors, and its settings."""
 
     def __init__(
-        self, shown: str, place: PurePath, beside: Collection[str], fetch: Callable[[str], Path]
+        self, shown: str, place: PurePath, siblings: Collection[str], fetch: Callable[[str], Path]
     ) -> None:
         self.shown = shown
         """As error messages name it."""
         self.place = place
         """Its absolute path, or its path in the hub, which starts with the repository's name."""
-        self._beside = beside
+        self._siblings = siblings
         self.fetch = fetch
         """The local path of a file beside it, relative to its folder; downloads it if needed."""
 
-    def has_beside(self, name: str) -> bool:
-        return name in self._beside
+    def has_sibling(self, name: str) -> bool:
+        return name in self._siblings
 
     @cached_property
     def header(self) -> Header | None:
@@ -79,7 +79,7 @@ class SAEFile:
         """The JSON object in the file `name` beside the tensors; raises `UserError`."""
         shown = f"{self.shown.rpartition('/')[0]}/{name}"
         try:
-            if not self.has_beside(name):
+            if not self.has_sibling(name):
                 raise FileNotFoundError("it does not exist")
             tree = json.loads(self.fetch(name).read_text("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
@@ -106,8 +106,8 @@ def _here(path: Path) -> SAEFile:
     if not path.is_file():
         raise UserError(f"There is no SAE at '{path}'.")
     folder = path.absolute().parent
-    beside = [os.path.relpath(file, folder) for file in local_settings(folder)]
-    return SAEFile(str(path), path.absolute(), beside, lambda name: folder / name)
+    siblings = [os.path.relpath(file, folder) for file in local_settings(folder)]
+    return SAEFile(str(path), path.absolute(), siblings, lambda name: folder / name)
 
 
 def local_settings(folder: Path) -> list[Path]:

@@ -50,7 +50,7 @@ def describe_file(file: SAEFile, wanted: PretrainedFormat | None = None) -> Desc
 
 
 def _ours(file: SAEFile) -> Description:
-    settings = file.settings("cfg.json") if file.has_beside("cfg.json") else {}
+    settings = file.settings("cfg.json") if file.has_sibling("cfg.json") else {}
     place = place_of(settings.get("hook_name"))
     if settings.get("hook_io") == "input":
         place = place_of(f"{settings.get('hook_name')}.input")
@@ -67,7 +67,7 @@ def _sparsify(file: SAEFile) -> Description:
     if settings.get("activation", "topk") != "topk":
         file.refuse(f"an SAE with '{settings['activation']}' activation", "topk")
     folder = file.place.parent.name
-    run = file.settings("../config.json") if file.has_beside("../config.json") else {}
+    run = file.settings("../config.json") if file.has_sibling("../config.json") else {}
     return Description(
         "sparsify",
         text_of(run, "model"),
@@ -110,7 +110,7 @@ def _is_sparsify(file: SAEFile) -> bool:
 
 
 def _cfg(file: SAEFile) -> dict[str, Any]:
-    return file.settings("cfg.json") if file.has_beside("cfg.json") else {}
+    return file.settings("cfg.json") if file.has_sibling("cfg.json") else {}
 
 
 def _is_gemma_scope(file: SAEFile) -> bool:
@@ -127,7 +127,7 @@ FORMATS: tuple[
 ] = (
     (
         "saelens",
-        lambda f: f.place.stem == "sae_weights" and f.has_beside("cfg.json"),
+        lambda f: f.place.stem == "sae_weights" and f.has_sibling("cfg.json"),
         describe_saelens,
     ),
     ("sae-workbench", _is_ours, _ours),
@@ -138,7 +138,7 @@ FORMATS: tuple[
         lambda f: f.place.suffix in PICKLES and ".sae." in f.place.name,
         describe_qwen_scope,
     ),
-    ("dictionary_learning", lambda f: f.has_beside("config.json"), _dictionary_learning),
+    ("dictionary_learning", lambda f: f.has_sibling("config.json"), _dictionary_learning),
     ("gemma-scope", _is_other_npz, describe_gemma_scope),
 )
 """Formats, how to detect them, and what reads their settings; the first match is used."""

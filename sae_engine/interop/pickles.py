@@ -1,4 +1,4 @@
-"""Reads the tensors of a PyTorch pickle (`.pt`) in a process of its own.
+"""Reads the tensors of a PyTorch pickle (`.pt`) in a separate process.
 
 PyTorch's restricted unpickler builds nothing but tensors and containers; the process has a limit of
 memory and time and none of this one's secrets. Used by `weights`; `python -m

@@ -34,13 +34,13 @@ EMBEDDING = (
     "'model.layers.0' (GPT-2: 'transformer.h.0'), and model.hook_io to 'input'"
 )
 NO_SITE = (
-    "that is none of resid_post, mlp_out and attn_out, so set model.hook_point to the module that "
+    "it is not resid_post, mlp_out or attn_out, so set model.hook_point to the module that "
     "computes it"
 )
 
 
 class Place(NamedTuple):
-    """Where an SAE reads, as far as its files say and this project can name it."""
+    """Where an SAE reads, according to its files, if this project has a name for it."""
 
     layer: int | None = None
     site: str | None = None

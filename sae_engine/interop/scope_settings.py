@@ -19,7 +19,7 @@ def describe_gemma_scope(file: SAEFile) -> Description:
     """
     path = file.place.as_posix()
     where = path[max(0, path.find("gemma-scope")) :]
-    settings = file.settings("config.json") if file.has_beside("config.json") else {}
+    settings = file.settings("config.json") if file.has_sibling("config.json") else {}
     there, back = settings.get("hf_hook_point_in"), settings.get("hf_hook_point_out")
     is_transcoder = settings.get("affine_connection") or (back and back != there)
     if re.search("transcoder|crosscoder|/clt", where) or is_transcoder:

@@ -99,7 +99,7 @@ class DataConfig(Section):
     subset: str | None = Field(default=None, max_length=200)
     """Configuration of the Hugging Face dataset, such as `sample-10BT`."""
     split: str = Field(default="train", min_length=1, max_length=100)
-    """Dataset split; in a local folder, told by the names of files and folders (`all` reads every
+    """Dataset split. In a local folder, the names of files and folders decide (`all` reads every
     file).
     """
     text_column: str = Field(default="text", min_length=1, max_length=200)

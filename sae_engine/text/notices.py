@@ -1,6 +1,6 @@
 """What the user should know about a text: rows left out, guessed encodings, how it is divided.
 
-Filled by the text sources while they read; told by `preflight` and by `training`.
+Filled by the text sources while they read; reported by `preflight` and `training`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TextNotices:
         """Number of the last row counted, by file. Every pass reads the rows in order."""
 
     def note(self, subject: str, file: str, sentence: str) -> None:
-        """Add a sentence about a file; of many on one subject only the first is told."""
+        """Add a sentence about a file; only the first on each subject is reported."""
         notes = self._notes.setdefault(subject, {})
         if notes.get(file) != sentence:
             notes[file] = sentence

@@ -1,7 +1,7 @@
 """The order in which a run reads rows of text: datasets mixed by weight, rows shuffled in pools.
 
 Fed by `packing`; read by `activations`. Far more text fits into memory as token ids than as
-activations, so order is made here as far as possible.
+activations, so most of the shuffling happens here.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def furthest_behind(counts: Sequence[int], weights: Sequence[float], among: Iter
 
 
 class ShuffledRows:
-    """Rows in pools of `pool_rows`, each pool in an order of its own.
+    """Rows in pools of `pool_rows`, each pool shuffled by itself.
 
     A pool ends early where a dataset begins again, so that epochs do not mix. The order is a pure
     function of (rows, `seed`, position). To continue from a cursor, one pool of text is read again.

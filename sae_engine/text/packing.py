@@ -42,7 +42,7 @@ BEGINNING = Cursor()
 
 
 class Packing(NamedTuple):
-    """How documents become rows, and where to tell what is wrong with them."""
+    """How documents become rows, and where to report problems with them."""
 
     tokenizer: Tokenizer
     ctx_len: int

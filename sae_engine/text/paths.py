@@ -95,7 +95,7 @@ def _visible_files(folder: Path) -> Iterator[Path]:
 
 
 def _split_files(folder: Path, files: list[Path], wanted: str) -> tuple[str | None, list[Path]]:
-    """The files of a split, told apart as the datasets library does it: by shards such as
+    """The files of a split, found as the datasets library finds them: by shards such as
     `data/train-00000-of-00002.parquet`, else by folders or files named after a split. Without any
     of these, every file belongs to `train`.
     """

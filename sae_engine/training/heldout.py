@@ -40,10 +40,10 @@ NO_FEATURES = (
 )
 
 
-def new_notices(feed: Feed, told: set[str]) -> list[NoticeRecord]:
-    """Notices of the feed that are not in `told`, to which they are added."""
-    new = [notice for notice in feed.notices if notice not in told]
-    told.update(new)
+def new_notices(feed: Feed, reported: set[str]) -> list[NoticeRecord]:
+    """Notices of the feed that are not in `reported`, to which they are added."""
+    new = [notice for notice in feed.notices if notice not in reported]
+    reported.update(new)
     return [NoticeRecord(level="warning", message=notice) for notice in new]
 
 

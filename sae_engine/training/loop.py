@@ -107,8 +107,8 @@ def _open_pass(
 
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
     feed = open_feed(configs, check_stop)
-    told: set[str] = set()
-    for notice in new_notices(feed, told):
+    reported: set[str] = set()
+    for notice in new_notices(feed, reported):
         yield from _to_all(members, notice)
     if (model := feed.load_model(check_stop)) is not None:
         rehearse(model, check_stop)
@@ -121,7 +121,7 @@ def _open_pass(
         run = TrainingRun(member.config, member.folder, feed, heldout, stop)
         runs.append(stack.enter_context(closing(run)))
         yield number, run.plan
-    return _Pass(feed, heldout, runs, told)
+    return _Pass(feed, heldout, runs, reported)
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
@@ -141,11 +141,11 @@ class _Pass:
         feed: Feed,
         heldout: SharedHeldout,
         runs: Sequence[TrainingRun],
-        told: set[str],
+        reported: set[str],
     ) -> None:
         self._feed = feed
         self._heldout = heldout
-        self._told = told
+        self._reported = reported
         """Notices of the feed that all runs have received."""
         self._active = dict(enumerate(runs))
         self._batch_size = runs[0].config.train.batch_size_tokens
@@ -176,7 +176,7 @@ class _Pass:
             for number, run in self._active.items():
                 for notice in run.begin(stream.first_window[run.hook]):
                     yield number, notice
-        for notice in new_notices(self._feed, self._told):
+        for notice in new_notices(self._feed, self._reported):
             yield from self._to_active(notice)
         yield from self._to_active(PhaseRecord(phase="training"))
         while self._active:
@@ -253,7 +253,7 @@ class _Pass:
             yield self._failed(number, error)
             return
         del self._active[number]
-        for notice in new_notices(self._feed, set(self._told)):
+        for notice in new_notices(self._feed, set(self._reported)):
             yield number, notice
         yield number, EndRecord(reason=reason, step=run.trainer.steps_done, tokens=run.tokens)
 

@@ -1,4 +1,4 @@
-"""A start that fails for lack of a resource fails no run; the queue waits and tells why."""
+"""A start that fails for lack of a resource fails no run; the queue waits and says why."""
 
 from __future__ import annotations
 

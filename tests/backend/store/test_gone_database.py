@@ -1,4 +1,4 @@
-"""A database file that goes away under a running server: noticed, said, and nothing is lost."""
+"""A database file that goes away under a running server is reported; nothing is lost."""
 
 from __future__ import annotations
 

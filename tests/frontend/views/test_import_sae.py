@@ -51,7 +51,7 @@ def test_model_and_place_can_be_changed(open_page: Open, workbench: Workbench, p
 def test_a_place_that_needs_a_module_asks_for_it(open_page: Open, workbench: Workbench) -> None:
     path = write_sae(workbench.settings.data_dir / "mid", hook_name="blocks.1.hook_resid_mid")
     app = open_page("import_sae", path=str(path))
-    assert "blocks.1.hook_resid_mid: that is none of resid_post" in shown(app)
+    assert "blocks.1.hook_resid_mid: it is not resid_post" in shown(app)
     assert app.selectbox(key=f"import:{path}:site").value == "Another module"
     app.button(key="import").click().run()
     assert not app.exception
