@@ -32,7 +32,8 @@ def change(values: list[MetricValue]) -> float | None:
 
 def _card(name: str, run: Run, data: MetricsSeries) -> str:
     metric, value, series = METRICS[name], run.metrics.get(name), data.series.get(name, [])
-    broken = " broken" if value is not None and not finite_values([value]) else ""
+    undefined = value is None or (value == "NaN" and metric.may_be_undefined)
+    broken = " broken" if not undefined and not finite_values([value]) else ""
     return (
         f'<div class="wb-card{broken}" title="{html.escape(metric.help, quote=True)}">'
         f'<span class="t">{html.escape(metric.title)}</span>'

@@ -122,8 +122,9 @@ def _train(
 
 
 def measured(step: int) -> MetricsRecord:
-    """The fake engine's measurements at a step; the FVU is NaN at step 7."""
-    values = {"fvu": math.nan if step == 7 else 1 / step, "l0": 4.0}
+    """The fake engine's measurements at a step; loss and FVU are NaN at step 7."""
+    value = math.nan if step == 7 else 1 / step
+    values = {"loss": value, "fvu": value, "l0": 4.0}
     if step % 10 == 0:
         values["eval_fvu"] = 2 / step
     return MetricsRecord(step=step, tokens=step * BATCH_TOKENS, time=step * 0.5, values=values)

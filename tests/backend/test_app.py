@@ -40,5 +40,5 @@ def test_importing_the_module_creates_no_engine_thread_or_file(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     imported, served = done.stdout.splitlines()
     assert imported == "0 1 False"
-    assert served == "1 True", "uvicorn gets one application, made once"
+    assert served == "2 True", "one application, made once, with an engine to read and one to write"
     assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_engine import preflight
+from sae_engine import model_files
 from sae_engine.errors import ConfigError
 from sae_engine.preflight import check_config
 from sae_engine.presets import presets, resolve_config
@@ -97,7 +97,7 @@ def model_of(folder: Path, described: dict, tokenizer: dict | None = None) -> Pa
 def test_a_local_model_that_cannot_be_used_is_refused(
     tmp_path: Path, monkeypatch, described, field, words
 ):
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None)  # nothing is installed
+    monkeypatch.setattr(model_files, "find_spec", lambda name: None)  # nothing is installed
     overrides = {"model": {"name": str(model_of(tmp_path, described))}}
     with pytest.raises(ConfigError, match=words) as caught:
         check_config(resolve_config("tiny", overrides))
@@ -106,7 +106,7 @@ def test_a_local_model_that_cannot_be_used_is_refused(
 
 def test_a_quantized_model_passes_if_the_package_is_installed(tmp_path: Path, monkeypatch):
     described = {"quantization_config": {"quant_method": "awq"}}
-    monkeypatch.setattr(preflight, "find_spec", {"gptqmodel": object()}.get)
+    monkeypatch.setattr(model_files, "find_spec", {"gptqmodel": object()}.get)
     check_config(resolve_config("tiny", {"model": {"name": str(model_of(tmp_path, described))}}))
 
 

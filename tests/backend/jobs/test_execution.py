@@ -48,7 +48,7 @@ def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Be
     assert (row.step, row.tokens, row.total_steps, row.total_tokens) == (20, 2000, 20, 2000)
     assert row.ended_at is not None
     assert (row.phase, row.eta_seconds, row.error_type) == (None, None, None)
-    assert json.loads(row.metrics) == {"fvu": 0.05, "l0": 4.0, "eval_fvu": 0.1}
+    assert json.loads(row.metrics) == {"loss": 0.05, "fvu": 0.05, "l0": 4.0, "eval_fvu": 0.1}
     with bench.database.reading() as session:
         series = metrics_series(store.metrics(session, bench.id))
         [snapshot] = store.snapshots(session, bench.id)
@@ -230,7 +230,7 @@ def test_a_locked_database_delays_a_run_and_loses_nothing(
         lock.__enter__()
         release = threading.Timer(1, lambda: lock.__exit__(None, None, None))
         release.start()
-        yield measured(7)  # also an alert, as its FVU is NaN
+        yield measured(7)  # also an alert, as its loss is NaN
         yield PhaseRecord(phase="evaluating")
         release.join()
         yield measured(8)

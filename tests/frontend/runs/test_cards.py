@@ -57,9 +57,15 @@ def test_every_card_carries_its_definition() -> None:
 
 
 def test_a_value_that_is_not_finite_is_shown_and_marked() -> None:
-    shown = cards.cards(make_run(metrics={"fvu": "NaN"}), _EMPTY)
+    shown = cards.cards(make_run(metrics={"l0": "NaN"}), _EMPTY)
     assert "wb-card broken" in shown
     assert "NaN" in shown
+
+
+def test_a_metric_that_is_not_defined_is_not_marked() -> None:
+    shown = cards.cards(make_run(metrics={"fvu": "NaN"}), _EMPTY)
+    assert "wb-card broken" not in shown
+    assert "not defined" in shown
 
 
 def test_change_compares_the_last_tenth_with_the_tenth_before() -> None:

@@ -65,7 +65,7 @@ def test_rows_longer_than_the_positions_are_refused(model_folders, architecture)
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])
 def test_quantized_weights_are_refused_without_their_package(gpt2, monkeypatch, method):
-    monkeypatch.setattr("sae_engine.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("sae_engine.model_files.find_spec", lambda name: None)
     config = described(gpt2, quantization_config={"quant_method": method, "bits": 4})
     with pytest.raises(ConfigError, match=rf"quantized with {method}.*: pip install"):
         load_prefix([config])
