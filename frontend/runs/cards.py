@@ -60,7 +60,7 @@ def progress_line(run: Run) -> str:
     tokens = f"{short_count(at.tokens)} tokens"
     took = elapsed(run.started_at, run.ended_at)
     spent = f"{duration(took)} elapsed" if took is not None else ""
-    known = run.status == "running" and at.eta_seconds is not None
+    known = run.status == "running" and at.eta_seconds is not None and at.eta_seconds >= 1
     left = f"about {duration(at.eta_seconds)} left" if known else ""
     phase = at.phase if run.status in ("queued", "running", "stopping") and at.phase else ""
     return " · ".join(part for part in (steps, tokens, spent, left, phase) if part)

@@ -30,6 +30,13 @@ def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
     assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed"
 
 
+def test_no_remaining_time_is_shown_after_the_last_step() -> None:
+    run = make_run()
+    progress = run.progress.model_copy(update={"eta_seconds": 0.0, "phase": "evaluating"})
+    line = cards.progress_line(run.model_copy(update={"progress": progress}))
+    assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed · evaluating"
+
+
 @pytest.mark.parametrize(
     ("status", "step", "total", "fraction"),
     [
