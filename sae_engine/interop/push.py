@@ -111,7 +111,7 @@ def _repository(
     api: Any, target: HubName, paths: Collection[str], *, private: bool
 ) -> Generator[None]:
     """The repository, created if it does not exist; removed if it was and the block fails."""
-    existing = list_remote_files(target._replace(revision=None))
+    existing = list_remote_files(target)
     if existing is not None:
         _require_free(target, paths, existing)
         yield
