@@ -61,7 +61,12 @@ print(json.dumps(answers))
 """
 CONFIG = {
     "model": {"name": "tiny-gemma2", "layer": 1},
-    "data": {"dataset": "/srv/private/notes.txt"},
+    "data": {
+        "mixture": [
+            {"dataset": "/srv/private/notes.txt", "weight": 2},
+            {"dataset": "user/more", "weight": 1},
+        ]
+    },
 }
 FILES = (".gitattributes", "README.md", "cfg.json", "config.yaml", "saelens/cfg.json",
          "saelens/sae_weights.safetensors", "sae.safetensors")  # fmt: skip
@@ -122,11 +127,14 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "saelens"
     assert "| Held-out FVU | 0.125 |" in card
-    assert "123,456 tokens of `notes.txt`" in card
+    assert "123,456 tokens of `notes.txt + user/more`" in card
     assert 'SAE.from_pretrained("me/saes", "saelens")' in card
     assert 'SAE.from_pretrained("me/saes", "layer-1/saelens")' in files[folder[0]].decode()
     for name, content in files.items():
         assert b"/srv/private" not in content, name
+    for name, field in (("cfg.json", "dataset"), ("saelens/cfg.json", "dataset_path")):
+        described = json.loads(files[name])
+        assert (described.get("metadata") or described)[field] == "notes.txt + user/more"
     for place in ("", "layer-1/"):
         local = tmp_path / "copy" / place
         for name in FILES[1:]:
