@@ -52,9 +52,10 @@ def push_sae(run: PushedRun, text: str, *, private: bool = True) -> Pushed:
 
     target = HubName.parse(text)
     with (
-        room_needed(run.folder.path),
-        TemporaryDirectory(prefix=".push-", suffix=".tmp", dir=run.folder.path) as scratch,
         _allowed_to_write(target),
+        room_needed(run.folder.path),
+        # Beside the run's folder, from which a run that resumes removes temporary files.
+        TemporaryDirectory(prefix=".push-", dir=run.folder.path.parent) as scratch,
     ):
         folder = Path(scratch)
         names = _write_files(run, target, folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from backend.errors import ForbiddenError
 from backend.jobs.pushes import require_allowed
 from backend.settings import Settings, load_settings
 from backend.store.database import Database
-from sae_engine.errors import UserError
+from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.interop.load import load_pretrained
+from sae_engine.interop.push import PushedRun, push_sae
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
@@ -173,7 +176,30 @@ def test_a_push_that_fails_leaves_nothing_behind_and_says_why(
         assert (code, out) == (2, "")
         assert words in error
     assert hub.repositories == before
-    assert not list(settings.run_folder(run).path.glob(".push*"))
+    assert not list(settings.data_dir.rglob(".push*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_during_a_push_is_not_blamed_on_the_hub(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = settings.run_folder("full")
+    publish(folder)
+    scratch = list[Path]()
+
+    def copy(source: Path, target: Path) -> None:
+        folder.remove_leftovers()  # as a run that resumes meanwhile does
+        scratch.append(target.parent)
+        assert target.parent.is_dir()
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    monkeypatch.setattr("sae_engine.interop.push.export_saelens", copy)
+    run = PushedRun(folder, "full", RunConfig.model_validate(CONFIG), {}, 1)
+    with pytest.raises(DiskFullError, match="full' is full"):
+        push_sae(run, "hub:me/saes")
+    assert scratch
+    assert not scratch[0].exists()
 
 
 def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(
