@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """Niceness of processes that compute on the CPU, in favor of the pages and other programs."""
     changes_per_minute: int = Field(1_200, ge=1)
     """Limit of requests that change something, per client address."""
+    push_to: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
+    """Owners, such as `me`, and repositories, such as `me/my-sae`, of the Hugging Face hub that
+    REST clients may push to, separated by commas. By default none.
+    """
     labels_base_url: str | None = Field(None, pattern=r"^https?://")
     """URL of an OpenAI-compatible endpoint, such as `http://127.0.0.1:11434/v1`."""
     labels_model: str | None = None
@@ -111,6 +115,23 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return [name.strip().lower() for name in value.split(",") if name.strip()]
+
+    @field_validator("push_to", mode="before")
+    @classmethod
+    def _split_repositories(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return [name.strip() for name in value.split(",") if name.strip()]
+
+    @field_validator("push_to")
+    @classmethod
+    def _on_the_hub(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name, re.ASCII):
+                raise ValueError(
+                    f"'{name}' is not an owner or OWNER/NAME of the hub; separate them by commas"
+                )
+        return value
 
     @field_validator("devices")
     @classmethod

@@ -128,6 +128,8 @@ def room_needed(path: Path) -> Generator[None]:
     """
     try:
         yield
+    except DiskFullError:
+        raise
     except Exception as error:
         if _is_disk_full(error):
             raise DiskFullError(
@@ -137,10 +139,17 @@ def room_needed(path: Path) -> Generator[None]:
         raise
 
 
-def _is_disk_full(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return _NO_ROOM.search(str(error)) is not None
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether the error or one of its causes is that of a full disk."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if _NO_ROOM.search(str(error)) is not None:
+            return True
+        error = error.__cause__
+    return False
 
 
 @contextmanager

@@ -6,16 +6,25 @@ Read by `text` for datasets, by `model` for language models and by `interop` for
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from sae_engine.errors import UserError
+from sae_engine.files import room_needed
 
 TIMEOUT_SECONDS = 5
 """For the one request made before a download; the library retries for much longer."""
 
 PREFIX = "hub:"
 NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([^/\s]+))?(?:/(.*))?", re.ASCII)
+_UNREACHABLE = {
+    *("TransportError", "LocalEntryNotFoundError"),
+    *("ConnectionError", "Timeout", "ChunkedEncodingError"),
+}
+"""Errors of httpx and of the hub's library, and of requests."""
 Kind = Literal["model", "dataset", "repository"]
 
 
@@ -53,13 +62,26 @@ def is_on_hub(text: str) -> bool:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether the network is to blame.
+    """Whether the network or an overloaded hub is to blame, and not, say, a full disk.
 
-    The hub's library uses httpx or httpx2, whichever is installed; each defines its own
-    `TransportError`.
+    Classes of HTTP clients are known by name, because the hub's library uses httpx or httpx2,
+    whichever is installed, and some readers use requests.
     """
+    if isinstance(error, ConnectionError | TimeoutError | socket.gaierror):
+        return True
     names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, OSError) or "TransportError" in names
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    is_overloaded = status is not None and (status == 429 or status >= 500)
+    return is_overloaded or not names.isdisjoint(_UNREACHABLE)
+
+
+@contextmanager
+def room_for_downloads() -> Generator[None]:
+    """Raise `DiskFullError` if the disk of the hub's cache is full."""
+    from huggingface_hub.constants import HF_HOME
+
+    with room_needed(Path(HF_HOME)):
+        yield
 
 
 def gated(kind: Kind, name: str) -> UserError:

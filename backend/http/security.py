@@ -47,6 +47,7 @@ class AccessGuard:
         """The application that answers the request; raises `ApiError`."""
         path = get_route_path(scope)
         self._check_address(scope)
+        _refuse_other_sites(path, Headers(scope=scope))
         if path.startswith("/api/") and ("\n" in path or "\0" in path):  # no route matches these
             raise NotFoundError(f"There is nothing at {path!r}; /api/docs lists every endpoint.")
         if self._login is None or path in OPEN_PATHS:
@@ -88,6 +89,18 @@ class AccessGuard:
                 f"This server does not answer pages of '{origin}'; use its own pages.",
                 kind="origin-not-allowed",
             )
+
+
+def _refuse_other_sites(path: str, headers: Headers) -> None:
+    """Raise `ForbiddenError` for a request to the API that a page of another site makes without an
+    `Origin`, as browsers do for images and links.
+    """
+    is_api = path == "/api" or path.startswith("/api/")
+    if is_api and "origin" not in headers and headers.get("sec-fetch-site") == "cross-site":
+        raise ForbiddenError(
+            "This server does not answer pages of other sites; use its own pages.",
+            kind="origin-not-allowed",
+        )
 
 
 class _Protected:

@@ -1,11 +1,12 @@
-"""What of a run is pushed to the hub. Read by `routes` and `cli`."""
+"""What of a run is pushed to the hub, and where to. Read by `routes` and `cli`."""
 
 from __future__ import annotations
 
 from backend import store
-from backend.errors import ConflictError
+from backend.errors import ConflictError, ForbiddenError
 from backend.settings import Settings
 from backend.store.models import RunRow
+from sae_engine.hub import HubName
 from sae_engine.interop.push import PushedRun
 
 
@@ -20,3 +21,16 @@ def pushed_run(settings: Settings, row: RunRow) -> PushedRun:
     if not folder.sae.is_file() or not folder.sae_config.is_file():
         raise ConflictError(f"The run '{row.name}' has no SAE to push.", kind="no-sae")
     return PushedRun(folder, row.name, store.config_of(row), row.latest_metrics, row.tokens)
+
+
+def require_allowed(settings: Settings, target: str) -> None:
+    """Raise `ForbiddenError` for a push that REST clients may not make with this server's token,
+    and `UserError` for a target that is no name.
+    """
+    repository = HubName.parse(target).repository
+    if not {repository, repository.partition("/")[0]} & set(settings.push_to):
+        raise ForbiddenError(
+            f"This server does not push to '{repository}'; add it or its owner to "
+            "SAE_WORKBENCH_PUSH_TO.",
+            kind="push-not-allowed",
+        )

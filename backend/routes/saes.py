@@ -11,7 +11,7 @@ from backend.errors import ConflictError
 from backend.http.configs import check_sae_path
 from backend.http.services import ServicesDep
 from backend.jobs.imports import found_sae
-from backend.jobs.pushes import pushed_run
+from backend.jobs.pushes import pushed_run, require_allowed
 from sae_engine.interop.push import push_sae
 from sae_engine.schema.saes import FoundSAE, PushCreate, Pushed
 
@@ -22,10 +22,12 @@ router = APIRouter(tags=["runs"])
 def push_run(run_id: str, body: PushCreate, services: ServicesDep) -> Pushed:
     """Push a run's SAE to the Hugging Face hub in one commit, with a model card.
 
-    Uses this server's `HF_TOKEN`; answers when everything is there.
+    Uses this server's `HF_TOKEN`, so only for owners and repositories in
+    `SAE_WORKBENCH_PUSH_TO`; answers when everything is there.
     """
     with services.database.reading() as session:
         run = pushed_run(services.settings, store.get_run(session, run_id))
+    require_allowed(services.settings, body.target)
     if not services.exporting.acquire(blocking=False):
         raise ConflictError(
             "Another export is in progress; try again when it is finished.", kind="exporting"

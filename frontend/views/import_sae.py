@@ -15,6 +15,7 @@ from frontend.launch.drafts import sent_once
 from frontend.shell.navigation import name_tab, open_page
 from frontend.shell.problems import show_problem
 from frontend.shell.url import bound_text, param
+from sae_engine.schema.config import MAX_LAYER
 from sae_engine.schema.runs import ImportCreate
 from sae_engine.schema.saes import FoundSAE
 
@@ -98,7 +99,8 @@ def _form(found: FoundSAE) -> dict[str, Any]:
         body["name"] = st.text_input("Name of the run", found.name, key=key("name"))
     with right:
         choices = [*SITES, ELSEWHERE]
-        start = ELSEWHERE if found.hook_point or found.remedy else found.site or "resid_post"
+        is_elsewhere = found.hook_point or (found.remedy and not found.site)
+        start = ELSEWHERE if is_elsewhere else found.site or "resid_post"
         chosen = st.selectbox(
             "Reads",
             choices,
@@ -109,7 +111,7 @@ def _form(found: FoundSAE) -> dict[str, Any]:
         if chosen == ELSEWHERE:
             body |= _module(found, key("hook_point"), key("hook_io"))
         else:
-            layer = st.number_input("Layer", 0, None, found.layer, key=key("layer"))
+            layer = st.number_input("Layer", 0, MAX_LAYER, found.layer, key=key("layer"))
             body |= {"site": chosen, "layer": layer}
     return {name: value for name, value in body.items() if value not in (None, "")}
 

@@ -34,6 +34,8 @@ PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
 SUFFIXES = {".safetensors", ".npz", *PICKLES}
 SETTINGS = ("cfg.json", "config.json", "../config.json")
 """Settings of an SAE; the last is that of a sparsify run, above the folders of its SAEs."""
+MAX_SETTINGS = 2**20
+"""Size in bytes above which a file is not settings; larger ones are neither downloaded nor read."""
 
 
 class Header(NamedTuple):
@@ -47,7 +49,12 @@ class SAEFile:
     """The file with an SAE's tensors, and its settings."""
 
     def __init__(
-        self, shown: str, place: PurePath, siblings: Collection[str], fetch: Callable[[str], Path]
+        self,
+        shown: str,
+        place: PurePath,
+        siblings: Collection[str],
+        fetch: Callable[[str], Path],
+        size_of: Callable[[str], int | None],
     ) -> None:
         self.shown = shown
         """As error messages name it."""
@@ -56,6 +63,8 @@ class SAEFile:
         self._siblings = siblings
         self.fetch = fetch
         """The local path of a file beside it, relative to its folder; downloads it if needed."""
+        self._size_of = size_of
+        """The size in bytes of a file beside it, before it is fetched; None if that is unknown."""
 
     def has_sibling(self, name: str) -> bool:
         return name in self._siblings
@@ -81,7 +90,12 @@ class SAEFile:
         try:
             if not self.has_sibling(name):
                 raise FileNotFoundError("it does not exist")
-            tree = json.loads(self.fetch(name).read_text("utf-8-sig"))
+            _require_small(self._size_of(name))
+            path = self.fetch(name)
+            _require_small(path.stat().st_size)
+            tree = _without_surrogates(json.loads(path.read_text("utf-8-sig")))
+        except UserError:  # of the hub, or of a full disk
+            raise
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"'{shown}' cannot be read: {error}.") from error
         if not isinstance(tree, dict):
@@ -90,6 +104,17 @@ class SAEFile:
 
     def refuse(self, what: str, instead: str) -> NoReturn:
         raise UserError(f"'{self.shown}' is {what}, which is not supported; only {instead} are.")
+
+
+def _without_surrogates(tree: Any) -> Any:
+    """A tree of JSON, whose texts may hold half a character, which UTF-8 may not."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", json.dumps(tree, ensure_ascii=False))
+    return json.loads(text)
+
+
+def _require_small(size: int | None) -> None:
+    if size is not None and size > MAX_SETTINGS:
+        raise ValueError(f"it has {size:,} bytes, and settings have at most {MAX_SETTINGS:,}")
 
 
 def find_sae(path: str | Path) -> SAEFile:
@@ -107,7 +132,13 @@ def _here(path: Path) -> SAEFile:
         raise UserError(f"There is no SAE at '{path}'.")
     folder = path.absolute().parent
     siblings = [os.path.relpath(file, folder) for file in local_settings(folder)]
-    return SAEFile(str(path), path.absolute(), siblings, lambda name: folder / name)
+    return SAEFile(
+        str(path),
+        path.absolute(),
+        siblings,
+        lambda name: folder / name,
+        lambda name: (folder / name).stat().st_size,
+    )
 
 
 def local_settings(folder: Path) -> list[Path]:
@@ -132,6 +163,7 @@ def _on_hub(text: str) -> SAEFile:
         PurePath(folder.repository, folder.path, name),
         [name for name in names if folder.has(name)],
         folder.fetch,
+        folder.size_of,
     )
 
 

@@ -15,7 +15,7 @@ from sae_engine.errors import UserError
 from sae_engine.interop import fields
 from sae_engine.interop.description import TITLES, Description, section, text_of
 from sae_engine.interop.files import PICKLES, SAEFile, find_sae, is_module
-from sae_engine.interop.places import SAELENS_SITES, Place, place_of
+from sae_engine.interop.places import NO_LAYER, NO_SITE, SAELENS_SITES, Place, layer_of, place_of
 from sae_engine.interop.saelens_settings import describe_saelens
 from sae_engine.interop.scope_settings import describe_gemma_scope, describe_qwen_scope
 from sae_engine.schema.config import PretrainedFormat
@@ -86,9 +86,10 @@ def _dictionary_learning(file: SAEFile) -> Description:
         file.refuse(f"dictionary_learning's '{kind}'", ", ".join(DICTIONARY_KINDS))
     if buffer.get("io") == "in_and_out":
         file.refuse("a transcoder", "autoencoders of one site")
-    submodule, layer = str(trainer.get("submodule_name") or ""), trainer.get("layer")
+    submodule, layer = str(trainer.get("submodule_name") or ""), layer_of(trainer.get("layer"))
     site = next((site for site in SAELENS_SITES if site in submodule), None)
-    place = Place(layer if isinstance(layer, int) else None, site, name=submodule)
+    remedy = NO_LAYER if site and layer is None else NO_SITE
+    place = Place(layer, site, name=submodule, remedy=remedy)
     if re.search(r"\.\d+(\.|$)", submodule):
         place = place_of(submodule)
     if buffer.get("io") == "in":

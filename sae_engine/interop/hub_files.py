@@ -58,7 +58,7 @@ class HubFolder:
         from huggingface_hub import hf_hub_download
 
         repository, revision, _ = self._name
-        with one_sentence_errors(repository):
+        with one_sentence_errors(repository), hub.room_for_downloads():
             found = hf_hub_download(
                 repository,
                 self._at(name),
@@ -66,6 +66,18 @@ class HubFolder:
                 etag_timeout=hub.TIMEOUT_SECONDS,
             )
         return Path(found)
+
+    def size_of(self, name: str) -> int | None:
+        """The size in bytes of the file `name` in this folder; None if the hub does not say."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
+
+        repository, revision, _ = self._name
+        if is_offline_mode():
+            return None
+        with suppress(UserError), one_sentence_errors(repository):  # `fetch` explains
+            url = hf_hub_url(repository, self._at(name), revision=revision)
+            return get_hf_file_metadata(url, timeout=hub.TIMEOUT_SECONDS).size
+        return None
 
     def _at(self, name: str) -> str:
         up, here = name.startswith("../"), PurePosixPath(self.path)
@@ -156,4 +168,6 @@ def one_sentence_errors(repository: str) -> Generator[None]:
                 raise explain(error) from error
         if hub.is_connection_error(error):
             raise hub.unreachable("repository", repository, REMEDY) from error
+        if isinstance(error, OSError):
+            raise UserError(f"The files of '{repository}' cannot be used: {error}.") from error
         raise

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sae_engine.hub import HubName, is_on_hub
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import DataConfig, RunConfig
 from sae_engine.schema.records import METRICS
 
 FIGURES = (
@@ -51,6 +51,11 @@ def public_name(text: str) -> str:
     return path.name if is_local else text
 
 
+def public_title(data: DataConfig) -> str:
+    """The names of the datasets, as `DataConfig.title`, without local paths."""
+    return " + ".join(public_name(part.dataset) for part in data.datasets)
+
+
 def public_config(config: RunConfig) -> dict[str, Any]:
     """A configuration without local paths, which may name people and machines."""
     tree = config.model_dump(mode="json")
@@ -62,6 +67,8 @@ def public_config(config: RunConfig) -> dict[str, Any]:
     ):
         if tree[section][field] is not None:
             tree[section][field] = public_name(tree[section][field])
+    for part in tree["data"]["mixture"] or []:
+        part["dataset"] = public_name(part["dataset"])
     return tree
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal, NamedTuple
 
-from sae_engine.schema.config import ModelConfig
+from sae_engine.schema.config import MAX_LAYER, ModelConfig
 
 SAELENS_SITES = {
     "resid_post": "hook_resid_post",
@@ -38,6 +38,8 @@ NO_SITE = (
     "computes it"
 )
 
+NO_LAYER = "its files do not give its layer, so set model.layer"
+
 
 class Place(NamedTuple):
     """Where an SAE reads, according to its files, if this project has a name for it."""
@@ -64,6 +66,13 @@ class Place(NamedTuple):
         if self.hook_point is not None:
             return {"hook_point": self.hook_point, "hook_io": self.hook_io}
         return {"layer": self.layer, "site": self.site} if self.is_named else {}
+
+
+def layer_of(value: object) -> int | None:
+    """A layer's number as an SAE's files give it; None for what cannot be one."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= MAX_LAYER else None
 
 
 def place_of(hook_name: object) -> Place:

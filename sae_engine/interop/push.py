@@ -21,7 +21,7 @@ from sae_engine.files import RunFolder, room_needed
 from sae_engine.hub import HubName
 from sae_engine.interop.export import export_saelens
 from sae_engine.interop.hub_files import list_remote_files, one_sentence_errors
-from sae_engine.interop.model_card import model_card, public_config, public_name
+from sae_engine.interop.model_card import model_card, public_config, public_name, public_title
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.saes import Pushed
 
@@ -52,9 +52,10 @@ def push_sae(run: PushedRun, text: str, *, private: bool = True) -> Pushed:
 
     target = HubName.parse(text)
     with (
-        room_needed(run.folder.path),
-        TemporaryDirectory(prefix=".push-", suffix=".tmp", dir=run.folder.path) as scratch,
         _allowed_to_write(target),
+        room_needed(run.folder.path),
+        # Beside the run's folder, from which a run that resumes removes temporary files.
+        TemporaryDirectory(prefix=".push-", dir=run.folder.path.parent) as scratch,
     ):
         folder = Path(scratch)
         names = _write_files(run, target, folder)
@@ -85,11 +86,11 @@ def _write_files(run: PushedRun, target: HubName, folder: Path) -> list[str]:
     """Write what is pushed into `folder`; returns the names."""
     export_saelens(run.folder, folder / "saelens")
     shutil.copyfile(run.folder.sae, folder / SAE)
-    described = _public(json.loads(run.folder.sae_config.read_text("utf-8")))
+    described = _public(json.loads(run.folder.sae_config.read_text("utf-8")), run.config)
     _write_json(folder / SETTINGS, described)
     theirs = folder / "saelens" / SETTINGS
     exported = json.loads(theirs.read_text("utf-8"))
-    _write_json(theirs, exported | {"metadata": _public(exported["metadata"])})
+    _write_json(theirs, exported | {"metadata": _public(exported["metadata"], run.config)})
     config = yaml.safe_dump(public_config(run.config), sort_keys=False)
     (folder / "config.yaml").write_text(config, "utf-8")
     card = model_card(target, run.name, run.config, described, run.metrics, run.tokens)
@@ -97,9 +98,11 @@ def _write_files(run: PushedRun, target: HubName, folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
 
-def _public(described: dict[str, Any]) -> dict[str, Any]:
-    names = {"model_name", "dataset", "dataset_path"} & described.keys()
-    return described | {name: public_name(described[name]) for name in names}
+def _public(described: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    title = public_title(config.data)
+    public = {"model_name": public_name(described["model_name"])}
+    public |= {name: title for name in ("dataset", "dataset_path") if name in described}
+    return described | public
 
 
 def _write_json(path: Path, tree: dict[str, Any]) -> None:
@@ -111,7 +114,7 @@ def _repository(
     api: Any, target: HubName, paths: Collection[str], *, private: bool
 ) -> Generator[None]:
     """The repository, created if it does not exist; removed if it was and the block fails."""
-    existing = list_remote_files(target._replace(revision=None))
+    existing = list_remote_files(target)
     if existing is not None:
         _require_free(target, paths, existing)
         yield

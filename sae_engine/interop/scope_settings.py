@@ -10,7 +10,7 @@ from sae_engine.errors import UserError
 from sae_engine.interop import fields
 from sae_engine.interop.description import Description, text_of
 from sae_engine.interop.files import SAEFile
-from sae_engine.interop.places import Place, hub_id, place_of
+from sae_engine.interop.places import Place, hub_id, layer_of, place_of
 
 
 def describe_gemma_scope(file: SAEFile) -> Description:
@@ -37,14 +37,14 @@ def describe_gemma_scope(file: SAEFile) -> Description:
 
 def _of_first_release(where: str) -> tuple[str | None, Place]:
     layer = re.search(r"layer_(\d+)", where)
-    number = int(layer[1]) if layer else None
+    number = layer_of(int(layer[1])) if layer else None
     release = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)", where)
     if release is None:
         return None, Place(number)
     model_name = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")
     if release[3] == "att":
         heads = f"model.layers.{number}.self_attn.o_proj.input"
-        return model_name, place_of(heads) if layer else Place()
+        return model_name, Place() if number is None else place_of(heads)
     return model_name, Place(number, {"res": "resid_post", "mlp": "mlp_out"}[release[3]])
 
 
@@ -61,7 +61,7 @@ def _of_second_release(where: str, settings: Mapping[str, Any]) -> tuple[str | N
         return model_name, Place()
     if found[1] == "attn_out":
         return model_name, place_of(f"model.layers.{found[2]}.self_attn.o_proj.input")
-    return model_name, Place(int(found[2]), found[1])
+    return model_name, Place(layer_of(int(found[2])), found[1])
 
 
 def describe_qwen_scope(file: SAEFile) -> Description:
@@ -75,6 +75,6 @@ def describe_qwen_scope(file: SAEFile) -> Description:
             f"'{file.shown}' does not say its k; keep it in a folder with the name of its "
             "repository, such as SAE-Res-Qwen3-1.7B-Base-W32K-L0_50."
         )
-    place = Place(int(layer[1]), "resid_post") if layer else Place()
+    place = Place(layer_of(int(layer[1])), "resid_post") if layer else Place()
     settings = {"k": int(release[2])}
     return Description("qwen-scope", f"Qwen/{release[1]}", place, [], settings)

@@ -15,7 +15,6 @@ import torch
 from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
 from safetensors import safe_open
@@ -249,13 +248,13 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 def _one_sentence_errors(name: str) -> Generator[None]:
     """Turn errors of the hub and the file system into a `UserError` with the remedy."""
     try:
-        yield
+        with hub.room_for_downloads():
+            yield
     except UserError:
         raise
     except Exception as error:
-        if not (
-            isinstance(error, ValueError | KeyError | ImportError) or hub.is_connection_error(error)
-        ):
+        is_expected = isinstance(error, OSError | ValueError | KeyError | ImportError)
+        if not (is_expected or hub.is_connection_error(error)):
             raise
         _log.warning("loading %s failed", name, exc_info=True)
         raise _loading_error(name, error) from error
@@ -284,12 +283,6 @@ def _loading_error(name: str, error: BaseException) -> UserError:
         return UserError(
             f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {REMEDY}."
         )
-    unreachable = any(
-        isinstance(e, LocalEntryNotFoundError)
-        or (hub.is_connection_error(e) and not isinstance(e, FileNotFoundError))
-        for e in causes
-        if type(e) is not OSError  # transformers raises plain OSErrors for everything
-    )
-    if unreachable or "connect" in text.lower():
+    if any(map(hub.is_connection_error, causes)) or "connect" in text.lower():
         return hub.unreachable("model", name, REMEDY)
     return UserError(f"The model '{name}' could not be loaded: {error}")

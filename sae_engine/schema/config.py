@@ -33,6 +33,7 @@ Division = Literal["paragraphs", "lines", "file"]
 
 MAX_MIXTURE = 32
 """Maximum number of datasets in a mixture."""
+MAX_LAYER = 10_000
 
 
 class Section(BaseModel):
@@ -50,7 +51,7 @@ class ModelConfig(Section):
 
     name: str = Field(default="tiny-gemma2", min_length=1, max_length=500)
     """`tiny-gemma2` (embedded, works offline), a Hugging Face model id, or a local folder."""
-    layer: int = Field(default=2, ge=0, le=10_000)
+    layer: int = Field(default=2, ge=0, le=MAX_LAYER)
     """Decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
     """Residual stream after the layer, or what its MLP or attention adds to it."""

@@ -92,6 +92,7 @@ class HubDataset:
                 if _is_damage(error):
                     raise self._damaged(number) from error
                 if not hub.is_connection_error(error):
+                    self._refuse(error)
                     raise
                 if info is None:
                     raise hub.unreachable("dataset", self._name, REMEDY) from error
@@ -110,6 +111,11 @@ class HubDataset:
             f"the format that its name says; {REMEDY}."
         )
 
+    def _refuse(self, error: Exception) -> None:
+        """Raise `UserError` for what another try would not mend, such as a refusal."""
+        if isinstance(error, OSError):
+            raise UserError(hub.refused(self._name, error)) from error
+
     def _ask_hub(self) -> DatasetInfo | None:
         """The hub's description of the dataset; None when offline, or when the hub does not answer
         and the dataset may be in the cache.
@@ -127,6 +133,7 @@ class HubDataset:
             raise hub.not_found("dataset", self._name, REMEDY) from error
         except Exception as error:
             if not hub.is_connection_error(error):
+                self._refuse(error)
                 raise
             if self._config.streaming:
                 raise hub.unreachable("dataset", self._name, REMEDY) from error
@@ -144,19 +151,22 @@ class HubDataset:
 
         split, column = self._config.split, self._config.text_column
         try:
-            rows = load_dataset(
-                self._name,
-                **location,
-                split=split,
-                streaming=self._config.streaming,
-                trust_remote_code=False,
-            )
+            with hub.room_for_downloads():
+                rows = load_dataset(
+                    self._name,
+                    **location,
+                    split=split,
+                    streaming=self._config.streaming,
+                    trust_remote_code=False,
+                )
+        except UserError:
+            raise
         except DatasetNotFoundError as error:
             if "gated" in str(error):
                 raise hub.gated("dataset", self._name) from error
             raise hub.not_found("dataset", self._name, REMEDY) from error
         except DatasetGenerationError as error:
-            if error.__cause__ is not None and hub.is_connection_error(error.__cause__):
+            if isinstance(error.__cause__, OSError) and not _is_damage(error.__cause__):
                 raise error.__cause__ from None
             raise self._damaged(0) from error
         except (ValueError, DatasetsError, EmptyDatasetError) as error:

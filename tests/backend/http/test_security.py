@@ -85,6 +85,23 @@ def test_pages_of_other_origins_cannot_post_or_connect(origin: str, host: str, s
     assert connects(client, headers) == (status == 200)
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/runs", {"Sec-Fetch-Site": "cross-site"}, 403),
+        ("/api/runs?q=1", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ("/api/runs", {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:8501"}, 200),
+        ("/api/runs", {"Sec-Fetch-Site": "same-origin"}, 200),
+        ("/api/runs", {"Sec-Fetch-Site": "none"}, 200),
+        ("/", {"Sec-Fetch-Site": "cross-site"}, 200),
+    ],
+)
+def test_images_and_links_of_other_sites_cannot_read_the_api(
+    path: str, headers: dict[str, str], status: int
+) -> None:
+    assert guarded().get(path, headers=headers).status_code == status
+
+
 def connects(client: TestClient, headers: dict[str, str]) -> bool:
     try:
         with client.websocket_connect(SOCKET_URL, headers=headers) as socket:

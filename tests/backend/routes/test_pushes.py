@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +15,14 @@ from starlette.testclient import TestClient
 
 from backend import store
 from backend.cli.main import main
-from backend.settings import Settings
+from backend.errors import ForbiddenError
+from backend.jobs.pushes import require_allowed
+from backend.settings import Settings, load_settings
 from backend.store.database import Database
+from sae_engine.errors import DiskFullError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.interop.load import load_pretrained
+from sae_engine.interop.push import PushedRun, push_sae
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
@@ -58,7 +64,12 @@ print(json.dumps(answers))
 """
 CONFIG = {
     "model": {"name": "tiny-gemma2", "layer": 1},
-    "data": {"dataset": "/srv/private/notes.txt"},
+    "data": {
+        "mixture": [
+            {"dataset": "/srv/private/notes.txt", "weight": 2},
+            {"dataset": "user/more", "weight": 1},
+        ]
+    },
 }
 FILES = (".gitattributes", "README.md", "cfg.json", "config.yaml", "saelens/cfg.json",
          "saelens/sae_weights.safetensors", "sae.safetensors")  # fmt: skip
@@ -119,11 +130,14 @@ def test_a_pushed_run_is_a_card_a_configuration_and_the_sae_in_two_formats(
     card = files["README.md"].decode()
     assert yaml.safe_load(card.split("---")[1])["library_name"] == "saelens"
     assert "| Held-out FVU | 0.125 |" in card
-    assert "123,456 tokens of `notes.txt`" in card
+    assert "123,456 tokens of `notes.txt + user/more`" in card
     assert 'SAE.from_pretrained("me/saes", "saelens")' in card
     assert 'SAE.from_pretrained("me/saes", "layer-1/saelens")' in files[folder[0]].decode()
     for name, content in files.items():
         assert b"/srv/private" not in content, name
+    for name, field in (("cfg.json", "dataset"), ("saelens/cfg.json", "dataset_path")):
+        described = json.loads(files[name])
+        assert (described.get("metadata") or described)[field] == "notes.txt + user/more"
     for place in ("", "layer-1/"):
         local = tmp_path / "copy" / place
         for name in FILES[1:]:
@@ -143,12 +157,15 @@ def test_a_push_that_fails_leaves_nothing_behind_and_says_why(
 ) -> None:
     hub.refuses = {"large.git/info/lfs", "small/commit"}
     hub.add("models", "me/old", {"README.md": b"of a language model", "model.safetensors": b"x"})
+    hub.add("models", "me/two", {"sae.safetensors": b"x"})
+    hub.add("models", "me/two", {"cfg.json": b"{}"}, revision="v2")
     before = dict(hub.repositories)
     remedy = "set HF_TOKEN to a token that may write to"
     expected = [
         (WRITE_TOKEN, "hub:me/large", "refused a request about 'me/large': This step is refused."),
         (WRITE_TOKEN, "hub:me/small", "refused a request about 'me/small': This step is refused."),
         (WRITE_TOKEN, "hub:me/old", "has README.md of something else already; push into a folder"),
+        (WRITE_TOKEN, "hub:me/two@v2", "has cfg.json of something else already"),
         (WRITE_TOKEN, "me/old", "write hub:OWNER/NAME/PATH"),
         ("", "hub:me/new", f"needs a token of the Hugging Face hub: {remedy} 'me/new'"),
         ("hf_read", "hub:me/new", f"refused the push: {remedy} 'me/new'"),
@@ -159,7 +176,30 @@ def test_a_push_that_fails_leaves_nothing_behind_and_says_why(
         assert (code, out) == (2, "")
         assert words in error
     assert hub.repositories == before
-    assert not list(settings.run_folder(run).path.glob(".push*"))
+    assert not list(settings.data_dir.rglob(".push*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_during_a_push_is_not_blamed_on_the_hub(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = settings.run_folder("full")
+    publish(folder)
+    scratch = list[Path]()
+
+    def copy(source: Path, target: Path) -> None:
+        folder.remove_leftovers()  # as a run that resumes meanwhile does
+        scratch.append(target.parent)
+        assert target.parent.is_dir()
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    monkeypatch.setattr("sae_engine.interop.push.export_saelens", copy)
+    run = PushedRun(folder, "full", RunConfig.model_validate(CONFIG), {}, 1)
+    with pytest.raises(DiskFullError, match="full' is full"):
+        push_sae(run, "hub:me/saes")
+    assert scratch
+    assert not scratch[0].exists()
 
 
 def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(
@@ -172,7 +212,11 @@ def test_over_rest_a_run_is_pushed_and_found_on_the_hub_again(
         ("/imports", {"path": "hub:me/saes/a"}),
     ]
     code = QUIET + REST.format(calls=calls, data_dir=str(settings.data_dir), path="hub:me/saes/a")
-    environment = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN": WRITE_TOKEN}
+    environment = {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": WRITE_TOKEN,
+        "SAE_WORKBENCH_PUSH_TO": "me",
+    }
     pushed, wrong, missing, imported, found = ask(code, hub, tmp_path / "home", **environment)
     assert pushed[0] == 201, pushed
     assert pushed[1]["files"][0] == "a/README.md"
@@ -198,3 +242,37 @@ def test_only_a_run_that_has_ended_with_an_sae_is_pushed(
     answer = client.post(f"/api/runs/{running.id}/push", json={"target": "hub:me/saes"})
     assert answer.status_code == 409
     assert "is still running; push it when it has ended" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("allowed", "target", "is_allowed"),
+    [
+        ("", "hub:me/saes", False),
+        ("me", "hub:me/saes/a", True),
+        ("you, me/saes", "hub:me/saes@v2", True),
+        ("you, me/saes", "hub:me/other", False),
+        ("me", "hub:me2/saes", False),
+        ("me/saes", "hub:me/saes2", False),
+    ],
+)
+def test_over_rest_only_named_owners_and_repositories_are_pushed_to(
+    settings: Settings, allowed: str, target: str, is_allowed: bool
+) -> None:
+    of_server = Settings(data_dir=settings.data_dir, push_to=allowed)  # pyright: ignore
+    if is_allowed:
+        require_allowed(of_server, target)
+        return
+    with pytest.raises(ForbiddenError, match="SAE_WORKBENCH_PUSH_TO"):
+        require_allowed(of_server, target)
+
+
+def test_by_default_nothing_is_pushed_over_rest(client: TestClient, run: str) -> None:
+    answer = client.post(f"/api/runs/{run}/push", json={"target": "hub:me/saes"})
+    assert answer.status_code == 403
+    assert "does not push to 'me/saes'; add it or its owner to" in answer.text
+
+
+@pytest.mark.parametrize("names", ["me/saes/a", "hub:me", "me you"])
+def test_what_names_no_owner_is_refused_as_a_setting(names: str) -> None:
+    with pytest.raises(UserError, match=r"SAE_WORKBENCH_PUSH_TO = .* is not an owner"):
+        load_settings(push_to=names)

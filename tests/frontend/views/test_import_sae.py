@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tests.backend.routes.test_imports import write_sae
 from tests.frontend.views.test_pages import Open, address, moved, shown
 from tests.frontend.workbench import Workbench
+from tests.sae_engine.interop.test_load import trainer
 
 
 @pytest.fixture
@@ -56,6 +61,24 @@ def test_a_place_that_needs_a_module_asks_for_it(open_page: Open, workbench: Wor
     app.button(key="import").click().run()
     assert not app.exception
     assert "trained on blocks.1.hook_resid_mid" in shown(app)
+
+
+@pytest.mark.parametrize("layer", [-1, 10**30, 10_001, True, "3", [3]])
+def test_a_layer_that_cannot_be_one_is_left_to_the_user(
+    open_page: Open, workbench: Workbench, layer: object
+) -> None:
+    folder = workbench.settings.data_dir / "theirs"
+    folder.mkdir(parents=True)
+    save_file({"encoder.weight": np.zeros((4, 2), np.float32)}, folder / "ae.safetensors")
+    config = trainer("AutoEncoderTopK", layer=layer, lm_name="a\ud800b", **{"\udfff": 1})
+    config["trainer"]["submodule_name"] = "resid_post"
+    (folder / "config.json").write_text(json.dumps(config))
+    app = open_page("import_sae", path=str(folder))
+    assert not app.exception
+    assert app.number_input(key=f"import:{folder}:layer").value is None
+    assert app.text_input(key=f"import:{folder}:model").value == "a\ufffdb"
+    assert "ignored: \ufffd;" in shown(app)
+    assert "resid_post: its files do not give its layer" in shown(app)
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,30 @@ Cases that share a process do so because it takes seconds to start; see `hub_ser
 
 from __future__ import annotations
 
+import errno
 import io
 import json
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2 as httpx
 import numpy as np
 import pytest
+import requests
 import torch
+from datasets.exceptions import DatasetGenerationError
 from safetensors.torch import save
 
-from sae_engine.errors import UserError
-from sae_engine.hub import HubName
+from sae_engine.errors import DiskFullError, UserError
+from sae_engine.hub import HubName, UnreachableError, is_connection_error
+from sae_engine.interop.files import MAX_SETTINGS, find_sae
+from sae_engine.interop.hub_files import HubFolder
 from sae_engine.interop.load import load_pretrained
+from sae_engine.model.loading import vocab_size
+from sae_engine.schema.config import DataConfig, ModelConfig
+from sae_engine.text.hub_dataset import HubDataset
+from sae_engine.text.notices import TextNotices
 from tests.sae_engine.hub_server import Hub, ask, serve
 from tests.sae_engine.interop.test_load import Parts
 
@@ -151,6 +162,10 @@ def test_what_cannot_be_read_from_the_hub_has_one_sentence(hub: Hub, tmp_path: P
     for name, files in repositories().items():
         hub.add("models", name, files)
     hub.add("models", "someone/gated", {"params.npz": b"secret"}, token="hf_right")
+    large = {"sae_weights.safetensors": b"", "cfg.json": b" " * (MAX_SETTINGS + 1)}
+    hub.add("models", "someone/large", large)
+    hub.hang_ups, downloads = {"cfg.json": 9}, list[str]()
+    hub.on_failure = lambda: downloads.append("cfg.json")
     expected = {
         "hub:nobody/nothing": "There is no repository 'nobody/nothing' on the Hugging Face hub",
         "hub:someone/saes@v9/x": "'someone/saes' has no such revision",
@@ -159,6 +174,7 @@ def test_what_cannot_be_read_from_the_hub_has_one_sentence(hub: Hub, tmp_path: P
         "hub:Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_4": "name one of its files, layer3.sae.pt",
         "hub:google/gemma-scope-2-4b-pt/transcoder/layer_1": "is a transcoder",
         "hub:someone/gated": "The repository 'someone/gated' is gated: accept its terms",
+        "hub:someone/large": "cfg.json' cannot be read: it has 1,048,577 bytes",
         "hub:noslash": "does not name an SAE on the hub; write hub:OWNER/NAME/PATH",
     }
     answers = ask(load(*expected), hub, tmp_path / "home")
@@ -166,6 +182,7 @@ def test_what_cannot_be_read_from_the_hub_has_one_sentence(hub: Hub, tmp_path: P
         assert sentence in answer
         assert "\n" not in answer
     assert "transcoder/layer_1/params.safetensors" not in hub.sent
+    assert downloads == []  # its size is asked for first
     nowhere = Hub()
     nowhere.endpoint = "http://127.0.0.1:9"
     [answer] = ask(load(PATHS[0]), nowhere, tmp_path / "other")
@@ -191,3 +208,76 @@ def test_a_name_on_the_hub_has_a_repository_a_revision_and_a_path(text: str, par
 def test_other_texts_are_no_names_on_the_hub(text: str):
     with pytest.raises(UserError, match="write hub:OWNER/NAME/PATH"):
         HubName.parse(text)
+
+
+def response(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("GET", "http://127.0.0.1")
+    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(status))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_unreachable"),
+    [
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (socket.gaierror(-2, "Name or service not known"), True),
+        (httpx.ConnectError("no route"), True),
+        (requests.exceptions.ReadTimeout(), True),
+        (requests.exceptions.ChunkedEncodingError(), True),
+        (response(503), True),
+        (response(404), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (FileNotFoundError(), False),
+        (ValueError(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_only_errors_of_the_network_make_a_hub_unreachable(error: Exception, is_unreachable: bool):
+    assert is_connection_error(error) == is_unreachable
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full() -> Iterator[Callable[[], object]]:
+    """What downloads: files of an SAE, of a model, and of a dataset."""
+    files = ["cfg.json", "sae_weights.safetensors"]
+    yield lambda: HubFolder(HubName.parse("hub:me/x"), files).fetch("cfg.json")
+    yield lambda: find_sae("hub:me/x").settings("cfg.json")
+    yield lambda: vocab_size(ModelConfig(name="me/x"))
+    data = DataConfig(dataset="me/x", streaming=False)
+    yield lambda: next(HubDataset(data, TextNotices()).documents("train", 0))
+
+
+@pytest.mark.parametrize("download", list(full()), ids=["file", "settings", "model", "dataset"])
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_full_disk_is_not_an_unreachable_hub(
+    monkeypatch: pytest.MonkeyPatch, download: Callable[[], object], is_wrapped: bool
+):
+    def fail(*_: object, **__: object) -> None:
+        if is_wrapped:
+            raise DatasetGenerationError("It failed.") from FULL
+        raise FULL
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    monkeypatch.setattr("sae_engine.model.loading._config_and_tokenizer", fail)
+    monkeypatch.setattr(
+        "sae_engine.interop.hub_files.list_files",
+        lambda _: ["cfg.json", "sae_weights.safetensors"],
+    )
+    monkeypatch.setattr(HubDataset, "_ask_hub", lambda _: None)
+    with pytest.raises(DiskFullError, match="is full"):
+        download()
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/cache/blobs")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(UserError, match=r"used: .*Permission denied: '/cache/blobs'") as e:
+        HubFolder(HubName.parse("hub:me/x"), ["cfg.json"]).fetch("cfg.json")
+    assert not isinstance(e.value, UnreachableError)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from sae_engine.hub import HubName
-from sae_engine.interop.model_card import model_card, public_config, public_name
+from sae_engine.interop.model_card import model_card, public_config, public_name, public_title
 from sae_engine.presets import resolve_config
 
 DESCRIBED = {
@@ -61,3 +61,10 @@ def test_of_a_local_path_only_the_last_part_is_published(text: str, public: str)
     assert public_name(text) == public
     config = resolve_config("tiny", {"data": {"dataset": text}})
     assert public_config(config)["data"]["dataset"] == public
+    mixture = [{"dataset": "some/text", "weight": 1}, {"dataset": text, "weight": 2}]
+    config = resolve_config("tiny", {"data": {"mixture": mixture}})
+    assert [part["dataset"] for part in public_config(config)["data"]["mixture"]] == [
+        "some/text",
+        public,
+    ]
+    assert public_title(config.data) == f"some/text + {public}"

@@ -6,10 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
 from sae_engine.errors import UserError
+from sae_engine.interop.files import MAX_SETTINGS
 from sae_engine.interop.formats import describe
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import Place, place_of, same_module
@@ -190,3 +192,51 @@ def test_one_module_has_many_prefixes():
     assert same_module("layers.3.mlp", "model.language_model.layers.3.mlp")
     assert not same_module("layers.3.mlp", "layers.3.post_feedforward_layernorm")
     assert not same_module("layers.3", "layers.13")
+
+
+@pytest.mark.parametrize(("extra", "is_read"), [(0, True), (1, False), (2**20, False)])
+def test_large_files_are_not_read_as_settings(
+    parts: Parts, tmp_path: Path, extra: int, is_read: bool
+):
+    folder = sparsify(tmp_path / "layers.1", parts)
+    file = folder / "cfg.json"
+    file.write_text(file.read_text() + " " * (MAX_SETTINGS + extra - file.stat().st_size))
+    if is_read:
+        assert describe(folder).place.layer == 1
+        return
+    with pytest.raises(UserError, match=r"cfg\.json' cannot be read: it has [\d,]+ bytes"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("layer", ["10001", "9" * 30])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gemma-scope-2b-pt-res/layer_{}/width_16k/params.npz",
+        "gemma-scope-2b-pt-att/layer_{}/width_16k/params.npz",
+        "gemma-scope-2-4b-pt/resid_post/layer_{}_width_16k/params.npz",
+        "SAE-Res-Qwen3-1.7B-Base-W32K-L0_50/layer{}.sae.pt",
+    ],
+)
+def test_a_path_with_an_impossible_layer_names_no_place(tmp_path: Path, place: str, layer: str):
+    path = tmp_path / place.format(layer)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    if path.suffix == ".npz":
+        np.savez(path, W_enc=np.zeros((2, 4)))
+    assert describe(path).place.settings == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [(r"a\ud800", "a\ufffd"), (r"\udc00\ud800", "\ufffd\ufffd"), (r"\ud83d\ude00", "\U0001f600")],
+)
+def test_half_characters_in_settings_are_replaced(
+    parts: Parts, tmp_path: Path, text: str, expected: str
+):
+    folder = sparsify(tmp_path / "layers.1", parts)
+    (tmp_path / "config.json").write_text(f'{{"model": "{text}"}}')
+    (folder / "cfg.json").write_text(f'{{"k": {K}, "{text}": 1}}')
+    described = describe(folder)
+    assert described.model_name == expected
+    assert f"ignored: {expected};" in described.notes[0]
