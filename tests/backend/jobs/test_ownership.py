@@ -183,3 +183,15 @@ def test_a_label_job_on_another_machine_is_not_taken_for_dead(bench: Bench) -> N
         label_jobs.settle_label_jobs(session)
         [row] = label_jobs.label_jobs(session, bench.id)
     assert (row.status == "running") == (not bench.database.is_sqlite)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("runs.db", "runs.db.lock"), ("workbench.sqlite3?timeout=5", "supervisor.lock")],
+)
+def test_the_lock_lies_beside_the_database_however_its_url_is_written(
+    tmp_path: Path, scheme: str, path: str, name: str
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=f"{scheme}:///{tmp_path}/{path}")
+    assert settings.supervisor_lock == tmp_path.resolve() / name
