@@ -47,8 +47,21 @@ class _Report(NamedTuple):
     """A run's latest report, and since when (`time.monotonic`) it has been the latest."""
 
     reported_at: datetime | None
-    since: float
+    reported: float
+    progress: tuple[object, ...]
+    """Phase, step and tokens; a run that is only alive reports the same ones again."""
+    progressed: float
     is_noted: bool = False
+
+    @classmethod
+    def next(cls, earlier: _Report | None, row: RunRow) -> _Report:
+        at = time.monotonic()
+        progress = (row.phase, row.step, row.tokens)
+        if earlier is None or earlier.progress != progress:
+            return cls(row.reported_at, at, progress, at)
+        if earlier.reported_at != row.reported_at:
+            return earlier._replace(reported_at=row.reported_at, reported=at)
+        return earlier
 
     def silence(self, row: RunRow) -> timedelta:
         """How long the run has not reported anything, by a clock that neither jumps nor runs while
@@ -56,7 +69,11 @@ class _Report(NamedTuple):
         """
         if row.reported_at != self.reported_at:
             return timedelta(0)
-        return timedelta(seconds=time.monotonic() - self.since)
+        return timedelta(seconds=time.monotonic() - self.reported)
+
+    def standstill(self) -> timedelta:
+        """How long the run has not made any progress, by the same clock."""
+        return timedelta(seconds=time.monotonic() - self.progressed)
 
 
 class Supervisor:
@@ -73,7 +90,7 @@ class Supervisor:
         silence: timedelta = timedelta(minutes=15),
         pause: StartPause | None = None,
     ) -> None:
-        """A job gets `patience` to end after a forced stop; a run without any report for the
+        """A job gets `patience` to end after a forced stop; a run without any progress for the
         length of a `silence` gets an alert.
         """
         self._settings = settings
@@ -233,14 +250,11 @@ class Supervisor:
             store.put_back(session, run_ids)
 
     def _note_silence(self, rows: Sequence[RunRow]) -> None:
-        """Alert once about every run that has reported nothing for too long."""
-        at = time.monotonic()
+        """Alert once about every run that has made no progress for too long."""
         earlier, self._reports = self._reports, {}
         for row in rows:
-            report = earlier.get(row.id)
-            if report is None or report.reported_at != row.reported_at:
-                report = _Report(row.reported_at, at)
-            silence = report.silence(row)
+            report = _Report.next(earlier.get(row.id), row)
+            silence = report.standstill()
             if not report.is_noted and silence >= self._silence:
                 report = report._replace(is_noted=True)
                 message = (

@@ -164,6 +164,13 @@ def is_run_by(session: Session, run_id: str, process: ProcessId) -> bool:
     return session.scalar(select(RunRow.seq).where(*active, *held)) is not None
 
 
+def report_alive(session: Session, run_ids: Sequence[str], process: ProcessId) -> None:
+    """Note that a process still works on those of the runs that are its own."""
+    held = (RunRow.pid == process.pid, RunRow.pid_created == process.created)
+    active = (RunRow.id.in_(run_ids), RunRow.status.in_(ACTIVE))
+    session.execute(update(RunRow).where(*active, *held).values(reported_at=now()))
+
+
 def stop_requests(
     session: Session, run_ids: Sequence[str], process: ProcessId | None = None
 ) -> dict[str, StopRequest]:
