@@ -108,12 +108,16 @@ def _pid_namespace() -> int:
         return 0
 
 
+def start_tolerance(start: float) -> float:
+    """By how much two readings of one process's `start_of` may differ."""
+    return CLOCK_TOLERANCE_SECONDS if start < _TICKS_PER_BOOT else 0
+
+
 def is_alive(pid: int, created: float) -> bool:
     """Whether the process with this number, whose `start_of` was `created`, is still running."""
     try:
         start = start_of(pid)
-        tolerance = CLOCK_TOLERANCE_SECONDS if start < _TICKS_PER_BOOT else 0
-        same = abs(start - created) <= tolerance
+        same = abs(start - created) <= start_tolerance(start)
         return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -13,6 +13,7 @@ from functools import partial
 from types import FrameType
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.logs import LOG_TAIL_LINES, tail
@@ -204,5 +205,8 @@ class StopRequests:
     def _store(self, *, force: bool) -> None:
         with self._database.writing() as session:
             for row in store.active_runs(session):
-                if row.id in self._requests and self._process in (None, row.process):
+                if row.id in self._requests and self._owns(session, row.id):
                     store.request_stop(session, row.id, force=force)
+
+    def _owns(self, session: Session, run_id: str) -> bool:
+        return self._process is None or store.is_run_by(session, run_id, self._process)

@@ -131,12 +131,12 @@ def test_a_job_reports_from_long_work_that_it_is_alive(
     """Only where a supervisor on another machine may read it, and only for its own runs."""
     monkeypatch.setattr(execution, "REPORT_SECONDS", 0.4)
     monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
-    process = ProcessId(os.getpid(), 1.0)
+    process = ProcessId(os.getpid(), 100.0)
     reported: list[object] = []
     with bench.database.writing() as session:
         store.set_process(session, bench.id, pid=process.pid, created=process.created)
         other = store.add_run(session, config=bench.config, status="running").id
-        store.set_process(session, other, pid=process.pid, created=2.0)
+        store.set_process(session, other, pid=process.pid, created=200.0)
 
     def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
         yield 0, PhaseRecord(phase="loading")
