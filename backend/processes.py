@@ -23,6 +23,7 @@ EXIT_DATABASE_REFUSED = os.EX_UNAVAILABLE
 MAX_DESCRIPTORS = 65_536
 CLOCK_TOLERANCE_SECONDS = 2.0
 """Clock adjustments may change a process's start time between two readings."""
+PID_NAMESPACE = Path("/proc/self/ns/pid")
 _TICKS_PER_BOOT = 2.0**33
 """More clock ticks than any uptime: 2.7 years."""
 
@@ -82,9 +83,10 @@ def this_process() -> ProcessId:
 def start_of(pid: int) -> float:
     """A number that distinguishes a process from a later one with the same process number.
 
-    On Linux it combines the boot and the clock tick since then at which the process started, and so
-    does not depend on the wall clock; elsewhere it is seconds since the epoch. Raises
-    `psutil.NoSuchProcess`.
+    On Linux it combines the boot, the PID namespace (containers on a machine share the boot and
+    number their processes independently) and the clock tick since the boot at which the process
+    started, and so does not depend on the wall clock; elsewhere it is seconds since the epoch.
+    Raises `psutil.NoSuchProcess`.
     """
     try:
         boot = uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -95,23 +97,35 @@ def start_of(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         raise psutil.NoSuchProcess(pid) from None
     ticks = int(fields[19])  # "starttime" of proc(5), counted from what follows the name
-    return (1 + boot.int % 2**19) * _TICKS_PER_BOOT + ticks
+    return (1 + (boot.int + _pid_namespace()) % 2**19) * _TICKS_PER_BOOT + ticks
+
+
+def _pid_namespace() -> int:
+    """The number of this process's PID namespace on this machine; 0 where there are none."""
+    try:
+        return PID_NAMESPACE.stat().st_ino
+    except OSError:
+        return 0
+
+
+def start_tolerance(start: float) -> float:
+    """By how much two readings of one process's `start_of` may differ."""
+    return CLOCK_TOLERANCE_SECONDS if start < _TICKS_PER_BOOT else 0
 
 
 def is_alive(pid: int, created: float) -> bool:
     """Whether the process with this number, whose `start_of` was `created`, is still running."""
     try:
         start = start_of(pid)
-        tolerance = CLOCK_TOLERANCE_SECONDS if start < _TICKS_PER_BOOT else 0
-        same = abs(start - created) <= tolerance
+        same = abs(start - created) <= start_tolerance(start)
         return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
 def is_elsewhere(created: float) -> bool:
-    """Whether a process with this `start_of` belongs to another machine, or to this one before it
-    restarted.
+    """Whether a process with this `start_of` belongs to another machine or container, or to this
+    one before it restarted.
     """
     boots = [number // _TICKS_PER_BOOT for number in (created, start_of(os.getpid()))]
     return boots[0] != boots[1]

@@ -13,6 +13,7 @@ from functools import partial
 from types import FrameType
 
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.logs import LOG_TAIL_LINES, tail
@@ -28,6 +29,8 @@ from sae_engine.training.member import Member
 
 POLL_SECONDS = 0.25
 """How often the database is polled for stop requests."""
+REPORT_SECONDS = 60.0
+"""How often a job tells supervisors on other machines that it is alive."""
 LONGEST_BATCH_SECONDS = 2.0
 """Limit of the time between writes of one run; it grows with the number of runs on the pass."""
 LAST_WRITE_SECONDS = 2.0
@@ -160,9 +163,12 @@ class StopRequests:
         self._stored = StopRequest.NONE
         self._requests = dict.fromkeys(run_ids, StopRequest.NONE)
         self._next_poll = 0.0
+        self._next_report = time.monotonic() + REPORT_SECONDS
 
     def of(self, run_id: str) -> StopRequest:
-        """The stronger request; writes nothing and is cheap enough to be called in every step."""
+        """The stronger request; cheap enough to be called in every step, and called in long work,
+        so that a job also reports from here that it is alive.
+        """
         asked, at = self._asked(), time.monotonic()
         if asked is not StopRequest.FORCE and at >= self._next_poll:
             self._next_poll = at + POLL_SECONDS
@@ -172,6 +178,7 @@ class StopRequests:
     def _poll(self) -> None:
         """Read all runs' requests; if the database is unavailable, the last known ones apply."""
         try:
+            self._report_alive()
             with self._database.reading() as session:
                 self._requests = store.stop_requests(session, list(self._requests), self._process)
         except DatabaseGoneError:
@@ -179,6 +186,14 @@ class StopRequests:
         except DBAPIError as error:
             if not is_unavailable(error):
                 raise
+
+    def _report_alive(self) -> None:
+        """Nobody judges the processes of an SQLite database by their reports."""
+        at = time.monotonic()
+        if self._process and not self._database.is_sqlite and at >= self._next_report:
+            self._next_report = at + REPORT_SECONDS
+            with self._database.writing() as session:
+                store.report_alive(session, list(self._requests), self._process)
 
     def store_asked(self) -> None:
         """Store a new request from this process, so that others see that the runs are stopping."""
@@ -190,5 +205,8 @@ class StopRequests:
     def _store(self, *, force: bool) -> None:
         with self._database.writing() as session:
             for row in store.active_runs(session):
-                if row.id in self._requests and self._process in (None, row.process):
+                if row.id in self._requests and self._owns(session, row.id):
                     store.request_stop(session, row.id, force=force)
+
+    def _owns(self, session: Session, run_id: str) -> bool:
+        return self._process is None or store.is_run_by(session, run_id, self._process)

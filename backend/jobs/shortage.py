@@ -41,7 +41,7 @@ class StartPause:
         self._seconds = min(2 * self._seconds, LONGEST_PAUSE_SECONDS)
 
     def end(self) -> None:
-        """Forget the failures, because a start succeeded."""
+        """Forget the failures, because a process has begun to run something."""
         if self._why is not None:
             _log.warning("runs can be started again")
         self._seconds, self._until, self._why = self._first_seconds, -math.inf, None

@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -38,6 +38,7 @@ FOREIGN_SILENCE = timedelta(minutes=10)
 CLOSING_SECONDS = 15.0
 """How long a server that ends waits for the transaction in progress."""
 KILL_AFTER = timedelta(seconds=5)
+NEVER_STARTED = "A run was claimed, but no process was started for it"
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,21 @@ class _Report(NamedTuple):
     """A run's latest report, and since when (`time.monotonic`) it has been the latest."""
 
     reported_at: datetime | None
-    since: float
+    reported: float
+    progress: tuple[object, ...]
+    """Phase, step and tokens; a run that is only alive reports the same ones again."""
+    progressed: float
     is_noted: bool = False
+
+    @classmethod
+    def next(cls, earlier: _Report | None, row: RunRow) -> _Report:
+        at = time.monotonic()
+        progress = (row.phase, row.step, row.tokens)
+        if earlier is None or earlier.progress != progress:
+            return cls(row.reported_at, at, progress, at)
+        if earlier.reported_at != row.reported_at:
+            return earlier._replace(reported_at=row.reported_at, reported=at)
+        return earlier
 
     def silence(self, row: RunRow) -> timedelta:
         """How long the run has not reported anything, by a clock that neither jumps nor runs while
@@ -55,7 +69,11 @@ class _Report(NamedTuple):
         """
         if row.reported_at != self.reported_at:
             return timedelta(0)
-        return timedelta(seconds=time.monotonic() - self.since)
+        return timedelta(seconds=time.monotonic() - self.reported)
+
+    def standstill(self) -> timedelta:
+        """How long the run has not made any progress, by the same clock."""
+        return timedelta(seconds=time.monotonic() - self.progressed)
 
 
 class Supervisor:
@@ -72,7 +90,7 @@ class Supervisor:
         silence: timedelta = timedelta(minutes=15),
         pause: StartPause | None = None,
     ) -> None:
-        """A job gets `patience` to end after a forced stop; a run without any report for the
+        """A job gets `patience` to end after a forced stop; a run without any progress for the
         length of a `silence` gets an alert.
         """
         self._settings = settings
@@ -83,6 +101,8 @@ class Supervisor:
         self._patience = patience
         self._silence = silence
         self._jobs: list[Job] = []
+        self._starting: set[int] = set()
+        """Processes that were started and have not begun to run anything yet."""
         self._readable: set[str] = set()
         self._forced_since: dict[int, float] = {}
         self._terminated: set[int] = set()
@@ -151,21 +171,22 @@ class Supervisor:
 
     def _judge_and_end(self) -> None:
         codes = [job.poll() for job in self._jobs]
-        exits: dict[tuple[str, int | None], int | None] = {}
+        exits: dict[tuple[str, int | None], tuple[int, int | None]] = {}
         for job, code in zip(self._jobs, codes, strict=True):
             for run_id in job.run_ids:
-                exits[run_id, job.pid] = exits[run_id, None] = code
+                exits[run_id, job.pid] = exits[run_id, None] = job.pid, code
         with self._database.reading() as session:
             rows = store.active_runs(session)
         working: list[RunRow] = []
         elsewhere: list[RunRow] = []
+        failed: dict[tuple[int | None, str], list[str]] = {}
         for row in rows:
-            key = (row.id, row.pid)
-            if key in exits:
-                is_working = exits[key] is None
+            pid, code = exits.get((row.id, row.pid), (None, None))
+            if pid is not None:
+                is_working = code is None
             elif row.process is None:
                 if row.started_at and abs(store.now() - row.started_at) > START_GRACE:
-                    self._put_back([row.id], "A run was claimed, but no process was started for it")
+                    failed.setdefault((None, NEVER_STARTED), []).append(row.id)
                 continue
             else:
                 is_working = self._executor.is_alive(*row.process)
@@ -173,8 +194,14 @@ class Supervisor:
                 working.append(row)
             elif self._may_work_elsewhere(row):
                 elsewhere.append(row)
+            elif code is not None and code > 0 and not row.has_begun:
+                why = f"The run's process ended with exit code {code} at once"
+                failed.setdefault((pid, why), []).append(row.id)
             else:
-                self._judge(row, exits.get(key))
+                self._judge(row, code)
+        begun = {row.pid for row in working if row.has_begun}
+        ended = {job.pid for job, code in zip(self._jobs, codes, strict=True) if code is not None}
+        self._settle_starts(begun | ended, failed)
         self._end_overdue(working)
         self._note_silence([*working, *elsewhere])
         self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
@@ -192,9 +219,6 @@ class Supervisor:
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
         """Record how a run ended, unless its job already did."""
-        if exit_code is not None and exit_code > 0 and not row.has_begun:
-            self._put_back([row.id], f"The run's process ended with exit code {exit_code} at once")
-            return
         status, kind, message = verdict(exit_code, was_forced=row.force_stop_at is not None)
         log_tail = tail(self._settings.run_folder(row.id).log, LOG_TAIL_LINES)
         with self._database.writing() as session:
@@ -206,6 +230,19 @@ class Supervisor:
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
 
+    def _settle_starts(
+        self, known: Set[int | None], failed: Mapping[tuple[int | None, str], Sequence[str]]
+    ) -> None:
+        """End the pause if a process has begun to run something; put back the runs of each that
+        ended before. `known` are processes that have begun or ended, `failed` names the runs that
+        a process did not begin, and why.
+        """
+        if self._starting & known - {pid for pid, _ in failed}:
+            self._pause.end()
+        self._starting -= known
+        for (_, why), run_ids in failed.items():
+            self._put_back(run_ids, why)
+
     def _put_back(self, run_ids: Sequence[str], why: str) -> None:
         """Queue runs again whose process could not start, and wait before the next start."""
         self._pause.begin(why)
@@ -213,14 +250,11 @@ class Supervisor:
             store.put_back(session, run_ids)
 
     def _note_silence(self, rows: Sequence[RunRow]) -> None:
-        """Alert once about every run that has reported nothing for too long."""
-        at = time.monotonic()
+        """Alert once about every run that has made no progress for too long."""
         earlier, self._reports = self._reports, {}
         for row in rows:
-            report = earlier.get(row.id)
-            if report is None or report.reported_at != row.reported_at:
-                report = _Report(row.reported_at, at)
-            silence = report.silence(row)
+            report = _Report.next(earlier.get(row.id), row)
+            silence = report.standstill()
             if not report.is_noted and silence >= self._silence:
                 report = report._replace(is_noted=True)
                 message = (
@@ -299,7 +333,7 @@ class Supervisor:
                         session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
                     )
             return
-        self._pause.end()
+        self._starting.add(job.pid)
         self._jobs.append(job)
         try:
             created = start_of(job.pid)

@@ -9,11 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Update, func, select, update
+from sqlalchemy import ColumnElement, Update, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
-from backend.processes import ProcessId
+from backend.processes import ProcessId, start_tolerance
 from backend.store.common import ACTIVE, RESUMABLE, changes_rows, now
 from backend.store.configs import UNREADABLE, readable_config
 from backend.store.listing import sorted_values
@@ -150,7 +150,7 @@ def set_process(
 
     `has_begun` says that the process itself reports it.
     """
-    unclaimed = RunRow.pid.is_(None) | ((RunRow.pid == pid) & (RunRow.pid_created == created))
+    unclaimed = RunRow.pid.is_(None) | _is_run_by(ProcessId(pid, created))
     values: dict[str, Any] = {"pid": pid, "pid_created": created}
     if has_begun:
         values["reported_at"] = now()
@@ -159,9 +159,14 @@ def set_process(
 
 def is_run_by(session: Session, run_id: str, process: ProcessId) -> bool:
     """Whether a run is active and this is its process."""
-    held = (RunRow.pid == process.pid, RunRow.pid_created == process.created)
     active = (RunRow.id == run_id, RunRow.status.in_(ACTIVE))
-    return session.scalar(select(RunRow.seq).where(*active, *held)) is not None
+    return session.scalar(select(RunRow.seq).where(*active, _is_run_by(process))) is not None
+
+
+def report_alive(session: Session, run_ids: Sequence[str], process: ProcessId) -> None:
+    """Note that a process still works on those of the runs that are its own."""
+    active = (RunRow.id.in_(run_ids), RunRow.status.in_(ACTIVE))
+    session.execute(update(RunRow).where(*active, _is_run_by(process)).values(reported_at=now()))
 
 
 def stop_requests(
@@ -173,8 +178,7 @@ def stop_requests(
     requests = dict.fromkeys(run_ids, StopRequest.FORCE)
     held = RunRow.id.in_(run_ids)
     if process is not None:
-        held &= (RunRow.pid == process.pid) & (RunRow.pid_created == process.created)
-        held &= RunRow.status.in_(ACTIVE)
+        held &= _is_run_by(process) & RunRow.status.in_(ACTIVE)
     for row in session.execute(select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(held)):
         if row.force_stop_at is None:
             stopping = row.status == "stopping"
@@ -206,6 +210,12 @@ def update_metrics(
     """Set an active run's latest metrics and other columns."""
     columns = {"metrics": json.dumps(latest), **sorted_values(latest)}
     update_run(session, run_id, **columns, **values)
+
+
+def _is_run_by(process: ProcessId) -> ColumnElement[bool]:
+    tolerance = start_tolerance(process.created)
+    earliest, latest = process.created - tolerance, process.created + tolerance
+    return (RunRow.pid == process.pid) & RunRow.pid_created.between(earliest, latest)
 
 
 def _active(run_id: str) -> Update:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from backend.http.login import COOKIE, MAX_WRONG_PER_MINUTE, TokenLogin
 from backend.http.security import AccessGuard
 from backend.serve import serve
-from backend.settings import Settings, is_loopback, load_settings
+from backend.settings import SOURCE_ROOT, Settings, is_loopback, load_settings
 from sae_engine.errors import UserError
 
 SOCKET_URL = "ws://127.0.0.1:8501/_stcore/stream"
@@ -26,6 +28,10 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
 def guarded(base_url: str = "http://127.0.0.1:8501", **settings: Any) -> TestClient:
+    return TestClient(guard(**settings), base_url, follow_redirects=False)
+
+
+def guard(**settings: Any) -> AccessGuard:
     async def hello(_: Request) -> PlainTextResponse:
         return PlainTextResponse("hello")
 
@@ -37,8 +43,7 @@ def guarded(base_url: str = "http://127.0.0.1:8501", **settings: Any) -> TestCli
     paths = ("/", "/api/health", "/api/runs", "/_stcore/health", "/login")
     routes = [Route(path, hello, methods=["GET", "POST"]) for path in paths]
     app = Starlette(routes=[*routes, WebSocketRoute("/_stcore/stream", chat)])
-    guard = AccessGuard(app, Settings(data_dir=Path("unused"), **settings))
-    return TestClient(guard, base_url, follow_redirects=False)
+    return AccessGuard(app, Settings(data_dir=Path("unused"), **settings))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +302,38 @@ def test_wrong_tokens_are_throttled_and_the_right_one_waits_too() -> None:
     assert 1 <= int(wrong[-1].headers["retry-after"]) <= 60
     assert client.post("/login", data={"token": TOKEN}).status_code == 429
     assert client.get("/api/runs", headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["box.example", "box.example:8443"])
+def test_behind_the_documented_proxy_each_visitor_has_a_limit_that_no_header_evades(
+    host: str,
+) -> None:
+    page = (SOURCE_ROOT / "docs" / "containers.md").read_text("utf-8")
+    sets = dict(re.findall(r"proxy_set_header (\S+) (\S+);", page))
+    app = guard(token=SecretStr(TOKEN), allowed_hosts="box.example")
+    upstream = TestClient(
+        ProxyHeadersMiddleware(app, "127.0.0.1"),  # pyright: ignore[reportArgumentType]
+        f"https://{host}",
+        client=("127.0.0.1", 5),
+        follow_redirects=False,
+    )
+
+    def log_in(visitor: str, token: str, claimed: str) -> int:
+        values = {
+            "$host": "box.example",
+            "$http_host": host,
+            "$scheme": "https",
+            "$remote_addr": visitor,
+            "$proxy_add_x_forwarded_for": f"{claimed}, {visitor}",
+        }
+        headers = {"Origin": f"https://{host}", "X-Forwarded-For": claimed}
+        headers |= {name: values[value] for name, value in sets.items() if value in values}
+        return upstream.post("/login", data={"token": token}, headers=headers).status_code
+
+    attempts = [log_in("192.0.2.1", "x", f"198.51.100.{i}") for i in range(MAX_WRONG_PER_MINUTE)]
+    assert set(attempts) == {401}
+    assert log_in("192.0.2.1", TOKEN, "198.51.100.99") == 429
+    assert log_in("192.0.2.2", TOKEN, "192.0.2.1") == 303
 
 
 @pytest.mark.parametrize("port", ["9" * 5_000, "\u0663\u0664", "-1", "1e3", ""])

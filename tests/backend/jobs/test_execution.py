@@ -17,8 +17,10 @@ from sqlalchemy import Connection, event
 
 from backend import store
 from backend.http.curves import metrics_series
+from backend.jobs import execution
 from backend.jobs.execution import Terminated, execute, exit_code, raise_terminated
 from backend.jobs.recorder import BATCH_SECONDS
+from backend.processes import ProcessId
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import ConfigError, DiskFullError
@@ -120,6 +122,40 @@ def test_a_stop_request_in_the_row_reaches_the_engine(bench: Bench) -> None:
 
     assert bench.execute(records) == "stopped"
     assert bench.row().status == "stopped"
+
+
+@both_databases
+def test_a_job_reports_from_long_work_that_it_is_alive(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where a supervisor on another machine may read it, and only for its own runs."""
+    monkeypatch.setattr(execution, "REPORT_SECONDS", 0.4)
+    monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
+    process = ProcessId(os.getpid(), 100.0)
+    reported: list[object] = []
+    with bench.database.writing() as session:
+        store.set_process(session, bench.id, pid=process.pid, created=process.created)
+        other = store.add_run(session, config=bench.config, status="running").id
+        store.set_process(session, other, pid=process.pid, created=200.0)
+
+    def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+        yield 0, PhaseRecord(phase="loading")
+        first = bench.row().reported_at
+        began = time.monotonic()
+        while time.monotonic() < began + 1:
+            for member in members:
+                member.should_stop()
+            at = bench.row().reported_at
+            if at != first and at not in reported:
+                reported.append(at)
+        for number in range(len(members)):
+            yield number, EndRecord(reason="stopped", step=0, tokens=0)
+
+    members = dict.fromkeys((bench.id, other), bench.member)
+    execute(bench.database, members, train, process=process)
+    assert len(reported) in ([0] if bench.database.is_sqlite else [1, 2])
+    with bench.database.reading() as session:
+        assert store.get_run(session, other).reported_at is None
 
 
 @both_databases

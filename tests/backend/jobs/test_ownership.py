@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text, update
 
 from backend import store
-from backend.jobs.execution import execute
+from backend.jobs.execution import StopRequests, execute
 from backend.jobs.supervisor import Supervisor
 from backend.processes import ProcessId, is_elsewhere, start_of, this_process
 from backend.settings import Settings
@@ -26,14 +26,14 @@ from tests.backend.jobs.bench import Bench
 from tests.backend.jobs.test_supervisor import add, row_of
 
 both_databases = pytest.mark.both_databases
-MINE = ProcessId(os.getpid(), 1.0)
 OTHER_BOOT = 2.0**33
-"""Added to a start, it makes it one of another machine."""
+"""Added to a start, it makes it one of another machine; starts below are times."""
+MINE = ProcessId(os.getpid(), OTHER_BOOT)
 
 
 def taken_over(bench: Bench) -> None:
     with bench.database.writing() as session:
-        session.execute(update(RunRow).values(pid=MINE.pid, pid_created=2.0))
+        session.execute(update(RunRow).values(pid=MINE.pid, pid_created=MINE.created + 1))
 
 
 def given_up(bench: Bench) -> None:
@@ -51,7 +51,9 @@ def started_again(bench: Bench) -> None:
     queued_again(bench)
     with bench.database.writing() as session:
         claim_next(session)
-        assert store.set_process(session, bench.id, pid=MINE.pid, created=3.0, has_begun=True)
+        assert store.set_process(
+            session, bench.id, pid=MINE.pid, created=MINE.created + 2, has_begun=True
+        )
 
 
 @both_databases
@@ -93,11 +95,43 @@ def test_only_the_first_of_two_processes_takes_a_run(database: Database) -> None
     [run_id] = add(database, "finish")
     with database.writing() as session:
         claim_next(session)
-        assert store.set_process(session, run_id, pid=5, created=5.0)
-        assert not store.set_process(session, run_id, pid=6, created=5.0)
-        assert not store.set_process(session, run_id, pid=5, created=6.0)
-        assert store.set_process(session, run_id, pid=5, created=5.0, has_begun=True)
-    assert row_of(database, run_id).process == ProcessId(5, 5.0)
+        pid, created = MINE
+        assert store.set_process(session, run_id, pid=pid, created=created)
+        assert not store.set_process(session, run_id, pid=pid + 1, created=created)
+        assert not store.set_process(session, run_id, pid=pid, created=created + 1)
+        assert store.set_process(session, run_id, pid=pid, created=created, has_begun=True)
+    assert row_of(database, run_id).process == MINE
+
+
+@both_databases
+@pytest.mark.parametrize(
+    ("start", "shift", "is_same"),
+    [
+        (1.8e9, 1.5, True),
+        (1.8e9, -1.5, True),
+        (1.8e9, 2.5, False),
+        (1.8e9, -2.5, False),
+        (MINE.created, 0, True),
+        (MINE.created, 1, False),
+        (2.0**52 + 7, -1, False),
+    ],
+)
+def test_a_start_that_is_a_time_may_differ_by_an_adjustment_of_the_clock(
+    database: Database, start: float, shift: float, is_same: bool
+) -> None:
+    [run_id] = add(database, "finish")
+    again = ProcessId(MINE.pid, start + shift)
+    with database.writing() as session:
+        claim_next(session)
+        assert store.set_process(session, run_id, pid=MINE.pid, created=start)
+        assert store.is_run_by(session, run_id, again) == is_same
+        [request] = store.stop_requests(session, [run_id], again).values()
+        assert request is (StopRequest.NONE if is_same else StopRequest.FORCE)
+        requests = StopRequests(database, [run_id], lambda: StopRequest.STOP, again)
+    requests.store_asked()
+    assert row_of(database, run_id).status == ("stopping" if is_same else "running")
+    with database.writing() as session:
+        assert store.set_process(session, run_id, pid=again.pid, created=again.created) == is_same
 
 
 @both_databases
@@ -183,3 +217,15 @@ def test_a_label_job_on_another_machine_is_not_taken_for_dead(bench: Bench) -> N
         label_jobs.settle_label_jobs(session)
         [row] = label_jobs.label_jobs(session, bench.id)
     assert (row.status == "running") == (not bench.database.is_sqlite)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "sqlite+pysqlite"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("runs.db", "runs.db.lock"), ("workbench.sqlite3?timeout=5", "supervisor.lock")],
+)
+def test_the_lock_lies_beside_the_database_however_its_url_is_written(
+    tmp_path: Path, scheme: str, path: str, name: str
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=f"{scheme}:///{tmp_path}/{path}")
+    assert settings.supervisor_lock == tmp_path.resolve() / name

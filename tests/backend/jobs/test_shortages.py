@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import update
@@ -17,6 +19,7 @@ from backend.jobs.supervisor import START_GRACE, Supervisor
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
+from sae_engine.presets import resolve_config
 from sae_engine.schema.runs import RunStatus
 from tests.backend.conftest import claim_next, wait_for
 from tests.backend.fake_engine import fake_job
@@ -28,7 +31,26 @@ def short_of(number: int) -> list[str]:
 
 
 def exits_at_once(_: int) -> list[str]:
-    return [sys.executable, "-c", "raise SystemExit(3)"]
+    return ["sh", "-c", "exit 3"]
+
+
+class CountedPause(StartPause):
+    """Counts how often it began and ended."""
+
+    failures = ends = 0
+
+    def begin(self, why: str) -> None:
+        self.failures += 1
+        super().begin(why)
+
+    def end(self) -> None:
+        self.ends += 1
+        super().end()
+
+
+def num_queued(database: Database) -> int:
+    with database.reading() as session:
+        return len(store.queued_runs(session))
 
 
 @pytest.mark.parametrize(
@@ -49,11 +71,13 @@ def test_queued_runs_survive_a_shortage_and_keep_their_order(
     words: str,
 ) -> None:
     run_ids = add(database, "finish", count=3)
+    tries: list[float] = []
     started: list[str] = []
     is_short = True
 
     def command(run_ids: Sequence[str]) -> list[str]:
         if is_short:
+            tries.append(time.monotonic())
             return fail(number)
         started.extend(run_ids)
         return [sys.executable, "-c", ""]
@@ -68,6 +92,9 @@ def test_queued_runs_survive_a_shortage_and_keep_their_order(
 
         wait_for(lambda: words in why())
         assert "trying again" in why()
+        wait_for(lambda: len(tries) >= 5)
+        pauses = [later - earlier for earlier, later in pairwise(tries)]
+        assert all(pause >= 0.02 * 2**i for i, pause in enumerate(pauses)), pauses
         wait_for(lambda: row_of(database, run_ids[0]).status == "queued")
         assert [row_of(database, i).status for i in run_ids[1:]] == ["queued", "queued"]
         is_short = False
@@ -76,6 +103,52 @@ def test_queued_runs_survive_a_shortage_and_keep_their_order(
         assert "trying again" not in why()
     finally:
         supervisor.close()
+
+
+@pytest.mark.parametrize("never_started", [False, True])
+def test_a_pass_of_eight_runs_that_does_not_start_is_one_failure(
+    settings: Settings, database: Database, never_started: bool
+) -> None:
+    config = resolve_config("quick-test", {"name": "finish"})
+    with database.writing() as session:
+        for seed in range(8):
+            each = config.model_copy(update={"seed": seed})
+            store.add_run(session, config=each, group_id="g")
+        if never_started:
+            assert len(claim_next(session)) == 8
+            long_ago = store.now() - START_GRACE - timedelta(seconds=1)
+            session.execute(update(RunRow).values(started_at=long_ago, reported_at=long_ago))
+    pause = CountedPause(first_seconds=60)
+    supervisor = Supervisor(
+        settings, database, command=lambda _: exits_at_once(0), poll_seconds=0.02, pause=pause
+    )
+    supervisor.start()
+    wait_for(lambda: pause.failures > 0 and num_queued(database) == 8)
+    supervisor.close()
+    assert pause.failures == 1
+
+
+def test_a_run_that_works_does_not_end_the_pause_of_one_that_cannot_start(
+    settings: Settings, database: Database
+) -> None:
+    [works] = add(database, "wait")
+    settings = settings.model_copy(update={"devices": ["cpu", "cpu"]})
+    pause = CountedPause(first_seconds=0.02)
+    supervisor = Supervisor(
+        settings,
+        database,
+        command=lambda ids: fake_job(ids) if works in ids else exits_at_once(0),
+        poll_seconds=0.02,
+        pause=pause,
+    )
+    supervisor.start()
+    wait_for(lambda: row_of(database, works).has_begun)
+    ends = pause.ends
+    [fails] = add(database, "finish")
+    wait_for(lambda: pause.failures >= 5)
+    supervisor.close()
+    assert pause.ends - ends <= 1
+    assert row_of(database, fails).error_type is None
 
 
 def test_the_pause_doubles_up_to_a_minute_and_starts_over_after_a_success() -> None:

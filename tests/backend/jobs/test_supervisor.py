@@ -11,12 +11,12 @@ from datetime import timedelta
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 from starlette.testclient import TestClient
 
 from backend import store
 from backend.app import create_app
-from backend.jobs.supervisor import Supervisor
+from backend.jobs.supervisor import Supervisor, _Report
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
@@ -160,6 +160,21 @@ def test_a_run_without_progress_for_long_gets_one_alert(
             store.request_stop(session, run_id, force=True)
         wait_for(lambda: row_of(database, run_id).status == "stopped")
         supervisor.close()
+
+
+@pytest.mark.parametrize("change", ["reported_at", "phase", "step", "tokens"])
+def test_a_run_that_is_only_alive_makes_no_progress(database: Database, change: str) -> None:
+    [run_id] = add(database, "mute")
+    earlier = _Report.next(None, row_of(database, run_id))
+    with database.writing() as session:
+        value = {"reported_at": store.now(), "phase": "training"}.get(change, 5)
+        session.execute(update(RunRow).values({change: value}))
+    row = row_of(database, run_id)
+    later = _Report.next(earlier, row)
+    assert (later.progressed > earlier.progressed) == (change != "reported_at")
+    assert later.reported > earlier.reported
+    assert later.reported_at == row.reported_at
+    assert _Report.next(later, row) == later
 
 
 def test_a_queued_run_is_stopped_without_starting(client: TestClient) -> None:
