@@ -159,6 +159,15 @@ def test_held_out_rows_are_mixed_as_training_rows_until_a_dataset_has_no_more(tm
     assert sources_of(everything, config, read)[:3].count(0) == 1
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (1, 2), (5, 2, 1), (0.013, 0.3, 0.007), (90, 1, 1)])
+def test_more_held_out_tokens_only_add_rows_at_the_end(tmp_path: Path, weights):
+    config = mixture(tmp_path, *weights)
+    longest = mixed_heldout_rows(config, PACKING, 10**6)
+    for num_rows in (1, 2, 5, 11, 12, 40, len(longest)):
+        rows = mixed_heldout_rows(config, PACKING, num_rows * (CTX - 1))
+        assert np.array_equal(rows, longest[:num_rows])
+
+
 def test_a_dataset_without_held_out_text_is_named(tmp_path: Path):
     config = mixture(tmp_path, 1, 1)
     (tmp_path / "0.jsonl").write_text(json.dumps({"column0": "only one document"}))
