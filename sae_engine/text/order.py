@@ -149,7 +149,7 @@ class ShuffledRows:
         while count:
             if self._pool is None:
                 self._pool = self._next_pool()
-            part = self._pool[self._given : self._given + count]
+            part = self._pool[self._given : self._given + count].copy()  # frees the pool
             parts.append(part)
             count -= len(part)
             self._given += len(part)

@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
 
 from sae_engine.errors import UserError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.order import RowCursor, Rows, mixed_heldout_rows, shuffled_rows
+from sae_engine.text.order import (
+    RowCursor,
+    Rows,
+    ShuffledRows,
+    mixed_heldout_rows,
+    shuffled_rows,
+)
 from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
 from sae_engine.training.checkpoint import cursor_from_json
 from tests.sae_engine.text.test_packing import BOS, EOS, TOKENIZER
@@ -106,6 +113,26 @@ def test_a_pool_ends_where_the_text_begins_again(config: DataConfig):
     # The row in which one epoch ends and the next begins belongs to the first.
     assert as_sorted(rows[: num_rows + 1]) == as_sorted(expected[: num_rows + 1])
     assert as_sorted(rows[num_rows + 1 :]) == as_sorted(expected[num_rows + 1 :])
+
+
+@pytest.mark.parametrize("sizes", [(7, 33), (17, 8, 15), (60,)])
+def test_a_pool_is_freed_before_the_next_is_read(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+):
+    pools: list[ReferenceType[np.ndarray]] = []
+    read = ShuffledRows._next_pool
+
+    def next_pool(rows: ShuffledRows) -> np.ndarray:
+        assert [pool() for pool in pools] == [None] * len(pools)
+        pool = read(rows)
+        pools.append(ref(pool))
+        return pool
+
+    monkeypatch.setattr(ShuffledRows, "_next_pool", next_pool)
+    rows = shuffled(config, 20)
+    for size in sizes:
+        rows.take(size)
+    assert len(pools) > 1
 
 
 def sources_of(rows: np.ndarray, config: DataConfig, split=training_rows) -> list[int]:
