@@ -39,8 +39,9 @@ def config_of(row: RunRow) -> RunConfig:
 
 def readable_config(row: RunRow) -> Readable:
     """A run's configuration, with defaults in place of fields that this version refuses."""
+    tree = _completed(row.config)
     try:
-        return Readable(RunConfig.model_validate(_completed(row.config)), None)
+        return Readable(RunConfig.model_validate(tree), None)
     except ValidationError as error:
         problems = error.errors(include_url=False)
     where = "; ".join(
@@ -51,7 +52,7 @@ def readable_config(row: RunRow) -> Readable:
     places = [p["loc"] for p in problems]
     for depth in (2, 1):  # first the fields, then their sections
         try:
-            config = RunConfig.model_validate(_without(row.config, [p[:depth] for p in places]))
+            config = RunConfig.model_validate(_without(tree, [p[:depth] for p in places]))
         except ValidationError:
             continue
         return Readable(config, problem)

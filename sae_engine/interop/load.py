@@ -59,7 +59,13 @@ def load_pretrained(
 
     described, weights = call_interruptibly(read, check_stop)
     notes = list(described.notes)
-    sae = READERS[described.format](weights, described, notes)
+    try:
+        sae = READERS[described.format](weights, described, notes)
+    except (RuntimeError, IndexError) as error:
+        raise UserError(
+            f"The tensors in '{weights.file.shown}' do not fit together: {weights.shapes}; get its "
+            "files again."
+        ) from error
     return PretrainedSAE(sae, described, notes)
 
 

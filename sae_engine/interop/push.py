@@ -131,7 +131,7 @@ def _repository(
 def _require_free(target: HubName, paths: Collection[str], existing: Collection[str]) -> None:
     """Refuse to replace files unless they are those of an SAE pushed before."""
     taken = sorted(set(paths) & set(existing))
-    sae = next(path for path in paths if path.endswith(SAE) and "saelens/" not in path)
+    sae = f"{target.path}/{SAE}" if target.path else SAE
     if taken and sae not in existing:
         raise UserError(
             f"'{target}' has {', '.join(taken[:3])} of something else already; push into a folder "

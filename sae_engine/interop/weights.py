@@ -40,6 +40,10 @@ class Weights:
             raise UserError(f"'{self.file.shown}' has no tensor '{name}'.")
         return self.tensors[name]
 
+    @property
+    def shapes(self) -> str:
+        return ", ".join(f"{name} {list(t.shape)}" for name, t in self.tensors.items())
+
     def k(self, value: Any) -> int:
         """Check a k from the settings; raises `UserError` if it is not a whole number."""
         if isinstance(value, float) and value.is_integer():

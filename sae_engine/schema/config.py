@@ -340,7 +340,7 @@ class RunConfig(Section):
         return f"layer {self.model.layer} {self.model.site}"
 
 
-ADDED_LATER = {"data": {"shuffle_tokens": 32_768}}
+ADDED_LATER = {"data": {"shuffle_tokens": 32_768, "max_norm_multiple": None}}
 """Fields that stored runs may lack, with the values those runs were trained with."""
 
 

@@ -49,17 +49,27 @@ def arrow_rows(path: Path, column: str) -> Iterator[Row]:
 
 
 def texts_of(array: pa.Array) -> list[Any]:
-    """The values of an array; bytes that are not UTF-8 become U+FFFD."""
+    """The values of an array; bytes that are not UTF-8 become U+FFFD, and what Python cannot hold,
+    such as a date of the year 10,000, stays an Arrow scalar.
+    """
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     try:
         values = array.to_pylist()
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, OverflowError, pa.ArrowInvalid):
+        if not _is_string(array.type):
+            return [value if value.is_valid else None for value in array]
         is_large = pa.types.is_large_string(array.type)
         values = array.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 def _rows(batches: Iterator[pa.RecordBatch], place: int, path: Path, kind: str) -> Iterator[Row]:

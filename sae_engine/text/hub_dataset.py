@@ -66,7 +66,12 @@ class HubDataset:
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         self.check()
         texts = usable_texts(
-            self._rows(start), self._config.text_column, self._name, "row", self._notices
+            self._rows(start),
+            self._config,
+            self._name,
+            "row",
+            self._notices,
+            from_start=start == 0,
         )
         return split_by_hash((Document(start + n, text) for n, text in enumerate(texts)), split)
 

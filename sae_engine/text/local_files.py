@@ -77,4 +77,4 @@ class LocalFiles:
         else:
             return open_text_file(path, self._config.documents, self._notices).documents()
         unit = "line" if suffix in (".jsonl", ".ndjson") else "row"
-        return usable_texts(rows, column, str(path), unit, self._notices)
+        return usable_texts(rows, self._config, str(path), unit, self._notices)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 LOGGED = 3
 
@@ -22,8 +22,8 @@ class TextNotices:
         """Sentences by what they are about and by file."""
         self._skipped: Counter[str] = Counter()
         self._first: dict[str, str] = {}
-        self._furthest: dict[str, int] = {}
-        """Number of the last row counted, by file. Every pass reads the rows in order."""
+        self._furthest: dict[Hashable, int] = {}
+        """Number of the last row counted, by column. Every pass reads the rows in order."""
 
     def note(self, subject: str, file: str, sentence: str) -> None:
         """Add a sentence about a file; only the first on each subject is reported."""
@@ -33,11 +33,11 @@ class TextNotices:
             if len(notes) <= LOGGED:
                 _log.info("%s", sentence)
 
-    def skip(self, file: str, row: int, where: str, reason: str) -> None:
-        """Count row number `row` of a file as left out."""
-        if row <= self._furthest.get(file, -1):
+    def skip(self, column: Hashable, row: int, where: str, reason: str) -> None:
+        """Count row number `row` of a column of some text as left out."""
+        if row <= self._furthest.get(column, -1):
             return
-        self._furthest[file] = row
+        self._furthest[column] = row
         self._skipped[reason] += 1
         self._first.setdefault(reason, where)
         if self._skipped[reason] <= LOGGED:

@@ -6,7 +6,6 @@ activations, so most of the shuffling happens here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ from jaxtyping import Int
 
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.packing import Cursor, PackedRows, Packing, heldout_rows, training_rows
+from sae_engine.text.packing import Cursor, PackedRows, Packing, each_heldout_row, training_rows
 
 
 class RowCursor(NamedTuple):
@@ -68,21 +67,23 @@ def shuffled_rows(
 def mixed_heldout_rows(
     config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
 ) -> Int[np.ndarray, "rows ctx"]:
-    """Rows of held-out text with at least `num_tokens` tokens, mixed as the training rows are.
+    """Rows of held-out text with at least `num_tokens` tokens, or all there are. More tokens only
+    add rows at the end.
 
-    A dataset with less held-out text than its share gives all it has. Raises `UserError` if one has
-    less than a row.
+    They are mixed as the training rows are, until a dataset has no more. Raises `UserError` if one
+    has less than a row.
     """
-    weights = config.weights
-    found = [
-        heldout_rows(one, packing, math.ceil(num_tokens * weight / sum(weights)), check_stop)
-        for one, weight in zip(config.datasets, weights, strict=True)
-    ]
-    counts = [0] * len(found)
+    datasets = [each_heldout_row(one, packing, check_stop) for one in config.datasets]
+    counts = [0] * len(datasets)
+    left = list(range(len(datasets)))
     rows: list[np.ndarray] = []
-    while left := [n for n, count in enumerate(counts) if count < len(found[n])]:
-        number = furthest_behind(counts, weights, left)
-        rows.append(found[number][counts[number]])
+    while left and len(rows) < packing.rows_holding(num_tokens):
+        number = furthest_behind(counts, config.weights, left)
+        row = next(datasets[number], None)
+        if row is None:
+            left.remove(number)
+            continue
+        rows.append(row)
         counts[number] += 1
     return np.stack(rows)
 
@@ -148,7 +149,7 @@ class ShuffledRows:
         while count:
             if self._pool is None:
                 self._pool = self._next_pool()
-            part = self._pool[self._given : self._given + count]
+            part = self._pool[self._given : self._given + count].copy()  # frees the pool
             parts.append(part)
             count -= len(part)
             self._given += len(part)

@@ -57,6 +57,9 @@ class Packing(NamedTuple):
         """Tokens of text in a row, without BOS."""
         return self.ctx_len - (self.bos_id is not None)
 
+    def rows_holding(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.tokens_per_row)
+
 
 class Tokens(NamedTuple):
     """Token ids of a document, or of a part of it."""
@@ -137,15 +140,24 @@ def heldout_rows(
 
     Raises `UserError` if it has less than one row.
     """
-    num_rows = -(-num_tokens // packing.tokens_per_row)
-    rows = _rows(config, packing, "heldout", BEGINNING, 1, check_stop).take(num_rows)
-    if not len(rows):
+    num_rows = packing.rows_holding(num_tokens)
+    return np.stack(list(islice(each_heldout_row(config, packing, check_stop), num_rows)))
+
+
+def each_heldout_row(
+    config: DataConfig, packing: Packing, check_stop: CheckStop = never_stop
+) -> Iterator[Int[np.ndarray, " ctx"]]:
+    """All rows of held-out text; raises `UserError` if there is none."""
+    rows = _rows(config, packing, "heldout", BEGINNING, 1, check_stop)
+    first = next(rows, None)
+    if first is None:
         raise UserError(
             f"'{config.dataset}' is too small: a tenth of its documents, chosen by a hash of their "
             f"text, is held out of training, and that fills no row of {packing.ctx_len} tokens. "
             "Use more text or a smaller data.ctx_len."
         )
-    return rows
+    yield first
+    yield from rows
 
 
 def count_tokens(

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from sae_engine.errors import ConfigError
+from sae_engine.schema.config import DataConfig
 from sae_engine.text.notices import TextNotices
 
 MAX_BAD_ROWS = 100
@@ -36,12 +37,21 @@ class Row(NamedTuple):
 
 
 def usable_texts(
-    rows: Iterable[Row], column: str, file: str, unit: str, notices: TextNotices
+    rows: Iterable[Row],
+    config: DataConfig,
+    file: str,
+    unit: str,
+    notices: TextNotices,
+    *,
+    from_start: bool = True,
 ) -> Iterator[str]:
     """The text of every row, "" for one that cannot be used, which `notices` counts.
 
-    Raises `ConfigError` if none of the first rows can be used.
+    Raises `ConfigError` if none of a dataset's first rows can be used; `from_start` says whether
+    `rows` begin with those.
     """
+    column = config.text_column
+    source = (file, config.subset, config.split, column)
     first: ConfigError | None = None
     num_bad = num_good = 0
     for row in rows:
@@ -52,11 +62,11 @@ def usable_texts(
             continue
         num_bad += 1
         first = first or text.error
-        notices.skip(file, row.number, f"{unit} {row.number:,} of '{file}'", text.reason)
-        if not num_good and num_bad == MAX_BAD_ROWS:
+        notices.skip(source, row.number, f"{unit} {row.number:,} of '{file}'", text.reason)
+        if from_start and not num_good and num_bad == MAX_BAD_ROWS:
             break
         yield ""
-    if first is not None and not num_good:
+    if from_start and first is not None and not num_good:
         raise first
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from backend import store
-from backend.store.configs import UNREADABLE, UnreadableConfigError
+from backend.store.configs import UNREADABLE, UnreadableConfigError, readable_config
 from backend.store.database import Database
 from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
@@ -72,10 +72,13 @@ def test_a_run_stored_before_a_field_existed_keeps_what_it_was_trained_with(
     database: Database,
 ) -> None:
     tree = resolve_config("tiny", {}).model_dump(mode="json")
-    del tree["data"]["shuffle_tokens"]
+    del tree["data"]["shuffle_tokens"], tree["data"]["max_norm_multiple"]
     old = add(database, tree, "interrupted")
+    unreadable = add(database, tree | {"train": {"lr": -1}}, "finished")
     with database.reading() as session:
-        assert store.config_of(store.get_run(session, old)).data.shuffle_tokens == 32_768
+        for run_id in (old, unreadable):
+            data = readable_config(store.get_run(session, run_id)).config.data
+            assert (data.shuffle_tokens, data.max_norm_multiple) == (32_768, None)
 
 
 def test_valid_fields_are_shown_as_they_are(client: TestClient, database: Database) -> None:

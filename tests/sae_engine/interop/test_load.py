@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -331,3 +332,34 @@ def test_paths_without_an_sae_are_refused(tmp_path: Path):
     save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"has the tensors lm_head\. That is not an SAE of"):
         load_pretrained(tmp_path / "model.safetensors")
+
+
+NO_FIT = r"do not fit together: .*W_dec \[.*; get its files again|has shape \[.*but W_dec needs"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("W_enc", [D_IN, D_SAE - 1]),
+        ("W_enc", [D_IN + 1, D_SAE]),
+        ("W_dec", [D_SAE - 1, D_IN]),
+        ("b_enc", [D_SAE + 1]),
+        ("b_dec", [D_IN - 1]),
+        ("threshold", [D_SAE, 2]),
+        ("scaling_factor", [D_SAE - 1]),
+        ("scaling_factor", []),
+    ],
+)
+@pytest.mark.parametrize("library", ["saelens", "Gemma Scope"])
+def test_tensors_that_do_not_fit_together_are_refused_in_one_sentence(
+    parts: Parts, tmp_path: Path, monkeypatch, library: str, name: str, shape: list[int]
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside the tests
+    tensors = parts.tensors | {"threshold": parts.threshold, name: torch.ones(shape)}
+    if library == "saelens":
+        config = {"architecture": "jumprelu", "rescale_acts_by_decoder_norm": True}
+        write(tmp_path, tensors, "sae_weights.safetensors", config)
+    else:
+        np.savez(tmp_path / "params.npz", **{n: t.numpy() for n, t in tensors.items()})
+    with pytest.raises(UserError, match=NO_FIT):
+        load_pretrained(tmp_path)

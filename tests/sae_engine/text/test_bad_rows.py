@@ -1,7 +1,8 @@
 """Rows that cannot be used are left out, counted and named; the others are read as they are."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,10 @@ import pytest
 from sae_engine.errors import ConfigError
 from sae_engine.preflight import check_text
 from sae_engine.schema.config import DataConfig
+from sae_engine.text.documents import Split
+from sae_engine.text.hub_dataset import HubDataset
 from sae_engine.text.notices import TextNotices
+from sae_engine.text.rows import Row, usable_texts
 from sae_engine.text.sources import documents
 
 GOOD = [f"text number {n}" for n in range(40)]
@@ -66,6 +70,44 @@ def test_a_file_whose_first_hundred_rows_are_bad_is_refused(tmp_path: Path):
     assert read(json_lines(path, [*bad[1:], '{"text": "late"}'])) == ["late"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"text_column": "a"}, {"text_column": "b"}),
+        ({"subset": "a"}, {"subset": "b"}),
+        ({"split": "train"}, {"split": "test"}),
+    ],
+)
+def test_rows_of_every_part_of_a_mixture_are_counted(one: dict, other: dict):
+    notices = TextNotices()
+    for _ in range(2):  # passes
+        for part, numbers in ((one, (3, 9)), (other, (1, 2, 3))):
+            rows = [Row(number, 7) for number in numbers]
+            config = DataConfig(dataset="some/texts", **part)
+            texts = usable_texts(rows, config, "some/texts", "row", notices, from_start=False)
+            assert list(texts) == [""] * len(numbers)
+    counts = [int(sentence.split()[0]) for sentence in notices.sentences]
+    assert sum(counts) == 5
+
+
+@pytest.mark.parametrize("start", [1, 40, 200])
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_reading_goes_on_where_only_bad_rows_follow(monkeypatch, start: int, split: Split):
+    values = [*GOOD[:start], *[7] * 300][:300]
+
+    def rows(_: HubDataset, start: int) -> Iterator[Row]:
+        return (Row(n + 1, value) for n, value in enumerate(values) if n >= start)
+
+    monkeypatch.setattr(HubDataset, "_rows", rows)
+    config = DataConfig(dataset="some/texts")
+    whole = list(HubDataset(config, TextNotices()).documents(split, 0))
+    later = list(HubDataset(config, TextNotices()).documents(split, start))
+    assert later == [document for document in whole if document.number >= start]
+    values[:start] = []
+    with pytest.raises(ConfigError, match="holds int, not text"):
+        list(HubDataset(config, TextNotices()).documents(split, 0))
+
+
 @pytest.mark.parametrize("digits", [5_000, 200_000])
 def test_a_huge_integer_beside_the_text_changes_nothing(tmp_path: Path, digits: int):
     rows = [json.dumps({"text": text}) for text in GOOD]
@@ -116,6 +158,33 @@ def to_arrow_stream(table: pa.Table, path: Path) -> None:
 
 
 WRITERS = {"parquet": to_parquet, "file.arrow": to_arrow, "stream.arrow": to_arrow_stream}
+
+
+def numbers_as(kind: pa.DataType, number: int) -> pa.Array:
+    """A column of one value of `kind`, stored as `number`, and one null."""
+    return pa.array([number, None], pa.int64()).view(kind)
+
+
+@pytest.mark.parametrize("name", ["file.arrow", "stream.arrow"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        numbers_as(pa.timestamp("s"), 2**62),
+        numbers_as(pa.timestamp("us", "UTC"), -(2**62)),
+        numbers_as(pa.timestamp("s", "Not/A/Zone"), 1),
+        numbers_as(pa.duration("s"), 2**62),
+        pa.array([[2**62], None]).cast(pa.list_(pa.timestamp("s"))),
+        pa.ListArray.from_arrays(pa.array([0, None, 1]), strings_of([b"\xff"], pa.string())),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_values_that_python_cannot_hold_are_bad_rows(tmp_path: Path, name: str, values: pa.Array):
+    path = tmp_path / f"a.{name}"
+    WRITERS[name](pa.table({"text": values}), path)
+    notices = TextNotices()
+    assert read(path, notices) == []
+    [sentence] = notices.sentences
+    assert re.match(r"1 row was left out \(column 'text' holds \w+Scalar, not text\)", sentence)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -2,13 +2,20 @@
 
 import json
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
 
 from sae_engine.errors import UserError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.order import RowCursor, Rows, mixed_heldout_rows, shuffled_rows
+from sae_engine.text.order import (
+    RowCursor,
+    Rows,
+    ShuffledRows,
+    mixed_heldout_rows,
+    shuffled_rows,
+)
 from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
 from sae_engine.training.checkpoint import cursor_from_json
 from tests.sae_engine.text.test_packing import BOS, EOS, TOKENIZER
@@ -100,12 +107,32 @@ def test_from_any_cursor_the_same_rows_follow(any_config: DataConfig, pool_rows:
 
 def test_a_pool_ends_where_the_text_begins_again(config: DataConfig):
     num_rows = len(training_rows(config, PACKING, num_epochs=1).take(10**6))
-    assert num_rows * (CTX - 1) <= count_tokens(config, PACKING) + 60
+    assert num_rows * (CTX - 1) == count_tokens(config, PACKING, [BOS])
     rows = shuffled(config, 10**6).take(2 * num_rows + 2)
     expected = plain(config, 2 * num_rows + 2)
     # The row in which one epoch ends and the next begins belongs to the first.
     assert as_sorted(rows[: num_rows + 1]) == as_sorted(expected[: num_rows + 1])
     assert as_sorted(rows[num_rows + 1 :]) == as_sorted(expected[num_rows + 1 :])
+
+
+@pytest.mark.parametrize("sizes", [(7, 33), (17, 8, 15), (60,)])
+def test_a_pool_is_freed_before_the_next_is_read(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+):
+    pools: list[ReferenceType[np.ndarray]] = []
+    read = ShuffledRows._next_pool
+
+    def next_pool(rows: ShuffledRows) -> np.ndarray:
+        assert [pool() for pool in pools] == [None] * len(pools)
+        pool = read(rows)
+        pools.append(ref(pool))
+        return pool
+
+    monkeypatch.setattr(ShuffledRows, "_next_pool", next_pool)
+    rows = shuffled(config, 20)
+    for size in sizes:
+        rows.take(size)
+    assert len(pools) > 1
 
 
 def sources_of(rows: np.ndarray, config: DataConfig, split=training_rows) -> list[int]:
@@ -157,6 +184,15 @@ def test_held_out_rows_are_mixed_as_training_rows_until_a_dataset_has_no_more(tm
     everything = mixed_heldout_rows(config, PACKING, 10**6)
     assert as_sorted(everything) == as_sorted(np.concatenate(each))
     assert sources_of(everything, config, read)[:3].count(0) == 1
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 2), (5, 2, 1), (0.013, 0.3, 0.007), (90, 1, 1)])
+def test_more_held_out_tokens_only_add_rows_at_the_end(tmp_path: Path, weights):
+    config = mixture(tmp_path, *weights)
+    longest = mixed_heldout_rows(config, PACKING, 10**6)
+    for num_rows in (1, 2, 5, 11, 12, 40, len(longest)):
+        rows = mixed_heldout_rows(config, PACKING, num_rows * (CTX - 1))
+        assert np.array_equal(rows, longest[:num_rows])
 
 
 def test_a_dataset_without_held_out_text_is_named(tmp_path: Path):
