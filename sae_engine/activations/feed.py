@@ -33,6 +33,7 @@ from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device, vocab_size
 from sae_engine.schema.config import RunConfig
+from sae_engine.schema.records import NoticeRecord
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
@@ -83,6 +84,13 @@ def open_feed(configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) 
     if configs[0].data.activations:
         return FileFeed(configs[0], check_stop)
     return TextFeed(configs, check_stop)
+
+
+def new_notices(feed: Feed, reported: set[str]) -> list[NoticeRecord]:
+    """Notices of the feed that are not in `reported`, to which they are added."""
+    new = [notice for notice in feed.notices if notice not in reported]
+    reported.update(new)
+    return [NoticeRecord(level="warning", message=notice) for notice in new]
 
 
 class TextFeed:
@@ -190,8 +198,11 @@ class FileFeed:
         if self._files.has_tokens:
             require_token_ids(self._files, vocab_size(config.model, check_stop))
         self.device = resolve_device(config.model)
-        self.notices: list[str] = []
         self._model: LanguageModel | None = None
+
+    @property
+    def notices(self) -> list[str]:
+        return [] if self._model is None else self._model.notices
 
     def hook_of(self, config: RunConfig) -> int:
         return 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sae_engine.activations.feed import TextFeed
+from sae_engine.activations.feed import TextFeed, new_notices
 from sae_engine.activations.files import FileMetadata, write_activation_file
 from sae_engine.activations.stream import ModelSource
 from sae_engine.errors import ConfigError, UserError
@@ -35,6 +35,8 @@ def save_activations(
         raise UserError(f"'{folder}' is not empty; name a new folder for the activations.")
     yield PhaseRecord(phase="loading the language model")
     feed = TextFeed([config], check_stop)
+    reported: set[str] = set()
+    yield from new_notices(feed, reported)
     metadata = FileMetadata(
         config.model.name, feed.hook_name(0), config.data.ctx_len, config.data.title
     )
@@ -56,6 +58,7 @@ def save_activations(
         )
     finally:
         heldout.close()
+    yield from new_notices(feed, reported)
     source = feed.open_source(Cursor(), check_stop)
     saved, number, last_block = 0, 0, 0
     while saved - last_block // 2 < wanted:  # the last block's later half is never given out
@@ -65,6 +68,7 @@ def save_activations(
         )
         saved, number = saved + size, number + 1
         yield PhaseRecord(phase=f"saving activations: {min(saved, wanted):,} of {wanted:,} tokens")
+    yield from new_notices(feed, reported)
     yield NoticeRecord(
         level="info",
         message=f"{saved:,} training and {heldout.num_tokens:,} held-out activations are in "

@@ -40,13 +40,6 @@ NO_FEATURES = (
 )
 
 
-def new_notices(feed: Feed, reported: set[str]) -> list[NoticeRecord]:
-    """Notices of the feed that are not in `reported`, to which they are added."""
-    new = [notice for notice in feed.notices if notice not in reported]
-    reported.update(new)
-    return [NoticeRecord(level="warning", message=notice) for notice in new]
-
-
 class SharedHeldout:
     """The held-out activations of all runs on a pass, and the parts of the language model that only
     held-out work needs. Each is loaded at its first use.

@@ -15,7 +15,7 @@ from typing import Literal
 import yaml
 from torch import Tensor
 
-from sae_engine.activations.feed import Feed, open_feed
+from sae_engine.activations.feed import Feed, new_notices, open_feed
 from sae_engine.activations.stream import BEGINNING, ActivationStream, StreamState
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
@@ -32,7 +32,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.checkpoint import saved_position
 from sae_engine.training.clock import Clock, open_timer
-from sae_engine.training.heldout import SharedHeldout, new_notices
+from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
 from sae_engine.training.rehearsal import rehearse

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sae_engine.activations.feed import Feed, open_feed
+from sae_engine.activations.feed import Feed, new_notices, open_feed
 from sae_engine.errors import ConfigError
 from sae_engine.interop.description import Description
 from sae_engine.interop.load import load_pretrained
-from sae_engine.interop.places import Place, hub_id, same_module
+from sae_engine.interop.places import Place, hub_id, place_of, same_module
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
@@ -27,7 +27,7 @@ from sae_engine.schema.records import (
     PlanRecord,
     StopRequest,
 )
-from sae_engine.training.heldout import HeldoutWork, SharedHeldout, new_notices
+from sae_engine.training.heldout import HeldoutWork, SharedHeldout
 from sae_engine.training.member import Member
 from sae_engine.training.rehearsal import rehearse
 from sae_engine.training.stopping import Halted, StopSwitch
@@ -142,14 +142,23 @@ def differences(config: RunConfig, module: str, described: Description) -> list[
     elif model.hook_point is None:
         compared["model.layer"] = (place.layer, model.layer)
         compared["model.site"] = (place.site, model.site)
-    elif place.is_named and not same_module(f"layers.{place.layer}", module):
-        compared["model.hook_point"] = (f"{place.site} of layer {place.layer}", module)
+    elif place.is_named and _layer_and_site(module, model.hook_io) != (place.layer, place.site):
+        trained = f"{place.site} of layer {place.layer}"
+        compared["model.hook_point"] = (trained, f"{module} ({model.hook_io})")
     return [
         f"{field} is {here}, but its {described.title} files say that this SAE was trained on "
         f"{theirs}."
         for field, (theirs, here) in compared.items()
         if theirs is not None and _short(theirs) != _short(here)
     ]
+
+
+def _layer_and_site(module: str, hook_io: str) -> tuple[int | None, str | None]:
+    """The place that a hook point reads, as `Place.layer` and `Place.site`."""
+    place = place_of(f"{module}.{hook_io}")
+    if hook_io == "input" and place.layer and same_module(module, f"layers.{place.layer}"):
+        return place.layer - 1, "resid_post"
+    return place.layer, place.site
 
 
 def _short(name: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sae_engine.activations.files import FileSource, HeldoutFiles, open_activati
 from sae_engine.activations.writer import save_activations
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
+from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import NoticeRecord, PlanRecord
 from sae_engine.text.packing import Cursor
@@ -68,6 +70,34 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
     for name in ("token_ids.npy", "row_starts.npy"):
         mine, theirs = (f.feature_index(step) / name for f in (filed, live))
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["of the model", "of the text"])
+def test_notices_on_the_model_and_the_text_are_reported_while_saving_and_training(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    words = "This model is strange." if kind == "of the model" else "1 row was left out"
+    if kind == "of the model":
+        load = LanguageModel.load
+
+        def strange(*args: object, **kwargs: object) -> LanguageModel:
+            model = load(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+            model.notices.append(words)
+            return model
+
+        monkeypatch.setattr(LanguageModel, "load", strange)
+    rows = [json.dumps({"text": f"{n} and {n * n} are numbers"}) for n in range(900)]
+    path = tmp_path / "text.jsonl"
+    path.write_text("\n".join([*rows[:40], "no JSON", *rows[40:]]))
+    data = config.data.model_copy(update={"dataset": str(path)})
+    config = config.model_copy(update={"data": data})
+    saved = collected(save_activations(config, tmp_path / "saved"))
+    notices = [r.message for r in saved if isinstance(r, NoticeRecord)]
+    assert sum(words in notice for notice in notices) == 1
+    assert "--load-activations" in notices[-1]
+    records = collected(train(from_files(config, tmp_path / "saved"), RunFolder(tmp_path / "run")))
+    notices = [r.message for r in records if isinstance(r, NoticeRecord)]
+    assert notices.count(words) == (kind == "of the model")
 
 
 def test_resuming_from_files_is_exact(config: RunConfig, tmp_path: Path):

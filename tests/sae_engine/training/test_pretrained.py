@@ -243,3 +243,28 @@ def test_another_place_than_the_files_name_is_noted(hook_name: str, words: str |
     notes = differences(config, "model.layers.1", described)
     assert len(notes) == (words is not None)
     assert words is None or re.search(words, notes[0])
+
+
+@pytest.mark.parametrize(
+    ("hook_name", "hook_point", "hook_io", "is_same"),
+    [
+        ("blocks.3.hook_mlp_out", "model.layers.3.mlp", "output", True),
+        ("blocks.3.hook_mlp_out", "model.layers.3", "output", False),
+        ("blocks.3.hook_mlp_out", "model.layers.3.mlp", "input", False),
+        ("blocks.3.hook_mlp_out", "model.layers.2.mlp", "output", False),
+        ("blocks.3.hook_attn_out", "transformer.h.3.attn", "output", True),
+        ("blocks.3.hook_attn_out", "transformer.h.3.mlp", "output", False),
+        ("blocks.3.hook_resid_post", "model.layers.3", "output", True),
+        ("blocks.3.hook_resid_post", "model.layers.3", "input", False),
+        ("blocks.3.hook_resid_pre", "model.layers.3", "input", True),
+        ("blocks.3.hook_resid_post", "model.layers.3.mlp", "output", False),
+    ],
+)
+def test_a_hook_point_is_compared_with_the_layer_and_site_of_the_files(
+    hook_name: str, hook_point: str, hook_io: str, is_same: bool
+):
+    config = resolve_config(None, {"model": {"hook_point": hook_point, "hook_io": hook_io}})
+    described = Description("saelens", None, place_of(hook_name), [], {})
+    notes = differences(config, hook_point, described)
+    start = f"model.hook_point is {hook_point} ({hook_io}), but its SAELens files say"
+    assert [note.startswith(start) for note in notes] == [True] * (not is_same)
