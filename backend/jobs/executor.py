@@ -1,4 +1,4 @@
-"""Starts jobs as processes of this machine: the only module that knows how jobs run.
+"""Starts and signals jobs, as processes of this machine: the only module that knows how they run.
 
 Used by the supervisor. Jobs are detached and outlive the server; one started by an earlier server
 is known only by its process number and start.

@@ -1,6 +1,7 @@
 """Export formats. The REST API, the command line and the download menu all read this table.
 
-To add a format, add it here and write its module in `sae_engine.features.export`.
+To add a format of features, add it here and write its module in `sae_engine.features.export`. A
+format of the SAE itself has no writer; `sae_engine.interop.export` writes it.
 """
 
 from __future__ import annotations

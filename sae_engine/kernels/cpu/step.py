@@ -1,7 +1,8 @@
 """A TopK SAE's training step on a CPU: compiled kernels that work in place on PyTorch's memory.
 
-`search` and `candidates` explain how a code's latents are found, `codes` how they are evaluated and
-decoded, `rows` how gradients and Adam work. Used by `sae.compiled_step` and `sae.inference`.
+`searcher` finds a code's latents; `search` and `candidates`, which it calls, explain how. `codes`
+evaluates and decodes them, and `rows` computes gradients and Adam. Used by `sae.compiled_step` and
+`sae.inference`.
 """
 
 from __future__ import annotations
