@@ -10,7 +10,6 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import make_url
 
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
@@ -151,6 +150,8 @@ class Settings(BaseSettings):
     @property
     def supervisor_lock(self) -> Path:
         """Lock file held by the process that supervises the runs of an SQLite database."""
+        from sqlalchemy.engine import make_url  # not for the command line's help
+
         path = make_url(self.resolved_database_url).database or self.data_dir / DATABASE
         file = Path(path).resolve()  # beside the database, which two data folders may share
         return file.with_name("supervisor.lock" if file.name == DATABASE else f"{file.name}.lock")
