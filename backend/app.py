@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib import import_module
@@ -22,6 +23,7 @@ from starlette.routing import Mount
 from backend import routes
 from backend.http import problems
 from backend.http.base_path import BasePath
+from backend.http.connections import report_exhaustion
 from backend.http.limits import RequestLimits
 from backend.http.repeats import quiet_repeats
 from backend.http.security import AccessGuard
@@ -83,6 +85,7 @@ async def running(api: FastAPI) -> AsyncGenerator[None]:
     services: Services = api.state.services
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     quiet_repeats()
+    asyncio.get_running_loop().set_exception_handler(report_exhaustion)
     services.start()
     try:
         with on_exit_signal(services.end_streams):

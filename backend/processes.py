@@ -41,7 +41,7 @@ def raise_descriptor_limit() -> int:
 
 @contextmanager
 def on_exit_signal(action: Callable[[], None]) -> Generator[None]:
-    """Also call `action` from the running event loop when the process is told to end.
+    """Also call `action` from the running event loop when the process is asked to exit.
 
     A web server waits for open responses before it tells its application; one that never ends by
     itself has to know earlier. Does nothing outside the main thread.

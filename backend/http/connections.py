@@ -7,9 +7,13 @@ can neither answer, nor read its database, nor start a job.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+logger = logging.getLogger(__name__)
 
 RESERVED_DESCRIPTORS = 256
 """For databases, feature indexes, log files and the pipes of processes."""
@@ -24,6 +28,17 @@ def most_connections(descriptors: int) -> int:
     """Connections that a process with a limit of open files may accept."""
     spare = (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_CONNECTION
     return min(max(spare, MIN_CONNECTIONS), MAX_CONNECTIONS)
+
+
+def report_exhaustion(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler: one sentence, without a traceback, when a burst of
+    connections takes the last descriptor. The loop accepts again after a second.
+    """
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        logger.warning("%s; new connections wait for a second.", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 class ImpatientProtocol(H11Protocol):

@@ -81,7 +81,7 @@ class Services:
         self.exporting = threading.Lock()
         """Held while an export of features is written; there is one at a time."""
         self.is_closing = False
-        """Whether the server was told to end."""
+        """Whether the server was asked to exit."""
         self.analyses = AnalysisClient(settings)
         self.playground = PlaygroundClient(settings, inference)
 

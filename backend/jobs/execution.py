@@ -34,7 +34,7 @@ REPORT_SECONDS = 60.0
 LONGEST_BATCH_SECONDS = 2.0
 """Limit of the time between writes of one run; it grows with the number of runs on the pass."""
 LAST_WRITE_SECONDS = 2.0
-"""How long a process that was told to end waits for an unavailable database."""
+"""How long a process that was asked to exit waits for an unavailable database."""
 
 _STRENGTH = list(StopRequest).index
 _log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,14 +132,14 @@ class Database:
         Raises `DatabaseGoneError`, as `writing` does.
         """
         self._check_file()
-        with self._reading() as session:
+        with _signals_first(), self._reading() as session:
             yield session
 
     @contextmanager
     def writing(self) -> Generator[Session]:
         """A session that holds the write lock; commits unless its block raises."""
         self._check_file()
-        with self._writing.begin() as session:
+        with _signals_first(), self._writing.begin() as session:
             yield session
 
     def _check_file(self) -> None:
@@ -210,6 +211,23 @@ def open_database(url: str, *, busy_seconds: float = BUSY_TIMEOUT_SECONDS) -> Ge
         yield database
     finally:
         database.close()
+
+
+@contextmanager
+def _signals_first() -> Generator[None]:
+    """Raise what a signal handler raised in the middle of a statement, instead of the error that
+    the interrupted driver raises while it cleans up.
+    """
+    handled = sys.exception()
+    try:
+        yield
+    except DBAPIError as error:
+        behind: BaseException | None = error
+        while isinstance(behind, Exception):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None and behind is not handled:
+            raise behind from None
+        raise
 
 
 def lacks_room(error: DBAPIError) -> bool:

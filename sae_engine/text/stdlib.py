@@ -108,7 +108,7 @@ def is_heldout(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] * 100 < HELDOUT_PERCENT * 256
 
 
-def _documents_of(text: str) -> Iterator[str]:
+def documents_of(text: str) -> Iterator[str]:
     start = 0
     while len(text) - start > 2 * DOCUMENT_CHARS:
         # Cut before a top-level statement (an empty line, then an unindented line) if possible.
@@ -144,7 +144,7 @@ def named_documents() -> list[SourceText]:
     keyed = [
         (hashlib.sha256(f"{source.name}#{number}".encode()).digest(), source._replace(text=text))
         for source in (*_library_files(root), *_help_topics(), *_builtin_docstrings())
-        for number, text in enumerate(_documents_of(source.text))
+        for number, text in enumerate(documents_of(source.text))
         if len(text) >= SHORTEST_DOCUMENT_CHARS
     ]
     if not keyed:
