@@ -7,11 +7,13 @@ from typing import Literal
 from sae_engine.schema.shape import Shape
 
 FeatureState = Literal["alive", "dead", "dense"]
-FeatureSort = Literal["density", "max_activation", "index", "label"]
+FeatureSort = Literal["density", "max_activation", "index", "label", "clarity"]
 SortOrder = Literal["asc", "desc"]
 
 DENSE_FRACTION = 0.1
 """A latent that fires on a larger share of tokens is `dense`."""
+CLEAR = 0.5
+"""The clarity from which a feature has a provisional name."""
 
 
 class Density(Shape):
@@ -26,6 +28,12 @@ class Feature(Shape):
     max_activation: float
     state: FeatureState
     label: str | None
+    clarity: float
+    """How well one word describes the feature, from 0 to 1: the F1 of its best word, lowered where
+    it rests on few positions.
+    """
+    name: str | None
+    """That word, as a provisional name, if the clarity is at least 0.5."""
 
 
 class Context(Shape):

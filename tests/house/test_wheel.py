@@ -40,6 +40,7 @@ def environment(installed: Path, tmp_path: Path) -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": str(installed),
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "SAE_WORKBENCH_DATA_DIR": str(tmp_path / "data"),
     }
@@ -64,13 +65,37 @@ def test_every_tracked_file_of_the_packages_is_in_the_wheel(installed: Path) -> 
     assert {str(path) for path in expected if not (installed / path).is_file()} == set()
 
 
-def test_an_installed_wheel_trains(
+_COUNT_COMPILATIONS = """
+import torch
+from sae_engine.kernels.cpu import candidates, codes, rows, search, vectors
+from sae_engine.sae.autoencoders import TopKSAE
+from sae_engine.sae.inference import open_coder
+
+sae = TopKSAE(4, 32, 2)
+sae.initialize_(0, torch.zeros(4))
+open_coder(sae).encode(torch.randn(8, 4))
+kernels = [k for m in (candidates, codes, rows, search, vectors) for k in vars(m).values()]
+stats = [kernel.stats for kernel in kernels if hasattr(kernel, "stats")]
+print(*(sum(count.total() for count in counts) for counts in (
+    [s.cache_hits for s in stats], [s.cache_misses for s in stats]
+)))
+"""
+
+
+def test_an_installed_wheel_trains_and_compiles_its_kernels_once_outside_the_library(
     installed: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    files = sorted(installed.rglob("*"))
     command = _command(str(installed), "train", "quick-test")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("data/runs/*/sae.safetensors"))
+    second = [sys.executable, "-c", _COUNT_COMPILATIONS]
+    counts = subprocess.run(second, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    loaded, compiled = map(int, counts.stdout.split())
+    assert loaded > 5
+    assert compiled == 0
+    assert sorted(installed.rglob("*")) == files
 
 
 def test_an_installed_wheel_serves_pages_and_rest(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.associations import Associations
+from sae_engine.features.index.clarity import Groups, clarity
 from sae_engine.features.index.contexts import ContextReader
 from sae_engine.features.index.format import IndexArrays
-from sae_engine.features.index.listing import NO_TOKEN, is_in_state
+from sae_engine.features.index.listing import is_in_state, top_token_ids
 from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
+    CLEAR,
     Density,
     Feature,
     FeatureRow,
@@ -64,6 +67,7 @@ class FeatureDetails:
             max_activation=float(self._arrays.max_activations([index])[0]),
             state=next(state for state in states if is_in_state(fired, seen, state)),
             label=labels.get(index) or None,
+            **self._clarity_of(index),
         )
 
     def row(self, index: int, labels: Labels) -> FeatureRow:
@@ -135,12 +139,24 @@ class FeatureDetails:
     @cached_property
     def top_tokens(self) -> NDArray[np.int64]:
         """[d_sae, NUM_TOP_TOKENS] tokens with the highest F1, padded with `NO_TOKEN`."""
-        starts = self._arrays.latent_token_starts
-        where = starts[:-1, None] + np.arange(NUM_TOP_TOKENS)
-        exists = where < starts[1:, None]
-        top = np.full(where.shape, NO_TOKEN, np.int64)
-        top[exists] = self._arrays.latent_tokens[where[exists]]
-        return top
+        return top_token_ids(self._arrays, NUM_TOP_TOKENS)
+
+    @cached_property
+    def clarity(self) -> NDArray[np.float64]:
+        """[d_sae] how well one word describes each latent."""
+        latents = np.arange(self._arrays.d_sae)
+        return clarity(self._arrays, self._groups, latents, self.top_tokens).values
+
+    @cached_property
+    def _groups(self) -> Groups:
+        return Groups(self._arrays, self._vocabulary)
+
+    def _clarity_of(self, index: int) -> dict[str, Any]:
+        latents = np.array([index])
+        found = clarity(self._arrays, self._groups, latents, self.top_tokens[latents])
+        value = float(found.values[0])
+        name = self._vocabulary.text(int(found.tokens[0])) if value >= CLEAR else None
+        return {"clarity": value, "name": name and (name.strip() or name)}
 
     def _density(self, index: int) -> float:
         return float(self._arrays.fired[index]) / self._arrays.num_tokens

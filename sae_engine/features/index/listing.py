@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,16 @@ from sae_engine.schema.features import DENSE_FRACTION, FeatureSort, FeatureState
 
 NO_TOKEN = -1
 """Padding of arrays of token ids."""
+
+
+def top_token_ids(arrays: IndexArrays, num: int) -> NDArray[np.int64]:
+    """[d_sae, num] tokens with the highest F1 for each latent, padded with `NO_TOKEN`."""
+    starts = arrays.latent_token_starts
+    where = starts[:-1, None] + np.arange(num)
+    exists = where < starts[1:, None]
+    top = np.full(where.shape, NO_TOKEN, np.int64)
+    top[exists] = arrays.latent_tokens[where[exists]]
+    return top
 
 
 def is_in_state(fired: Any, num_tokens: int, state: FeatureState) -> Any:
@@ -62,6 +72,7 @@ def ordered(
     *,
     arrays: IndexArrays,
     labels: Mapping[int, str],
+    clarity: Callable[[], NDArray[np.float64]],
 ) -> NDArray[np.int64]:
     """Sort ascending latents; ties stay ascending, latents without a label come last."""
     descending = order == "desc"
@@ -72,7 +83,10 @@ def ordered(
         labeled.sort(key=lambda i: labels[i].casefold(), reverse=descending)
         rest = np.setdiff1d(chosen, labeled, assume_unique=True)
         return np.concatenate([np.array(labeled, np.int64), rest])
-    key = arrays.fired[chosen] if sort == "density" else arrays.max_activations(chosen)
+    if sort == "clarity":
+        key = clarity()[chosen]
+    else:
+        key = arrays.fired[chosen] if sort == "density" else arrays.max_activations(chosen)
     return chosen[np.argsort(-key if descending else key, kind="stable")]
 
 

@@ -156,7 +156,14 @@ class FeatureIndex:
             keep &= is_in_state(self.fired, self.num_tokens, state)
         if q and q.strip():
             keep &= matches_text(q, labels, self._details.top_tokens, self.vocabulary)
-        chosen = ordered(np.flatnonzero(keep), sort, order, arrays=self.arrays, labels=labels)
+        chosen = ordered(
+            np.flatnonzero(keep),
+            sort,
+            order,
+            arrays=self.arrays,
+            labels=labels,
+            clarity=lambda: self._details.clarity,
+        )
         page = chosen[offset : offset + limit].tolist()
         end = offset + len(page)
         return FeaturePage(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,24 +13,11 @@ import pytest
 from sae_engine.kernels.compiled import OUTDATED_SECONDS, open_cache, source_digest
 from tests.house.repository import ROOT
 
-_COUNT_COMPILATIONS = """
-import torch
-from sae_engine.kernels.cpu import candidates, codes, rows, search, vectors
-from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.sae.inference import open_coder
 
-sae = TopKSAE(4, 32, 2)
-sae.initialize_(0, torch.zeros(4))
-open_coder(sae).encode(torch.randn(8, 4))
-kernels = [k for m in (candidates, codes, rows, search, vectors) for k in vars(m).values()]
-print(sum(k.stats.cache_misses.total() for k in kernels if hasattr(k, "stats")))
-"""
-
-
-def _run(*arguments: str, cwd: Path = ROOT, **environment: str) -> str:
+def _run(*arguments: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],
-        cwd=cwd,
+        cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -45,25 +31,6 @@ def test_a_run_compiles_nothing_after_the_kernels_were_compiled(tmp_path: Path):
     count, *left = told.split()
     assert int(count) > 30
     assert left == []
-
-
-def test_a_second_process_compiles_nothing_and_nothing_is_written_beside_the_source(tmp_path: Path):
-    library = tmp_path / "library"
-    shutil.copytree(
-        ROOT / "sae_engine", library / "sae_engine", ignore=shutil.ignore_patterns("__pycache__")
-    )
-    files = sorted(library.rglob("*"))
-    environment = {
-        "PYTHONPATH": str(library),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    first, second = (
-        int(_run("-c", _COUNT_COMPILATIONS, cwd=library, **environment)) for _ in range(2)
-    )
-    assert first > 5
-    assert second == 0
-    assert sorted(library.rglob("*")) == files
 
 
 def test_a_change_in_any_source_file_changes_the_digest(tmp_path: Path):

@@ -1,0 +1,136 @@
+"""How readable the features of a recipe are.
+
+    python benchmarks/readability.py                                 # the presets for laptops
+    python benchmarks/readability.py "tiny sae.d_sae=4096 sae.k=16"  # a preset, changed
+
+Trains each recipe as `sae-workbench train` would, on the embedded model, and prints one line of
+figures and one line of F1 for the named tokens and phrases:
+
+- `clear`: share of latents whose best token group has F1 of at least .5 (a group is all spellings
+  of a word, with and without a capital and a leading space).
+- `middle`: share of latents for which at least half of the activations between a third and two
+  thirds of the largest stand on one of the groups of their ten top tokens.
+- `both`: share of latents with both.
+- `median`: median over the tokens seen at least 50 times of the F1 of the best latent.
+- `dead`: share of latents that fire on no token of the index.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from _common import machine, parser
+from numpy.typing import NDArray
+
+from sae_engine.features.index.clarity import Groups, latent_groups
+from sae_engine.features.index.details import NUM_TOP_TOKENS
+from sae_engine.features.index.listing import top_token_ids
+from sae_engine.features.index.reader import FeatureIndex
+from sae_engine.files import RunFolder
+from sae_engine.presets import resolve_config
+from sae_engine.schema.fields import nest, parse_value
+from sae_engine.training.loop import train
+
+FREQUENT = 50
+TOKENS = (
+    *(
+        "import",
+        "def",
+        "return",
+        "self",
+        "class",
+        "if",
+        "for",
+        "not",
+        "in",
+        "None",
+        "True",
+        "raise",
+    ),
+    *("the", "of", "is", "to", "and", "string", "file", "name"),
+)
+PHRASES = (
+    *("__init__", "is not None", "raise ValueError", "if not", "return self", "for i in range"),
+    *("import os", "must be", "the same", "such as"),
+)
+
+
+def middle_precision(index: FeatureIndex, groups: Groups, tops: NDArray[np.int64]) -> Any:
+    """[d_sae] share of a latent's middle activations that stand on its top groups; nan if none."""
+    arrays = index.arrays
+    precision = np.full(index.d_sae, np.nan)
+    for latent in np.flatnonzero(arrays.fired):
+        where = slice(*arrays.latent_starts[latent : latent + 2])
+        acts = arrays.latent_acts[where].astype(np.float32)
+        middle = (acts > acts[0] / 3) & (acts <= 2 * acts[0] / 3)
+        positions = arrays.latent_positions[where][middle]
+        of_top = groups.of_token[tops[latent][tops[latent] >= 0]]
+        if len(positions):
+            held = groups.of_token[arrays.token_ids[positions]]
+            precision[latent] = np.isin(held, of_top).mean()
+    return precision
+
+
+def report(name: str, index: FeatureIndex, last: dict[str, float], taken: float) -> None:
+    arrays = index.arrays
+    tops = top_token_ids(arrays, NUM_TOP_TOKENS)
+    groups = Groups(arrays, index.vocabulary)
+    latents, chosen, together = latent_groups(arrays, groups, np.arange(index.d_sae), tops)
+    f1 = np.zeros(index.d_sae)
+    scores = 2 * together / (groups.counts[chosen] + arrays.fired[latents])
+    np.maximum.at(f1, latents, scores)
+    middle = middle_precision(index, groups, tops) >= 0.5
+    frequent = np.flatnonzero(arrays.token_counts >= FREQUENT).tolist()
+    best = [
+        max((m.f1 for m in lookup(index, t, "exact")), default=0) for t in texts(index, frequent)
+    ]
+    print(
+        f"{name}: clear {(f1 >= 0.5).mean():.0%}, middle {middle.mean():.0%}, "
+        f"both {((f1 >= 0.5) & middle).mean():.0%}, median {np.median(best):.2f} of {len(best)} "
+        f"tokens, dead {(arrays.fired == 0).mean():.0%}, "
+        + ", ".join(f"{key} {value:.3f}" for key, value in last.items())
+        + f", {taken:.0f} s"
+    )
+    for kind in (TOKENS, PHRASES):
+        found = [(t, max((m.f1 for m in lookup(index, t, "fold")), default=0)) for t in kind]
+        print("  " + ", ".join(f"{text} {value:.2f}" for text, value in found), flush=True)
+
+
+def texts(index: FeatureIndex, ids: list[int]) -> list[str]:
+    return [index.vocabulary.texts[i] for i in ids]
+
+
+def lookup(index: FeatureIndex, text: str, match: Any) -> Any:
+    return index.lookup(text, match=match, limit=1).features
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("recipes", nargs="*", default=["quick-test", "tiny"])
+    recipes: list[str] = arguments.parse_args().recipes
+    print(machine())
+    for recipe in recipes:
+        preset, *changes = recipe.split()
+        config = resolve_config(
+            preset,
+            nest({path: parse_value(path, text) for path, text in (c.split("=") for c in changes)}),
+        )
+        with TemporaryDirectory() as folder:
+            run = RunFolder(Path(folder))
+            began = time.process_time()
+            last: dict[str, float] = {}
+            for record in train(config, run):
+                values = getattr(record, "values", {})
+                last |= {k: v for k, v in values.items() if k in ("eval_fvu", "ce_delta")}
+            taken = time.process_time() - began
+            (*_, newest) = sorted((Path(folder) / "features").iterdir(), key=lambda p: int(p.name))
+            report(recipe, FeatureIndex.open(newest), last, taken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
