@@ -92,11 +92,12 @@ class AccessGuard:
 
 
 def _refuse_other_sites(path: str, headers: Headers) -> None:
-    """Raise `ForbiddenError` for a request to the API that a page of another site makes without an
-    `Origin`, as browsers do for images and links.
+    """Raise `ForbiddenError` for a request to the API that a page of another site, or of another
+    port of this host, makes without an `Origin`, as browsers do for images and links.
     """
     is_api = path == "/api" or path.startswith("/api/")
-    if is_api and "origin" not in headers and headers.get("sec-fetch-site") == "cross-site":
+    site = headers.get("sec-fetch-site")
+    if is_api and "origin" not in headers and site in ("cross-site", "same-site"):
         raise ForbiddenError(
             "This server does not answer pages of other sites; use its own pages.",
             kind="origin-not-allowed",

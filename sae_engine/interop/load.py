@@ -61,7 +61,7 @@ def load_pretrained(
     notes = list(described.notes)
     try:
         sae = READERS[described.format](weights, described, notes)
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, TypeError) as error:
         raise UserError(
             f"The tensors in '{weights.file.shown}' do not fit together: {weights.shapes}; get its "
             "files again."

@@ -80,6 +80,11 @@ class Weights:
         latent i + d_sae, with encoder, bias and decoder row negated: then TopK of the positive
         values is the same map.
         """
+        if b_enc.ndim != 1 or b_dec.ndim != 1:  # a scalar would fit everywhere
+            raise UserError(
+                f"'{self.file.shown}' has a bias that is not a vector; its tensors are "
+                f"{self.shapes}."
+            )
         if removes_mean:
             means = W_enc.mean(dim=1)
             W_enc = W_enc - means[:, None]

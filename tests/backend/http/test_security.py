@@ -96,6 +96,7 @@ def test_pages_of_other_origins_cannot_post_or_connect(origin: str, host: str, s
         ("/api/runs", {"Sec-Fetch-Site": "cross-site"}, 403),
         ("/api/runs?q=1", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
         ("/api/runs", {"Sec-Fetch-Site": "cross-site", "Origin": "http://127.0.0.1:8501"}, 200),
+        ("/api/runs", {"Sec-Fetch-Site": "same-site"}, 403),
         ("/api/runs", {"Sec-Fetch-Site": "same-origin"}, 200),
         ("/api/runs", {"Sec-Fetch-Site": "none"}, 200),
         ("/", {"Sec-Fetch-Site": "cross-site"}, 200),

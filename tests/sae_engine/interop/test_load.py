@@ -334,7 +334,7 @@ def test_paths_without_an_sae_are_refused(tmp_path: Path):
         load_pretrained(tmp_path / "model.safetensors")
 
 
-NO_FIT = r"do not fit together: .*W_dec \[.*; get its files again|has shape \[.*but W_dec needs"
+NO_FIT = r"do not fit together: .*W_dec \[.*; get its files again|has shape \[.*(but W_dec needs|instead of)|bias that is not a vector"
 
 
 @pytest.mark.parametrize(
@@ -346,6 +346,7 @@ NO_FIT = r"do not fit together: .*W_dec \[.*; get its files again|has shape \[.*
         ("b_enc", [D_SAE + 1]),
         ("b_dec", [D_IN - 1]),
         ("threshold", [D_SAE, 2]),
+        *((name, []) for name in ("W_enc", "b_enc", "W_dec", "b_dec")),
         ("scaling_factor", [D_SAE - 1]),
         ("scaling_factor", []),
     ],
