@@ -38,7 +38,10 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.tensors:
             raise UserError(f"'{self.file.shown}' has no tensor '{name}'.")
-        return self.tensors[name]
+        tensor = self.tensors[name]
+        if tensor.ndim == 0 and name.startswith("W_"):
+            raise UserError(f"'{self.file.shown}': {name} has shape [] instead of two axes.")
+        return tensor
 
     @property
     def shapes(self) -> str:
