@@ -54,7 +54,10 @@ class Groups:
     def __init__(self, arrays: IndexArrays, vocabulary: Vocabulary) -> None:
         occurring = np.flatnonzero(arrays.token_counts)
         number: dict[str, int] = {}
-        spelled = [number.setdefault(vocabulary.folded[t], len(number)) for t in occurring.tolist()]
+        spelled = np.array(
+            [number.setdefault(vocabulary.folded[t], len(number)) for t in occurring.tolist()],
+            np.int64,
+        )
         self.of_token = np.zeros(len(arrays.token_counts), np.int64)
         self.of_token[occurring] = spelled
         frequency = arrays.token_counts[occurring]
