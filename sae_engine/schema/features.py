@@ -7,7 +7,8 @@ from typing import Literal
 from sae_engine.schema.shape import Shape
 
 FeatureState = Literal["alive", "dead", "dense"]
-FeatureSort = Literal["density", "max_activation", "index", "label"]
+FeatureSort = Literal["density", "max_activation", "index", "label", "starred"]
+FeatureMark = Literal["starred", "labeled", "unlabeled"]
 SortOrder = Literal["asc", "desc"]
 
 DENSE_FRACTION = 0.1
@@ -26,6 +27,7 @@ class Feature(Shape):
     max_activation: float
     state: FeatureState
     label: str | None
+    starred: bool
 
 
 class Context(Shape):
@@ -106,6 +108,8 @@ class Neighbour(Shape):
     index: int
     cosine: float
     label: str | None
+    starred: bool
+    top_tokens: list[str]
 
 
 class FeatureDetail(Feature):
@@ -119,7 +123,6 @@ class FeatureDetail(Feature):
     neighbours: list[Neighbour] | None
     """Null in snapshots made during training."""
     notes: str
-    starred: bool
 
 
 class FeatureMoment(Shape):

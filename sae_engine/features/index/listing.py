@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from sae_engine.errors import UserError
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
-from sae_engine.schema.features import DENSE_FRACTION, FeatureSort, FeatureState, SortOrder
+from sae_engine.schema.features import (
+    DENSE_FRACTION,
+    FeatureMark,
+    FeatureSort,
+    FeatureState,
+    SortOrder,
+)
 
 NO_TOKEN = -1
 """Padding of arrays of token ids."""
@@ -55,6 +61,16 @@ def matches_text(
     return found
 
 
+def is_marked(
+    d_sae: int, mark: FeatureMark, labels: Mapping[int, str], stars: Collection[int]
+) -> NDArray[np.bool_]:
+    """[d_sae] whether each feature is starred, or has a label, or has none."""
+    marked = stars if mark == "starred" else [i for i, label in labels.items() if label]
+    found = np.zeros(d_sae, np.bool_)
+    found[[i for i in marked if i < d_sae]] = True
+    return ~found if mark == "unlabeled" else found
+
+
 def ordered(
     chosen: NDArray[np.int64],
     sort: FeatureSort,
@@ -62,6 +78,7 @@ def ordered(
     *,
     arrays: IndexArrays,
     labels: Mapping[int, str],
+    stars: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Sort ascending latents; ties stay ascending, latents without a label come last."""
     descending = order == "desc"
@@ -72,7 +89,10 @@ def ordered(
         labeled.sort(key=lambda i: labels[i].casefold(), reverse=descending)
         rest = np.setdiff1d(chosen, labeled, assume_unique=True)
         return np.concatenate([np.array(labeled, np.int64), rest])
-    key = arrays.fired[chosen] if sort == "density" else arrays.max_activations(chosen)
+    if sort == "starred":
+        key = np.isin(chosen, list(stars)).astype(np.int64)
+    else:
+        key = arrays.fired[chosen] if sort == "density" else arrays.max_activations(chosen)
     return chosen[np.argsort(-key if descending else key, kind="stable")]
 
 
