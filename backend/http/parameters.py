@@ -26,16 +26,17 @@ IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
 class Indexed(NamedTuple):
-    """The feature index and labels of the run and snapshot that a request names."""
+    """The feature index, labels and stars of the run and snapshot that a request names."""
 
     features: FeatureIndex
     labels: Mapping[int, str]
+    stars: frozenset[int]
 
 
 def _indexed(run_id: str, services: ServicesDep, snapshot: SnapshotStep = None) -> Indexed:
     with services.database.reading() as session:
         index = open_index(services, session, run_id, snapshot)
-        return Indexed(index, store.labels(session, run_id))
+        return Indexed(index, store.labels(session, run_id), store.stars(session, run_id))
 
 
 IndexedDep = Annotated[Indexed, Depends(_indexed)]

@@ -109,6 +109,7 @@ def compare_run_features(
         rows = [store.get_run(session, run_id) for run_id in runs]
         a, b = (open_index(services, session, run_id, None) for run_id in runs)
         labels_a, labels_b = (store.labels(session, run_id) for run_id in runs)
+        stars_a, stars_b = (store.stars(session, run_id) for run_id in runs)
     obstacle = match_obstacle(rows, [a, b])
     if obstacle is not None:
         raise ConflictError(obstacle, kind="not-comparable")
@@ -126,6 +127,8 @@ def compare_run_features(
         order=order,
         labels_a=labels_a,
         labels_b=labels_b,
+        stars_a=stars_a,
+        stars_b=stars_b,
         limit=limit,
         cursor=cursor,
     )

@@ -21,6 +21,7 @@ from sae_engine.features.index.history import feature_history
 from sae_engine.schema.features import (
     FeatureDetail,
     FeatureHistory,
+    FeatureMark,
     FeaturePage,
     FeatureSort,
     FeatureState,
@@ -49,6 +50,7 @@ def list_features(
     min_density: Annotated[float | None, Query(ge=0, le=1)] = None,
     max_density: Annotated[float | None, Query(ge=0, le=1)] = None,
     state: FeatureState | None = None,
+    mark: FeatureMark | None = None,
     q: Annotated[str, Query(max_length=200)] = "",
     limit: PageLimit = 50,
     cursor: Cursor = None,
@@ -60,8 +62,10 @@ def list_features(
         min_density=min_density,
         max_density=max_density,
         state=state,
+        mark=mark,
         q=q,
         labels=indexed.labels,
+        stars=indexed.stars,
         limit=limit,
         cursor=cursor,
     )
@@ -72,11 +76,11 @@ def get_feature(
     run_id: str, index: FeatureNumber, indexed: IndexedDep, services: ServicesDep
 ) -> FeatureDetail:
     """Everything that a snapshot holds about one feature."""
-    features, labels = indexed
+    features, labels, stars = indexed
     check_path_feature(index, features.d_sae)
     with services.database.reading() as session:
-        written = store.label(session, run_id, index)
-    return features.feature(index, labels=labels, notes=written.notes, starred=written.starred)
+        notes = store.label(session, run_id, index).notes
+    return features.feature(index, labels=labels, stars=stars, notes=notes)
 
 
 @router.get("/features/{index}/history")
@@ -111,7 +115,6 @@ def lookup(
     limit: PageLimit = 20,
 ) -> LookupResult:
     """The features that fire on a token, or on the last token of a phrase, best match first."""
-    features, labels = indexed
-    return features.lookup(
-        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
+    return indexed.features.lookup(
+        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=indexed.labels
     )

@@ -22,7 +22,13 @@ from backend.labels.requests import (
 )
 from backend.store import label_jobs
 from sae_engine.features.index.reader import FeatureIndex
-from sae_engine.schema.labels import FeatureLabel, LabelEstimate, LabelJob, LabelRequest
+from sae_engine.schema.labels import (
+    FeatureLabel,
+    LabelEstimate,
+    LabelJob,
+    LabelPatch,
+    LabelRequest,
+)
 
 router = APIRouter(prefix="/runs/{run_id}/labels", tags=["labels"])
 
@@ -40,6 +46,17 @@ def list_labels(
     with services.database.reading() as session:
         store.get_run(session, run_id)
         return list(store.written_labels(session, run_id, feature).values())
+
+
+@router.patch("")
+def patch_labels(run_id: str, body: LabelPatch, services: ServicesDep) -> list[FeatureLabel]:
+    """Give several features the same label or star, or take theirs away."""
+    with services.database.reading() as session:
+        index = open_index(services, session, run_id, None)
+    check_body_features(body.features, index.d_sae)
+    with services.database.writing() as session:
+        store.patch_labels(session, run_id, body)
+        return list(store.written_labels(session, run_id, body.features).values())
 
 
 @router.post("", status_code=202)

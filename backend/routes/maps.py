@@ -33,4 +33,4 @@ def get_map(
     layout = services.analyses.get(analysis, Layout.load)
     if isinstance(layout, AnalysisProgress):
         return not_ready(layout, response)
-    return feature_map(indexed.features, layout, indexed.labels)
+    return feature_map(indexed.features, layout, indexed.labels, indexed.stars)

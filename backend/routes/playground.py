@@ -46,6 +46,7 @@ class _ReadableRun:
     config: RunConfig
     index: FeatureIndex
     labels: Mapping[int, str]
+    stars: frozenset[int]
 
 
 def _readable_run(
@@ -62,7 +63,8 @@ def _readable_run(
                 kind="no-language-model",
             )
         index = open_index(services, session, run_id, snapshot)
-        return _ReadableRun(config, index, store.labels(session, run_id))
+        marks = store.labels(session, run_id), store.stars(session, run_id)
+        return _ReadableRun(config, index, *marks)
 
 
 _RunDep = Annotated[_ReadableRun, Depends(_readable_run)]
@@ -94,6 +96,7 @@ def read_text(body: ActivationsRequest, run: _RunDep, services: ServicesDep) -> 
             )
         ],
         labels={index: label for index, label in run.labels.items() if index in shown},
+        starred=sorted(run.stars & shown),
         snapshot=run.index.step,
     )
 

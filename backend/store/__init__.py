@@ -6,7 +6,15 @@ session and return rows; the caller opens the session and thereby delimits the t
 
 from backend.store.common import ACTIVE, RESUMABLE, now
 from backend.store.configs import config_of, readable_config
-from backend.store.labels import label, labels, propose_label, set_label, written_labels
+from backend.store.labels import (
+    label,
+    labels,
+    patch_labels,
+    propose_label,
+    set_label,
+    stars,
+    written_labels,
+)
 from backend.store.listing import RunFilter, RunList, count_tags, list_runs
 from backend.store.metrics import add_metrics, forget_after, metrics, metrics_between
 from backend.store.queue import queued_runs
@@ -81,6 +89,7 @@ __all__ = [
     "metrics_between",
     "notices",
     "now",
+    "patch_labels",
     "patch_run",
     "propose_label",
     "put_back",
@@ -93,6 +102,7 @@ __all__ = [
     "set_label",
     "set_process",
     "snapshots",
+    "stars",
     "stop_requests",
     "update_metrics",
     "update_run",

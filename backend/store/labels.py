@@ -10,7 +10,13 @@ from sqlalchemy.orm import Session
 
 from backend.store.common import changes_rows, now
 from backend.store.models import LabelRow
-from sae_engine.schema.labels import DetectionScore, FeatureLabel, LabelOrigin, LabelUpdate
+from sae_engine.schema.labels import (
+    DetectionScore,
+    FeatureLabel,
+    LabelOrigin,
+    LabelPatch,
+    LabelUpdate,
+)
 
 
 def labels(session: Session, run_id: str) -> Mapping[int, str]:
@@ -21,6 +27,12 @@ def labels(session: Session, run_id: str) -> Mapping[int, str]:
         )
     )
     return {row.feature: row.label for row in rows}
+
+
+def stars(session: Session, run_id: str) -> frozenset[int]:
+    """A run's starred features."""
+    chosen = select(LabelRow.feature).where(LabelRow.run_id == run_id, LabelRow.starred)
+    return frozenset(session.scalars(chosen))
 
 
 def written_labels(
@@ -39,6 +51,14 @@ def label(session: Session, run_id: str, feature: int) -> LabelUpdate:
     if row is None:
         return LabelUpdate(label="", notes="", starred=False)
     return LabelUpdate(label=row.label, notes=row.notes, starred=row.starred)
+
+
+def patch_labels(session: Session, run_id: str, patch: LabelPatch) -> None:
+    """Store what a person changed on several features at once."""
+    change = patch.model_dump(include={"label", "starred"}, exclude_none=True)
+    for feature in dict.fromkeys(patch.features):
+        written = label(session, run_id, feature).model_copy(update=change)
+        set_label(session, run_id, feature, written)
 
 
 def set_label(session: Session, run_id: str, feature: int, written: LabelUpdate) -> None:

@@ -10,6 +10,7 @@ from sae_engine.schema.analysis import AnalysisProgress, DensityHistogram, Featu
 from sae_engine.schema.features import (
     FeatureDetail,
     FeatureHistory,
+    FeatureMark,
     FeaturePage,
     FeatureSort,
     FeatureState,
@@ -32,6 +33,7 @@ class FeatureQuery(TypedDict, total=False):
     min_density: float | None
     max_density: float | None
     state: FeatureState | None
+    mark: FeatureMark | None
     q: str | None
     limit: int | None
     cursor: str | None

@@ -9,6 +9,7 @@ from sae_engine.schema.labels import (
     FeatureLabel,
     LabelEstimate,
     LabelJob,
+    LabelPatch,
     LabelRequest,
     LabelUpdate,
 )
@@ -26,6 +27,10 @@ class LabelCalls(Connection):
     def label(self, run_id: str, index: int, update: LabelUpdate) -> None:
         """Set a feature's label, notes and star."""
         self._send("PUT", run_path(run_id, "features", index, "label"), body=update)
+
+    def patch_labels(self, run_id: str, body: LabelPatch) -> list[FeatureLabel]:
+        """Label or star several features at once; what is unset stays as it is."""
+        return self._call(list[FeatureLabel], "PATCH", run_path(run_id, "labels"), body=body)
 
     def estimate_labeling(self, run_id: str, body: LabelRequest) -> LabelEstimate:
         """Requests, tokens and cost of labeling features with a language model."""

@@ -72,5 +72,7 @@ def _hover_text(data: FeatureMap, place: int) -> str:
     index = data.index[place]
     label = data.labels.get(index, "")
     tokens = "   ".join(plotly_text(token) for token in data.top_tokens[place])
-    lines = (f"<b>{index}</b>  {percent(data.density[place])}", plotly_text(label[:80]), tokens)
+    star = "★ " if index in data.starred else ""
+    head = f"{star}<b>{index}</b>  {percent(data.density[place])}"
+    lines = (head, plotly_text(label[:80]), tokens)
     return "<br>".join(line for line in lines if line)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frontend.html.blocks import feature_link, numeric_cells, panel_title, table
+from frontend.html.blocks import explanation, feature_link, numeric_cells, panel_title, table
 from frontend.html.format import count, density, number, percent
-from frontend.html.tokens import chip, context_lines, escaped, largest_activation, logit_column
+from frontend.html.marks import mark
+from frontend.html.tokens import chip, chips, context_lines, largest_activation, logit_column
+from sae_engine.schema.analysis import MATCH_THRESHOLD
 from sae_engine.schema.features import (
     FeatureDetail,
     FeatureHistory,
@@ -19,6 +21,15 @@ from sae_engine.schema.features import (
 TOP_TOKENS = 10
 NEIGHBORS = 10
 LOGITS = 8
+NEIGHBOR_TOKENS = 3
+ABOUT_COSINES = f"""\
+The cosine says how alike the directions are that two features write, from 1 (the same) \
+to -1 (opposite).
+0.9 or more: nearly the same feature twice.
+{MATCH_THRESHOLD}: Compare counts two features of different SAEs as the same one from here on.
+0.3: related, such as features for two keywords; each mostly does something of its own.
+Near 0: unrelated. Random directions of width d have cosines of about 1/√d, or 0.02 for 2,304.
+Below 0: one writes against the other."""
 _TOKEN_COLUMNS = (
     ("Fires", "Occurrences of this token on which the feature fires"),
     ("Precision", "Share of the feature's firings that are on this token"),
@@ -58,11 +69,13 @@ def nearest_features(run_id: str, neighbors: Sequence[Neighbour], snapshot: str 
     """Features with similar decoder rows, as links."""
     rows = "".join(
         f"<li>{feature_link(run_id, near.index, snapshot=snapshot, css='')}"
-        f'<span>{escaped(near.label or "")}</span><span class="num">{near.cosine:+.2f}</span></li>'
+        f"<span>{mark(near.label, starred=near.starred)} {chips(near.top_tokens[:NEIGHBOR_TOKENS])}"
+        f'</span><span class="num">{near.cosine:+.2f}</span></li>'
         for near in neighbors[:NEIGHBORS]
     )
-    title = panel_title("Nearest features", tip="By cosine between decoder rows")
-    return f'{title}<ul class="wb-neighbours">{rows}</ul>'
+    title = panel_title("Nearest features <small>by cosine of decoder rows</small>")
+    about = explanation("What do 0.3 and 0.9 mean?", ABOUT_COSINES)
+    return f'{title}{about}<ul class="wb-neighbours">{rows}</ul>'
 
 
 def history_title(history: FeatureHistory) -> str:

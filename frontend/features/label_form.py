@@ -38,7 +38,7 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
             on_change=save,
             label_visibility="collapsed",
         )
-        st.checkbox("★", value=feature.starred, key=star_key, on_change=save)
+        st.checkbox("★ Star", value=feature.starred, key=star_key, on_change=save)
     st.text_area(
         "Notes",
         value=feature.notes,

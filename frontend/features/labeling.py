@@ -69,7 +69,7 @@ def _score_text(score: DetectionScore | None) -> str:
 def label_menu(run: Run, snapshot: int) -> None:
     """The button that opens the dialog; contexts come from `snapshot`."""
     tip = "Let a language model propose and score labels"
-    if st.button("Label", key="label-features", help=tip):
+    if st.button("Auto-label", key="label-features", help=tip):
         _dialog(run, snapshot)
 
 

@@ -10,8 +10,10 @@ from frontend.api.cache import cached_run, client
 from frontend.api.client import ApiProblem
 from frontend.charts.histograms import cosine_figure
 from frontend.charts.plot import show_figure
+from frontend.features.details import ABOUT_COSINES
 from frontend.html.blocks import (
     empty_state,
+    explanation,
     feature_link,
     html_block,
     link,
@@ -20,7 +22,8 @@ from frontend.html.blocks import (
     table,
 )
 from frontend.html.format import count, percent
-from frontend.html.tokens import chips, escaped, example
+from frontend.html.marks import mark
+from frontend.html.tokens import chips, example
 from frontend.shell.pager import pager
 from frontend.shell.progress import computed
 from frontend.shell.url import bound, bound_choice, choice_param, float_param, param
@@ -80,7 +83,7 @@ def show_matches(a: str, b: str) -> None:
     with side:
         key, write = bound("threshold", threshold, default=MATCH_THRESHOLD)
         st.slider("Threshold", 0.0, 1.0, step=0.05, key=key, on_change=write, help=_HELP)
-        html_block(_summary(found))
+        html_block(_summary(found) + explanation("What do 0.3 and 0.9 mean?", ABOUT_COSINES))
     sizes = {
         "mutual": f"Mutual {count(found.num_mutual)}",
         "only_a": f"Only in A {count(found.num_only_a)}",
@@ -138,10 +141,10 @@ def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
 
 def _cells(run_id: str, row: FeatureRow) -> str:
     state = f'<span class="wb-state {row.state}">{row.state}</span>' if row.state != "alive" else ""
-    label = f"<span>{escaped(row.label)}</span>" if row.label else ""
+    marks = mark(row.label, starred=row.starred)
     return (
         f'<td><div class="wb-matchhead">{feature_link(run_id, row.index, css="wb-feature")}{state}'
-        f"{label}<small>{percent(row.density.fraction)}</small></div>"
+        f"{marks}<small>{percent(row.density.fraction)}</small></div>"
         f"{chips(row.top_tokens[:3])}</td>"
         f'<td class="example">{example(row.example, reach=8)}</td>'
     )

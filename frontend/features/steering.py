@@ -12,6 +12,7 @@ from frontend.api.client import ApiProblem
 from frontend.features.token_chips import MAX_STRENGTH, strengths_text
 from frontend.html.blocks import feature_link, html_block, panel_title, section_title, show_linked
 from frontend.html.format import number
+from frontend.html.marks import mark_line
 from frontend.html.tokens import escaped
 from frontend.shell.problems import show_problem
 from frontend.shell.progress import phase_line
@@ -153,7 +154,7 @@ def _feature(
     name, slider, button = st.columns([1.3, 2.4, 0.35], vertical_alignment="center")
     with name:
         known = "does not exist" if row is None else f"max {number(row.max_activation)}"
-        label = escaped(row.label or "") if row is not None else ""
+        marks = mark_line(row.label, starred=row.starred) if row is not None else ""
         title = feature_link(
             run.id,
             index,
@@ -162,7 +163,7 @@ def _feature(
             css="wb-index",
         )
         show_linked(
-            f'{title}<span class="wb-sub">{label}</span><span class="wb-sub">{known}</span>',
+            f'{title}{marks}<span class="wb-sub">{known}</span>',
             key=f"steered:{index}",
         )
     with slider:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from frontend.html.blocks import feature_link, panel_title, set_link, table
 from frontend.html.format import count, counted, number
+from frontend.html.marks import mark_line
 from frontend.html.tokens import chip, context_lines, escaped, example, opacity
 from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
@@ -111,12 +112,12 @@ def feature_table(
         row = rows.get(index)
         name = feature_link(run_id, index, snapshot=snapshot, css="wb-index")
         token = f"<td>{chip(answer.tokens[place].text)}</td>" if show_token else ""
-        label = escaped(answer.labels.get(index, ""))
+        marks = mark_line(answer.labels.get(index), starred=index in answer.starred)
         body += (
             f"<tr><td>{name}</td>{token}"
             f'<td class="num">{number(activation)}</td>'
             f'<td class="bar"><i style="width:{activation / largest:.0%}"></i></td>'
-            f'<td class="what"><span class="wb-sub">{label}</span>'
+            f'<td class="what">{marks}'
             f"{example(row.example, reach=7) if row else ''}</td>"
             f"<td>{_highlight_link(index, on=index == highlighted)} "
             f"{_steer_link(index, strengths)}</td></tr>"

@@ -49,6 +49,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
     return link;
   };
   root.onmouseover = root.onfocusin = resolve;
+  root.onkeydown = (event) => {  // a box obeys the space bar, as boxes do
+    const box = event.target.closest('[role="checkbox"]');
+    if (!box || event.key !== " ") return;
+    event.preventDefault();
+    box.click();
+  };
   root.onclick = (event) => {
     const button = event.target.closest("button[data-act]");
     if (button) { setTriggerValue("act", button.dataset.act); return; }
@@ -122,21 +128,37 @@ def feature_link(
     return link("feature", label_html or str(index), query, css=css)
 
 
-def set_link(label_html: str, change: Mapping[str, object | None], *, css: str, tip: str) -> str:
-    """An anchor to this page with some values of its address changed; None removes one."""
+def set_link(
+    label_html: str,
+    change: Mapping[str, object | None],
+    *,
+    css: str,
+    tip: str,
+    checked: bool | None = None,
+) -> str:
+    """An anchor to this page with some values of its address changed; None removes one.
+
+    With `checked` it is a box in that state, named by its `tip`.
+    """
     query = urlencode({name: "" if value is None else value for name, value in change.items()})
+    role = "" if checked is None else _box(checked, tip)
     return (
         f'<a class="{css}" href="?{html.escape(query, quote=True)}" '
-        f'data-set="{html.escape(query, quote=True)}" title="{escaped(tip)}">{label_html}</a>'
+        f'data-set="{html.escape(query, quote=True)}" title="{escaped(tip)}"{role}>{label_html}</a>'
     )
 
 
-def toggle_link(label_html: str, name: str, value: str, *, css: str, tip: str) -> str:
-    """An anchor that adds a value to a list in this page's address, or removes it."""
+def toggle_link(name: str, value: str, *, on: bool, tip: str) -> str:
+    """A box that adds a value to a list in this page's address, or removes it."""
+    css, sign = ("wb-check on", "✓") if on else ("wb-check", "")
     return (
         f'<a class="{css}" href="?" data-toggle="{escaped(name)}" data-value="{escaped(value)}" '
-        f'title="{escaped(tip)}">{label_html}</a>'
+        f'title="{escaped(tip)}"{_box(on, tip)}>{sign}</a>'
     )
+
+
+def _box(checked: bool, name: str) -> str:
+    return f' role="checkbox" aria-checked="{str(checked).lower()}" aria-label="{escaped(name)}"'
 
 
 def show_linked(body: str, *, key: str) -> None:
@@ -145,18 +167,28 @@ def show_linked(body: str, *, key: str) -> None:
 
 
 def show_acting(body: str, *, key: str) -> tuple[str, str] | None:
-    """The same with `act_button`s; returns the verb and the run id of the clicked one."""
+    """The same with `act_button`s; returns the verb and the subject of the clicked one."""
     done = _links()(key=key, data=body, on_act_change=lambda: None)
     verb, _, subject = str(done.act or "").partition(" ")
     return (verb, subject) if verb else None
 
 
-def act_button(verb: str, subject: str, sign: str, tip: str, *, enabled: bool = True) -> str:
-    """A small button within HTML."""
+def act_button(
+    verb: str,
+    subject: str,
+    sign: str,
+    tip: str,
+    *,
+    enabled: bool = True,
+    css: str = "",
+    pressed: bool | None = None,
+) -> str:
+    """A small button within HTML; with `pressed` one that stays down."""
     act, text, off = escaped(f"{verb} {subject}"), escaped(tip), "" if enabled else " disabled"
+    state = "" if pressed is None else f' aria-pressed="{str(pressed).lower()}"'
     return (
-        f'<button class="wb-do" data-act="{act}" title="{text}" aria-label="{text}"{off}>'
-        f"{sign}</button>"
+        f'<button class="{f"wb-do {css}".strip()}" data-act="{act}" title="{text}" '
+        f'aria-label="{text}"{state}{off}>{sign}</button>'
     )
 
 
@@ -233,6 +265,12 @@ def notice(body: str, *, level: str = "info", title: str = "") -> str:
     """A framed message; both texts are plain and get escaped."""
     head = f"<strong>{html.escape(title)}</strong>" if title else ""
     return f'<div class="wb-notice {level}">{head}<span>{escaped_lines(body)}</span></div>'
+
+
+def explanation(question: str, answer: str) -> str:
+    """A line that unfolds into an explanation; both texts are plain."""
+    body = escaped_lines(answer)
+    return f'<details class="wb-why"><summary>{escaped(question)}</summary><p>{body}</p></details>'
 
 
 def empty_state(title: str, body_html: str, *, css: str = "") -> str:

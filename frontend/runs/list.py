@@ -139,9 +139,7 @@ def _row(run: Run, picked: Collection[str]) -> str:
 
 def _check(run: Run, picked: Collection[str]) -> str:
     """A box that selects a run, or deselects it."""
-    on = run.id in picked
-    css = "wb-check on" if on else "wb-check"
-    return toggle_link("✓" if on else "", "pick", run.id, css=css, tip=f"Select {run.name}")
+    return toggle_link("pick", run.id, on=run.id in picked, tip=f"Select {run.name}")
 
 
 def _latents(sae: SAEConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import get_args
 
 import streamlit as st
@@ -10,13 +11,21 @@ from frontend.api.cache import cached_densities, client
 from frontend.charts.histograms import density_figure
 from frontend.charts.plot import show_figure
 from frontend.features.labeling import label_menu, score_note
+from frontend.features.selection import (
+    carry_out,
+    pick_all,
+    pick_box,
+    picked_features,
+    selection_bar,
+    star_button,
+)
 from frontend.html.blocks import (
     empty_state,
     feature_link,
     href,
     html_block,
     link,
-    show_linked,
+    show_acting,
     table,
 )
 from frontend.html.format import counted, density, number, percent
@@ -24,20 +33,38 @@ from frontend.html.tokens import chips, escaped, example
 from frontend.shell.downloads import download_menu
 from frontend.shell.pager import pager
 from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound_choice, bound_text, choice_param, float_param, param, set_param
-from sae_engine.schema.features import FeaturePage, FeatureRow, FeatureSort, FeatureState, SortOrder
+from frontend.shell.url import (
+    bound,
+    bound_choice,
+    bound_text,
+    choice_param,
+    float_param,
+    param,
+    set_param,
+)
+from sae_engine.schema.features import (
+    FeatureMark,
+    FeaturePage,
+    FeatureRow,
+    FeatureSort,
+    FeatureState,
+    SortOrder,
+)
 from sae_engine.schema.runs import Run, Snapshot
 
 PAGE_SIZE = 50
 SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)
 STATES: tuple[FeatureState, ...] = get_args(FeatureState)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
-FILTERS = ("state", "min_density", "max_density", "q")
+MARKS: tuple[FeatureMark, ...] = get_args(FeatureMark)
+FILTERS = ("state", "mark", "min_density", "max_density", "q", "pick")
+ANY_MARK = "Any mark"
 _TITLES: dict[FeatureSort, str] = {
     "index": "Feature",
     "density": "Density",
     "max_activation": "Max",
     "label": "Label",
+    "starred": "Star",
 }
 
 
@@ -55,16 +82,20 @@ def show() -> None:
         min_density=lowest,
         max_density=highest,
         state=choice_param("state", STATES),
+        mark=choice_param("mark", MARKS),
         q=param("q"),
         limit=PAGE_SIZE,
         cursor=param("cursor"),
     )
     _densities(run, snapshot)
     _controls(run, page)
+    picked = picked_features()
+    selection_bar(run, picked)
     if not page.items:
         html_block(empty_state("No matching features", "Widen the filters above."))
         return
-    show_linked(_table(run, page, sort, order), key="features-table")
+    table_html = _table(run, page, sort, order, picked)
+    carry_out(run, show_acting(table_html, key="features-table"))
     pager(page.next_cursor, key=f"features:{run.id}")
 
 
@@ -87,7 +118,7 @@ def _densities(run: Run, snapshot: Snapshot) -> None:
     if not any(data.counts):
         return
     lowest, highest = _bounds()
-    query = {name: param(name) for name in ("snapshot", "sort", "order", "state", "q")}
+    query = {name: param(name) for name in ("snapshot", "sort", "order", "state", "mark", "q")}
     show_figure(
         density_figure(data, lowest=lowest, highest=highest),
         key="densities",
@@ -131,6 +162,7 @@ def _controls(run: Run, page: FeaturePage) -> None:
         snapshot_picker(run)
         state = choice_param("state", STATES) or "all"
         bound_choice("State", "state", ("all", *STATES), state, default="all", label=str.capitalize)
+        _mark_filter()
         hint = "Label, token or #index"
         bound_text("Filter", "q", param("q") or "", placeholder=hint, width=190)
         _density_boxes()
@@ -140,15 +172,31 @@ def _controls(run: Run, page: FeaturePage) -> None:
             download_menu(run, param("snapshot"))
 
 
-def _table(run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder) -> str:
+def _mark_filter() -> None:
+    key, write = bound("mark", choice_param("mark", MARKS) or ANY_MARK, default=ANY_MARK)
+    st.selectbox(
+        "Labels and stars",
+        [ANY_MARK, *MARKS],
+        key=key,
+        on_change=write,
+        format_func=str.capitalize,
+        label_visibility="collapsed",
+        width=130,
+    )
+
+
+def _table(
+    run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder, picked: Sequence[int]
+) -> str:
     titles = {name: _heading(run, name, sort, order) for name in _TITLES}
     head = (
+        f'<th class="wb-checkcell">{pick_all(page.items, picked)}</th>{titles["starred"]}'
         f"{titles['index']}{titles['density']}{titles['max_activation']}<th>State</th>"
         f'{titles["label"]}<th>Top tokens</th><th class="wide">Strongest example</th>'
     )
     labeled = [row.index for row in page.items if row.label]
     written = {w.feature: w for w in client().labels(run.id, labeled)} if labeled else {}
-    rows = "".join(_row(run, row, score_note(written.get(row.index))) for row in page.items)
+    rows = "".join(_row(run, row, score_note(written.get(row.index)), picked) for row in page.items)
     return table(head, rows, css="features")
 
 
@@ -168,9 +216,12 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
     return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
-def _row(run: Run, row: FeatureRow, note: str) -> str:
+def _row(run: Run, row: FeatureRow, note: str, picked: Collection[int]) -> str:
+    css = ' class="picked"' if row.index in picked else ""
     return (
-        f"<tr><td>{feature_link(run.id, row.index, snapshot=param('snapshot'))}</td>"
+        f'<tr{css}><td class="wb-checkcell">{pick_box(row.index, picked)}</td>'
+        f"<td>{star_button(row)}</td>"
+        f"<td>{feature_link(run.id, row.index, snapshot=param('snapshot'))}</td>"
         f'<td class="num" title="{density(row.density)}">{percent(row.density.fraction)}</td>'
         f'<td class="num">{number(row.max_activation)}</td>'
         f'<td><span class="wb-state {row.state}">{row.state}</span></td>'

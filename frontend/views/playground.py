@@ -28,7 +28,8 @@ from frontend.html.blocks import (
     show_linked,
 )
 from frontend.html.format import counted, number
-from frontend.html.tokens import chip, escaped
+from frontend.html.marks import mark
+from frontend.html.tokens import chip
 from frontend.shell.problems import show_problem
 from frontend.shell.progress import kept_answer
 from frontend.shell.run_page import open_snapshot, snapshot_picker
@@ -146,10 +147,10 @@ def _legend(run: Run, answer: TextActivations, highlighted: int | None) -> str:
         label_html=f"feature {highlighted}",
         css="wb-index",
     )
-    label = escaped(answer.labels.get(highlighted, ""))
+    marks = mark(answer.labels.get(highlighted), starred=highlighted in answer.starred)
     here = number(max(answer.features[0].activations, default=0.0))
     overall = number(answer.features[0].max_activation)
-    return f"{num_tokens}, colored by {name} {label}; max {here} here, {overall} in the index"
+    return f"{num_tokens}, colored by {name} {marks}; max {here} here, {overall} in the index"
 
 
 def _rows(run: Run, step: int, found: list[Found]) -> dict[int, FeatureRow]:

@@ -6,7 +6,7 @@ Map and comparison need results of `geometry`, which are computed in another pro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ NUM_MAP_TOKENS = 3
 NUM_COSINE_BINS = 50
 
 Labels = Mapping[int, str]
+Stars = Collection[int]
 
 
 def density_histogram(index: FeatureIndex) -> DensityHistogram:
@@ -46,7 +47,9 @@ def density_histogram(index: FeatureIndex) -> DensityHistogram:
     )
 
 
-def feature_map(index: FeatureIndex, layout: Layout, labels: Labels) -> FeatureMap:
+def feature_map(
+    index: FeatureIndex, layout: Layout, labels: Labels, stars: Stars = ()
+) -> FeatureMap:
     """The features that fire in an index, at their positions in `layout`."""
     latents = layout.latents.astype(np.int64)
     x, y = layout.points.astype(np.float64).round(3).T
@@ -58,6 +61,7 @@ def feature_map(index: FeatureIndex, layout: Layout, labels: Labels) -> FeatureM
         density=(index.fired[latents] / index.num_tokens).tolist(),
         top_tokens=index.top_tokens(latents, NUM_MAP_TOKENS),
         labels={i: text for i, text in labels.items() if text},
+        starred=sorted(stars),
         num_dead=int((index.fired == 0).sum()),
     )
 
@@ -72,6 +76,8 @@ def compare_features(
     order: SortOrder | None = None,
     labels_a: Labels,
     labels_b: Labels,
+    stars_a: Stars = (),
+    stars_b: Stars = (),
     limit: int = 50,
     cursor: str | None = None,
 ) -> FeatureComparison:
@@ -100,8 +106,8 @@ def compare_features(
     end = offset + len(page)
     items = [
         MatchedFeatures(
-            a=a.row(i, labels_a),
-            b=b.row(j, labels_b),
+            a=a.row(i, labels_a, stars_a),
+            b=b.row(j, labels_b, stars_b),
             cosine=cosine,
             mutual=bool(near_b[i] == j and near_a[j] == i),
         )

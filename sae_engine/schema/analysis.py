@@ -51,6 +51,7 @@ class FeatureMap(Shape):
     top_tokens: list[list[str]]
     labels: dict[int, str]
     """Labels by feature; features without one are absent."""
+    starred: list[int]
     num_dead: int
     """Features that never fired; they are not on the map."""
 

@@ -7,7 +7,8 @@ from typing import Literal
 from sae_engine.schema.shape import Shape
 
 FeatureState = Literal["alive", "dead", "dense"]
-FeatureSort = Literal["density", "max_activation", "index", "label", "clarity"]
+FeatureSort = Literal["density", "max_activation", "index", "label", "starred", "clarity"]
+FeatureMark = Literal["starred", "labeled", "unlabeled"]
 SortOrder = Literal["asc", "desc"]
 
 DENSE_FRACTION = 0.1
@@ -28,6 +29,7 @@ class Feature(Shape):
     max_activation: float
     state: FeatureState
     label: str | None
+    starred: bool
     clarity: float
     """How well one word describes the feature, from 0 to 1: the F1 of its best word, lowered where
     it rests on few positions.
@@ -114,6 +116,8 @@ class Neighbour(Shape):
     index: int
     cosine: float
     label: str | None
+    starred: bool
+    top_tokens: list[str]
 
 
 class FeatureDetail(Feature):
@@ -127,7 +131,6 @@ class FeatureDetail(Feature):
     neighbours: list[Neighbour] | None
     """Null in snapshots made during training."""
     notes: str
-    starred: bool
 
 
 class FeatureMoment(Shape):

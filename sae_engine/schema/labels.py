@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,14 @@ class LabelUpdate(StoredShape):
     label: str = Field(default="", max_length=500)
     notes: str = Field(default="", max_length=20_000)
     starred: bool = False
+
+
+class LabelPatch(StoredShape):
+    """One change to the labels or stars of several features; what is unset stays as it is."""
+
+    features: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=500)
+    label: str | None = Field(default=None, max_length=500)
+    starred: bool | None = None
 
 
 class DetectionScore(Shape):

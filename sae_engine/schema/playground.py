@@ -103,6 +103,8 @@ class TextActivations(Shape):
     """The requested features, in the order requested."""
     labels: dict[int, str]
     """Labels of the features in this answer, where they have one."""
+    starred: list[int]
+    """The features in this answer that are starred."""
     snapshot: int
     """Step of the SAE used."""
 

@@ -56,6 +56,11 @@ class ExportSource:
         """Texts of the labels, without empty ones."""
         return {index: written.label for index, written in self.labels.items() if written.label}
 
+    @cached_property
+    def stars(self) -> frozenset[int]:
+        """The starred features."""
+        return frozenset(index for index, written in self.labels.items() if written.starred)
+
     def origin(self, index: int) -> LabelOrigin | None:
         """Where a feature's label comes from; None without a label."""
         written = self.labels.get(index)
@@ -68,8 +73,8 @@ class ExportSource:
             yield self.index.feature(
                 index,
                 labels=self.texts,
+                stars=self.stars,
                 notes=written.notes if written else "",
-                starred=written.starred if written else False,
                 num_contexts=NUM_CONTEXTS,
                 window=WINDOW,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +37,8 @@ NUM_BINS = 40
 EXAMPLE_WINDOW = 8
 
 Labels = Mapping[int, str]
+Stars = Collection[int]
+"""Starred features."""
 
 
 class NoSuchFeatureError(UserError):
@@ -53,7 +55,7 @@ class FeatureDetails:
         self._vocabulary = vocabulary
         self._contexts = contexts
 
-    def feature(self, index: int, labels: Labels) -> Feature:
+    def feature(self, index: int, labels: Labels, stars: Stars = ()) -> Feature:
         """Raises `NoSuchFeatureError`."""
         if not 0 <= index < self._arrays.d_sae:
             raise NoSuchFeatureError(
@@ -67,16 +69,16 @@ class FeatureDetails:
             max_activation=float(self._arrays.max_activations([index])[0]),
             state=next(state for state in states if is_in_state(fired, seen, state)),
             label=labels.get(index) or None,
+            starred=index in stars,
             **self._clarity_of(index),
         )
 
-    def row(self, index: int, labels: Labels) -> FeatureRow:
+    def row(self, index: int, labels: Labels, stars: Stars = ()) -> FeatureRow:
         """A feature in a list."""
-        top = self._best_tokens(index, NUM_ROW_TOKENS)
         return FeatureRow(
-            **dict(self.feature(index, labels)),
+            **dict(self.feature(index, labels, stars)),
             example=self._contexts.example(index, EXAMPLE_WINDOW),
-            top_tokens=[self._vocabulary.text(i) for i in top],
+            top_tokens=self._top_texts(index),
         )
 
     def match(self, associations: Associations, place: int, labels: Labels) -> FeatureMatch:
@@ -128,13 +130,22 @@ class FeatureDetails:
             negative=listed(arrays.negative_logit_ids, arrays.negative_logits),
         )
 
-    def neighbours(self, index: int, labels: Labels) -> list[Neighbour] | None:
+    def neighbours(self, index: int, labels: Labels, stars: Stars = ()) -> list[Neighbour] | None:
         """The features with the nearest decoder rows; None if not final."""
         indices, cosines = self._arrays.neighbour_indices, self._arrays.neighbour_cosines
         if indices is None or cosines is None:
             return None
         pairs = zip(indices[index].tolist(), cosines[index].tolist(), strict=True)
-        return [Neighbour(index=i, cosine=c, label=labels.get(i) or None) for i, c in pairs]
+        return [
+            Neighbour(
+                index=i,
+                cosine=c,
+                label=labels.get(i) or None,
+                starred=i in stars,
+                top_tokens=self._top_texts(i),
+            )
+            for i, c in pairs
+        ]
 
     @cached_property
     def top_tokens(self) -> NDArray[np.int64]:
@@ -157,6 +168,10 @@ class FeatureDetails:
         value = float(found.values[0])
         name = self._vocabulary.text(int(found.tokens[0])) if value >= CLEAR else None
         return {"clarity": value, "name": name and (name.strip() or name)}
+
+    def _top_texts(self, index: int) -> list[str]:
+        """The top tokens that a list shows with a feature."""
+        return [self._vocabulary.text(i) for i in self._best_tokens(index, NUM_ROW_TOKENS)]
 
     def _density(self, index: int) -> float:
         return float(self._arrays.fired[index]) / self._arrays.num_tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from sae_engine.errors import UserError
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
-from sae_engine.schema.features import DENSE_FRACTION, FeatureSort, FeatureState, SortOrder
+from sae_engine.schema.features import (
+    DENSE_FRACTION,
+    FeatureMark,
+    FeatureSort,
+    FeatureState,
+    SortOrder,
+)
 
 NO_TOKEN = -1
 """Padding of arrays of token ids."""
@@ -65,6 +71,16 @@ def matches_text(
     return found
 
 
+def is_marked(
+    d_sae: int, mark: FeatureMark, labels: Mapping[int, str], stars: Collection[int]
+) -> NDArray[np.bool_]:
+    """[d_sae] whether each feature is starred, or has a label, or has none."""
+    marked = stars if mark == "starred" else [i for i, label in labels.items() if label]
+    found = np.zeros(d_sae, np.bool_)
+    found[[i for i in marked if i < d_sae]] = True
+    return ~found if mark == "unlabeled" else found
+
+
 def ordered(
     chosen: NDArray[np.int64],
     sort: FeatureSort,
@@ -73,6 +89,7 @@ def ordered(
     arrays: IndexArrays,
     labels: Mapping[int, str],
     clarity: Callable[[], NDArray[np.float64]],
+    stars: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Sort ascending latents; ties stay ascending, latents without a label come last."""
     descending = order == "desc"
@@ -85,6 +102,8 @@ def ordered(
         return np.concatenate([np.array(labeled, np.int64), rest])
     if sort == "clarity":
         key = clarity()[chosen]
+    elif sort == "starred":
+        key = np.isin(chosen, list(stars)).astype(np.int64)
     else:
         key = arrays.fired[chosen] if sort == "density" else arrays.max_activations(chosen)
     return chosen[np.argsort(-key if descending else key, kind="stable")]

@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sae_engine.features.index.contexts import ContextReader, Window
-from sae_engine.features.index.details import FeatureDetails, Labels, NoSuchFeatureError
+from sae_engine.features.index.details import (
+    FeatureDetails,
+    Labels,
+    NoSuchFeatureError,
+    Stars,
+)
 from sae_engine.features.index.format import (
     SAE,
     TOKENIZER,
@@ -31,6 +36,7 @@ from sae_engine.features.index.listing import (
     NO_TOKEN,
     cursor_at,
     is_in_state,
+    is_marked,
     matches_text,
     offset_of,
     ordered,
@@ -47,6 +53,7 @@ from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
     Feature,
     FeatureDetail,
+    FeatureMark,
     FeaturePage,
     FeatureRow,
     FeatureSort,
@@ -134,8 +141,10 @@ class FeatureIndex:
         min_density: float | None = None,
         max_density: float | None = None,
         state: FeatureState | None = None,
+        mark: FeatureMark | None = None,
         q: str | None = None,
         labels: Labels | None = None,
+        stars: Stars = (),
         limit: int = 50,
         cursor: str | None = None,
     ) -> FeaturePage:
@@ -154,6 +163,8 @@ class FeatureIndex:
             keep &= density <= max_density
         if state is not None:
             keep &= is_in_state(self.fired, self.num_tokens, state)
+        if mark is not None:
+            keep &= is_marked(self.d_sae, mark, labels, stars)
         if q and q.strip():
             keep &= matches_text(q, labels, self._details.top_tokens, self.vocabulary)
         chosen = ordered(
@@ -162,12 +173,13 @@ class FeatureIndex:
             order,
             arrays=self.arrays,
             labels=labels,
+            stars=stars,
             clarity=lambda: self._details.clarity,
         )
         page = chosen[offset : offset + limit].tolist()
         end = offset + len(page)
         return FeaturePage(
-            items=[self._details.row(i, labels) for i in page],
+            items=[self._details.row(i, labels, stars) for i in page],
             next_cursor=cursor_at(end) if page and end < len(chosen) else None,
             total=len(chosen),
             snapshot=self.step,
@@ -179,9 +191,9 @@ class FeatureIndex:
         return self._details.feature(index, labels or {})
 
     @damage_checked
-    def row(self, index: int, labels: Labels) -> FeatureRow:
+    def row(self, index: int, labels: Labels, stars: Stars = ()) -> FeatureRow:
         """A feature as in a list; raises `NoSuchFeatureError`."""
-        return self._details.row(index, labels)
+        return self._details.row(index, labels, stars)
 
     @damage_checked
     def feature(
@@ -189,24 +201,23 @@ class FeatureIndex:
         index: int,
         *,
         labels: Labels | None = None,
+        stars: Stars = (),
         notes: str = "",
-        starred: bool = False,
         num_contexts: int = 20,
         window: Window = 16,
     ) -> FeatureDetail:
         """Everything about one feature; raises `NoSuchFeatureError`."""
         labels = labels or {}
         return FeatureDetail(
-            **dict(self._details.feature(index, labels)),
+            **dict(self._details.feature(index, labels, stars)),
             snapshot=self.step,
             histogram=self._details.histogram(index),
             contexts=self._contexts.strongest(index, window, num_contexts),
             intervals=self._contexts.intervals(index, window, NUM_INTERVALS),
             top_tokens=self._details.token_statistics(index),
             logits=self._details.logits(index),
-            neighbours=self._details.neighbours(index, labels),
+            neighbours=self._details.neighbours(index, labels, stars),
             notes=notes,
-            starred=starred,
         )
 
     @damage_checked

@@ -191,6 +191,45 @@ def test_editing_a_models_label_makes_it_a_persons_and_starring_does_not(
     assert label(client, run_id, second).label == "better"
 
 
+@pytest.mark.both_databases
+def test_several_features_are_labeled_and_starred_at_once(
+    client: TestClient, run_id: str, index: FeatureIndex
+) -> None:
+    first, second, third = some_features(index, 3)
+    put(client, run_id, first, "mine", notes="look here")
+    path = f"/api/runs/{run_id}/labels"
+    body = {"features": [first, second, first], "starred": True}
+    changed = client.patch(path, json=body).json()
+    assert [(w["feature"], w["label"], w["notes"], w["starred"]) for w in changed] == sorted(
+        [(first, "mine", "look here", True), (second, "", "", True)]
+    )
+    client.patch(path, json={"features": [second, third], "label": "both"})
+    assert label(client, run_id, second).starred
+    for mark, wanted in (("starred", {first, second}), ("labeled", {first, second, third})):
+        listed = client.get(f"/api/runs/{run_id}/features", params={"mark": mark}).json()["items"]
+        assert {row["index"] for row in listed} == wanted
+    client.patch(path, json={"features": [first], "label": "", "starred": False})
+    kept = label(client, run_id, first)
+    assert (kept.label, kept.starred, kept.notes) == ("", False, "look here")
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"features": [300]}, "features"),
+        ({"features": []}, "features"),
+        ({"features": [1], "label": "x" * 501}, "label"),
+    ],
+)
+def test_a_change_of_several_labels_that_cannot_be_made_changes_nothing(
+    client: TestClient, run_id: str, body: dict[str, Any], field: str
+) -> None:
+    answer = client.patch(f"/api/runs/{run_id}/labels", json=body | {"starred": True})
+    assert answer.status_code == 422
+    assert field in str(answer.json()["errors"])
+    assert client.get(f"/api/runs/{run_id}/labels").json() == []
+
+
 def test_labeled_and_dead_features_are_skipped(
     client: TestClient, run_id: str, index: FeatureIndex
 ) -> None:

@@ -43,7 +43,7 @@ def token(text: str, total: float, features: dict[int, float]) -> ReadToken:
 def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextActivations:
     features = [WatchedFeature(index=1, max_activation=9, activations=list(watched))]
     return TextActivations(
-        tokens=list(tokens), features=features if watched else [], labels={}, snapshot=1
+        tokens=list(tokens), features=features if watched else [], labels={}, starred=[], snapshot=1
     )
 
 

@@ -281,13 +281,17 @@ def test_logits_are_the_decoder_rows_times_the_unembedding(tmp_path: Path) -> No
 def test_neighbours_are_the_decoder_rows_with_the_highest_cosine(tmp_path: Path) -> None:
     W_dec = torch.randn(30, D_IN, generator=torch.Generator().manual_seed(4)) * 3
     folder = build(tmp_path, random_case(2), W_dec=W_dec, final=True)
-    neighbours = FeatureIndex.open(folder).feature(8, labels={3: "a label"}).neighbours
+    index = FeatureIndex.open(folder)
+    neighbours = index.feature(8, labels={3: "a label"}, stars={3}).neighbours
     assert neighbours is not None
     cosines = torch.cosine_similarity(W_dec[8][None], W_dec).tolist()
     expected = sorted((i for i in range(30) if i != 8), key=lambda i: -cosines[i])[:10]
     assert [n.index for n in neighbours] == expected
     assert [n.cosine for n in neighbours] == pytest.approx([cosines[i] for i in expected], abs=1e-5)
     assert {n.index: n.label for n in neighbours}.get(3, "a label") == "a label"
+    for near in neighbours:
+        row = index.row(near.index, {}, {3})
+        assert (near.top_tokens, near.starred) == (row.top_tokens, near.index == 3)
 
 
 def test_an_sae_of_one_latent_has_no_neighbours(tmp_path: Path) -> None:

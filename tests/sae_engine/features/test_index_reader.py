@@ -192,9 +192,10 @@ def test_a_feature_outside_the_sae_is_an_error_with_the_bounds(tmp_path: Path, i
 
 def test_label_notes_and_star_are_passed_through(tmp_path: Path) -> None:
     index = built(tmp_path, random_case(0))
-    feature = index.feature(4, labels={4: "cats", 5: ""}, notes="mine", starred=True)
+    feature = index.feature(4, labels={4: "cats", 5: ""}, notes="mine", stars={4})
     assert (feature.label, feature.notes, feature.starred) == ("cats", "mine", True)
     assert index.feature(5, labels={4: "cats", 5: ""}).label is None
+    assert not index.feature(5, stars={4}).starred
 
 
 CASE = random_case(11, num_tokens=300, k=3, d_sae=40)
@@ -222,6 +223,33 @@ def test_a_list_is_sorted_with_ties_by_index(index: FeatureIndex, sort, order) -
         assert found == labeled + [i for i in range(40) if i not in labeled]
     else:
         assert found == sorted(range(40), key=lambda i: (key[sort](i), i))
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("stars", [set(), {7}, {2, 39, 99}])
+def test_a_list_sorted_by_star_keeps_each_half_in_the_order_of_the_index(
+    index: FeatureIndex, order, stars
+) -> None:
+    page = index.features(sort="starred", order=order, stars=stars, limit=100)
+    starred = [i for i in range(40) if i in stars]
+    others = [i for i in range(40) if i not in stars]
+    wanted = starred + others if order == "desc" else others + starred
+    assert [row.index for row in page.items] == wanted
+    assert [row.index for row in page.items if row.starred] == starred
+
+
+@pytest.mark.parametrize(
+    ("mark", "wanted"),
+    [
+        ("starred", {3, 4}),
+        ("labeled", {3, 9, 20}),
+        ("unlabeled", set(range(40)) - {3, 9, 20}),
+    ],
+)
+def test_a_list_is_filtered_by_what_people_wrote(index: FeatureIndex, mark, wanted) -> None:
+    page = index.features(mark=mark, labels=LABELS | {77: "gone"}, stars={3, 4, 77}, limit=100)
+    assert {row.index for row in page.items} == wanted
+    assert index.features(mark=mark, labels=LABELS, stars={3, 4}, q="zebra").total == (3 in wanted)
 
 
 def test_pages_cover_the_list_once(index: FeatureIndex) -> None:

@@ -1,0 +1,19 @@
+"""What people write about features, shown wherever a feature's number stands: label and star."""
+
+from __future__ import annotations
+
+from frontend.html.tokens import escaped
+
+STAR = '<span class="wb-star" role="img" aria-label="Starred" title="Starred">★</span>'
+
+
+def mark(label: str | None, *, starred: bool) -> str:
+    """A star and a label, as far as the feature has them; empty for most features."""
+    star = STAR if starred else ""
+    text = f'<span class="wb-named">{escaped(label)}</span>' if label else ""
+    return " ".join(part for part in (star, text) if part)
+
+
+def mark_line(label: str | None, *, starred: bool) -> str:
+    """The same on a line of its own, in small type."""
+    return f'<span class="wb-sub">{mark(label, starred=starred)}</span>'
