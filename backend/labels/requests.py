@@ -74,7 +74,9 @@ def _first(
     """The first `limit` features of the list that fire and may be labeled."""
     alive = np.flatnonzero(index.fired)
     order = "asc" if request.sort in ("index", "label") else "desc"
-    listed = ordered(alive, request.sort, order, arrays=index.arrays, labels={})
+    listed = ordered(
+        alive, request.sort, order, arrays=index.arrays, labels={}, clarity=index.clarity
+    )
     may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
     return list(islice(may, request.limit))
 

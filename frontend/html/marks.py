@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from frontend.html.tokens import escaped
+from sae_engine.schema.features import Feature
 
 STAR = '<span class="wb-star" role="img" aria-label="Starred" title="Starred">★</span>'
 
@@ -17,3 +18,11 @@ def mark(label: str | None, *, starred: bool) -> str:
 def mark_line(label: str | None, *, starred: bool) -> str:
     """The same on a line of its own, in small type."""
     return f'<span class="wb-sub">{mark(label, starred=starred)}</span>'
+
+
+def named(feature: Feature) -> str:
+    """A feature's label, or else its provisional name."""
+    if feature.label or not feature.name:
+        return mark(feature.label, starred=False)
+    tip = "Provisional: the word that describes this feature best"
+    return f'<span class="wb-provisional" title="{tip}">{escaped(feature.name)}</span>'

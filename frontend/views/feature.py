@@ -15,7 +15,7 @@ from frontend.features.custom_text import custom_text
 from frontend.features.label_form import label_form
 from frontend.html.blocks import heading, html_block, link, notice, panel_title, show_linked
 from frontend.html.format import count
-from frontend.html.marks import mark
+from frontend.html.marks import mark, named
 from frontend.html.tokens import escaped
 from frontend.shell.navigation import name_tab
 from frontend.shell.run_page import open_snapshot, search_box, snapshot_picker
@@ -58,7 +58,7 @@ def _navigation(run: Run, feature: FeatureDetail, last: int) -> None:
             link("features", "Features", {"id": run.id, "snapshot": param("snapshot")}),
         )
         state = f'<span class="wb-state {feature.state}">{feature.state}</span>'
-        after = f"{state} {mark(feature.label, starred=feature.starred)}"
+        after = f"{state} {mark(None, starred=feature.starred)} {named(feature)}"
         show_linked(heading(f"Feature {feature.index}", crumbs=crumbs, after=after), key="head")
     with buttons, st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
         _step_button("Previous", "left", feature.index - 1, enabled=feature.index > 0)

@@ -29,7 +29,8 @@ from frontend.html.blocks import (
     table,
 )
 from frontend.html.format import counted, density, number, percent
-from frontend.html.tokens import chips, escaped, example
+from frontend.html.marks import named
+from frontend.html.tokens import chips, example
 from frontend.shell.downloads import download_menu
 from frontend.shell.pager import pager
 from frontend.shell.run_page import open_snapshot, snapshot_picker
@@ -59,19 +60,22 @@ ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 MARKS: tuple[FeatureMark, ...] = get_args(FeatureMark)
 FILTERS = ("state", "mark", "min_density", "max_density", "q", "pick")
 ANY_MARK = "Any mark"
+CLARITY_TIP = "How well one word describes the feature, from 0 to 1"
 _TITLES: dict[FeatureSort, str] = {
     "index": "Feature",
     "density": "Density",
     "max_activation": "Max",
     "label": "Label",
     "starred": "Star",
+    "clarity": "Clarity",
 }
+_NUMBERS = ("density", "max_activation", "clarity")
 
 
 def show() -> None:
     """The page."""
     run, snapshot = open_snapshot("features", search=True)
-    sort: FeatureSort = choice_param("sort", SORTS) or "max_activation"
+    sort: FeatureSort = choice_param("sort", SORTS) or "clarity"
     order: SortOrder = choice_param("order", ORDERS) or _first_order(sort)
     lowest, highest = _bounds()
     page = client().features(
@@ -191,7 +195,8 @@ def _table(
     titles = {name: _heading(run, name, sort, order) for name in _TITLES}
     head = (
         f'<th class="wb-checkcell">{pick_all(page.items, picked)}</th>{titles["starred"]}'
-        f"{titles['index']}{titles['density']}{titles['max_activation']}<th>State</th>"
+        f"{titles['index']}{titles['density']}{titles['max_activation']}"
+        f"{titles['clarity']}<th>State</th>"
         f'{titles["label"]}<th>Top tokens</th><th class="wide">Strongest example</th>'
     )
     labeled = [row.index for row in page.items if row.label]
@@ -212,7 +217,9 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
         "order": turned if on else _first_order(name),
         **{each: param(each) for each in FILTERS},
     }
-    css = ' class="num"' if name in ("density", "max_activation") else ""
+    css = ' class="num"' if name in _NUMBERS else ""
+    if name == "clarity":
+        css += f' title="{CLARITY_TIP}"'
     return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
@@ -224,8 +231,9 @@ def _row(run: Run, row: FeatureRow, note: str, picked: Collection[int]) -> str:
         f"<td>{feature_link(run.id, row.index, snapshot=param('snapshot'))}</td>"
         f'<td class="num" title="{density(row.density)}">{percent(row.density.fraction)}</td>'
         f'<td class="num">{number(row.max_activation)}</td>'
+        f'<td class="num">{number(row.clarity)}</td>'
         f'<td><span class="wb-state {row.state}">{row.state}</span></td>'
-        f'<td class="label">{escaped(row.label or "")}{note}</td>'
+        f'<td class="label">{named(row)}{note}</td>'
         f'<td class="tops">{chips(row.top_tokens[:4])}</td>'
         f"<td>{example(row.example, reach=14)}</td></tr>"
     )

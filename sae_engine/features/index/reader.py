@@ -132,6 +132,10 @@ class FeatureIndex:
         """[d_sae] number of positions on which each latent is active."""
         return self.arrays.fired
 
+    def clarity(self) -> NDArray[np.float64]:
+        """[d_sae] how well one word describes each latent; see `features.index.clarity`."""
+        return self._details.clarity
+
     @damage_checked
     def features(
         self,
@@ -174,7 +178,7 @@ class FeatureIndex:
             arrays=self.arrays,
             labels=labels,
             stars=stars,
-            clarity=lambda: self._details.clarity,
+            clarity=self.clarity,
         )
         page = chosen[offset : offset + limit].tolist()
         end = offset + len(page)
