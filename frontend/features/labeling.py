@@ -22,10 +22,10 @@ from sae_engine.schema.labels import (
 from sae_engine.schema.runs import Run
 
 SORTS: dict[FeatureSort, str] = {
-    "clarity": "Clearest first",
     "max_activation": "Strongest first",
     "density": "Most frequent first",
     "index": "By index",
+    "clarity": "Clearest first",
 }
 ENDINGS = {
     "finished": "The last labeling has finished.",
