@@ -7,6 +7,8 @@ BIN := .venv/bin
 ARGS ?=
 # Number of processes that run tests.
 WORKERS ?= 2
+# A worker runs whole files, in the order of tests/conftest.py: the longest first.
+BY_FILE = --dist loadfile --no-loadscope-reorder
 # More options for pip, such as the index of another build of PyTorch.
 PIP_ARGS ?=
 INSTALL = $(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --editable
@@ -21,12 +23,12 @@ run: .venv/installed  ## install what is missing and start the program; ARGS="--
 	@$(BIN)/sae-workbench up $(ARGS)
 
 test: .venv/installed-dev  ## install what is missing and run the whole test suite; ARGS="tests/sae_engine -x"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) $(ARGS)
 
 coverage: .venv/installed-dev  ## run the test suite and list the lines it does not reach
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing:skip-covered $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-chaos: .venv/installed-dev  ## kill jobs and servers 50 times (about an hour); make test does so 5 times
+chaos: .venv/installed-dev  ## kill jobs and servers 50 times (about an hour); make test does so 3 times
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 check: .venv/installed-dev  ## check style, formatting, types and the rules for imports

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import beartype  # before nnsight, which gives every object a `save` that beartype stumbles over
 import hypothesis
+import pytest
 from jaxtyping import install_import_hook
 
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
@@ -48,3 +49,11 @@ install_import_hook(
     ],
     f"{beartype.__name__}.beartype",
 )
+
+_LONGEST = ("chaos", "browser")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders with the longest files first, or a worker has one left when all others are done."""
+    folder = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(folder).parts[0] not in _LONGEST)

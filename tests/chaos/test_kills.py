@@ -30,7 +30,7 @@ TOTAL_STEPS = CONFIG["train"]["total_tokens"] // CONFIG["train"]["batch_size_tok
 
 @pytest.mark.timeout(120 * ROUNDS)
 def test_nothing_is_lost_whatever_is_killed_at_any_moment(twin: Twin, tmp_path: Path) -> None:
-    """A run is killed five times, then ends like its twin; then the next one.
+    """A run is killed up to five times, then ends like its twin; then the next one.
 
     The moments are random, with a printed seed: right after the start, while loading, or some steps
     and milliseconds after the last kill, during steps, evaluations, checkpoints or indexing.

@@ -48,7 +48,7 @@ CONFIG: Mapping[str, Any] = {
 """Overrides of `quick-test`: a run of seconds that measures every step and saves often."""
 
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
 """Number of kills, and a fifth of the number of damaged files; `make chaos` sets 50."""
 QUICK = (sys.executable, "-m", "tests.chaos.servers", "quick")
 """The same, with jobs of the real engine that start fast."""

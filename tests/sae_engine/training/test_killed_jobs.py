@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ with open(sys.argv[3], "a") as log:
             log.flush()
         print(record.kind, flush=True)
 """
-NUM_KILLS = 4
+NUM_KILLS = 3
 
 
 def start(config: Path, folder: RunFolder, log: Path) -> subprocess.Popen[bytes]:
@@ -66,10 +67,11 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.fixture
-def config(model_folders, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def config(model_folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a mixture, shuffled in pools, of which one dataset soon begins again."""
-    text = tmp_path / "text.txt"
+    folder = tmp_path_factory.mktemp("config")
+    text = folder / "text.txt"
     text.write_text("\n\n".join(f"{n} of {n * n} words, " * 40 for n in range(20)))
     parts = [{"dataset": "python-stdlib", "weight": 2}, {"dataset": str(text), "weight": 1}]
     config: RunConfig = config_of(
@@ -84,9 +86,24 @@ def config(model_folders, tmp_path: Path) -> Path:
             "dead_feature_threshold": 640,
         },
     )
-    path = tmp_path / "config.yaml"
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     return path
+
+
+class Whole(NamedTuple):
+    """The uninterrupted run."""
+
+    folder: RunFolder
+    losses: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    path = tmp_path_factory.mktemp("whole")
+    folder, log = RunFolder(path / "run"), path / "log"
+    assert start(config, folder, log).wait() == 0
+    return Whole(folder, logged(log))
 
 
 def assert_equal_weights(one: Path, other: Path) -> None:
@@ -96,15 +113,14 @@ def assert_equal_weights(one: Path, other: Path) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-def test_a_job_killed_at_random_moments_equals_an_uninterrupted_one(config: Path, tmp_path: Path):
+def test_a_job_killed_at_random_moments_equals_an_uninterrupted_one(
+    config: Path, whole: Whole, tmp_path: Path
+):
     """Losses of every step, final weights, optimizer state and snapshots are equal bit for bit.
 
     Each run of this test draws other moments: a number of steps after the last kill and then some
     milliseconds, so that kills fall into steps, evaluations, checkpoints and index building.
     """
-    whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
-    assert start(config, whole, whole_log).wait() == 0
-
     seed = int.from_bytes(os.urandom(4), "big")
     random = np.random.default_rng(seed)
     parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
@@ -118,23 +134,21 @@ def test_a_job_killed_at_random_moments_equals_an_uninterrupted_one(config: Path
         job.send_signal(signal.SIGKILL)
         assert job.wait() == -signal.SIGKILL
     assert start(config, parts, parts_log).wait() == 0
-    assert logged(parts_log) == logged(whole_log), f"seed {seed}"
-    assert_equal_weights(parts.sae, whole.sae)
-    assert_equal_weights(parts.checkpoint, whole.checkpoint)
-    assert_equal_weights(parts.best.sae, whole.best.sae)
-    assert parts.snapshots() == whole.snapshots()
-    for step in whole.snapshots():
-        mine, theirs = (f.feature_index(step) for f in (parts, whole))
+    assert logged(parts_log) == whole.losses, f"seed {seed}"
+    assert_equal_weights(parts.sae, whole.folder.sae)
+    assert_equal_weights(parts.checkpoint, whole.folder.checkpoint)
+    assert_equal_weights(parts.best.sae, whole.folder.best.sae)
+    assert parts.snapshots() == whole.folder.snapshots()
+    for step in whole.folder.snapshots():
+        mine, theirs = (f.feature_index(step) for f in (parts, whole.folder))
         assert_equal_weights(mine / "sae.safetensors", theirs / "sae.safetensors")
 
 
 @pytest.mark.parametrize("write", ["half", "unrenamed"])
 def test_a_job_killed_while_writing_a_checkpoint_resumes_from_the_previous_one(
-    config: Path, tmp_path: Path, write: str
+    config: Path, whole: Whole, tmp_path: Path, write: str
 ):
     """The kill happens in the middle of the bytes, or before the rename."""
-    whole, whole_log = RunFolder(tmp_path / "whole"), tmp_path / "whole.log"
-    assert start(config, whole, whole_log).wait() == 0
     parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
     deadly = f"""
 import os, signal
@@ -159,5 +173,5 @@ checkpoint.save_file = killing
     assert list(parts.checkpoints.glob("*.tmp")) or list(parts.checkpoints.glob(".*.tmp"))
     assert max(logged(parts_log)) == 20
     assert start(config, parts, parts_log).wait() == 0
-    assert logged(parts_log) == logged(whole_log)
-    assert_equal_weights(parts.sae, whole.sae)
+    assert logged(parts_log) == whole.losses
+    assert_equal_weights(parts.sae, whole.folder.sae)
