@@ -54,6 +54,6 @@ _LONGEST = ("chaos", "browser")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folders with the longest files first, or a worker has one left when all others are done."""
+    """The folders with the longest files first, or the last worker runs one alone at the end."""
     folder = Path(__file__).parent
     items.sort(key=lambda item: item.path.relative_to(folder).parts[0] not in _LONGEST)

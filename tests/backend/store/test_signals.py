@@ -12,16 +12,21 @@ class Interrupted(BaseException):
     """What the handler raises."""
 
 
-def driver_error() -> OperationalError:
-    return OperationalError("SELECT 1", {}, Exception("transaction status ACTIVE"))
+def fail_in_driver() -> None:
+    raise OperationalError("SELECT 1", {}, Exception("transaction status ACTIVE"))
+
+
+def interrupt_driver() -> None:
+    """A handler raises during a statement, and the driver fails to clean up after it."""
+    try:
+        raise Interrupted
+    finally:
+        fail_in_driver()
 
 
 def test_an_error_of_the_interrupted_driver_does_not_hide_the_signal(database: Database) -> None:
     with pytest.raises(Interrupted), database.reading():
-        try:
-            raise Interrupted
-        finally:
-            raise driver_error()
+        interrupt_driver()
 
 
 def test_an_error_while_a_signal_is_being_handled_stays_that_error(database: Database) -> None:
@@ -29,4 +34,4 @@ def test_an_error_while_a_signal_is_being_handled_stays_that_error(database: Dat
         raise Interrupted
     except Interrupted:
         with pytest.raises(OperationalError), database.writing():
-            raise driver_error()
+            fail_in_driver()

@@ -334,7 +334,10 @@ def test_paths_without_an_sae_are_refused(tmp_path: Path):
         load_pretrained(tmp_path / "model.safetensors")
 
 
-NO_FIT = r"do not fit together: .*W_dec \[.*; get its files again|has shape \[.*(but W_dec needs|instead of)|bias that is not a vector"
+NO_FIT = (
+    r"do not fit together: .*W_dec \[.*; get its files again"
+    r"|has shape \[.*(but W_dec needs|instead of)|bias that is not a vector"
+)
 
 
 @pytest.mark.parametrize(
