@@ -13,6 +13,8 @@ figures and one line of F1 for the named tokens and phrases:
 - `both`: share of latents with both.
 - `median`: median over the tokens seen at least 50 times of the F1 of the best latent.
 - `dead`: share of latents that fire on no token of the index.
+- `again`, with `--consistency`: mean over live latents of the largest cosine with a live latent of
+  the same recipe under another seed, and the share above .7.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ from numpy.typing import NDArray
 
 from sae_engine.features.index.clarity import Groups, latent_groups
 from sae_engine.features.index.details import NUM_TOP_TOKENS
+from sae_engine.features.index.format import SAE, open_decoder
 from sae_engine.features.index.listing import top_token_ids
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
 from sae_engine.schema.fields import nest, parse_value
+from sae_engine.schema.records import MetricsRecord
 from sae_engine.training.loop import train
 
 FREQUENT = 50
@@ -109,27 +113,46 @@ def lookup(index: FeatureIndex, text: str, match: Any) -> Any:
     return index.lookup(text, match=match, limit=1).features
 
 
+def consistency(one: FeatureIndex, other: FeatureIndex) -> str:
+    mine, theirs = (live_directions(index) for index in (one, other))
+    best = (mine @ theirs.T).max(axis=1)
+    return f"  again {best.mean():.2f}, above .7 {(best > 0.7).mean():.0%}"
+
+
+def live_directions(index: FeatureIndex) -> NDArray[np.float32]:
+    """[live latents, d_in] unit decoder rows."""
+    rows = open_decoder(index.folder / SAE)[:][index.arrays.fired > 0]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def trained(recipe: str, folder: Path, seed: int) -> tuple[FeatureIndex, dict[str, float], float]:
+    """The final index of a run, its last metrics and the CPU seconds it took."""
+    preset, *changes = recipe.split()
+    values = {path: parse_value(path, text) for path, text in (c.split("=") for c in changes)}
+    config = resolve_config(preset, nest({"seed": seed, **values}))
+    began = time.process_time()
+    last: dict[str, float] = {}
+    for record in train(config, RunFolder(folder)):
+        if isinstance(record, MetricsRecord):
+            last |= {k: v for k, v in record.values.items() if k in ("eval_fvu", "ce_delta")}
+    taken = time.process_time() - began
+    newest = max(RunFolder(folder).snapshots())
+    return FeatureIndex.open(RunFolder(folder).feature_index(newest)), last, taken
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("recipes", nargs="*", default=["quick-test", "tiny"])
-    recipes: list[str] = arguments.parse_args().recipes
+    arguments.add_argument("--consistency", action="store_true", help="train a second seed")
+    chosen = arguments.parse_args()
     print(machine())
-    for recipe in recipes:
-        preset, *changes = recipe.split()
-        config = resolve_config(
-            preset,
-            nest({path: parse_value(path, text) for path, text in (c.split("=") for c in changes)}),
-        )
+    for recipe in chosen.recipes:
         with TemporaryDirectory() as folder:
-            run = RunFolder(Path(folder))
-            began = time.process_time()
-            last: dict[str, float] = {}
-            for record in train(config, run):
-                values = getattr(record, "values", {})
-                last |= {k: v for k, v in values.items() if k in ("eval_fvu", "ce_delta")}
-            taken = time.process_time() - began
-            (*_, newest) = sorted((Path(folder) / "features").iterdir(), key=lambda p: int(p.name))
-            report(recipe, FeatureIndex.open(newest), last, taken)
+            first = trained(recipe, Path(folder) / "0", seed=0)
+            report(recipe, *first)
+            if chosen.consistency:
+                other, _, _ = trained(recipe, Path(folder) / "1", seed=1)
+                print(consistency(first[0], other), flush=True)
 
 
 if __name__ == "__main__":
