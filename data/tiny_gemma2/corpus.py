@@ -23,11 +23,11 @@ STDLIB_REPEATS = 3
 """The standard library is what SAEs are trained on, so the model reads it more than once."""
 SHORTEST_PROSE_CHARS = 300
 PACKAGES = {
-    "numpy scipy pandas sklearn networkx torch": 2_000_000,
-    "sympy nltk sqlalchemy streamlit datasets pydantic": 800_000,
-    "transformers hypothesis statsmodels werkzeug joblib": 800_000,
-    "requests fastapi starlette httpx click jinja2": 400_000,
-    "rich anyio coverage _pytest alembic fsspec": 400_000,
+    "numpy scipy pandas sklearn networkx torch": 1_000_000,
+    "sympy nltk sqlalchemy streamlit datasets pydantic": 400_000,
+    "transformers hypothesis statsmodels werkzeug joblib": 400_000,
+    "requests fastapi starlette httpx click jinja2": 200_000,
+    "rich anyio coverage _pytest alembic fsspec": 200_000,
 }
 """Most characters of each package, so that none drowns the others."""
 _SKIPPED_FOLDERS = {"tests", "testing", "_vendor", "externals", "locale", "models"}

@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 CONTEXT = 256
 VOCAB = 8192
 PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
+MOMENTUM, MUON_DECAY = 0.95, 0.01
 DECAY_FRACTION = 0.2
 """The rate is constant until this fraction of the steps is left, so that a longer training can
 continue from any checkpoint before."""
@@ -155,6 +156,38 @@ def load(folder: Path) -> Gemma2ForCausalLM:
     ).eval()
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalized (Jordan et al. 2024, "Muon").
+
+    In float32, because `torch.optim.Muon` computes in bfloat16, which most CPUs only emulate.
+    """
+
+    def __init__(self, matrices: list[torch.nn.Parameter], lr: float) -> None:
+        super().__init__(matrices, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+                update = orthogonalized(matrix.grad.lerp(momentum, MOMENTUM))
+                scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                matrix.mul_(1 - group["lr"] * MUON_DECAY).sub_(update, alpha=group["lr"] * scale)
+
+
+@torch.compile
+def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
+    """Nearly U V^T of the singular value decomposition, by Newton and Schulz's iteration."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+
+
 def learning_rate(step: int, total: int, peak: float) -> float:
     """Warm-up, a constant rate, then a linear decay to 0."""
     warm_up = 100
@@ -164,9 +197,10 @@ def learning_rate(step: int, total: int, peak: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3200)
+    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2.5e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--scratch", type=Path, default=Path("data/local/tiny_gemma2"))
     parser.add_argument("--output", type=Path, default=HERE)
     parser.add_argument("--evaluate", type=Path, metavar="FOLDER")
@@ -190,19 +224,16 @@ def main() -> None:
     model = Gemma2ForCausalLM(model_config()).train()
     initialize_(model)
     num_parameters = sum(p.numel() for p in model.parameters())
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.lr,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    adam = torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    optimizers = [adam, Muon(matrices, args.muon_lr)]
     start, seconds_before = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start, seconds_before = state["step"], state["seconds"]
 
     @torch.compile
@@ -213,13 +244,15 @@ def main() -> None:
     began = time.monotonic()
     for step in range(start, args.steps):
         ids = batches(train, args.rows, step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
+        for optimizer, peak in zip(optimizers, (args.lr, args.muon_lr), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, peak)
         loss = training_loss(ids)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         done = step + 1
         if done % 20 == 0 or done == args.stop_after:
             elapsed = time.monotonic() - began
@@ -230,7 +263,7 @@ def main() -> None:
         if done % 100 == 0 or done == args.steps:
             state = {
                 "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": done,
                 "seconds": seconds_before + time.monotonic() - began,
             }
