@@ -260,7 +260,7 @@ class FileSource:
             return min(first + TOKENS_PER_BLOCK, limit)
         starts: Tensor = opened.get_tensor("row_starts")
         num_rows = rows_per_block(ctx_len)
-        ends = starts[num_rows::num_rows]  # rows may be empty, blocks are not
+        ends = starts[num_rows::num_rows].contiguous()  # rows may be empty, blocks are not
         place = int(torch.searchsorted(ends, first, right=True))
         return min(int(ends[place]), limit) if place < len(ends) else limit
 
