@@ -130,6 +130,16 @@ def special_ids(folder: Path) -> dict[str, int | None]:
     return special
 
 
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer of a local model has a chat template, according to its files."""
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(read_json_object(folder / "tokenizer_config.json").get("chat_template"))
+    except (OSError, ValueError):
+        return False
+
+
 def _part(described: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = described.get(name)
     return part if isinstance(part, Mapping) else {}

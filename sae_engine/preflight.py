@@ -6,17 +6,29 @@ and by `model` for the paths and checks that both need.
 
 from __future__ import annotations
 
+import json
+from itertools import islice
 from pathlib import Path
 
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import looks_like_path, read_json_object, usable_paths, user_path
 from sae_engine.hub import HubName, is_on_hub
-from sae_engine.model_files import check_description, check_special_ids, sizes_of, special_ids
+from sae_engine.model_files import (
+    check_description,
+    check_special_ids,
+    has_chat_template,
+    sizes_of,
+    special_ids,
+)
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
+from sae_engine.text.messages import no_chat_template, role_of
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.sources import open_text_source
+from sae_engine.text.paths import is_local_dataset
+from sae_engine.text.sources import documents, open_text_source
 
 EMBEDDED_MODEL = "tiny-gemma2"
+CHECKED_CONVERSATIONS = 1_000
+"""Conversations in which roles to train on are looked for."""
 
 
 def model_path(config: ModelConfig) -> str:
@@ -64,7 +76,30 @@ def check_text(data: DataConfig) -> list[str]:
     notices = TextNotices()
     for dataset in data.datasets:
         open_text_source(dataset, notices).check()
-    return notices.sentences
+    return [*notices.sentences, *_check_roles(data)]
+
+
+def _check_roles(data: DataConfig) -> list[str]:
+    """Compare `data.train_roles` with the beginning of conversations on disk."""
+    chats = [dataset for dataset in data.datasets if dataset.messages_column]
+    if not data.train_roles or not all(is_local_dataset(chat.dataset) for chat in chats):
+        return []
+    found = {
+        message["role"]
+        for chat in chats
+        for document in islice(documents(chat, "train"), CHECKED_CONVERSATIONS)
+        for message in json.loads(document.text)
+    }
+    missing = [role for role in data.train_roles if role_of(role) not in found]
+    if not found or not missing:
+        return []
+    sentence = (
+        f"data.train_roles names {' and '.join(missing)}, but the first conversations of "
+        f"'{data.title}' only have {', '.join(sorted(found))}."
+    )
+    if len(missing) == len(data.train_roles):
+        raise ConfigError.of("data.train_roles", sentence)
+    return [sentence]
 
 
 def check_layer(config: ModelConfig, num_layers: int) -> None:
@@ -125,6 +160,9 @@ def _check_model(config: RunConfig) -> None:
         ) from None
     sizes = sizes_of(config.model, described)
     reads_text = config.data.activations is None
+    reads_messages = reads_text and any(data.messages_column for data in config.data.datasets)
+    if reads_messages and not has_chat_template(folder):
+        raise no_chat_template(config.model.name)
     check_description(config.model, described, config.data.ctx_len if reads_text else None)
     check_special_ids(config.model, special_ids(folder), sizes.vocab)
     if sizes.num_layers:

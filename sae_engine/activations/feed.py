@@ -34,6 +34,7 @@ from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device, vocab_size
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import NoticeRecord
+from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
@@ -111,7 +112,14 @@ class TextFeed:
             self.model.bos_id,
             self.model.eos_id,
             self._text_notices,
+            self._chat_template(),
         )
+
+    def _chat_template(self) -> ChatTemplate | None:
+        if not any(data.messages_column for data in self._data.datasets):
+            return None
+        name, tokenizer = self.model.config.name, self.model.hf_tokenizer
+        return ChatTemplate(tokenizer, name, self.model.vocab_size, self._data.train_roles)
 
     @property
     def notices(self) -> list[str]:
@@ -155,6 +163,9 @@ class TextFeed:
             same["mixture"] = self._data.model_dump(mode="json", include={"mixture"})
         if self._pool_rows > 1:
             same["pool_rows"] = self._pool_rows
+        if self._packing.chat is not None:
+            same |= self._data.model_dump(mode="json", include={"messages_column", "train_roles"})
+            same["chat_template"] = self._packing.chat.text
         digest.update(json.dumps(same, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -184,8 +195,8 @@ class TextFeed:
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
     ) -> HeldoutText:
         spare = num_tokens // 50  # for excluded positions
-        ids = mixed_heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
-        return HeldoutText(self.model, ids, num_tokens, folder)
+        rows = mixed_heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
+        return HeldoutText(self.model, rows, num_tokens, folder)
 
 
 class FileFeed:

@@ -259,8 +259,10 @@ class FileSource:
         if "row_starts" not in opened.keys() or not ctx_len:  # noqa: SIM118
             return min(first + TOKENS_PER_BLOCK, limit)
         starts: Tensor = opened.get_tensor("row_starts")
-        row = int(torch.searchsorted(starts, first)) + rows_per_block(ctx_len)
-        return min(int(starts[min(row, len(starts) - 1)]), limit)
+        num_rows = rows_per_block(ctx_len)
+        ends = starts[num_rows::num_rows].contiguous()  # rows may be empty, blocks are not
+        place = int(torch.searchsorted(ends, first, right=True))
+        return min(int(ends[place]), limit) if place < len(ends) else limit
 
 
 class HeldoutFiles:
@@ -269,7 +271,8 @@ class HeldoutFiles:
     def __init__(
         self, files: ActivationSet, max_tokens: int, check_stop: CheckStop = never_stop
     ) -> None:
-        self.ids = None
+        self.ids = self.at = None
+        self.num_context = 0
         values: list[Tensor] = []
         token_ids: list[np.ndarray] = []
         starts: list[np.ndarray] = [np.zeros(1, np.int64)]

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_engine.activations.stream import extract
@@ -20,6 +20,7 @@ from sae_engine.files import room_needed
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_FORWARD
+from sae_engine.text.context import read_rows
 
 
 class Heldout(Protocol):
@@ -28,6 +29,11 @@ class Heldout(Protocol):
     @property
     def ids(self) -> Int[np.ndarray, "rows ctx"] | None:
         """The rows that they come from, if known."""
+        ...
+
+    @property
+    def at(self) -> Bool[np.ndarray, "rows ctx"] | None:
+        """Where in `ids` they are, if known."""
         ...
 
     @property
@@ -42,6 +48,11 @@ class Heldout(Protocol):
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def num_context(self) -> int:
+        """Tokens of `ids` that are only context."""
+        ...
 
     def read(
         self, hook: int, num_tokens: int, check_stop: CheckStop = never_stop
@@ -67,16 +78,19 @@ class HeldoutText:
     def __init__(
         self,
         model: LanguageModel,
-        ids: Int[np.ndarray, "rows ctx"],
+        rows: Int[np.ndarray, "rows ctx"],
         max_tokens: int,
         folder: Path,
     ) -> None:
+        """`rows` may contain context."""
         self._model = model
-        ordinary = ~np.isin(ids, model.excluded_ids)
-        row_starts = np.concatenate([[0], np.cumsum(ordinary.sum(axis=1))]).astype(np.int64)
+        ids, counted = read_rows(rows)
+        at = counted & ~np.isin(ids, model.excluded_ids)
+        row_starts = np.concatenate([[0], np.cumsum(at.sum(axis=1))]).astype(np.int64)
         num_rows = num_rows_holding(max_tokens, row_starts)
-        self.ids = ids[:num_rows]
-        self.token_ids = self.ids[ordinary[:num_rows]].astype(np.uint32)
+        self.ids, self.at = ids[:num_rows], at[:num_rows]
+        self.num_context = int((~counted[:num_rows]).sum())
+        self.token_ids = self.ids[self.at].astype(np.uint32)
         self.row_starts = row_starts[: num_rows + 1]
         self.num_tokens = len(self.token_ids)
         self._rows_done = 0
@@ -100,10 +114,11 @@ class HeldoutText:
         while self._rows_done < num_rows:
             # Always whole calls, so that values do not depend on what was read before.
             end = min(self._rows_done + per_call, len(self.ids))
-            ids = torch.from_numpy(self.ids[self._rows_done : end])
+            part = slice(self._rows_done, end)
+            ids, at = torch.from_numpy(self.ids[part]), torch.from_numpy(self.at[part])
             place = slice(self.row_starts[self._rows_done], self.row_starts[end])
             for target, values in zip(
-                self._values, extract(self._model, ids, check_stop), strict=True
+                self._values, extract(self._model, ids, check_stop, at=at), strict=True
             ):
                 target[place] = values.to(target)
             self._rows_done = end

@@ -13,12 +13,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
+from sae_engine.text.context import read_rows
 from sae_engine.text.order import RowCursor, Rows
 from sae_engine.text.packing import Cursor
 
@@ -62,15 +63,28 @@ class ModelSource:
         self._time_call = time_call
         self.last_ids: Int[np.ndarray, "rows ctx"] = np.empty((0, 0), np.int64)
         """The rows of the last block."""
+        self.last_at: Bool[np.ndarray, "rows ctx"] = np.empty((0, 0), np.bool_)
+        """Where in them its activations are."""
 
     @property
     def cursor(self) -> RowCursor:
         return self._rows.cursor
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
-        self.last_ids = self._rows.take(rows_per_block(self._rows.packing.ctx_len))
-        ids = torch.from_numpy(self.last_ids)
-        return extract(self._model, ids, self._check_stop, self._time_call)
+        rows = self._next_rows()
+        self.last_ids, counted = read_rows(rows)
+        self.last_at = counted & ~np.isin(self.last_ids, self._model.excluded_ids)
+        ids, at = torch.from_numpy(self.last_ids), torch.from_numpy(self.last_at)
+        return extract(self._model, ids, self._check_stop, self._time_call, at=at)
+
+    def _next_rows(self) -> Int[np.ndarray, "rows ctx"]:
+        """The rows of a block, or of several if more than half of their tokens are context."""
+        num_rows = rows_per_block(self._rows.packing.ctx_len)
+        parts = [self._rows.take(num_rows)]
+        while 2 * sum(int((rows >= 0).sum()) for rows in parts) < parts[0].size:
+            self._check_stop()
+            parts.append(self._rows.take(num_rows))
+        return np.concatenate(parts)
 
 
 def extract(
@@ -78,16 +92,18 @@ def extract(
     ids: Int[Tensor, "rows ctx"],
     check_stop: CheckStop = never_stop,
     time_call: TimeCall = nullcontext,
+    at: Bool[Tensor, "rows ctx"] | None = None,
 ) -> list[Float[Tensor, "n d_in"]]:
-    """Activations at the ordinary positions of `ids` (all but BOS, pad and eos), in reading order,
-    at every hook.
+    """Activations at the positions `at` of `ids`, by default all but BOS, pad and eos, in reading
+    order, at every hook.
     """
+    at = ~model.special_mask(ids) if at is None else at
     parts: list[list[Tensor]] = []
-    for part in ids.split(max(1, TOKENS_PER_FORWARD // ids.shape[1])):
+    num_rows = max(1, TOKENS_PER_FORWARD // ids.shape[1])
+    for part, here in zip(ids.split(num_rows), at.split(num_rows), strict=True):
         check_stop()
         with time_call():
-            ordinary = ~model.special_mask(part)
-            parts.append([hook[ordinary.to(hook.device)] for hook in model.all_activations(part)])
+            parts.append([hook[here.to(hook.device)] for hook in model.all_activations(part)])
     return [torch.cat(hook) for hook in zip(*parts, strict=True)]
 
 

@@ -64,15 +64,16 @@ class LanguageModel:
     """The first layers of a causal language model, read at one or several hook points.
 
     Attributes: `hooks`, the distinct hook points, the first configuration's first; `vocab_size`;
-    `tokenizer`, which reads a literal `<bos>` as text; `bos_id` and `eos_id`, None if the model
-    has none; `excluded_ids`, those of BOS, eos and pad, whose positions are never trained on,
-    measured or shown; `notices`, warnings for the user.
+    `tokenizer`, which reads a literal `<bos>` as text; `hf_tokenizer`, that of transformers, which
+    has the chat template; `bos_id` and `eos_id`, None if the model has none; `excluded_ids`, those
+    of BOS, eos and pad, whose positions are never trained on, measured or shown; `notices`,
+    warnings for the user.
     """
 
     def __init__(self, configs: Sequence[ModelConfig], model: nn.Module, tokenizer: Any) -> None:
         self.config = configs[0]
         self._model = model
-        self._hf_tokenizer = tokenizer
+        self.hf_tokenizer = tokenizer
         self._traced = nnsight.NNsight(model)
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -140,7 +141,7 @@ class LanguageModel:
         num_loaded = text_config(self._model.config).num_hidden_layers
         if config.deepest_layer is None or config.deepest_layer >= num_loaded:
             return None
-        return LanguageModel([config], self._model, self._hf_tokenizer)
+        return LanguageModel([config], self._model, self.hf_tokenizer)
 
     def activations(self, ids: Int[Tensor, "rows ctx"]) -> Float[Tensor, "rows ctx d_in"]:
         """Run the model on `ids` up to the first hook and return the activations there."""

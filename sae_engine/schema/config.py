@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -29,6 +29,8 @@ DEFAULT_NORM_MULTIPLE = 10.0
 
 
 Division = Literal["paragraphs", "lines", "file"]
+Role = Annotated[str, Field(min_length=1, max_length=100)]
+TEXT_COLUMN = "text"
 
 
 MAX_MIXTURE = 32
@@ -75,6 +77,12 @@ class ModelConfig(Section):
         return int(number[1]) if number else None
 
 
+def _require_one_column(data: MixturePart | DataConfig) -> None:
+    """Raises `ValueError` if two columns are named; the default of `text_column` does not count."""
+    if data.messages_column is not None and data.text_column != TEXT_COLUMN:
+        raise ValueError("Set data.text_column or data.messages_column, not both.")
+
+
 class MixturePart(Section):
     """One dataset of a mixture."""
 
@@ -86,8 +94,15 @@ class MixturePart(Section):
     """As `data.subset`."""
     split: str = Field(default="train", min_length=1, max_length=100)
     """As `data.split`."""
-    text_column: str = Field(default="text", min_length=1, max_length=200)
+    text_column: str = Field(default=TEXT_COLUMN, min_length=1, max_length=200)
     """As `data.text_column`."""
+    messages_column: str | None = Field(default=None, min_length=1, max_length=200)
+    """As `data.messages_column`."""
+
+    @model_validator(mode="after")
+    def _one_column(self) -> Self:
+        _require_one_column(self)
+        return self
 
 
 class DataConfig(Section):
@@ -103,16 +118,24 @@ class DataConfig(Section):
     """Dataset split. In a local folder, the names of files and folders decide (`all` reads every
     file).
     """
-    text_column: str = Field(default="text", min_length=1, max_length=200)
+    text_column: str = Field(default=TEXT_COLUMN, min_length=1, max_length=200)
     """Column that contains the text."""
+    messages_column: str | None = Field(default=None, min_length=1, max_length=200)
+    """Column of conversations: lists of messages with `role` and `content`, which the model's chat
+    template turns into text. Replaces `text_column`.
+    """
+    train_roles: tuple[Role, ...] | None = None
+    """Roles, such as `["assistant"]`: of conversations, only what they say is trained on, measured
+    and indexed; the model reads the rest as context. If unset, every token counts.
+    """
     documents: Division | None = None
     """What a document is in files of plain text: a paragraph, a line or the whole file; if unset,
     detected from the file.
     """
     mixture: tuple[MixturePart, ...] | None = None
     """Several datasets read as one, such as `[{"dataset": "a.jsonl", "weight": 2}, {"dataset":
-    "b.jsonl", "weight": 1}]`; overrides `dataset`, `subset`, `split` and `text_column`, which each
-    of them can have. A dataset that ends begins again.
+    "b.jsonl", "weight": 1}]`; overrides `dataset`, `subset`, `split`, `text_column` and
+    `messages_column`, which each of them can have. A dataset that ends begins again.
     """
     streaming: bool = True
     """Stream a Hugging Face dataset during training instead of downloading it first."""
@@ -147,6 +170,27 @@ class DataConfig(Section):
                 '[{"dataset": "a.jsonl", "weight": 2}, {"dataset": "b.jsonl", "weight": 1}].'
             )
         return cast(object, value)
+
+    @field_validator("train_roles", mode="before")
+    @classmethod
+    def _are_roles(cls, value: object) -> object:
+        roles = value.split(",") if isinstance(value, str) else value
+        if not isinstance(roles, list | tuple):
+            return roles
+        named = [role.strip() if isinstance(role, str) else role for role in cast(list[Any], roles)]
+        if not named or not all(named):
+            raise ValueError('Write a list of roles, such as ["assistant"].')
+        return named
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> Self:
+        if self.train_roles and not any(one.messages_column for one in self.datasets):
+            raise ValueError(
+                "data.train_roles needs conversations; name their column in data.messages_column."
+            )
+        if self.mixture is None:
+            _require_one_column(self)
+        return self
 
     @property
     def datasets(self) -> list[DataConfig]:

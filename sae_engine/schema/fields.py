@@ -27,7 +27,7 @@ UNSET = ("null", "unset")
 
 Kind = Literal["int", "float", "bool", "text", "choice", "list"]
 Value = int | float | bool | str | list[Any] | None
-"""A list holds trees."""
+"""A list holds trees or texts."""
 Tree = dict[str, Any]
 """Values nested like `RunConfig`, possibly partial."""
 
@@ -147,8 +147,11 @@ def _get(config: BaseModel, path: str) -> Value:
     for part in path.split("."):
         found = getattr(found, part)
     if isinstance(found, tuple):
-        parts = cast(tuple[BaseModel, ...], found)
-        return [part.model_dump(mode="json", exclude_defaults=True) for part in parts]
+        parts = cast(tuple[BaseModel | str, ...], found)
+        return [
+            part if isinstance(part, str) else part.model_dump(mode="json", exclude_defaults=True)
+            for part in parts
+        ]
     return found
 
 

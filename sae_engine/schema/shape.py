@@ -21,7 +21,7 @@ def refuse_nul(value: object) -> object:
 
     File names cannot hold one, nor can PostgreSQL.
     """
-    texts = cast(list[object], value) if isinstance(value, list) else [value]
+    texts = cast(list[object], value) if isinstance(value, list | tuple) else [value]
     for text in texts:
         if isinstance(text, str) and "\0" in text:
             raise ValueError("The text contains a NUL character; remove it.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_engine.text.decoding import unusable
-from sae_engine.text.rows import Row, no_column
+from sae_engine.text.rows import Column, Row, no_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,19 +20,19 @@ BUFFER_BYTES = 2**20
 """A column is read from disk in pieces of this size instead of as a whole."""
 
 
-def parquet_rows(path: Path, column: str) -> Iterator[Row]:
+def parquet_rows(path: Path, column: Column) -> Iterator[Row]:
     import pyarrow.parquet as parquet
 
     with _damage_reported(path, "Parquet"):
         file = parquet.ParquetFile(path, buffer_size=BUFFER_BYTES)
         names = file.schema_arrow.names
-    if column not in names:
+    if column.name not in names:
         raise no_column(column, f"'{path}'", names)
-    batches = file.iter_batches(_rows_per_batch(file, column), columns=[column])
+    batches = file.iter_batches(_rows_per_batch(file, column.name), columns=[column.name])
     yield from _rows(batches, 0, path, "Parquet")
 
 
-def arrow_rows(path: Path, column: str) -> Iterator[Row]:
+def arrow_rows(path: Path, column: Column) -> Iterator[Row]:
     import pyarrow as pa
 
     with _damage_reported(path, "Arrow"), pa.memory_map(str(path)) as source:
@@ -43,9 +43,9 @@ def arrow_rows(path: Path, column: str) -> Iterator[Row]:
             source.seek(0)
             file = pa.ipc.open_stream(source)
             batches = iter(file)
-        if column not in file.schema.names:
+        if column.name not in file.schema.names:
             raise no_column(column, f"'{path}'", file.schema.names)
-        yield from _rows(batches, file.schema.names.index(column), path, "Arrow")
+        yield from _rows(batches, file.schema.names.index(column.name), path, "Arrow")
 
 
 def texts_of(array: pa.Array) -> list[Any]:
@@ -60,10 +60,20 @@ def texts_of(array: pa.Array) -> list[Any]:
         values = array.to_pylist()
     except (UnicodeDecodeError, OverflowError, pa.ArrowInvalid):
         if not _is_string(array.type):
-            return [value if value.is_valid else None for value in array]
+            return [_python(value) for value in array]
         is_large = pa.types.is_large_string(array.type)
         values = array.cast(pa.large_binary() if is_large else pa.binary()).to_pylist()
     return [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+
+
+def _python(value: pa.Scalar) -> Any:
+    """A nested value in Python's terms, if Python can hold it; None for a missing value."""
+    from pyarrow import types
+
+    if value.is_valid and types.is_nested(value.type):
+        with suppress(UnicodeDecodeError, OverflowError, ValueError):
+            return value.as_py()
+    return value if value.is_valid else None
 
 
 def _is_string(kind: pa.DataType) -> bool:

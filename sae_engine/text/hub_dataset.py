@@ -17,11 +17,13 @@ from sae_engine.schema.config import DataConfig
 from sae_engine.text.columns import texts_of
 from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.rows import Row, no_column, usable_texts
+from sae_engine.text.rows import Row, column_of, no_column, usable_texts
 from sae_engine.text.stdlib import EMBEDDED_CORPUS
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo
+
+    from sae_engine.text.chat import ChatTemplate
 
 MAX_RETRIES = 5
 CONVERTED = "refs/convert/parquet"
@@ -42,9 +44,12 @@ _log = logging.getLogger(__name__)
 class HubDataset:
     """A dataset's rows in order, from any row on; dropped connections are resumed."""
 
-    def __init__(self, config: DataConfig, notices: TextNotices) -> None:
+    def __init__(
+        self, config: DataConfig, notices: TextNotices, chat: ChatTemplate | None = None
+    ) -> None:
         self._config = config
         self._notices = notices
+        self._chat = chat
         self._name = config.dataset
         self.is_unbounded = config.streaming and config.num_samples is None
 
@@ -71,6 +76,7 @@ class HubDataset:
             self._name,
             "row",
             self._notices,
+            chat=self._chat,
             from_start=start == 0,
         )
         return split_by_hash((Document(start + n, text) for n, text in enumerate(texts)), split)
@@ -81,7 +87,7 @@ class HubDataset:
         """
         info = self._ask_hub()
         location = self._conversion() if self._is_script(info) else {"name": self._config.subset}
-        number, failures, column = start, 0, self._config.text_column
+        number, failures, column = start, 0, column_of(self._config).name
         while True:
             try:
                 # As Arrow, because a Python string could not hold bytes that are not UTF-8.
@@ -154,7 +160,7 @@ class HubDataset:
             DatasetsError,
         )
 
-        split, column = self._config.split, self._config.text_column
+        split, column = self._config.split, column_of(self._config)
         try:
             with hub.room_for_downloads():
                 rows = load_dataset(
@@ -182,7 +188,7 @@ class HubDataset:
         columns = rows.column_names or list(next(iter(rows), {}))
         if not columns:
             raise UserError(f"The split '{split}' of '{self._name}' is empty.")
-        if column not in columns:
+        if column.name not in columns:
             raise no_column(column, f"'{self._name}'", columns)
         return rows
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.columns import arrow_rows, parquet_rows
 from sae_engine.text.decoding import unusable
@@ -13,8 +15,11 @@ from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import DatasetFiles, data_suffix, dataset_files
 from sae_engine.text.plain_text import open_text_file
-from sae_engine.text.rows import usable_texts
+from sae_engine.text.rows import column_of, usable_texts
 from sae_engine.text.tables import csv_rows, json_rows
+
+if TYPE_CHECKING:
+    from sae_engine.text.chat import ChatTemplate
 
 CHECKED_FILES = 1_000
 CHECKED_DOCUMENTS = 100
@@ -29,9 +34,12 @@ class LocalFiles:
 
     is_unbounded = False
 
-    def __init__(self, config: DataConfig, notices: TextNotices) -> None:
+    def __init__(
+        self, config: DataConfig, notices: TextNotices, chat: ChatTemplate | None = None
+    ) -> None:
         self._config = config
         self._notices = notices
+        self._chat = chat
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         files = self._files()
@@ -67,7 +75,14 @@ class LocalFiles:
 
     def _texts(self, path: Path, files: DatasetFiles) -> Iterator[str]:
         """A file's documents, "" for rows left out; raises `ConfigError` if it cannot be read."""
-        suffix, column = data_suffix(path), self._config.text_column
+        suffix, column = data_suffix(path), column_of(self._config)
+        is_table = suffix in _TABLES or suffix in _COLUMNS
+        if column.holds_messages and (files.are_whole_documents or not is_table):
+            raise ConfigError.of(
+                column.setting,
+                f"'{path}' is plain text and has no columns; conversations are read from "
+                ".jsonl, .csv, .parquet and .arrow files.",
+            )
         if files.are_whole_documents:
             return open_text_file(path, "file", self._notices).documents()
         if suffix in _TABLES:
@@ -77,4 +92,4 @@ class LocalFiles:
         else:
             return open_text_file(path, self._config.documents, self._notices).documents()
         unit = "line" if suffix in (".jsonl", ".ndjson") else "row"
-        return usable_texts(rows, self._config, str(path), unit, self._notices)
+        return usable_texts(rows, self._config, str(path), unit, self._notices, chat=self._chat)

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.packing import Cursor, PackedRows, Packing, each_heldout_row, training_rows
@@ -67,17 +68,18 @@ def shuffled_rows(
 def mixed_heldout_rows(
     config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
 ) -> Int[np.ndarray, "rows ctx"]:
-    """Rows of held-out text with at least `num_tokens` tokens, or all there are. More tokens only
-    add rows at the end.
+    """Rows of held-out text with at least `num_tokens` tokens, without context, or all there are.
+    More tokens only add rows at the end.
 
     They are mixed as the training rows are, until a dataset has no more. Raises `UserError` if one
-    has less than a row.
+    has less than a row, and if rows for `num_tokens` tokens hold nothing but context.
     """
     datasets = [each_heldout_row(one, packing, check_stop) for one in config.datasets]
     counts = [0] * len(datasets)
     left = list(range(len(datasets)))
     rows: list[np.ndarray] = []
-    while left and len(rows) < packing.rows_holding(num_tokens):
+    num_found = 0
+    while left and num_found < num_tokens:
         number = furthest_behind(counts, config.weights, left)
         row = next(datasets[number], None)
         if row is None:
@@ -85,6 +87,14 @@ def mixed_heldout_rows(
             continue
         rows.append(row)
         counts[number] += 1
+        num_found += int((row >= 0).sum()) - (packing.bos_id is not None)
+        if not num_found and len(rows) >= packing.rows_holding(num_tokens):
+            break
+    if not num_found:
+        raise UserError(
+            f"No held-out message is of {' or '.join(config.train_roles or ())}; name roles of "
+            f"'{config.title}' in data.train_roles."
+        )
     return np.stack(rows)
 
 

@@ -5,7 +5,7 @@ Fed by `sources`; read by `activations`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,6 +16,8 @@ from tokenizers import Tokenizer
 from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, interruptible, never_stop
 from sae_engine.schema.config import DataConfig
+from sae_engine.text.chat import ChatTemplate
+from sae_engine.text.context import read_rows
 from sae_engine.text.documents import Document, Split
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.pieces import Piece, pieces_of
@@ -51,6 +53,8 @@ class Packing(NamedTuple):
     eos_id: int | None
     """Ends each document; None joins documents directly."""
     notices: TextNotices | None = None
+    chat: ChatTemplate | None = None
+    """How conversations become ids."""
 
     @property
     def tokens_per_row(self) -> int:
@@ -67,12 +71,14 @@ class Tokens(NamedTuple):
     at: Cursor
     """Position of the first."""
     ids: np.ndarray
+    """Context is marked as in `context`."""
     is_last: bool
     """Whether the document ends with them."""
 
 
 class PackedRows:
-    """Rows of exactly `ctx_len` ids: one BOS, then documents joined by one eos, never padded.
+    """Rows of exactly `ctx_len` ids: one BOS, then documents joined by one eos, never padded; of
+    conversations, the ids that `packing.chat` gives, context marked as in `context`.
 
     An iterator that restarts at the first document when the text ends, for `num_epochs` epochs or
     without end. `cursor` is where the next row begins. Documents are read and tokenized in a
@@ -166,10 +172,10 @@ def count_tokens(
     excluded_ids: Collection[int],
     check_stop: CheckStop = never_stop,
 ) -> int:
-    """Tokens in one epoch of the training text, those with `excluded_ids` not counted."""
+    """Tokens in one epoch of the training text; context and `excluded_ids` are not counted."""
     rows = _rows(config, packing, "train", BEGINNING, 1, check_stop)
     excluded = list(excluded_ids)
-    return sum(int((~np.isin(row, excluded)).sum()) for row in rows)
+    return sum(int((read_rows(row).counted & ~np.isin(row, excluded)).sum()) for row in rows)
 
 
 def _rows(
@@ -180,8 +186,11 @@ def _rows(
     num_epochs: int | None,
     check_stop: CheckStop,
 ) -> PackedRows:
+    if config.messages_column is None:
+        packing = packing._replace(chat=None)
+
     def read(start: int) -> Iterator[Document]:
-        return documents(config, split, start, packing.notices)
+        return documents(config, split, start, packing.notices, packing.chat)
 
     return PackedRows(packing, read, cursor=cursor, num_epochs=num_epochs, check_stop=check_stop)
 
@@ -195,15 +204,18 @@ def _tokenized(
     """The tokens from `cursor` on, each document's in one part or, if it is long, in several."""
     epoch, start, offset = cursor
     while num_epochs is None or epoch < num_epochs:
-        read_any = False
+        any_counted = False
         first = Cursor(epoch, start, offset)
         for tokens in _encoded(packing, read(start), epoch):
-            read_any = True
+            any_counted |= bool((tokens.ids >= 0).any())
             if tokens := _from(first, tokens):
                 yield tokens
-        if not read_any and start == 0 and num_epochs is None:
+        if not any_counted and start == 0 and num_epochs is None:
             raise UserError(
                 "The dataset holds no training text; check data.dataset and data.text_column."
+                if packing.chat is None
+                else "The dataset holds no conversations to train on; check data.dataset, "
+                "data.messages_column and data.train_roles."
             )
         epoch, start, offset = epoch + 1, 0, 0
 
@@ -219,16 +231,31 @@ def _from(first: Cursor, tokens: Tokens) -> Tokens | None:
 
 def _encoded(packing: Packing, source: Iterator[Document], epoch: int) -> Iterator[Tokens]:
     """The tokens of all documents, each part with its position."""
-    eos = [] if packing.eos_id is None else [packing.eos_id]
+    ids_of = _text_ids if packing.chat is None else _conversation_ids
+    pieces = pieces_of if packing.chat is None else _whole
     offset = 0
-    for group in _groups(piece for document in source for piece in pieces_of(document)):
-        encoded = packing.tokenizer.encode_batch_fast(
-            [piece.text for piece in group], add_special_tokens=False
-        )
-        for piece, encoding in zip(group, encoded, strict=True):
-            ids = np.array([*encoding.ids, *(eos if piece.is_last else [])], np.int64)
+    for group in _groups(piece for document in source for piece in pieces(document)):
+        for piece, ids in zip(group, ids_of(packing, group), strict=True):
             yield Tokens(Cursor(epoch, piece.document, offset), ids, piece.is_last)
             offset = 0 if piece.is_last else offset + len(ids)
+
+
+def _text_ids(packing: Packing, group: Sequence[Piece]) -> Iterator[np.ndarray]:
+    eos = [] if packing.eos_id is None else [packing.eos_id]
+    encoded = packing.tokenizer.encode_batch_fast(
+        [piece.text for piece in group], add_special_tokens=False
+    )
+    for piece, encoding in zip(group, encoded, strict=True):
+        yield np.array([*encoding.ids, *(eos if piece.is_last else [])], np.int64)
+
+
+def _conversation_ids(packing: Packing, group: Sequence[Piece]) -> Sequence[np.ndarray]:
+    assert packing.chat is not None
+    return packing.chat.encode([piece.text for piece in group])
+
+
+def _whole(document: Document) -> Iterator[Piece]:
+    yield Piece(document.number, document.text, True)
 
 
 def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

@@ -5,19 +5,42 @@ The readers of `tables`, `columns` and `hub_dataset` yield rows; here they becom
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
+from sae_engine.text.messages import NotMessagesError, messages_of
 from sae_engine.text.notices import TextNotices
+
+if TYPE_CHECKING:
+    from sae_engine.text.chat import ChatTemplate
 
 MAX_BAD_ROWS = 100
 """A dataset that begins with this many rows of which none can be used is refused."""
 
 MAX_NAMES = 30
 """Columns named in an error."""
+
+
+class Column(NamedTuple):
+    """The column that holds a dataset's documents, texts or conversations."""
+
+    name: str
+    setting: str
+    """The field of the configuration that names it."""
+
+    @property
+    def holds_messages(self) -> bool:
+        return self.setting == "data.messages_column"
+
+
+def column_of(config: DataConfig) -> Column:
+    if config.messages_column is not None:
+        return Column(config.messages_column, "data.messages_column")
+    return Column(config.text_column, "data.text_column")
 
 
 class BadRow(NamedTuple):
@@ -29,7 +52,7 @@ class BadRow(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A value of the text column, or what is wrong with the row."""
+    """A value of the column, or what is wrong with the row."""
 
     number: int
     """Position in the file, counted from 1."""
@@ -43,19 +66,21 @@ def usable_texts(
     unit: str,
     notices: TextNotices,
     *,
+    chat: ChatTemplate | None = None,
     from_start: bool = True,
 ) -> Iterator[str]:
     """The text of every row, "" for one that cannot be used, which `notices` counts.
 
+    A conversation's text is the JSON of its messages; those that `chat` refuses cannot be used.
     Raises `ConfigError` if none of a dataset's first rows can be used; `from_start` says whether
     `rows` begin with those.
     """
-    column = config.text_column
-    source = (file, config.subset, config.split, column)
+    column = column_of(config)
+    source = (file, config.subset, config.split, column.name)
     first: ConfigError | None = None
     num_bad = num_good = 0
     for row in rows:
-        text = row.value if isinstance(row.value, BadRow) else text_of(row.value, column)
+        text = row.value if isinstance(row.value, BadRow) else text_of(row.value, column, chat)
         if isinstance(text, str):
             num_good += 1
             yield text
@@ -70,22 +95,40 @@ def usable_texts(
         raise first
 
 
-def text_of(value: object, column: str) -> str | BadRow:
-    """A column's value as text, "" for None; half surrogate pairs become U+FFFD."""
+def text_of(value: object, column: Column, chat: ChatTemplate | None = None) -> str | BadRow:
+    """A column's value as text, "" for None in a column of text; half surrogate pairs become
+    U+FFFD.
+    """
+    if column.holds_messages:
+        return _conversation(value, column, chat)
     if value is None:
         return ""
     if not isinstance(value, str):
-        what = f"holds {type(value).__name__}, not text"
-        error = ConfigError.of("data.text_column", f"Column '{column}' {what}.")
-        return BadRow(f"column '{column}' {what}", error)
+        return _bad(column, f"holds {type(value).__name__}, not text")
     return value if value.isascii() else _paired(value)
 
 
-def no_column(column: str, where: str, columns: Iterable[str]) -> ConfigError:
+def _conversation(value: object, column: Column, chat: ChatTemplate | None) -> str | BadRow:
+    try:
+        messages = messages_of(value)
+        text = _paired(json.dumps(messages, ensure_ascii=False, default=str))
+        if chat is not None:
+            chat.check(text)
+    except NotMessagesError as error:
+        return _bad(column, str(error))
+    return text
+
+
+def _bad(column: Column, what: str) -> BadRow:
+    error = ConfigError.of(column.setting, f"Column '{column.name}' {what}.")
+    return BadRow(f"column '{column.name}' {what}", error)
+
+
+def no_column(column: Column, where: str, columns: Iterable[str]) -> ConfigError:
     first = list(islice(columns, MAX_NAMES + 1))
     names = ", ".join([*first[:MAX_NAMES], *(["..."] if len(first) > MAX_NAMES else [])]) or "none"
     return ConfigError.of(
-        "data.text_column", f"There is no column '{column}' in {where}; its columns are: {names}."
+        column.setting, f"There is no column '{column.name}' in {where}; its columns are: {names}."
     )
 
 

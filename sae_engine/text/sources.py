@@ -7,8 +7,9 @@ Each kind is a class that provides a `TextSource`; `open_text_source` chooses on
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.documents import Document, Split
 from sae_engine.text.hub_dataset import HubDataset
@@ -16,6 +17,9 @@ from sae_engine.text.local_files import LocalFiles
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import is_local_dataset
 from sae_engine.text.stdlib import EMBEDDED_CORPUS, EmbeddedCorpus
+
+if TYPE_CHECKING:
+    from sae_engine.text.chat import ChatTemplate
 
 
 class TextSource(Protocol):
@@ -40,22 +44,36 @@ class TextSource(Protocol):
         ...
 
 
-def open_text_source(config: DataConfig, notices: TextNotices | None = None) -> TextSource:
-    """The source of a run's text; what the user should know of it is added to `notices`."""
+def open_text_source(
+    config: DataConfig, notices: TextNotices | None = None, chat: ChatTemplate | None = None
+) -> TextSource:
+    """The source of a run's text; what the user should know of it is added to `notices`.
+
+    Conversations that `chat` refuses are left out. Raises `ConfigError` for a source without any.
+    """
     notices = notices or TextNotices()
     if config.dataset == EMBEDDED_CORPUS:
+        if config.messages_column is not None:
+            raise ConfigError.of(
+                "data.messages_column",
+                f"'{EMBEDDED_CORPUS}' holds no conversations; set data.dataset to one that does.",
+            )
         return EmbeddedCorpus()
     if is_local_dataset(config.dataset):
-        return LocalFiles(config, notices)
-    return HubDataset(config, notices)
+        return LocalFiles(config, notices, chat)
+    return HubDataset(config, notices, chat)
 
 
 def documents(
-    config: DataConfig, split: Split, start: int = 0, notices: TextNotices | None = None
+    config: DataConfig,
+    split: Split,
+    start: int = 0,
+    notices: TextNotices | None = None,
+    chat: ChatTemplate | None = None,
 ) -> Iterator[Document]:
     """A split's documents that are not blank, from number `start` up to `data.num_samples`."""
     limit = config.num_samples
-    for document in open_text_source(config, notices).documents(split, start):
+    for document in open_text_source(config, notices, chat).documents(split, start):
         if limit is not None and document.number >= limit:
             return
         if document.number >= start and document.text.strip():

@@ -13,21 +13,21 @@ from typing import TextIO
 
 from sae_engine.text.decoding import open_text, read_sample, readable, require_encoding, unusable
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.rows import BadRow, Row, no_column
+from sae_engine.text.rows import BadRow, Column, Row, no_column
 
 MAX_ROW_CHARS = 2**26
 """Longer rows of JSON and longer values of CSV are left out, so that memory is bounded."""
 DELIMITERS = ",;\t|"
 
 
-def json_rows(path: Path, column: str, notices: TextNotices) -> Iterator[Row]:
+def json_rows(path: Path, column: Column, notices: TextNotices) -> Iterator[Row]:
     with readable(path), _open_rows(path, notices) as text:
         for number, line in enumerate(_whole_lines(text), 1):
             if line is None or line.strip("\ufeff \t\r\n"):
                 yield Row(number, _json_value(line, column, f"line {number} of '{path}'"))
 
 
-def _json_value(line: str | None, column: str, where: str) -> object:
+def _json_value(line: str | None, column: Column, where: str) -> object:
     """The value of the column; `line` is None if it is too long."""
     if line is None:
         return _bad(where, f"is longer than {MAX_ROW_CHARS // 2**20} million characters")
@@ -40,9 +40,9 @@ def _json_value(line: str | None, column: str, where: str) -> object:
         return _bad(where, "is not JSON", detail)
     if not isinstance(row, dict):
         return _bad(where, "is not a JSON object")
-    if column not in row:
-        return BadRow(f"no column '{column}'", no_column(column, where, map(str, row)))
-    return row[column]
+    if column.name not in row:
+        return BadRow(f"no column '{column.name}'", no_column(column, where, map(str, row)))
+    return row[column.name]
 
 
 def _parsed(line: str) -> object:
@@ -54,7 +54,7 @@ def _parsed(line: str) -> object:
         return json.loads(line, parse_int=float)
 
 
-def csv_rows(path: Path, column: str, notices: TextNotices) -> Iterator[Row]:
+def csv_rows(path: Path, column: Column, notices: TextNotices) -> Iterator[Row]:
     """Rows of a table whose first row names the columns, separated by any of `DELIMITERS`."""
     csv.field_size_limit(MAX_ROW_CHARS)
     with readable(path), _open_rows(path, notices) as text:
@@ -62,12 +62,12 @@ def csv_rows(path: Path, column: str, notices: TextNotices) -> Iterator[Row]:
         head = next(lines, "")
         if not head:
             return
-        delimiter = max(DELIMITERS, key=lambda d: (column in _cells(head, d), head.count(d)))
+        delimiter = max(DELIMITERS, key=lambda d: (column.name in _cells(head, d), head.count(d)))
         names = _cells(head, delimiter)
-        if column not in names:
+        if column.name not in names:
             raise no_column(column, f"'{path}'", names)
         rows = csv.reader(lines, delimiter=delimiter)
-        yield from _csv_values(rows, names.index(column), str(path))
+        yield from _csv_values(rows, names.index(column.name), str(path))
 
 
 def _csv_values(rows: Iterator[list[str]], place: int, path: str) -> Iterator[Row]:

@@ -119,6 +119,15 @@ class HeldoutWork:
             )
         if heldout.token_ids is None:
             yield NoticeRecord(level="warning", message=NO_FEATURES)
+        if heldout.num_context:
+            roles = " or ".join(self._config.data.train_roles or ())
+            yield NoticeRecord(
+                level="info",
+                message=f"Of {heldout.num_context + heldout.num_tokens:,} held-out tokens, "
+                f"{heldout.num_context:,} are only read as context, because they are not in a "
+                f"message of {roles} (data.train_roles); training leaves such tokens out too, and "
+                "counts its tokens without them.",
+            )
 
     def measure_norm_limit(self) -> None:
         """Set `norm_limit` from the held-out tokens, for an SAE that is not trained here."""
@@ -138,15 +147,16 @@ class HeldoutWork:
         their text is not known.
         """
         heldout = self._shared.open(self._check_stop)
-        if heldout.ids is None:
+        if heldout.ids is None or heldout.at is None:
             return
         model = self._shared.feed.load_model(self._check_stop)
         if model is None:
             return
         num_tokens = self._config.train.ce_tokens
         tokens = self._read(num_tokens)
-        ids = torch.from_numpy(heldout.ids[: num_rows_holding(num_tokens, heldout.row_starts)])
-        at = ~model.special_mask(ids)
+        num_rows = num_rows_holding(num_tokens, heldout.row_starts)
+        ids = torch.from_numpy(heldout.ids[:num_rows])
+        at = torch.from_numpy(heldout.at[:num_rows].copy())
         at[at.clone()] = torch.from_numpy(tokens.kept)
         mean = tokens.activations[:].float().mean(0)
         whole = self._shared.whole_model(model)
