@@ -29,7 +29,7 @@ def parquet_rows(path: Path, column: Column) -> Iterator[Row]:
     if column.name not in names:
         raise no_column(column, f"'{path}'", names)
     batches = file.iter_batches(_rows_per_batch(file, column.name), columns=[column.name])
-    yield from _rows(batches, 0, path, "Parquet")
+    yield from _rows((batch.column(0) for batch in batches), path, "Parquet")
 
 
 def arrow_rows(path: Path, column: Column) -> Iterator[Row]:
@@ -45,7 +45,42 @@ def arrow_rows(path: Path, column: Column) -> Iterator[Row]:
             batches = iter(file)
         if column.name not in file.schema.names:
             raise no_column(column, f"'{path}'", file.schema.names)
-        yield from _rows(batches, file.schema.names.index(column.name), path, "Arrow")
+        place = file.schema.names.index(column.name)
+        yield from _rows((_checked(batch.column(place)) for batch in batches), path, "Arrow")
+
+
+def _checked(array: pa.Array) -> pa.Array:
+    """The array; raises `ArrowInvalid` for one that would make Arrow read outside its memory, as
+    damaged files do. Text that is not UTF-8 passes.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(array.type):
+        texts = _checked(array.dictionary)
+        return pa.DictionaryArray.from_arrays(array.indices, texts, safe=True)
+    array.view(_as_bytes(array.type)).validate(full=True)
+    return array
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The same type with binary values for strings."""
+    import pyarrow as pa
+
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    if pa.types.is_string_view(kind):
+        return pa.binary_view()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    for is_list, make in (
+        (pa.types.is_list, pa.list_),
+        (pa.types.is_large_list, pa.large_list),
+    ):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    return kind
 
 
 def texts_of(array: pa.Array) -> list[Any]:
@@ -82,14 +117,13 @@ def _is_string(kind: pa.DataType) -> bool:
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
-def _rows(batches: Iterator[pa.RecordBatch], place: int, path: Path, kind: str) -> Iterator[Row]:
+def _rows(arrays: Iterator[pa.Array], path: Path, kind: str) -> Iterator[Row]:
     number = 0
     while True:
         with _damage_reported(path, kind, number + 1):
-            batch = next(batches, None)
-        if batch is None:
+            array = next(arrays, None)
+        if array is None:
             return
-        array = batch.column(place)
         for first in range(0, len(array), MAX_ROWS):
             for value in texts_of(array.slice(first, MAX_ROWS)):
                 number += 1

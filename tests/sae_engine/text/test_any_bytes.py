@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -133,6 +134,30 @@ def test_a_damaged_file_is_read_or_refused_in_one_sentence(name: str, wounds: li
     for wound in wounds:
         content = damaged(content, *wound)
     refused_or_read(name, content)
+
+
+DAMAGED_VALUES = {
+    "texts": (pa.array(["first", "other"]), [0, 5, 10]),
+    "large texts": (pa.array(["first", "other"], pa.large_string()), [0, 0, 5, 0, 10]),
+    "lists": (pa.array([["a"] * 5, ["b"] * 5]), [0, 5, 10]),
+    "repeated texts": (pa.array(["first", "other"] * 2).dictionary_encode(), [0, 1, 0, 1]),
+}
+"""Arrays, and numbers of each that lead outside its memory when the last of them grows."""
+
+
+@pytest.mark.parametrize("kind", DAMAGED_VALUES)
+def test_an_arrow_file_that_leads_outside_its_memory_is_refused(kind: str, tmp_path: Path):
+    array, numbers = DAMAGED_VALUES[kind]
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_file(buffer, pa.schema([("text", array.type)])) as writer:
+        writer.write_batch(pa.record_batch({"text": array}))
+    content = buffer.getvalue().to_pybytes()
+    good, bad = (np.array(n, np.int32).tobytes() for n in (numbers, [*numbers[:-1], 2**30]))
+    assert content.count(good) == 1
+    path = tmp_path / "a.arrow"
+    path.write_bytes(content.replace(good, bad))
+    with pytest.raises(ConfigError, match="cannot be read as Arrow from row 1 on"):
+        read(path)
 
 
 @pytest.mark.parametrize("name", SAMPLES)
