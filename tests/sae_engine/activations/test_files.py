@@ -158,6 +158,22 @@ def test_an_epoch_has_every_training_token_once_and_no_held_out_token(tmp_path: 
     assert again[0].item() == 10_512
 
 
+def test_blocks_have_the_same_rows_though_some_hold_nothing(tmp_path: Path):
+    lengths = [3, 0, 0, 2, 0, 1, 4, 0, 5]  # two rows to a block, as `ctx_len` says
+    starts = torch.tensor([0, *np.cumsum(lengths)])
+    write(tmp_path / "train.safetensors", 15, metadata={"ctx_len": "256"}, row_starts=starts)
+    write(tmp_path / "heldout.safetensors", 9)
+    files = open_activation_set(tmp_path)
+    source = FileSource(files, Cursor(), torch.device("cpu"))
+    for number, size in enumerate([3, 2, 1, 4, 5, 3]):
+        at = source.cursor
+        [block] = source.next_block()
+        assert len(block) == size
+        [again] = FileSource(files, at, torch.device("cpu")).next_block()
+        assert torch.equal(again, block)
+        assert at.epoch == (number == 5)
+
+
 def test_files_named_heldout_are_never_trained_on(tmp_path: Path):
     write(tmp_path / "heldout-0.safetensors", 50)
     write(tmp_path / "part-0.safetensors", 100)
