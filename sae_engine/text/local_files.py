@@ -33,6 +33,9 @@ class LocalFiles:
         self._config = config
         self._notices = notices
 
+    def require(self) -> None:
+        """The hub is not asked."""
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         files = self._files()
         texts = (text for path in files.paths for text in self._texts(path, files))
