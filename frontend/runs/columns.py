@@ -35,6 +35,18 @@ class Column(NamedTuple):
     number: bool = True
 
 
+def _status(run: Run) -> str:
+    return f"{badge(run.status)} {alert_count(run)}"
+
+
+def _duration(run: Run) -> str:
+    return duration(elapsed(run.started_at, run.ended_at))
+
+
+def _created(run: Run) -> str:
+    return age(run.created_at)
+
+
 def _progress(run: Run) -> str:
     fraction = fraction_done(run)
     share = percent(fraction) if fraction is not None else ""
@@ -55,6 +67,13 @@ def _speed(run: Run) -> str:
     return short_count(speed) if isinstance(speed, float) else DASH
 
 
+def _latest(metric: str) -> Callable[[Run], str]:
+    def cell(run: Run) -> str:
+        return metric_text(metric, run.metrics.get(metric))
+
+    return cell
+
+
 def _held_out_first(metric: str) -> Callable[[Run], str]:
     def cell(run: Run) -> str:
         name = f"eval_{metric}" if f"eval_{metric}" in run.metrics else metric
@@ -67,7 +86,7 @@ USUAL = {
     "status": Column(
         "Status",
         "Current status",
-        lambda run: f"{badge(run.status)} {alert_count(run)}",
+        _status,
         "status",
         number=False,
     ),
@@ -83,18 +102,12 @@ USUAL = {
     "ce_delta": Column(
         METRICS["ce_delta"].title,
         METRICS["ce_delta"].help,
-        lambda run: metric_text("ce_delta", run.metrics.get("ce_delta")),
+        _latest("ce_delta"),
         "ce_delta",
     ),
     "speed": Column("Tokens/s", "Training tokens per second", _speed),
-    "duration": Column(
-        "Duration",
-        "Time since the start",
-        lambda run: duration(elapsed(run.started_at, run.ended_at)),
-    ),
-    "created": Column(
-        "Created", "When the run was created", lambda run: age(run.created_at), "created"
-    ),
+    "duration": Column("Duration", "Time since the start", _duration),
+    "created": Column("Created", "When the run was created", _created, "created"),
 }
 """By name in the URL."""
 
@@ -116,7 +129,7 @@ def _metric(name: str) -> Column | None:
     metric = METRICS.get(name)
     if metric is None:
         return None
-    return Column(metric.title, metric.help, lambda run: metric_text(name, run.metrics.get(name)))
+    return Column(metric.title, metric.help, _latest(name))
 
 
 def _setting(path: str) -> Column | None:

@@ -14,7 +14,14 @@ from frontend.runs.columns import Column
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import Run, RunSort
 
-NAME = Column("Run", "Name, language model and hook point", lambda run: "", "name", number=False)
+
+def _name(run: Run) -> str:
+    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
+    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
+    return f'{name}<span class="wb-sub">{where} {tag_chips(run)}</span>'
+
+
+NAME = Column("Run", "Name, language model and hook point", _name, "name", number=False)
 
 GROUPS: Mapping[str, Callable[[Run], str]] = {
     "model": lambda run: run.config.model.name,
@@ -124,19 +131,14 @@ def sweep_name(member: Run) -> str:
 
 
 def _row(run: Run, columns: Sequence[Column], picked: Collection[str]) -> str:
-    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
-    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
     cells = "".join(
         f'<td class="num">{column.cell(run)}</td>'
         if column.number
         else f"<td>{column.cell(run)}</td>"
-        for column in columns
+        for column in (NAME, *columns)
     )
     css = ' class="picked"' if run.id in picked else ""
-    return (
-        f'<tr{css}><td class="wb-checkcell">{_check(run, picked)}</td>'
-        f'<td>{name}<span class="wb-sub">{where} {tag_chips(run)}</span></td>{cells}</tr>'
-    )
+    return f'<tr{css}><td class="wb-checkcell">{_check(run, picked)}</td>{cells}</tr>'
 
 
 def _check(run: Run, picked: Collection[str]) -> str:

@@ -8,6 +8,7 @@ from typing import get_args
 import streamlit as st
 
 from frontend.api.cache import all_runs, client, known_tags
+from frontend.api.runs import RunQuery
 from frontend.html.blocks import empty_state, html_block, set_link, show_linked
 from frontend.html.format import count, counted
 from frontend.runs.actions import archive_button, delete_button, stop_button
@@ -162,8 +163,8 @@ def _all(sort: RunSort, order: SortOrder) -> tuple[list[Run], int, str | None]:
     runs = all_runs(_status(), param("q"), _tags(), archived, sort, order, MOST_GROUPED)
     total = len(runs)
     if total == MOST_GROUPED:
-        query = {"status": _status(), "q": param("q"), "archived": archived}
-        total = client().runs(tags=_tags(), limit=1, **query).total
+        query = RunQuery(status=_status(), q=param("q"), archived=archived, limit=1)
+        total = client().runs(tags=_tags(), **query).total
     return runs, total, None
 
 

@@ -140,7 +140,7 @@ def test_runs_are_grouped_by_what_they_share_across_all_pages(
     workbench.configure("failed", "sae", k=7)
     app = open_page("runs", group="k")
     titles = re.findall(r"<strong>(k \d+)</strong> (\d+) runs?( · best FVU [\d.]+)?", shown(app))
-    assert titles == [("k 32", "62", " · best FVU 0.289"), ("k 7", "1", " · best FVU 0.480")]
+    assert titles == [("k 32", "62", " · best FVU 0.285"), ("k 7", "1", " · best FVU 0.480")]
     assert order_of(app)[-1] == "failed"
     assert len(order_of(app)) == 63
     app.selectbox(key="url:group").set_value("status").run()

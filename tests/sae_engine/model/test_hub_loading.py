@@ -6,6 +6,7 @@ Each case runs in its own process; see `hub_server.ask`.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_a_gated_model_needs_the_token_and_says_so(hub, tmp_path, model_folders)
 TRAIN = """
 import json
 from pathlib import Path
+from typing import Any
 from sae_engine.files import RunFolder
 from sae_engine.presets import validate_config
 from sae_engine.training.loop import train
@@ -132,7 +134,7 @@ except ConfigError as error:
 """
 
 
-def checked(hub: Hub, home: Path, given: dict[str, dict[str, str]], **environment: str) -> object:
+def checked(hub: Hub, home: Path, given: dict[str, dict[str, str]], **environment: str) -> Any:
     return ask(CHECK.format(given=json.dumps(given)), hub, home, **environment)
 
 
