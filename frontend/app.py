@@ -8,6 +8,7 @@ import streamlit as st
 
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import HOME, slash_focuses_search
+from frontend.shell.away import banner_while_away
 from frontend.shell.navigation import PAGES, script_of
 from frontend.shell.problems import show_problem, show_problem_of_attempt
 
@@ -29,6 +30,7 @@ page = st.navigation(
     position="top",
 )
 slash_focuses_search()
+banner_while_away()
 show_problem_of_attempt()
 try:
     page.run()

@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def environment(self) -> Path:
+        """What the run was last started with, written by the backend."""
+        return self.path / "environment.json"
+
+    @property
     def sae(self) -> Path:
         """The last SAE, in the published orientation."""
         return self.path / "sae.safetensors"

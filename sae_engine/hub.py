@@ -75,6 +75,44 @@ def is_connection_error(error: BaseException) -> bool:
     return is_overloaded or not names.isdisjoint(_UNREACHABLE)
 
 
+def require_model(name: str, remedy: str) -> None:
+    """Raise `UserError` unless the hub's model `name` is cached or can be downloaded. One request
+    with a short timeout.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, is_offline_mode
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        if _is_cached(name):
+            return
+        if is_offline_mode():
+            raise offline("model", name, remedy)
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=TIMEOUT_SECONDS)
+    except GatedRepoError:
+        raise gated("model", name) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise not_found("model", name, f"check the name, or {remedy}") from None
+    except (HfHubHTTPError, OSError) as error:
+        if is_connection_error(error):
+            raise unreachable("model", name, remedy) from None
+        raise UserError(refused(name, error)) from None
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    def have(file: str) -> bool:
+        return isinstance(try_to_load_from_cache(name, file), str)
+
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    return have("config.json") and any(map(have, weights))
+
+
 @contextmanager
 def room_for_downloads() -> Generator[None]:
     """Raise `DiskFullError` if the disk of the hub's cache is full."""
@@ -102,6 +140,13 @@ def unreachable(kind: Kind, name: str, remedy: str) -> UserError:
     return UnreachableError(
         f"The {kind} '{name}' is not cached and the Hugging Face hub cannot be reached: check the "
         f"network, or {remedy}."
+    )
+
+
+def offline(kind: Kind, name: str, remedy: str) -> UserError:
+    return UserError(
+        f"The {kind} '{name}' is not in the local cache and HF_HUB_OFFLINE is set: unset it, or "
+        f"{remedy}."
     )
 
 

@@ -7,12 +7,14 @@ and by `model` for the paths and checks that both need.
 from __future__ import annotations
 
 import json
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import looks_like_path, read_json_object, usable_paths, user_path
-from sae_engine.hub import HubName, is_on_hub
+from sae_engine.hub import HubName, is_on_hub, require_model
 from sae_engine.model_files import (
     check_description,
     check_special_ids,
@@ -29,6 +31,7 @@ from sae_engine.text.sources import documents, open_text_source
 EMBEDDED_MODEL = "tiny-gemma2"
 CHECKED_CONVERSATIONS = 1_000
 """Conversations in which roles to train on are looked for."""
+MODEL_REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
 
 
 def model_path(config: ModelConfig) -> str:
@@ -49,6 +52,32 @@ def check_config(config: RunConfig) -> None:
     """Raise `ConfigError` for mistakes that can be seen without loading the model."""
     with usable_paths():
         _check(config)
+
+
+def check_hub(configs: Iterable[RunConfig]) -> None:
+    """Raise `ConfigError` if the hub has no such model or dataset, or does not answer in seconds
+    and they are not cached. Each is asked for once.
+    """
+    configs = list(configs)
+    for name in {config.model.name: None for config in configs if not _is_local_model(config)}:
+        with _in_field("model.name"):
+            require_model(name, MODEL_REMEDY)
+    texts = [data for c in configs if c.data.activations is None for data in c.data.datasets]
+    for data in {(data.dataset, data.streaming): data for data in texts}.values():
+        with _in_field("data.dataset"):
+            open_text_source(data).require()
+
+
+@contextmanager
+def _in_field(field: str) -> Generator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise ConfigError.of(field, str(error)) from None
+
+
+def _is_local_model(config: RunConfig) -> bool:
+    return user_path(model_path(config.model)).is_dir() or looks_like_path(config.model.name)
 
 
 def _check(config: RunConfig) -> None:

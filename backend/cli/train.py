@@ -32,6 +32,7 @@ from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
 from backend.processes import this_process
 from backend.settings import Settings
 from backend.store.database import Database, is_locked
+from backend.store.states import FIRST_PHASE
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
 from sae_engine.preflight import check_config
@@ -214,7 +215,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._progress.add_task("starting", total=None, values="")
+        self._task = self._progress.add_task(FIRST_PHASE, total=None, values="")
 
     def __enter__(self) -> _Bar:
         self._progress.start()
@@ -227,7 +228,7 @@ class _Bar:
         """Show a record of run `number`; the bar covers all runs."""
         match record:
             case PhaseRecord():
-                self._progress.update(self._task, description=record.phase)
+                self._progress.update(self._task, description=record.text)
             case PlanRecord():
                 self._totals[number] = record.total_tokens
                 self._progress.update(self._task, total=sum(self._totals) or None)

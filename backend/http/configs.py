@@ -14,7 +14,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.files import looks_like_path, usable_paths, user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.interop.files import local_settings
-from sae_engine.preflight import check_config
+from sae_engine.preflight import check_config, check_hub
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.paths import dataset_files, is_local_dataset
 
@@ -22,10 +22,12 @@ from sae_engine.text.paths import dataset_files, is_local_dataset
 def check_runnable(services: Services, configs: Iterable[RunConfig]) -> None:
     """Raise `ConfigError` for the first configuration that cannot be run on this server."""
     places = services.supervisor.places([])
+    configs = list(configs)
     for config in configs:
         check_paths(services, config)
         check_config(config)
         places.require(config.model.device)
+    check_hub(configs)
 
 
 def check_paths(services: Services, config: RunConfig) -> None:
@@ -51,8 +53,8 @@ def _require_allowed(settings: Settings, files: Iterable[tuple[str, Path]]) -> N
         if not any(path.resolve().is_relative_to(root) for root in allowed):
             raise ConfigError.of(
                 field,
-                f"'{path}' lies outside the folders that runs may read; move it to the data folder "
-                "or add its folder to SAE_WORKBENCH_READ_DIRS.",
+                f"'{path}' is not in a folder this server may read; move it to the data folder "
+                f"'{settings.data_dir}' or add its folder to SAE_WORKBENCH_READ_DIRS.",
             )
 
 

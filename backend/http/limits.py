@@ -15,7 +15,14 @@ from backend.errors import (
     UnavailableError,
     UnprocessableError,
 )
-from backend.http.problems import MAX_BODY_BYTES, TOO_LARGE, problem_of
+from backend.http.problems import (
+    MAX_BODY_BYTES,
+    MAX_UPLOAD_BYTES,
+    TOO_LARGE,
+    UPLOAD_TOO_LARGE,
+    UPLOADS,
+    problem_of,
+)
 from backend.http.rates import Rate
 
 MAX_CHANGES = 16
@@ -24,8 +31,8 @@ WAIT_SECONDS = 5.0
 """How long a change waits for others before it is refused."""
 BODY_SECONDS = 30.0
 """Longest silence within a request's body."""
-QUESTIONS = ("/activations", "/steer")
-"""Endpoints that change nothing; the language model's client limits them."""
+WITHOUT_DATABASE = ("/activations", "/steer", "/preview", UPLOADS)
+"""Endpoints that write nothing to the database and limit themselves."""
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -55,7 +62,7 @@ class RequestLimits:
                     )
                 if scope["method"] not in READ_METHODS:
                     self._count(scope)
-                    if not scope["path"].endswith(QUESTIONS):
+                    if not scope["path"].endswith(WITHOUT_DATABASE):
                         await self._change(scope, receive, send)
                         return
         except ApiError as error:
@@ -113,5 +120,7 @@ class _Patient:
 
 def _check_length(scope: Scope) -> None:
     length = Headers(scope=scope).get("content-length", "0")
-    if length.isdecimal() and (len(length) > 15 or int(length) > MAX_BODY_BYTES):
-        raise TooLargeError(TOO_LARGE, kind="too-large")
+    uploads = scope["path"].endswith(UPLOADS)
+    limit = MAX_UPLOAD_BYTES if uploads else MAX_BODY_BYTES
+    if length.isdecimal() and (len(length) > 15 or int(length) > limit):
+        raise TooLargeError(UPLOAD_TOO_LARGE if uploads else TOO_LARGE, kind="too-large")

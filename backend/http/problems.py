@@ -28,7 +28,15 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 4 * 2**20
 """Largest request body; far more than any text that a model reads at once."""
+MAX_UPLOAD_BYTES = 4 * 2**30
+"""Largest file that can be uploaded."""
+UPLOADS = "/texts"
+"""Where files are uploaded."""
 TOO_LARGE = f"A request may hold at most {MAX_BODY_BYTES / 2**20:.0f} MiB."
+UPLOAD_TOO_LARGE = (
+    f"A file may hold at most {MAX_UPLOAD_BYTES / 2**30:.0f} GiB; copy a larger one to the data "
+    "folder yourself."
+)
 
 
 class ProblemResponse(JSONResponse):

@@ -5,6 +5,7 @@ Built by `app`; endpoints take it as a `ServicesDep` parameter.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from backend import store
 from backend.analyses.client import AnalysisClient
 from backend.http.connections import most_connections
 from backend.http.events import MAX_LISTENERS, EventFeed
+from backend.http.exports import Exports
 from backend.http.shapes import QueuePlace, run_shape
 from backend.jobs.supervisor import JobCommand, Supervisor, job_command
 from backend.labels.jobs import Labeler
@@ -33,6 +35,8 @@ from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
 
 MAX_OPEN_INDEXES = 8
+MAX_UPLOADS = 4
+"""Files uploaded at a time."""
 BUSY_SECONDS = 10.0
 """How long a request waits for other writers before it gets a 503; browsers wait for 15."""
 
@@ -78,8 +82,11 @@ class Services:
         self.events = EventFeed(self.database, max_listeners=min(MAX_LISTENERS, connections // 2))
         self.indexes = IndexCache()
         self.labeler = Labeler(self.database)
+        self.exports = Exports()
         self.exporting = threading.Lock()
         """Held while an export of features is written; there is one at a time."""
+        self.uploads = asyncio.Semaphore(MAX_UPLOADS)
+        """Held while a file is uploaded."""
         self.is_closing = False
         """Whether the server was asked to exit."""
         self.analyses = AnalysisClient(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from backend.http.curves import metric_value
-from backend.store import RESUMABLE, readable_config
+from backend.store import RESUMABLE, now, readable_config
 from backend.store.configs import UNREADABLE
 from backend.store.models import NoticeRow, RunRow, SnapshotRow
 from sae_engine.files import RunFolder
@@ -54,7 +54,7 @@ def run_shape(row: RunRow, folder: RunFolder, queued: QueuePlace | None = None) 
                 tokens=row.tokens,
                 total_tokens=row.total_tokens,
                 tokens_per_second=row.tokens_per_second,
-                eta_seconds=row.eta_seconds,
+                eta_seconds=row.remaining_seconds(now()),
                 phase=row.phase,
             ),
             "metrics": {name: metric_value(v) for name, v in row.latest_metrics.items()},

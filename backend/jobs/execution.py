@@ -16,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from backend import store
+from backend.jobs.environment import record_environment, this_environment
+from backend.jobs.load import ProcessLoad
 from backend.jobs.logs import LOG_TAIL_LINES, tail
 from backend.jobs.recorder import BATCH_SECONDS, Recorder
 from backend.jobs.retry import DatabaseRefusedError, when_available
@@ -23,7 +25,12 @@ from backend.jobs.run_log import RunLog
 from backend.processes import ProcessId
 from backend.store.database import Database, DatabaseGoneError, is_unavailable
 from sae_engine.errors import UserError
-from sae_engine.schema.records import AnyRecord, EndRecord, FailureRecord, StopRequest
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    FailureRecord,
+    StopRequest,
+)
 from sae_engine.schema.runs import RunStatus
 from sae_engine.training.member import Member
 
@@ -89,7 +96,14 @@ def execute(
     run_ids = list(members)
     batch_seconds = min(BATCH_SECONDS * len(members), LONGEST_BATCH_SECONDS)
     recorders = [
-        Recorder(database, run_id, member, process=process, batch_seconds=batch_seconds)
+        Recorder(
+            database,
+            run_id,
+            member,
+            process=process,
+            batch_seconds=batch_seconds,
+            load=ProcessLoad(),
+        )
         for run_id, member in members.items()
     ]
     logs = [RunLog(run_id) for run_id in run_ids]
@@ -107,6 +121,9 @@ def execute(
                 fail(number, status, kind, message)
 
     try:
+        environment = this_environment()
+        for member in members.values():
+            record_environment(member.folder, environment)
         for number, record in train(
             [m._replace(should_stop=partial(requests.of, i)) for i, m in members.items()]
         ):

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.alerts import Alert, AlertWatch, free_bytes
+from backend.jobs.load import ProcessLoad
 from backend.jobs.retry import when_available
 from backend.processes import ProcessId
 from backend.store.database import Database
@@ -30,6 +31,10 @@ from sae_engine.schema.records import (
 from sae_engine.schema.runs import RunStatus
 from sae_engine.training.member import Member
 
+MIN_ETA_SECONDS = 5.0
+"""Training time before which the remaining time is a guess, and left out."""
+PROGRESS_SECONDS = 1.0
+"""Shortest time between writes of a phase's progress."""
 BATCH_SECONDS = 0.25
 """How long measurements are collected before they are stored together."""
 SPEED_WINDOW = 20
@@ -50,6 +55,7 @@ class Recorder:
         *,
         process: ProcessId | None = None,
         batch_seconds: float = BATCH_SECONDS,
+        load: ProcessLoad | None = None,
     ) -> None:
         self.deadline = math.inf
         """Until when (`time.monotonic`) to wait for an unavailable database."""
@@ -59,7 +65,11 @@ class Recorder:
         self._run_id = run_id
         self._folder = member.folder
         self._watch = AlertWatch(member.config)
+        self._load = load
         self._next_disk_check = 0.0
+        self._next_progress = 0.0
+        self._expected_end: float | None = None
+        """When training is expected to end (`time.monotonic`)."""
         self._batch_seconds = batch_seconds
         self._next_batch = 0.0
         self._waiting: list[MetricsRecord] = []
@@ -70,6 +80,8 @@ class Recorder:
         self._latest = row.latest_metrics
         self._total_tokens = row.total_tokens
         self._device = row.device if row.slot is not None else None
+        self._visible_device: str | None = None
+        """The device as this process sees it, which may see only one of several GPUs."""
 
     def record(self, record: AnyRecord) -> None:
         """Store a record; measurements in quick succession are stored together."""
@@ -77,6 +89,10 @@ class Recorder:
             self._add(record)
             self.store_waiting()
             return
+        if isinstance(record, PhaseRecord) and record.done not in (None, 1):
+            if time.monotonic() < self._next_progress:
+                return
+            self._next_progress = time.monotonic() + PROGRESS_SECONDS
         self._flush()
         self._write(lambda session: self._store(session, record))
 
@@ -98,7 +114,9 @@ class Recorder:
         with self._database.reading() as session:
             return store.get_run(session, self._run_id)
 
-    def _add(self, record: MetricsRecord) -> None:
+    def _add(self, measured: MetricsRecord) -> None:
+        load = self._load.read(self._visible_device) if self._load is not None else {}
+        record = measured.model_copy(update={"values": measured.values | load})
         self._waiting.append(record)
         self._recent.append(record)
         self._first = self._first or record
@@ -115,9 +133,11 @@ class Recorder:
         run_id = self._run_id
         match record:
             case PhaseRecord():
-                store.update_run(session, run_id, phase=record.phase)
+                eta_seconds = self._remaining_seconds()
+                store.update_run(session, run_id, phase=record.text, eta_seconds=eta_seconds)
             case PlanRecord():
                 self._total_tokens = record.total_tokens
+                self._visible_device = record.device
                 store.update_run(
                     session,
                     run_id,
@@ -163,6 +183,7 @@ class Recorder:
                 step=alert.step,
             )
         last = self._waiting[-1]
+        self._expected_end = self._end_expected_after(last)
         store.update_metrics(
             session,
             self._run_id,
@@ -170,17 +191,22 @@ class Recorder:
             step=last.step,
             tokens=last.tokens,
             tokens_per_second=_speed(self._recent[0], last),
-            eta_seconds=self._eta_seconds(last),
+            eta_seconds=self._remaining_seconds(),
         )
 
-    def _eta_seconds(self, last: MetricsRecord) -> float | None:
-        """Remaining time at the average speed of this process, which covers evaluations and
-        snapshots although they are rare.
+    def _end_expected_after(self, last: MetricsRecord) -> float | None:
+        """When training ends at the average speed of this process, which covers evaluations and
+        snapshots although they are rare; None while too little has been measured.
         """
-        speed = _speed(self._first or last, last)
-        if not speed or speed < 0 or self._total_tokens is None:
+        first = self._first or last
+        speed = _speed(first, last)
+        if last.time - first.time < MIN_ETA_SECONDS or not speed or self._total_tokens is None:
             return None
-        return max(0, self._total_tokens - last.tokens) / speed
+        return time.monotonic() + max(0, self._total_tokens - last.tokens) / speed
+
+    def _remaining_seconds(self) -> float | None:
+        end = self._expected_end
+        return None if end is None else max(0.0, end - time.monotonic())
 
     def _write(self, action: Callable[[Session], object]) -> None:
         """Store something, unless this process does not run the run any more."""

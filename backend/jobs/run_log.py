@@ -34,7 +34,8 @@ class RunLog:
         """Log a record; ends and failures are logged by the caller."""
         match record:
             case PhaseRecord():
-                self._log.info("%s", record.phase)
+                if record.done in (None, 1):
+                    self._log.info("%s", record.phase)
             case PlanRecord():
                 self._total_steps = record.total_steps
                 self._log.info(

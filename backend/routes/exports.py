@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, BinaryIO
@@ -24,14 +25,14 @@ from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
-from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat
+from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat, ExportProgress, file_name
 
-router = APIRouter(prefix="/runs/{run_id}", tags=["runs"])
+router = APIRouter(tags=["runs"])
 
 CHUNK_BYTES = 1 << 20
 
 
-@router.get("/export", response_class=StreamingResponse)
+@router.get("/runs/{run_id}/export", response_class=StreamingResponse)
 def export_run(
     run_id: str,
     services: ServicesDep,
@@ -40,34 +41,49 @@ def export_run(
     include_dead: Annotated[
         bool, Query(description="Also export features that never fired.")
     ] = False,
+    request: Annotated[
+        str | None,
+        Query(max_length=40, description="A name of your choice, for `/exports/{request}`."),
+    ] = None,
 ) -> StreamingResponse:
     """A zip of the SAE as SAELens's `SAE.load_from_disk` reads it, or of a snapshot's features as
     static pages, JSON lines, Neuronpedia's import format or Parquet.
     """
-    name = f"{run_id}-{format}"
+    report = partial(services.exports.report, request)
     with (
+        services.exports.reported(request),
         _exclusive(services, format),
         room_needed(services.settings.data_dir),
         TemporaryDirectory(prefix=".export-", dir=services.settings.data_dir) as scratch,
     ):
-        folder = Path(scratch) / name
         if EXPORT_FORMATS[format].writer is None:
-            _write_sae(services, run_id, folder)
+            report(ExportProgress(state="running", phase="copying the SAE"))
+            folder = _write_sae(services, run_id, Path(scratch))
         else:
-            source = _export_source(services, run_id, snapshot, include_dead)
+            source = _export_source(services, run_id, snapshot, include_dead, report)
+            step = source.index.manifest.step
+            folder = Path(scratch) / file_name(source.run_name, step, format)
             export_features(source, format, folder)
+        report(ExportProgress(state="running", phase="compressing"))
         check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))
-        archive = Path(shutil.make_archive(str(folder), "zip", scratch, name))
+        archive = Path(shutil.make_archive(str(folder), "zip", scratch, folder.name))
         # The open file outlives its name, so its disk space is freed however the download ends.
         file = archive.open("rb")
+    report(ExportProgress(state="done", phase="downloading", fraction=1.0, file=archive.name))
     return StreamingResponse(
         _chunks(file),
         media_type="application/zip",
         headers={
-            "Content-Disposition": f'attachment; filename="{name}.zip"',
+            "Content-Disposition": f'attachment; filename="{archive.name}"',
             "Content-Length": str(os.fstat(file.fileno()).st_size),
         },
     )
+
+
+@router.get("/exports/{request}")
+def get_export_progress(request: str, services: ServicesDep) -> ExportProgress:
+    """How far the export is that named itself `request`; 404 before it begins."""
+    return services.exports.of(request)
 
 
 @contextmanager
@@ -92,18 +108,28 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
             yield chunk
 
 
-def _write_sae(services: Services, run_id: str, target: Path) -> None:
+def _write_sae(services: Services, run_id: str, scratch: Path) -> Path:
+    """Write the SAE into a new folder below `scratch`; returns the folder."""
     with services.database.reading() as session:
         row = store.get_run(session, run_id)
     folder = services.settings.run_folder(run_id)
     if not folder.sae.exists():
         raise ConflictError(f"The run '{row.name}' has no SAE to export.", kind="no-sae")
+    target = scratch / file_name(row.name, row.step, "saelens")
     export_saelens(folder, target)
+    return target
 
 
 def _export_source(
-    services: Services, run_id: str, snapshot: int | None, include_dead: bool
+    services: Services,
+    run_id: str,
+    snapshot: int | None,
+    include_dead: bool,
+    report: Callable[[ExportProgress], None],
 ) -> ExportSource:
+    def report_share(share: float) -> None:
+        report(ExportProgress(state="running", phase="writing features", fraction=share))
+
     with services.database.reading() as session:
         index = open_index(services, session, run_id, snapshot)
         row = store.get_run(session, run_id)
@@ -116,4 +142,5 @@ def _export_source(
         labels=labels,
         include_dead=include_dead,
         style=STYLE_SHEET.read_text("utf-8"),
+        report=report_share,
     )

@@ -1,4 +1,4 @@
-"""What a run reports while it works: metrics, events, its log and notices."""
+"""What a run reports while it works: metrics, events, its log and notices, its environment."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 
 from backend import store
-from backend.errors import UnavailableError
+from backend.errors import NotFoundError, UnavailableError
 from backend.http.curves import metrics_series
 from backend.http.events import BUSY_SECONDS
 from backend.http.parameters import MAX_INTEGER
 from backend.http.services import ServicesDep
 from backend.http.shapes import notice_shape
 from backend.http.sse import EVENT_STREAM, EventStream
+from backend.jobs.environment import recorded_environment
 from backend.jobs.logs import tail as log_tail
+from sae_engine.schema.machine import Environment
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice
 
 router = APIRouter(prefix="/runs/{run_id}", tags=["metrics"])
@@ -84,6 +86,20 @@ def get_log(
     with services.database.reading() as session:
         store.get_run(session, run_id)
     return PlainTextResponse(log_tail(services.settings.run_folder(run_id).log, tail))
+
+
+@router.get("/environment")
+def get_environment(run_id: str, services: ServicesDep) -> Environment:
+    """The commit, versions and machine that a run was last started with; 404 before its start."""
+    with services.database.reading() as session:
+        store.get_run(session, run_id)
+    found = recorded_environment(services.settings.run_folder(run_id))
+    if found is None:
+        raise NotFoundError(
+            "This run has no record of the versions and the machine that it was started with.",
+            kind="environment-not-found",
+        )
+    return found
 
 
 @router.get("/notices")

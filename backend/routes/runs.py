@@ -16,6 +16,7 @@ from backend.http.parameters import IdempotencyKey, PageLimit
 from backend.http.services import Services, ServicesDep
 from backend.jobs.imports import import_request
 from backend.jobs.naming import member_config, named_config
+from backend.jobs.texts import in_data_folder
 from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import (
@@ -64,7 +65,10 @@ def create_sweep(
 ) -> Sweep:
     """Queue a run for every combination of the grid's values; none if one of them is invalid."""
     digest = _digest(body)
-    members = expand_grid(body.preset, body.config, body.grid)
+    members = [
+        (label, in_data_folder(services.settings, config))
+        for label, config in expand_grid(body.preset, body.config, body.grid)
+    ]
     check_runnable(services, [config for _, config in members])
     with services.database.writing() as session:
         first = None
@@ -112,7 +116,7 @@ def _queue_run(
     response: Response,
 ) -> Run:
     """Check and store a run, unless an earlier request with the key has already."""
-    config = resolve_config(body.preset, body.config)
+    config = in_data_folder(services.settings, resolve_config(body.preset, body.config))
     check_runnable(services, [config])
     with services.database.writing() as session:
         row = None

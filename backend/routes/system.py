@@ -15,11 +15,14 @@ from backend.http.services import ServicesDep
 from backend.jobs.devices import gpus
 from backend.jobs.forecast import forecast
 from backend.jobs.machine import memory, num_cpus
+from backend.jobs.texts import in_data_folder
 from backend.version import VERSION
 from sae_engine.preflight import check_text
-from sae_engine.presets import expand_grid, presets
+from sae_engine.presets import expand_grid, presets, resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, Slot, System
+from sae_engine.schema.texts import TextPreview
+from sae_engine.text.preview import preview
 
 router = APIRouter(tags=["system"])
 
@@ -45,7 +48,10 @@ def config_presets() -> list[Preset]:
 @router.post("/config/estimate")
 def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
     """The memory, disk and time that a run or sweep would need, and whether they are available."""
-    configs = [config for _, config in expand_grid(body.preset, body.config, body.grid)]
+    configs = [
+        in_data_folder(services.settings, config)
+        for _, config in expand_grid(body.preset, body.config, body.grid)
+    ]
     for config in configs:
         check_paths(services, config)
     # Runs of a sweep mostly share their text.
@@ -61,6 +67,16 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
                 "A number in this configuration is too large for an estimate; lower it.",
                 kind="invalid",
             ) from None
+
+
+@router.post("/config/preview")
+def config_preview(body: EstimateRequest, services: ServicesDep) -> list[TextPreview]:
+    """How each dataset of a run would be read: its column and its first documents."""
+    config = in_data_folder(services.settings, resolve_config(body.preset, body.config))
+    check_paths(services, config)
+    if config.data.activations is not None:
+        return []
+    return [preview(data) for data in config.data.datasets]
 
 
 @router.get("/system")

@@ -77,6 +77,7 @@ class RunRow(Base):
     total_tokens: Mapped[TokenCount | None]
     tokens_per_second: Mapped[float | None]
     eta_seconds: Mapped[float | None]
+    """Remaining time of the training when `reported_at` was written; see `remaining_seconds`."""
     phase: Mapped[str | None]
     metrics: Mapped[str] = mapped_column(Text, default="{}")
     """Latest value of each metric, as JSON extended by NaN and infinities."""
@@ -124,6 +125,12 @@ class RunRow(Base):
     def has_begun(self) -> bool:
         """Whether its process has reported anything, be it that it has started."""
         return self.reported_at != self.started_at
+
+    def remaining_seconds(self, at: datetime) -> float | None:
+        """`eta_seconds` less the time since it was reported; None if unknown."""
+        if self.eta_seconds is None or self.reported_at is None:
+            return self.eta_seconds
+        return max(0.0, self.eta_seconds - max(0.0, (at - self.reported_at).total_seconds()))
 
     @property
     def latest_metrics(self) -> dict[str, float]:

@@ -23,6 +23,9 @@ from backend.store.runs import get_run
 from sae_engine.schema.records import StopRequest
 from sae_engine.schema.runs import ENDED, RunStatus
 
+FIRST_PHASE = "importing PyTorch"
+"""What a process does before the engine's first record."""
+
 
 def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
     """Stop a queued run at once; ask an active one to stop, with `force` without features."""
@@ -153,7 +156,7 @@ def set_process(
     unclaimed = RunRow.pid.is_(None) | _is_run_by(ProcessId(pid, created))
     values: dict[str, Any] = {"pid": pid, "pid_created": created}
     if has_begun:
-        values["reported_at"] = now()
+        values |= {"reported_at": now(), "phase": FIRST_PHASE}
     return changes_rows(session, _active(run_id).where(unclaimed).values(values))
 
 
@@ -166,7 +169,9 @@ def is_run_by(session: Session, run_id: str, process: ProcessId) -> bool:
 def report_alive(session: Session, run_ids: Sequence[str], process: ProcessId) -> None:
     """Note that a process still works on those of the runs that are its own."""
     active = (RunRow.id.in_(run_ids), RunRow.status.in_(ACTIVE))
-    session.execute(update(RunRow).where(*active, _is_run_by(process)).values(reported_at=now()))
+    at = now()
+    for row in session.scalars(select(RunRow).where(*active, _is_run_by(process))):
+        row.eta_seconds, row.reported_at = row.remaining_seconds(at), at
 
 
 def stop_requests(

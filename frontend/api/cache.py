@@ -14,9 +14,9 @@ import streamlit as st
 
 from frontend.api.client import WorkbenchClient
 from sae_engine.schema.analysis import DensityHistogram
-from sae_engine.schema.features import FeatureRow
+from sae_engine.schema.features import FeatureRow, SortOrder
 from sae_engine.schema.machine import Preset
-from sae_engine.schema.runs import ENDED, MetricsSeries, Run, RunStatus, Snapshot
+from sae_engine.schema.runs import ENDED, MetricsSeries, Run, RunSort, RunStatus, Snapshot
 
 RECENT_RUNS = 200
 MOST_RUNS = 2000
@@ -53,14 +53,27 @@ def cached_runs() -> list[Run]:
 
 @st.cache_data(ttl=10, show_spinner=False, max_entries=20)
 def all_runs(
-    status: RunStatus | None, q: str | None, tags: Sequence[str], archived: bool
+    status: RunStatus | None,
+    q: str | None,
+    tags: Sequence[str],
+    archived: bool,
+    sort: RunSort = "created",
+    order: SortOrder | None = None,
+    most: int = MOST_RUNS,
 ) -> list[Run]:
-    """Every matching run, up to `MOST_RUNS`."""
+    """Every matching run, up to `most`."""
     found: list[Run] = []
     cursor = None
-    while len(found) < MOST_RUNS:
+    while len(found) < most:
         page = client().runs(
-            status=status, q=q, tags=tags, archived=archived, limit=500, cursor=cursor
+            status=status,
+            q=q,
+            tags=tags,
+            archived=archived,
+            sort=sort,
+            order=order,
+            limit=min(500, most),
+            cursor=cursor,
         )
         found += page.items
         cursor = page.next_cursor

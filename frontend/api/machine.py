@@ -5,6 +5,7 @@ from __future__ import annotations
 from frontend.api.connection import Connection
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, System
 from sae_engine.schema.playground import InferenceStatus
+from sae_engine.schema.texts import TextPreview
 
 
 class MachineCalls(Connection):
@@ -25,6 +26,10 @@ class MachineCalls(Connection):
     def system(self) -> System:
         """Devices, slots, CPU, memory and disk right now."""
         return self._call(System, "GET", "/system")
+
+    def preview(self, body: EstimateRequest) -> list[TextPreview]:
+        """How each dataset of a run would be read."""
+        return self._call(list[TextPreview], "POST", "/config/preview", body=body)
 
     def estimate(self, body: EstimateRequest) -> Forecast:
         """Memory, disk and time that a run or a sweep would take on the device it would get."""

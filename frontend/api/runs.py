@@ -8,6 +8,7 @@ from typing import NamedTuple, TypedDict, Unpack
 
 from frontend.api.connection import ApiProblem, Connection, run_path
 from sae_engine.schema.features import SortOrder
+from sae_engine.schema.machine import Environment
 from sae_engine.schema.runs import (
     ImportCreate,
     MetricsEvent,
@@ -130,6 +131,15 @@ class RunCalls(Connection):
     def notices(self, run_id: str) -> list[Notice]:
         """The run's messages for people, oldest first."""
         return self._call(list[Notice], "GET", run_path(run_id, "notices"))
+
+    def environment(self, run_id: str) -> Environment | None:
+        """What the run was started with; None if it has not been recorded."""
+        try:
+            return self._call(Environment, "GET", run_path(run_id, "environment"))
+        except ApiProblem as error:
+            if not error.problem.type.endswith(":environment-not-found"):
+                raise
+            return None
 
     def events(self, run_id: str, *, after: int = 0) -> Generator[RunEvent]:
         """A run's events after event number `after`, until the run has ended.

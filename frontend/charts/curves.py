@@ -72,11 +72,24 @@ PANELS = (
 """The charts that a run's page shows first."""
 
 
-def run_panels(measured: Collection[str]) -> tuple[list[Panel], list[Panel]]:
-    """The charts of a run: those of `PANELS`, and one for each other metric that was measured."""
+SYSTEM = ("cpu_share", "memory_gib", "gpu_share", "gpu_memory_gib")
+"""Metrics of the process and of its GPU."""
+
+
+class RunPanels(NamedTuple):
+    """The charts of a run."""
+
+    first: list[Panel]
+    more: list[Panel]
+    system: list[Panel]
+
+
+def run_panels(measured: Collection[str]) -> RunPanels:
+    """Those of `PANELS`, those of `SYSTEM`, and one for each other metric that was measured."""
     first = [panel for panel in PANELS if not set(panel.metrics).isdisjoint(measured)]
-    shown = {name for panel in PANELS for name in panel.metrics}
-    return first, [Panel((name,)) for name in METRICS if name in measured and name not in shown]
+    shown = {name for panel in PANELS for name in panel.metrics} | set(SYSTEM)
+    more = [Panel((name,)) for name in METRICS if name in measured and name not in shown]
+    return RunPanels(first, more, [Panel((name,)) for name in SYSTEM if name in measured])
 
 
 def figure(data: MetricsSeries, panel: Panel, view: CurveView) -> Figure:

@@ -9,8 +9,13 @@ from typing import NamedTuple
 from frontend.charts.figure import GRAY, TEAL, Figure, Trace, margin
 from frontend.html.format import number
 from frontend.html.tokens import plotly_text
+from sae_engine.schema.config import DataConfig
 from sae_engine.schema.runs import Run
 
+MOST_LABELED = 12
+"""With more points, only those of the Pareto front are labeled."""
+MOST_LABELED_FRONT = 100
+LABEL_CHARS = 28
 _LOGARITHMIC_FROM = 4
 """An axis is logarithmic if its largest value is this many times its smallest."""
 
@@ -21,6 +26,44 @@ class Point(NamedTuple):
     run: Run
     l0: float
     fvu: float
+
+
+class Place(NamedTuple):
+    """What runs must share for their held-out metrics to be comparable: model, hook, text."""
+
+    model: str
+    hook: str
+    text: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return " · ".join((self.model, self.hook, " + ".join(self.text)))
+
+
+def place_of(run: Run) -> Place:
+    """Where a run's activations come from."""
+    config = run.config
+    if config.data.activations is not None:
+        text = (config.data.activations,)
+    else:
+        text = tuple(
+            " ".join(filter(None, (data.dataset, data.subset, _not_usual(data))))
+            for data in config.data.datasets
+        )
+    return Place(config.model.name, config.hook_name, text)
+
+
+def _not_usual(data: DataConfig) -> str:
+    parts = (("split", "train"), ("text_column", "text"))
+    return " ".join(getattr(data, name) for name, usual in parts if getattr(data, name) != usual)
+
+
+def by_place(points: Sequence[Point]) -> dict[Place, list[Point]]:
+    """The points by what makes them comparable, the largest set first."""
+    found: dict[Place, list[Point]] = {}
+    for point in points:
+        found.setdefault(place_of(point.run), []).append(point)
+    return dict(sorted(found.items(), key=lambda each: -len(each[1])))
 
 
 def held_out(runs: Sequence[Run]) -> list[Point]:
@@ -64,7 +107,11 @@ def pareto_figure(
     marks: Trace = {
         "type": "scatter",
         "uid": "runs",
-        "mode": "markers",
+        "mode": "markers+text",
+        "text": [_label(point, is_front=point in edge, among=len(points)) for point in points],
+        "textposition": "top center",
+        "textfont": {"size": 11},
+        "cliponaxis": False,
         "x": [point.l0 for point in points],
         "y": [point.fvu for point in points],
         "customdata": [point.run.id for point in points],
@@ -104,6 +151,15 @@ def _round_numbers(low: float, high: float) -> list[float]:
     """Round numbers from below `low` to above `high`: 1, 2, 3, 5, 7 times powers of ten."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     return [float(f"{digit}e{power}") for power in powers for digit in (1, 2, 3, 5, 7)]
+
+
+def _label(point: Point, *, is_front: bool, among: int) -> str:
+    """A run's name, shortened; empty where labels would cover each other."""
+    if among > (MOST_LABELED_FRONT if is_front else MOST_LABELED):
+        return ""
+    name = point.run.name
+    short = name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 1]}…"
+    return plotly_text(short)
 
 
 def _text(point: Point) -> str:

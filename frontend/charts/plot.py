@@ -69,6 +69,20 @@ const drawable = (traces) => {
   return traces;
 };
 
+// Charts of one group show the same place of their common axis.
+const others = (box) => [...document.querySelectorAll(".wb-plot")].filter(
+  (other) => other !== box && other.wbDrawn && other.wbLatest.group === box.wbLatest.group);
+const follow = (box, event) => {
+  box.wbHover = event.points[0].x;
+  if (!box.wbLatest.group || !event.event?.isTrusted) return;  // else it follows another chart
+  for (const other of others(box)) window.Plotly.Fx.hover(other, { xval: box.wbHover });
+};
+const leave = (box, event) => {
+  box.wbHover = undefined;
+  if (!box.wbLatest.group || !event.event?.isTrusted) return;
+  for (const other of others(box)) window.Plotly.Fx.unhover(other);
+};
+
 export default async function ({ data, parentElement }) {
   const box = parentElement.querySelector(".wb-plot");
   box.style.minHeight = data.figure.layout.height + "px";
@@ -81,8 +95,8 @@ export default async function ({ data, parentElement }) {
   const config = { displayModeBar: false, scrollZoom: layout.dragmode === "pan" };
   await Plotly.react(box, drawable(traces), themed(layout, box), config);
   if (first) {
-    box.on("plotly_hover", (event) => { box.wbHover = event.points[0].x; });
-    box.on("plotly_unhover", () => { box.wbHover = undefined; });
+    box.on("plotly_hover", (event) => follow(box, event));
+    box.on("plotly_unhover", (event) => leave(box, event));
     box.on("plotly_click", (event) => clicked(box, event.points[0]));
     box.on("plotly_selected", (event) => selected(box, event));
     new ResizeObserver(() => box.isConnected && Plotly.Plots.resize(box)).observe(box);
@@ -108,12 +122,15 @@ def show_figure(
     library: Library = "basic",
     opens: str | None = None,
     range: Range | None = None,
+    group: str | None = None,
 ) -> None:
     """Show a chart; shown again under the same key it is updated in place.
 
     A click on a point opens `opens` followed by the point's `customdata`. With a `range`, a click
     on a bar (its `customdata` are its bounds) or a selection on the axis opens the range's address.
+    Charts of a `group` share their horizontal axis: hovering one shows the same place in all.
     """
     url = f"{base_path()}/app/static/plotly-{library}.min.js"
     data = {"figure": figure, "library": url, "opens": opens, "range": range}
+    data |= {"group": group}
     component("wb_plot", js=_JS, html='<div class="wb-plot"></div>')(key=key, data=data)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from frontend.api.cache import known_devices
 from frontend.html.blocks import html_block
 from frontend.html.format import counted
 from frontend.html.tokens import escaped
 from frontend.launch.drafts import Recipe
-from frontend.launch.forms import MAIN_FIELDS, field_of_problem
+from frontend.launch.forms import MAIN_FIELDS, TEXT_FIELDS, field_of_problem
+from frontend.launch.own_text import upload_box
 from frontend.launch.widgets import render_field
 from sae_engine.schema.fields import (
     MAX_GRID,
@@ -35,8 +38,17 @@ SECTIONS = {
 }
 
 
-def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> dict[str, Value]:
-    """Draw the form with `errors` beside their fields; returns the values by field."""
+class Form(NamedTuple):
+    """The form as it is drawn."""
+
+    values: dict[str, Value]
+    """By field."""
+    below_text: DeltaGenerator
+    """A place below the fields of the text."""
+
+
+def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> Form:
+    """Draw the form with `errors` beside their fields."""
     defaults = values_of(recipe.initial)
     problems = {field_of_problem(field, message): message for field, message in errors.items()}
     if problems:
@@ -52,6 +64,14 @@ def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> dict[str, Value]:
     for column, path in zip(st.columns([1.6, 0.9, 1.2, 1, 0.9, 1.2, 1.1, 1]), visible, strict=True):
         with column:
             draw(path)
+    places = st.columns([2.4, 1, 2.4], vertical_alignment="bottom")
+    with places[-1]:
+        upload_box(recipe.key)
+    for column, path in zip(places, TEXT_FIELDS, strict=False):
+        with column:
+            draw(path)
+    visible += TEXT_FIELDS
+    below_text = st.container()
     helps = section_help()
     halves = st.columns(2)
     for place, (section, title) in enumerate(SECTIONS.items()):
@@ -65,7 +85,7 @@ def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> dict[str, Value]:
             for position, path in enumerate(collapsed):
                 with columns[position % 2]:
                     draw(path)
-    return values
+    return Form(values, below_text)
 
 
 def _devices(spec: FieldSpec, default: str) -> FieldSpec:

@@ -21,6 +21,7 @@ MAIN_FIELDS = (
     "train.lr",
     "model.device",
 )
+TEXT_FIELDS = ("data.dataset", "data.text_column")
 """Fields that are always visible; the others are collapsed by section."""
 
 

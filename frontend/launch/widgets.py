@@ -17,11 +17,16 @@ _LARGEST_INT = (1 << 53) - 1
 
 def render_field(spec: FieldSpec, default: Value, scope: str, problem: str | None) -> Value:
     """Draw a field and return its value; `scope` keeps values of different recipes apart."""
-    key = f"field:{scope}:{spec.path}"
+    key = field_key(scope, spec.path)
     value = _WIDGETS[spec.kind](spec, default, key)
     if problem:
         html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
     return value
+
+
+def field_key(scope: str, path: str) -> str:
+    """Key of a field's widget."""
+    return f"field:{scope}:{path}"
 
 
 def _help(spec: FieldSpec) -> str:

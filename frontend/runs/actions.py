@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import streamlit as st
 
 from frontend.api.cache import client, forget_cached, known_tags
+from frontend.api.client import ApiProblem
 from frontend.html.blocks import HOME
+from frontend.html.format import counted
 from frontend.shell.navigation import open_page, page_button
 from sae_engine.schema.runs import ENDED, Run, RunPatch
 
@@ -92,6 +94,37 @@ def archive_button(
     forget_cached()
     after()
     st.rerun()
+
+
+def stop_button(run_ids: Sequence[str], *, key: str) -> None:
+    """A button that stops those of the runs that have not ended; they keep their features."""
+    tip = "Stops those that have not ended; SAEs are kept and features built."
+    if st.button("Stop", icon=":material/stop:", key=key, help=tip):
+        _each(run_ids, lambda run_id: client().stop_run(run_id))
+        forget_cached()
+        st.rerun()
+
+
+def delete_button(run_ids: Sequence[str], *, key: str, after: Callable[[], None]) -> None:
+    """A button that deletes those of the runs that have ended, once it is confirmed."""
+    with st.popover("Delete", icon=":material/delete:", key=key):
+        st.caption("Curves, features, labels and weights will be lost. Active runs are kept.")
+        what = counted(len(run_ids), "run")
+        if st.button(f"Delete {what} permanently", key=f"{key}-sure", type="primary"):
+            _each(run_ids, client().delete_run)
+            forget_cached()
+            after()
+            st.rerun()
+
+
+def _each(run_ids: Sequence[str], action: Callable[[str], object]) -> None:
+    """Act on every run; those whose state does not allow it, or that are gone, stay as they are."""
+    for run_id in run_ids:
+        try:
+            action(run_id)
+        except ApiProblem as error:
+            if error.problem.status not in (404, 409):
+                raise
 
 
 def _delete(run: Run) -> None:

@@ -11,7 +11,7 @@ from frontend.html.format import count, duration, elapsed, metric_text, short_co
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue, Run
 
-CARDS = ("fvu", "eval_fvu", "l0", "frac_dead", "ce_delta", "tokens_per_second")
+CARDS = ("fvu", "eval_fvu", "l0", "frac_dead", "ce_loss_score", "ce_delta", "tokens_per_second")
 """The metrics that have a card."""
 
 
@@ -56,8 +56,11 @@ def _change_text(name: str, series: list[MetricValue]) -> str:
 def progress_line(run: Run) -> str:
     """`step / total · tokens · elapsed · remaining · phase`, leaving out what is unknown."""
     at = run.progress
+    begun = at.step > 0 or at.total_steps is not None
     steps = f"step {count(at.step)}" + (f" / {count(at.total_steps)}" if at.total_steps else "")
     tokens = f"{short_count(at.tokens)} tokens"
+    if not begun:
+        steps = tokens = ""
     took = elapsed(run.started_at, run.ended_at)
     spent = f"{duration(took)} elapsed" if took is not None else ""
     known = run.status == "running" and at.eta_seconds is not None and at.eta_seconds >= 1
@@ -67,11 +70,11 @@ def progress_line(run: Run) -> str:
 
 
 def fraction_done(run: Run) -> float | None:
-    """Share of the steps that are done; None if unknown or while the run prepares."""
+    """Share of the steps that are done; None if it is unknown and the run is working."""
     if run.status == "finished":
         return 1.0
     at = run.progress
-    if run.status == "queued" and not at.total_steps:
+    if run.status not in ("running", "stopping") and not at.total_steps:
         return 0.0
     preparing = run.status == "running" and at.step == 0
     return at.step / at.total_steps if at.total_steps and not preparing else None

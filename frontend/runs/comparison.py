@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import streamlit as st
 
 from frontend.api.cache import cached_run, client
 from frontend.charts.figure import RUN_COLORS
 from frontend.charts.overlay import overlay_figure, overlay_panels
-from frontend.charts.pareto import held_out, pareto_figure
+from frontend.charts.pareto import Place, Point, by_place, held_out, pareto_figure
 from frontend.charts.plot import show_figure
 from frontend.html.blocks import (
     badge,
@@ -22,11 +22,12 @@ from frontend.html.blocks import (
     show_linked,
     table,
 )
-from frontend.html.format import DASH, metric_text
+from frontend.html.format import DASH, counted, metric_text
 from frontend.html.tokens import escaped
 from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.tables import comparison_csv, curves_csv, measured_names
 from frontend.shell.problems import live
+from frontend.shell.url import bound, choice_param
 from sae_engine.schema.analysis import Comparison
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import ENDED, Run
@@ -55,19 +56,40 @@ def show_training(run_ids: Sequence[str]) -> None:
 
 
 def show_pareto(runs: Sequence[Run], *, colors: dict[str, str] | None = None) -> None:
-    """FVU vs. L0 of the runs that were evaluated; a click opens the run."""
-    points = held_out(runs)
+    """FVU vs. L0 of the runs that were evaluated on the same text at the same place; a click opens
+    the run.
+    """
+    evaluated = held_out(runs)
     section_title("Held-out FVU vs. L0")
-    if not points:
+    if not evaluated:
         html_block(notice("No run has been evaluated on held-out text yet."))
         return
-    missing = len(runs) - len(points)
+    points = _at_one_place(by_place(evaluated))
+    missing = len(runs) - len(evaluated)
     left_out = f" Not evaluated yet: {missing}." if missing else ""
     html_block(
         '<p class="wb-muted">Closer to the lower left is better. The dotted line is the Pareto '
         f"front. Click a point to open its run.{left_out}</p>"
     )
     show_figure(pareto_figure(points, colors=colors), key="pareto", opens="run?id=")
+
+
+def _at_one_place(places: Mapping[Place, list[Point]]) -> list[Point]:
+    """The points of the place that the URL names, by default the one with the most runs."""
+    by_title = {place.title: points for place, points in places.items()}
+    if len(by_title) == 1:
+        return next(iter(by_title.values()))
+    first = next(iter(by_title))
+    key, write = bound("place", choice_param("place", tuple(by_title)) or first, default=first)
+    chosen = st.selectbox(
+        "Model, hook point and text",
+        tuple(by_title),
+        key=key,
+        on_change=write,
+        format_func=lambda title: f"{title} ({counted(len(by_title[title]), 'run')})",
+        help="Only runs on the same text and hook point can be compared in this chart.",
+    )
+    return by_title[chosen]
 
 
 def csv_button(

@@ -15,9 +15,19 @@ from frontend.html.format import count
 from frontend.shell.url import bound, bound_choice, bound_toggle, choice_param, int_param
 from sae_engine.schema.runs import MetricsSeries
 
+COLUMNS = {
+    1: ":material/crop_landscape:",
+    2: ":material/view_column_2:",
+    3: ":material/view_week:",
+}
+"""Numbers of charts side by side, with their icons."""
+DEFAULT_COLUMNS = 2
 
-def curve_view(curves: Sequence[MetricsSeries]) -> CurveView:
-    """A row of controls, and the number of points if not all of them are shown."""
+
+def curve_view(
+    curves: Sequence[MetricsSeries], extra: Callable[[], None] = lambda: None
+) -> CurveView:
+    """A row of controls that ends in `extra`, and the number of points if some are left out."""
     shown = sum(data.returned_points for data in curves)
     total = sum(data.total_points for data in curves)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
@@ -30,12 +40,26 @@ def curve_view(curves: Sequence[MetricsSeries]) -> CurveView:
         if total > shown:
             text = f"{count(shown)} of {count(total)} points"
             html_block(f'<span class="wb-muted">{text}</span>')
+        bound_choice(
+            "Charts side by side",
+            "columns",
+            tuple(COLUMNS),
+            _num_columns(),
+            default=DEFAULT_COLUMNS,
+            label=COLUMNS.__getitem__,
+        )
+        extra()
     return CurveView(x_axis, log_x, log_y, smoothing / 100)
 
 
 def show_panels(panels: Sequence[Panel], draw: Callable[[Panel], Figure]) -> None:
-    """Charts in two columns."""
-    columns = st.columns(2)
+    """Charts in as many columns as the URL says."""
+    columns = st.columns(_num_columns())
     for position, panel in enumerate(panels):
-        with columns[position % 2]:
-            show_figure(draw(panel), key=f"chart-{panel.metrics[0]}")
+        with columns[position % len(columns)]:
+            show_figure(draw(panel), key=f"chart-{panel.metrics[0]}", group="curves")
+
+
+def _num_columns() -> int:
+    found = int_param("columns")
+    return found if found in COLUMNS else DEFAULT_COLUMNS

@@ -1,63 +1,38 @@
-"""The list of runs as HTML: one row per run, and a heading above the runs of a sweep."""
+"""The list of runs as HTML: one row per run, and headings above those that belong together."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from frontend.html.blocks import (
-    badge,
-    link,
-    progress_bar,
-    set_link,
-    sweep_link,
-    table,
-    tag_chips,
-    toggle_link,
-)
-from frontend.html.format import (
-    DASH,
-    age,
-    duration,
-    elapsed,
-    metric_text,
-    ordinal,
-    percent,
-    short_count,
-    width_text,
-)
+from frontend.charts.pareto import held_out
+from frontend.html.blocks import link, set_link, sweep_link, table, tag_chips, toggle_link
+from frontend.html.format import counted, number
 from frontend.html.tokens import escaped
-from frontend.runs.alerts import alert_count
-from frontend.runs.cards import fraction_done
-from sae_engine.schema.config import SAEConfig
+from frontend.runs.columns import Column
 from sae_engine.schema.features import SortOrder
-from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunSort
 
 
-class Column(NamedTuple):
-    """A column of the list: its title, its help, and what it is sorted by."""
-
-    title: str
-    help: str
-    sort: RunSort | None = None
-    number: bool = True
+def _name(run: Run) -> str:
+    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
+    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
+    return f'{name}<span class="wb-sub">{where} {tag_chips(run)}</span>'
 
 
-COLUMNS = (
-    Column("Run", "Name, language model and hook point", "name", number=False),
-    Column("Status", "Current status", "status", number=False),
-    Column("Progress", "Share of the steps that are done", number=False),
-    Column("Latents", "Number of latents, and how many are active per token"),
-    Column("FVU", "Fraction of variance unexplained, on held-out text once evaluated", "fvu"),
-    Column("L0", "Mean number of active latents per token", "l0"),
-    Column(METRICS["ce_delta"].title, METRICS["ce_delta"].help, "ce_delta"),
-    Column("Tokens/s", "Training tokens per second"),
-    Column("Duration", "Time since the start"),
-    Column("Created", "When the run was created", "created"),
-)
+NAME = Column("Run", "Name, language model and hook point", _name, "name", number=False)
+
+GROUPS: Mapping[str, Callable[[Run], str]] = {
+    "model": lambda run: run.config.model.name,
+    "hook": lambda run: f"{run.config.model.name} · {run.config.hook_name}",
+    "text": lambda run: run.config.data.title,
+    "latents": lambda run: f"{run.config.sae.d_sae or 'any number of'} latents",
+    "k": lambda run: f"k {run.config.sae.k}",
+    "status": lambda run: run.status,
+    "tags": lambda run: ", ".join(run.tags) or "no tag",
+}
+"""What runs can be grouped by, beside their sweeps."""
 
 
 def first_order(sort: RunSort) -> SortOrder:
@@ -66,18 +41,70 @@ def first_order(sort: RunSort) -> SortOrder:
 
 
 def runs_table(
-    runs: Sequence[Run], *, sort: RunSort, order: SortOrder, picked: Collection[str]
+    runs: Sequence[Run],
+    columns: Sequence[Column],
+    *,
+    sort: RunSort,
+    order: SortOrder,
+    picked: Collection[str],
+    group: str | None = None,
 ) -> str:
-    """The table; sorted by creation, which keeps sweeps together, it has a heading for each."""
-    head = "".join(_heading(column, sort, order) for column in COLUMNS)
-    rows: list[str] = []
-    group = None
+    """The table, with a heading above each group; sorted by creation, which keeps sweeps together,
+    above each sweep.
+    """
+    heads = "".join(_heading(column, sort, order) for column in (NAME, *columns))
+    head = f'<th class="wb-checkcell">{_check_all(runs, picked)}</th>{heads}'
+    width = len(columns) + 1
+    if group is None:
+        rows = _with_sweeps(runs, columns, picked, shows_sweeps=sort == "created")
+    else:
+        rows = [
+            part
+            for title, members in grouped(runs, group).items()
+            for part in (
+                _group_row(title, members, picked, width),
+                *(_row(run, columns, picked) for run in members),
+            )
+        ]
+    return f'<div class="wb-scroll">{table(head, "".join(rows), css="runs")}</div>'
+
+
+def grouped(runs: Sequence[Run], group: str) -> dict[str, list[Run]]:
+    """The runs by what they share, in the order of their first members."""
+    found: dict[str, list[Run]] = {}
     for run in runs:
-        if sort == "created" and run.group_id not in (None, group):
-            rows.append(_sweep_row(run))
-        group = run.group_id
-        rows.append(_row(run, picked))
-    return table(f"<th></th>{head}", "".join(rows), css="runs")
+        found.setdefault(GROUPS[group](run), []).append(run)
+    return found
+
+
+def _with_sweeps(
+    runs: Sequence[Run], columns: Sequence[Column], picked: Collection[str], *, shows_sweeps: bool
+) -> list[str]:
+    rows: list[str] = []
+    sweep = None
+    for run in runs:
+        if shows_sweeps and run.group_id not in (None, sweep):
+            name = link("sweep", escaped(sweep_name(run)), {"id": run.group_id}, css="wb-sweepname")
+            rows.append(_heading_row(f"Sweep {name}", len(columns) + 1))
+        sweep = run.group_id
+        rows.append(_row(run, columns, picked))
+    return rows
+
+
+def _group_row(title: str, members: Sequence[Run], picked: Collection[str], width: int) -> str:
+    """A group's name, its size and its lowest held-out FVU, with a box that selects it."""
+    points = held_out(members)
+    best = f" · best FVU {number(min(point.fvu for point in points))}" if points else ""
+    size = counted(len(members), "run")
+    text = f"<strong>{escaped(title)}</strong> {size}{best}"
+    return _heading_row(text, width, check=_check_all(members, picked))
+
+
+def _heading_row(text_html: str, width: int, *, check: str = "") -> str:
+    return (
+        f'<tr class="group"><td class="wb-checkcell">{check}</td>'
+        f'<td colspan="{width}">{text_html}</td></tr>'
+    )
 
 
 def _heading(column: Column, sort: RunSort, order: SortOrder) -> str:
@@ -98,43 +125,20 @@ def _heading(column: Column, sort: RunSort, order: SortOrder) -> str:
     return f"<th{css}>{shown}</th>"
 
 
-def _sweep_row(run: Run) -> str:
-    name = link("sweep", escaped(sweep_name(run)), {"id": run.group_id}, css="wb-sweepname")
-    return f'<tr class="group"><td></td><td colspan="{len(COLUMNS)}">Sweep {name}</td></tr>'
-
-
 def sweep_name(member: Run) -> str:
     """The name of a sweep: a member's name without the values that tell the members apart."""
     return re.sub(r"( [\w.]+=\S+)+$", "", member.name) or member.name
 
 
-def _row(run: Run, picked: Collection[str]) -> str:
-    fraction = fraction_done(run)
-    share = percent(fraction) if fraction is not None else ""
-    place = f"{ordinal(run.queue_position)} in queue" if run.queue_position is not None else ""
-    speed = run.metrics.get("tokens_per_second")
-    fvu = "eval_fvu" if "eval_fvu" in run.metrics else "fvu"
-    l0 = "eval_l0" if "eval_l0" in run.metrics else "l0"
-    name = link("run", f"<strong>{escaped(run.name)}</strong>", {"id": run.id}, css="wb-name")
-    where = f"{escaped(run.config.model.name)} · {escaped(run.config.hook_name)}{sweep_link(run)}"
-    cells = (
-        f'{name}<span class="wb-sub">{where} {tag_chips(run)}</span>',
-        f"{badge(run.status)} {alert_count(run)}",
-        f'{progress_bar(fraction, css=run.status)}<span class="wb-sub">{place or share}</span>',
-        _latents(run.config.sae),
-        metric_text(fvu, run.metrics.get(fvu)),
-        metric_text(l0, run.metrics.get(l0)),
-        metric_text("ce_delta", run.metrics.get("ce_delta")),
-        short_count(speed) if isinstance(speed, float) else DASH,
-        duration(elapsed(run.started_at, run.ended_at)),
-        age(run.created_at),
-    )
-    drawn = "".join(
-        f'<td class="num">{cell}</td>' if column.number else f"<td>{cell}</td>"
-        for column, cell in zip(COLUMNS, cells, strict=True)
+def _row(run: Run, columns: Sequence[Column], picked: Collection[str]) -> str:
+    cells = "".join(
+        f'<td class="num">{column.cell(run)}</td>'
+        if column.number
+        else f"<td>{column.cell(run)}</td>"
+        for column in (NAME, *columns)
     )
     css = ' class="picked"' if run.id in picked else ""
-    return f'<tr{css}><td class="wb-checkcell">{_check(run, picked)}</td>{drawn}</tr>'
+    return f'<tr{css}><td class="wb-checkcell">{_check(run, picked)}</td>{cells}</tr>'
 
 
 def _check(run: Run, picked: Collection[str]) -> str:
@@ -142,7 +146,11 @@ def _check(run: Run, picked: Collection[str]) -> str:
     return toggle_link("pick", run.id, on=run.id in picked, tip=f"Select {run.name}")
 
 
-def _latents(sae: SAEConfig) -> str:
-    if sae.pretrained is not None:
-        return "<small>imported</small>"
-    return f"{width_text(sae)}, k {sae.k}"
+def _check_all(runs: Sequence[Run], picked: Collection[str]) -> str:
+    """A box that selects all of some runs beside those selected already, or deselects them."""
+    ids = [run.id for run in runs]
+    on = bool(ids) and set(ids).issubset(picked)
+    kept = [run_id for run_id in picked if run_id not in ids]
+    change = {"pick": ",".join(kept if on else [*kept, *ids]) or None}
+    css, tip = ("wb-check on", "Deselect these") if on else ("wb-check", "Select these")
+    return set_link("✓" if on else "", change, css=css, tip=tip)

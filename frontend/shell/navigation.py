@@ -29,6 +29,7 @@ PAGES = (
     Page("import_sae", "Import an SAE", "menu"),
     Page("system", "System", "menu"),
     Page("run", "Training", "run"),
+    Page("settings", "Settings", "run"),
     Page("features", "Features", "run"),
     Page("map", "Map", "run"),
     Page("lookup", "Look up", "run"),

@@ -15,6 +15,7 @@ from frontend.launch import forms
 from frontend.launch.drafts import Draft, start
 from frontend.launch.fields import draw_fields, draw_grid
 from frontend.launch.forecast import forecast_block
+from frontend.launch.own_text import show_preview
 from frontend.launch.presets import preset_cards, recipe_of
 from frontend.shell.navigation import open_page
 from frontend.shell.problems import show_problem
@@ -36,9 +37,11 @@ def show() -> None:
     if source:
         name = link("run", f"<strong>{escaped(source.name)}</strong>", {"id": source.id})
         show_linked(f'<p class="wb-muted">Starts from the settings of {name}.</p>', key="source")
-    values = draw_fields(recipe, st.session_state.get(PROBLEMS, {}))
+    form = draw_fields(recipe, st.session_state.get(PROBLEMS, {}))
     grid = draw_grid(recipe)
-    draft = Draft(recipe, values, grid or {})
+    draft = Draft(recipe, form.values, grid or {})
+    with form.below_text:
+        show_preview(draft)
     html_block(f'<p class="wb-muted">{escaped(_plan(draft))}</p>')
     _forecast(draft)
     command, file = st.tabs(["Command", "YAML"])

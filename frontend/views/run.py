@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import streamlit as st
 
 from frontend.api.cache import cached_run, client, forget_cached
@@ -25,14 +27,17 @@ from frontend.html.tokens import escaped
 from frontend.runs.actions import show_actions
 from frontend.runs.alerts import alert_badges, with_marks
 from frontend.runs.cards import cards, fraction_done, progress_line
+from frontend.runs.comparison import csv_button
 from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.devices import device_panel
 from frontend.runs.log import show_log
 from frontend.runs.queue import show_place
+from frontend.runs.tables import curves_csv
 from frontend.shell.downloads import download_menu
 from frontend.shell.navigation import page_button
 from frontend.shell.problems import live
 from frontend.shell.run_page import features_ahead, open_run
+from sae_engine.schema.exports import file_name
 from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 
 MAX_POINTS = 1500
@@ -108,7 +113,8 @@ def _status(run: Run) -> None:
         title = "This run failed" if run.status == "failed" else f"This run was {run.status}"
         html_block(notice(run.error.message, level="error", title=title))
         if run.error.log_tail:
-            st.code(run.error.log_tail, None, wrap_lines=True, height=180)
+            with st.expander("Last lines of the log", key="log-tail"):
+                st.code(run.error.log_tail, None, wrap_lines=True, height=300)
 
 
 def _metrics(run: Run) -> MetricsSeries:
@@ -126,22 +132,38 @@ def _metrics(run: Run) -> MetricsSeries:
 
 
 def _curves(run: Run, data: MetricsSeries, notices: list[Notice]) -> None:
-    view: CurveView = curve_view([data])
-    first, others = run_panels(measured_in([data]))
-    if not first and not others:
+    panels = run_panels(measured_in([data]))
+    if not any(panels):
         ended = "This run ended before its first step was measured."
         html_block(notice(ended if run.status in ENDED else "Curves appear after the first step."))
         return
 
+    view: CurveView = curve_view([data], lambda: _curves_button(run))
+
     def draw(panel: Panel) -> Figure:
         return with_marks(figure(data, panel, view), notices, data, view.x_axis)
 
-    show_panels(first, draw)
-    if others:
-        more = st.expander("More metrics", key="more-metrics", on_change="rerun")
-        if more.open:
-            with more:
-                show_panels(others, draw)
+    show_panels(panels.first, draw)
+    _folded("More metrics", "more-metrics", panels.more, draw)
+    _folded("Process and GPU", "system-metrics", panels.system, draw)
+
+
+def _folded(title: str, key: str, panels: Sequence[Panel], draw: Callable[[Panel], Figure]) -> None:
+    """Charts that are drawn only once they are unfolded."""
+    if not panels:
+        return
+    part = st.expander(title, key=key, on_change="rerun")
+    if part.open:
+        with part:
+            show_panels(panels, draw)
+
+
+def _curves_button(run: Run) -> None:
+    tip = "One row per step: every point of every curve"
+    name = file_name(run.name, run.progress.step, "curves.csv")
+    csv_button(
+        "CSV", lambda: curves_csv([run], [client().metrics(run.id)]), name, key="csv", tip=tip
+    )
 
 
 def _snapshots(run: Run) -> None:

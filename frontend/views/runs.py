@@ -8,11 +8,13 @@ from typing import get_args
 import streamlit as st
 
 from frontend.api.cache import all_runs, client, known_tags
+from frontend.api.runs import RunQuery
 from frontend.html.blocks import empty_state, html_block, set_link, show_linked
 from frontend.html.format import count, counted
-from frontend.runs.actions import archive_button
+from frontend.runs.actions import archive_button, delete_button, stop_button
+from frontend.runs.columns import USUAL, columns_of, offered
 from frontend.runs.comparison import show_pareto
-from frontend.runs.list import first_order, runs_table
+from frontend.runs.list import GROUPS, first_order, runs_table
 from frontend.shell.navigation import page_button
 from frontend.shell.pager import pager
 from frontend.shell.problems import live
@@ -28,7 +30,7 @@ from frontend.shell.url import (
 )
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.features import SortOrder
-from sae_engine.schema.runs import RunPage, RunSort, RunStatus
+from sae_engine.schema.runs import Run, RunSort, RunStatus
 
 STATUSES: tuple[RunStatus, ...] = (
     "running",
@@ -41,6 +43,8 @@ STATUSES: tuple[RunStatus, ...] = (
 SORTS: tuple[RunSort, ...] = get_args(RunSort)
 ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
 PAGE_SIZE = 50
+MOST_GROUPED = 500
+_COLUMNS = "chosen-columns"
 ANY_STATUS, ANY_TAG = "Any status", "Any tag"
 
 
@@ -124,6 +128,22 @@ def _welcome() -> None:
 def _list() -> None:
     sort: RunSort = choice_param("sort", SORTS) or "created"
     order: SortOrder = choice_param("order", ORDERS) or first_order(sort)
+    group = choice_param("group", tuple(GROUPS))
+    runs, total, cursor = _page(sort, order) if group is None else _all(sort, order)
+    picked = list_param("pick")
+    shown = counted(total, "run")
+    _bar(picked, shown if len(runs) == total else f"{count(len(runs))} of {shown}")
+    if not runs:
+        html_block(empty_state("No matching runs", "Change the filters above."))
+        return
+    columns = columns_of(list_param("columns") or list(USUAL))
+    drawn = runs_table(runs, columns, sort=sort, order=order, picked=picked, group=group)
+    show_linked(drawn, key="runs-table")
+    pager(cursor, key="runs")
+
+
+def _page(sort: RunSort, order: SortOrder) -> tuple[list[Run], int, str | None]:
+    """One page of the matching runs, their total, and the cursor of the next page."""
     page = client().runs(
         status=_status(),
         q=param("q"),
@@ -134,19 +154,18 @@ def _list() -> None:
         limit=PAGE_SIZE,
         cursor=param("cursor"),
     )
-    picked = list_param("pick")
-    _bar(picked, _shown(page))
-    if not page.items:
-        html_block(empty_state("No matching runs", "Change the filters above."))
-        return
-    show_linked(runs_table(page.items, sort=sort, order=order, picked=picked), key="runs-table")
-    pager(page.next_cursor, key="runs")
+    return page.items, page.total, page.next_cursor
 
 
-def _shown(page: RunPage) -> str:
-    if len(page.items) == page.total:
-        return counted(page.total, "run")
-    return f"{count(len(page.items))} of {counted(page.total, 'run')}"
+def _all(sort: RunSort, order: SortOrder) -> tuple[list[Run], int, str | None]:
+    """The matching runs, because a group's members may be on any page."""
+    archived = flag_param("archived")
+    runs = all_runs(_status(), param("q"), _tags(), archived, sort, order, MOST_GROUPED)
+    total = len(runs)
+    if total == MOST_GROUPED:
+        query = RunQuery(status=_status(), q=param("q"), archived=archived, limit=1)
+        total = client().runs(tags=_tags(), **query).total
+    return runs, total, None
 
 
 def _bar(picked: Sequence[str], shown: str) -> None:
@@ -161,6 +180,48 @@ def _bar(picked: Sequence[str], shown: str) -> None:
         show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
         if picked:
             _act_on(picked)
+        elif not on:
+            _layout()
+
+
+def _layout() -> None:
+    """How the list is grouped, and its columns."""
+    options = ["", *GROUPS]
+    key, write = bound("group", choice_param("group", options) or "", default="")
+    st.selectbox(
+        "Group by",
+        options,
+        key=key,
+        on_change=write,
+        format_func=lambda name: f"Group by {name}" if name else "No groups",
+        label_visibility="collapsed",
+        width=190,
+    )
+    with st.popover("Columns", icon=":material/view_column:", key="columns-menu"):
+        _choose_columns()
+
+
+def _choose_columns() -> None:
+    titles = offered()
+    known = [name for name in list_param("columns") if name in titles] or list(USUAL)
+    st.session_state[_COLUMNS] = known
+
+    def write() -> None:
+        chosen = st.session_state[_COLUMNS]
+        set_param("columns", None if chosen == list(USUAL) else ",".join(chosen))
+
+    st.multiselect(
+        "Columns: any setting or metric",
+        list(titles),
+        key=_COLUMNS,
+        on_change=write,
+        format_func=titles.__getitem__,
+        placeholder="Usual columns",
+        width=420,
+    )
+    if known != list(USUAL) and st.button("Usual columns", key="usual-columns"):
+        set_param("columns", None)
+        st.rerun()
 
 
 def _act_on(picked: Sequence[str]) -> None:
@@ -173,15 +234,21 @@ def _act_on(picked: Sequence[str]) -> None:
         enabled=2 <= len(picked) <= MAX_COMPARED_RUNS,
         runs=",".join(picked),
     )
+    stop_button(picked, key="stop-picked")
     archive_button(
         picked,
         archived=flag_param("archived"),
         key="archive-picked",
-        after=lambda: set_param("pick", None),
+        after=_clear,
     )
+    delete_button(picked, key="delete-picked", after=_clear)
     if st.button("Clear selection", key="clear-picked", type="tertiary"):
-        set_param("pick", None)
+        _clear()
         st.rerun()
+
+
+def _clear() -> None:
+    set_param("pick", None)
 
 
 def _pareto() -> None:

@@ -32,10 +32,9 @@ from sae_engine.model.attention import EAGER, choose_attention
 from sae_engine.model.choices import causal_class, check_tokenizer, first_layers
 from sae_engine.model.hook_points import layers_needed, text_config, truncate
 from sae_engine.model_files import check_description
-from sae_engine.preflight import EMBEDDED_MODEL, model_path
+from sae_engine.preflight import MODEL_REMEDY as REMEDY
+from sae_engine.preflight import model_path
 from sae_engine.schema.config import ModelConfig
-
-REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -280,9 +279,7 @@ def _loading_error(name: str, error: BaseException) -> UserError:
     if missing or "not a valid model identifier" in text:
         return hub.not_found("model", name, f"check the name, or {REMEDY}")
     if is_offline_mode():
-        return UserError(
-            f"'{name}' is not in the local cache and HF_HUB_OFFLINE is set: unset it, or {REMEDY}."
-        )
+        return hub.offline("model", name, REMEDY)
     if any(map(hub.is_connection_error, causes)) or "connect" in text.lower():
         return hub.unreachable("model", name, REMEDY)
     return UserError(f"The model '{name}' could not be loaded: {error}")

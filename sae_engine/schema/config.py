@@ -340,7 +340,7 @@ class RunConfig(Section):
     """Configuration of one run."""
 
     name: str = Field(default="", max_length=200)
-    """Name of the run; if empty, preset and time."""
+    """Name of the run; if empty, language model, layer, k and time."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the SAE's initial weights."""
     model: ModelConfig = ModelConfig()

@@ -6,10 +6,27 @@ format of the SAE itself has no writer; `sae_engine.interop.export` writes it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from sae_engine.schema.shape import Shape
+
 ExportFormat = Literal["html", "parquet", "jsonl", "neuronpedia", "saelens"]
+
+
+class ExportProgress(Shape):
+    """How far an export is."""
+
+    state: Literal["running", "done", "failed"]
+    phase: str
+    """In words."""
+    fraction: float | None = None
+    """Share that is written; null while it is unknown."""
+    file: str | None = None
+    """Name of the file, once it is being sent."""
+    detail: str | None = None
+    """Why it failed."""
 
 
 class FormatInfo(NamedTuple):
@@ -45,3 +62,14 @@ EXPORT_FORMATS: Mapping[ExportFormat, FormatInfo] = {
     ),
     "saelens": FormatInfo("SAE", "the weights, in SAELens's format", None),
 }
+
+MAX_NAME = 80
+
+
+def file_name(run_name: str, step: int, ending: str) -> str:
+    """Name of a downloaded file, in ASCII and safe on any system: run, step and what it is.
+
+    `ending` is such as `parquet.zip` or `curves.csv`.
+    """
+    safe = re.sub(r"[^A-Za-z0-9.=]+", "-", run_name)[:MAX_NAME].strip("-.")
+    return f"{safe or 'run'}-step{step}-{ending}"

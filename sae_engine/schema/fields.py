@@ -139,10 +139,11 @@ def _unwrapped(annotation: Any) -> tuple[Any, bool, list[Any]]:
 
 def values_of(config: RunConfig) -> dict[str, Value]:
     """The value of every field by path."""
-    return {path: _get(config, path) for path in field_names()}
+    return {path: value_of(config, path) for path in field_names()}
 
 
-def _get(config: BaseModel, path: str) -> Value:
+def value_of(config: BaseModel, path: str) -> Value:
+    """The value of the field at a path."""
     found: Any = config
     for part in path.split("."):
         found = getattr(found, part)
@@ -194,13 +195,15 @@ def is_tree(value: object) -> TypeGuard[Tree]:
 def changed_from(base: RunConfig, values: Mapping[str, Value]) -> Tree:
     """The part of `values`, by path, that differs from `base`."""
     return nest(
-        {path: value for path, value in values.items() if not _equal(value, _get(base, path))}
+        {path: value for path, value in values.items() if not _equal(value, value_of(base, path))}
     )
 
 
 def differing(configs: Sequence[RunConfig]) -> dict[str, list[Value]]:
     """Fields in which configurations differ, with their values; `name` is left out."""
-    columns = {path: [_get(c, path) for c in configs] for path in field_names() if path != "name"}
+    columns = {
+        path: [value_of(c, path) for c in configs] for path in field_names() if path != "name"
+    }
     return {
         path: values
         for path, values in columns.items()

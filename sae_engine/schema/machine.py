@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -22,6 +23,28 @@ class Preset(Shape):
     name: str
     description: str
     config: RunConfig
+
+
+class Environment(Shape):
+    """What a run was started with, recorded at its last start."""
+
+    recorded_at: datetime
+    version: str
+    """Of SAE Workbench."""
+    commit: str | None
+    """Of its git checkout, with `-dirty` if files were changed; null without a checkout."""
+    python: str
+    packages: dict[str, str]
+    """Versions by package."""
+    command: list[str]
+    """Of the run's process."""
+    hostname: str
+    system: str
+    cpu: str
+    num_cpus: int
+    memory_bytes: int
+    gpus: list[str]
+    """Names of the GPUs that the run's process could use."""
 
 
 class EstimateRequest(Shape):

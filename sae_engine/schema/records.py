@@ -28,6 +28,14 @@ class PhaseRecord(Record):
     kind: Literal["phase"] = "phase"
     phase: str
     """Shown to users, such as `loading the language model`."""
+    done: int | None = None
+    """Parts of the phase that are done, where they are counted."""
+    total: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The phase with its progress, such as `measuring cross-entropy 3 of 10`."""
+        return self.phase if self.done is None else f"{self.phase} {self.done} of {self.total}"
 
 
 class PlanRecord(Record):
@@ -227,6 +235,14 @@ METRICS: dict[str, Metric] = {
         "Held-out outliers",
         "Held-out tokens left out of this evaluation, for the same reason.",
         "tokens",
+    ),
+    "cpu_share": Metric(
+        "CPU", "Share of the CPUs that the run's process used since the reading before."
+    ),
+    "memory_gib": Metric("Memory", "Memory that the run's process holds.", "GiB"),
+    "gpu_share": Metric("GPU utilization", "Share of recent time in which the run's GPU worked."),
+    "gpu_memory_gib": Metric(
+        "GPU memory", "Memory in use on the run's GPU, by all programs.", "GiB"
     ),
     "top_token_share": Metric(
         "Variance in few tokens",

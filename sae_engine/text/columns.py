@@ -83,6 +83,22 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def column_names(path: Path, suffix: str) -> list[str]:
+    """The columns of a `.parquet` or `.arrow` file."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if suffix == ".parquet":
+        with _damage_reported(path, "Parquet"):
+            return parquet.read_schema(path).names
+    with _damage_reported(path, "Arrow"), pa.memory_map(str(path)) as source:
+        try:
+            return pa.ipc.open_file(source).schema.names
+        except pa.ArrowInvalid:
+            source.seek(0)
+            return pa.ipc.open_stream(source).schema.names
+
+
 def texts_of(array: pa.Array) -> list[Any]:
     """The values of an array; bytes that are not UTF-8 become U+FFFD, and what Python cannot hold,
     such as a date of the year 10,000, stays an Arrow scalar.

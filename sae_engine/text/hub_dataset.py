@@ -68,6 +68,12 @@ class HubDataset:
                 "folder that exists.",
             )
 
+    def require(self) -> None:
+        """Raise `UserError` if the hub has no such dataset or, when it is streamed, does not
+        answer.
+        """
+        self._ask_hub()
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         self.check()
         texts = usable_texts(

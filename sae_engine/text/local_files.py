@@ -41,6 +41,9 @@ class LocalFiles:
         self._notices = notices
         self._chat = chat
 
+    def require(self) -> None:
+        """The hub is not asked."""
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         files = self._files()
         texts = (text for path in files.paths for text in self._texts(path, files))

@@ -36,6 +36,10 @@ class TextSource(Protocol):
         """
         ...
 
+    def require(self) -> None:
+        """Raise `UserError` if the hub is asked for the text and cannot give it; one request."""
+        ...
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         """A split's documents in order; those before number `start` may be left out.
 

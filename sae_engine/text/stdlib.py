@@ -49,6 +49,9 @@ class EmbeddedCorpus:
     def check(self) -> None:
         """Nothing to check: it is always available."""
 
+    def require(self) -> None:
+        """The hub is not asked."""
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))
 

@@ -62,12 +62,34 @@ def csv_rows(path: Path, column: Column, notices: TextNotices) -> Iterator[Row]:
         head = next(lines, "")
         if not head:
             return
-        delimiter = max(DELIMITERS, key=lambda d: (column.name in _cells(head, d), head.count(d)))
+        delimiter = _delimiter(head, column.name)
         names = _cells(head, delimiter)
         if column.name not in names:
             raise no_column(column, f"'{path}'", names)
         rows = csv.reader(lines, delimiter=delimiter)
         yield from _csv_values(rows, names.index(column.name), str(path))
+
+
+def csv_names(path: Path) -> list[str]:
+    """The columns of a table."""
+    with readable(path), _open_rows(path, TextNotices()) as text:
+        head = text.readline(MAX_ROW_CHARS)
+    return _cells(head, _delimiter(head))
+
+
+def json_names(path: Path) -> list[str]:
+    """The fields of the first row of JSON lines; none if it is no object."""
+    with readable(path), _open_rows(path, TextNotices()) as text:
+        first = next((line for line in _whole_lines(text) if line and line.strip()), "")
+    try:
+        row = _parsed(first.lstrip("\ufeff"))
+    except (RecursionError, ValueError):
+        return []
+    return list(map(str, row)) if isinstance(row, dict) else []
+
+
+def _delimiter(head: str, column: str = "") -> str:
+    return max(DELIMITERS, key=lambda d: (column in _cells(head, d), head.count(d)))
 
 
 def _csv_values(rows: Iterator[list[str]], place: int, path: str) -> Iterator[Row]:

@@ -6,7 +6,8 @@ Fed by `activations.heldout` and `model.language_model`; read by `training.run`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,13 @@ from sae_engine.sizes import TOKENS_PER_FORWARD
 TOKENS_PER_CHUNK = 4096
 NO_EFFECT = 1e-6
 """Cross-entropy in nats per token below which a difference is rounding."""
+
+
+class Part(NamedTuple):
+    """Progress of a measurement."""
+
+    done: int
+    total: int
 
 
 @torch.inference_mode()
@@ -85,9 +93,9 @@ def cross_entropy_metrics(
     *,
     hook: int = 0,
     at: Bool[Tensor, "rows ctx"] | None = None,
-) -> dict[str, float]:
+) -> Generator[Part, None, dict[str, float]]:
     """`ce_delta` in nats per token; `ce_loss_score` and `ce_loss_score_mean` relative to zero and
-    mean ablation, NaN where the ablation changes nothing.
+    mean ablation, NaN where the ablation changes nothing. Yields its progress meanwhile.
 
     `sae` is spliced in at the positions `at` of hook number `hook`, by default all but BOS, pad and
     eos; `mean` is the mean activation there. Averages are over the predictions made there.
@@ -100,13 +108,16 @@ def cross_entropy_metrics(
         "mean": lambda x: mean.to(x).expand_as(x),
     }
     sums = dict.fromkeys(replacements, 0.0)
-    count = 0
+    count = done = 0
     rows = max(1, TOKENS_PER_FORWARD // ids.shape[1])
+    num_forwards = len(replacements) * math.ceil(len(ids) / rows)
     for first in range(0, len(ids), rows):
         part = ids[first : first + rows]
         positions = None if at is None else at[first : first + rows]
         for name, replace in replacements.items():
             check_stop()
+            done += 1
+            yield Part(done, num_forwards)
             loss, num_predictions = model.cross_entropy(part, replace, hook, positions)
             sums[name] += loss
         count += num_predictions

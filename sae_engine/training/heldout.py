@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -142,16 +142,17 @@ class HeldoutWork:
         found = reconstruction_metrics(sae, tokens.activations, self._check_stop)
         return found | {"eval_outlier_tokens": tokens.num_outliers}
 
-    def cross_entropy(self, sae: SAE) -> Iterator[dict[str, float]]:
-        """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; nothing if
+    def cross_entropy(self, sae: SAE) -> Generator[PhaseRecord, None, dict[str, float]]:
+        """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; none if
         their text is not known.
         """
+        yield PhaseRecord(phase="loading the whole language model")
         heldout = self._shared.open(self._check_stop)
         if heldout.ids is None or heldout.at is None:
-            return
+            return {}
         model = self._shared.feed.load_model(self._check_stop)
         if model is None:
-            return
+            return {}
         num_tokens = self._config.train.ce_tokens
         tokens = self._read(num_tokens)
         num_rows = num_rows_holding(num_tokens, heldout.row_starts)
@@ -160,7 +161,15 @@ class HeldoutWork:
         at[at.clone()] = torch.from_numpy(tokens.kept)
         mean = tokens.activations[:].float().mean(0)
         whole = self._shared.whole_model(model)
-        yield cross_entropy_metrics(whole, sae, ids, mean, self._check_stop, hook=self._hook, at=at)
+        parts = cross_entropy_metrics(
+            whole, sae, ids, mean, self._check_stop, hook=self._hook, at=at
+        )
+        while True:
+            try:
+                done, total = next(parts)
+            except StopIteration as end:
+                return end.value
+            yield PhaseRecord(phase="measuring cross-entropy", done=done, total=total)
 
     def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[AnyRecord]:
         """Build and publish the feature index of a folded SAE; nothing if tokens are unknown.

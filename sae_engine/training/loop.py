@@ -35,7 +35,7 @@ from sae_engine.training.clock import Clock, open_timer
 from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
-from sae_engine.training.rehearsal import rehearse
+from sae_engine.training.rehearsal import REHEARSING, rehearse
 from sae_engine.training.run import NonFiniteLossError, TrainingRun
 from sae_engine.training.stopping import Halted, StopSwitch
 
@@ -111,6 +111,7 @@ def _open_pass(
     for notice in new_notices(feed, reported):
         yield from _to_all(members, notice)
     if (model := feed.load_model(check_stop)) is not None:
+        yield from _to_all(members, PhaseRecord(phase=REHEARSING))
         rehearse(model, check_stop)
     if any(config.train.num_epochs is not None for config in configs):
         yield from _to_all(members, PhaseRecord(phase="counting the training text"))

@@ -29,7 +29,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
 from sae_engine.training.member import Member
-from sae_engine.training.rehearsal import rehearse
+from sae_engine.training.rehearsal import REHEARSING, rehearse
 from sae_engine.training.stopping import Halted, StopSwitch
 
 
@@ -68,6 +68,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     for note in differences(config, feed.hook_name(hook), pretrained.described):
         yield NoticeRecord(level="warning", message=note)
     if (model := feed.load_model(stop)) is not None:
+        yield PhaseRecord(phase=REHEARSING)
         rehearse(model, stop)
     if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
         raise ConfigError.of(
@@ -102,8 +103,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         yield from work.index(sae, 0, final=True)
         stop.finishing = False
         stop()
-        yield PhaseRecord(phase="measuring the cross-entropy delta")
-        for measured in work.cross_entropy(sae):
+        measured = yield from work.cross_entropy(sae)
+        if measured:
             yield metrics(measured)
 
 

@@ -28,6 +28,8 @@ from sae_engine.model_files import not_a_decoder
 from sae_engine.training.stopping import Halted
 
 TEXT = "A few words are read before the training starts, so that nothing is left to fail later."
+REHEARSING = "trying the language model on a few tokens"
+"""The phase, in words."""
 NUM_TOKENS = 12
 NUM_LATENTS = 8
 

@@ -206,8 +206,8 @@ class TrainingRun:
         yield from self._cross_entropy()
 
     def _cross_entropy(self) -> Iterator[AnyRecord]:
-        yield PhaseRecord(phase="measuring the cross-entropy delta")
-        for values in self._heldout.cross_entropy(self._folded()):
+        values = yield from self._heldout.cross_entropy(self._folded())
+        if values:
             yield self._metrics(values)
 
     def tracked(self, record: AnyRecord) -> AnyRecord:

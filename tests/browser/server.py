@@ -74,13 +74,14 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(data_dir: Path, *, leave_runs: bool = False) -> Iterator[Server]:
-    """Run `sae-workbench up` on a free port of the loopback.
+def serving(data_dir: Path, *, leave_runs: bool = False, port: int = 0) -> Iterator[Server]:
+    """Run `sae-workbench up` on a port of the loopback, by default a free one.
 
     At the end of the block active runs are stopped too, unless `leave_runs`.
     """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
         port = probe.getsockname()[1]
     log = data_dir / "server.log"
     command = [Path(sys.executable).with_name("sae-workbench"), "up"]

@@ -34,3 +34,19 @@ def test_a_run_continues_while_the_server_restarts_and_its_page_opens_by_its_add
         expect(page.get_by_role("link", name="New run")).to_be_visible()
         expect(page.locator(".wb-progressline")).to_contain_text("running")
         _wait_for_step(server, step)
+
+
+def test_a_page_says_that_its_server_is_away_and_recovers_with_what_was_entered(
+    page: Page, tmp_path: Path
+) -> None:
+    with serving(tmp_path) as server:
+        page.goto(f"{server.url}/launch")
+        page.get_by_label("name", exact=True).first.fill("typed before")
+        page.keyboard.press("Tab")
+        expect(page.locator("code").first).to_contain_text("typed before")
+    banner = page.locator(".wb-banner")
+    expect(banner).to_contain_text("The server does not answer.")
+    expect(page.locator(".stDialog")).to_be_hidden()  # Streamlit's own
+    with serving(tmp_path, port=int(server.url.rpartition(":")[2])):
+        expect(banner).to_have_count(0)
+        expect(page.get_by_label("name", exact=True).first).to_have_value("typed before")

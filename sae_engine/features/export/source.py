@@ -32,6 +32,8 @@ class ExportSource:
     """Also export features that never fired in the index."""
     style: str = ""
     """Style sheet of the static pages."""
+    report: Callable[[float], None] = lambda _share: None
+    """Called with the share of the features that are written."""
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -68,7 +70,8 @@ class ExportSource:
 
     def features(self) -> Iterator[FeatureDetail]:
         """Everything about each exported feature, in order."""
-        for index in self.chosen:
+        for place, index in enumerate(self.chosen):
+            self.report(place / len(self.chosen))
             written = self.labels.get(index)
             yield self.index.feature(
                 index,

@@ -53,9 +53,38 @@ def test_a_run_is_created_from_a_preset_and_overrides(client: TestClient) -> Non
     assert client.get(answer.headers["location"]).json()["id"] == run["id"]
 
 
-def test_a_run_without_a_name_is_named_after_its_preset_and_the_time(client: TestClient) -> None:
-    name = client.post("/api/runs", json={"preset": "quick-test"}).json()["name"]
-    assert name.startswith("quick-test 20")
+@pytest.mark.parametrize(
+    ("config", "start"),
+    [
+        ({}, "tiny-gemma2 L2 k16 "),
+        ({"model": {"layer": 4, "site": "mlp_out"}, "sae": {"k": 8}}, "tiny-gemma2 L4 mlp_out k8 "),
+        ({"model": {"hook_point": "model.layers.1"}}, "tiny-gemma2 model.layers.1 k16 "),
+    ],
+)
+def test_a_run_without_a_name_is_named_after_what_it_trains_and_the_time(
+    client: TestClient, config: dict[str, Any], start: str
+) -> None:
+    body = {"preset": "quick-test", "config": config}
+    name = client.post("/api/runs", json=body).json()["name"]
+    assert name.startswith(start)
+    assert re.fullmatch(r"\d\d-\d\d \d\d:\d\d:\d\d", name.removeprefix(start))
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "words"),
+    [
+        ({"model": {"name": "some/model"}}, "model.name", "HF_HUB_OFFLINE is set"),
+        ({"model": {"name": "no such model"}}, "model.name", "There is no model 'no such model'"),
+    ],
+)
+def test_a_model_that_the_hub_cannot_give_is_refused_at_once(
+    client: TestClient, config: dict[str, Any], field: str, words: str
+) -> None:
+    answer = client.post("/api/runs", json={"preset": "quick-test", "config": config})
+    [error] = problem(answer, 422).errors
+    assert error.field == field
+    assert words in error.message
+    assert listed(client) == []
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,15 @@ def test_every_panel_draws_its_metrics_over_each_axis(panel: Panel, x_axis: XAxi
 
 
 def test_every_measured_metric_has_one_chart_titled_by_its_definition() -> None:
-    first, others = run_panels(METRICS)
-    assert sorted(name for p in (*first, *others) for name in p.metrics) == sorted(METRICS)
-    assert [p.heading for p in others] == [METRICS[p.metrics[0]].title for p in others]
-    assert run_panels({"fvu", "grad_norm"}) == ([QUALITY], [Panel(("grad_norm",))])
+    first, more, system = run_panels(METRICS)
+    shown = [name for panel in (*first, *more, *system) for name in panel.metrics]
+    assert sorted(shown) == sorted(METRICS)
+    assert [p.heading for p in more] == [METRICS[p.metrics[0]].title for p in more]
+    assert run_panels({"fvu", "grad_norm", "memory_gib"}) == (
+        [QUALITY],
+        [Panel(("grad_norm",))],
+        [Panel(("memory_gib",))],
+    )
 
 
 def test_zoom_survives_new_points_and_not_a_change_of_axis() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from frontend.charts.series import finite_values
 from frontend.runs import cards
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries, MetricValue
+from sae_engine.schema.runs import MetricsSeries, MetricValue, RunStatus
 from tests.frontend.samples import make_run
 
 _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, returned_points=0)
@@ -25,9 +25,26 @@ def test_progress_names_steps_tokens_times_and_phase() -> None:
     )
 
 
+def test_before_its_length_is_known_a_run_shows_only_what_it_does() -> None:
+    progress = make_run().progress.model_copy(
+        update={"step": 0, "total_steps": None, "tokens": 0, "phase": "importing PyTorch"}
+    )
+    progress.eta_seconds = None
+    line = cards.progress_line(make_run(progress=progress))
+    assert line == "1 min 30 s elapsed · importing PyTorch"
+
+
 def test_progress_of_an_ended_run_has_no_remaining_time_and_no_phase() -> None:
     line = cards.progress_line(make_run(status="finished"))
     assert line == "step 50 / 200 · 51.2k tokens · 1 min 30 s elapsed"
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted", "stopped", "queued"])
+def test_the_bar_of_a_run_that_does_not_work_stands_still(status: RunStatus) -> None:
+    progress = make_run().progress.model_copy(update={"step": 0, "total_steps": None})
+    run = make_run(status=status, progress=progress)
+    assert cards.fraction_done(run) == 0.0
+    assert cards.fraction_done(run.model_copy(update={"status": "running"})) is None
 
 
 def test_no_remaining_time_is_shown_after_the_last_step() -> None:

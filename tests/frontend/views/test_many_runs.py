@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from frontend.charts.overlay import run_colors
 from frontend.charts.parallel import Axis, parallel_figure
-from frontend.charts.pareto import Point, frontier, held_out, pareto_figure
+from frontend.charts.pareto import Point, by_place, frontier, held_out, pareto_figure
 from frontend.runs.tables import comparison_csv, curves_csv
 from sae_engine.schema.analysis import BestValue, Comparison, ConfigDifference
+from sae_engine.schema.config import RunConfig
+from sae_engine.schema.fields import merge
 from sae_engine.schema.runs import MetricsSeries, Run
 from tests.frontend.samples import NASTY, make_run
 from tests.frontend.views.test_overview import plots
@@ -63,6 +65,45 @@ def test_points_open_their_runs_and_show_names_as_text() -> None:
     assert (marks["customdata"], marks["marker"]["color"]) == (["a"], ["#123456"])
     assert "&lt;script&gt;" in marks["hovertext"][0]
     assert drawn["layout"]["xaxis"].get("type") != "log"
+
+
+def at_place(run_id: str, **changes: dict[str, Any]) -> Run:
+    found = run(run_id, eval_l0=16.0, eval_fvu=0.2)
+    config = merge(found.config.model_dump(mode="json"), changes)
+    return found.model_copy(update={"config": RunConfig.model_validate(config)})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"layer": 4}},
+        {"model": {"site": "mlp_out"}},
+        {"model": {"name": "other"}},
+        {"data": {"dataset": "a.jsonl"}},
+        {"data": {"dataset": "a.jsonl", "text_column": "body"}},
+        {"data": {"subset": "de"}},
+        {"data": {"activations": "acts"}},
+        {"data": {"mixture": [{"dataset": "a.jsonl", "weight": 1}]}},
+    ],
+)
+def test_only_runs_on_the_same_text_and_hook_are_compared(other: dict[str, Any]) -> None:
+    same = {"sae": {"k": 7}, "train": {"lr": 0.1}}
+    runs = [at_place("elsewhere", **other), at_place("a"), at_place("b", **same)]
+    places = by_place(held_out(runs))
+    assert [[p.run.id for p in points] for points in places.values()] == [["a", "b"], ["elsewhere"]]
+    assert len({place.title for place in places}) == 2
+
+
+def test_points_are_labeled_until_labels_would_cover_each_other() -> None:
+    def labels(count: int) -> list[str]:
+        # the later a run, the worse in both: only the first is on the front
+        runs = [
+            run(f"r{n}", name="x" * 50, eval_l0=8.0 + n, eval_fvu=0.1 + n) for n in range(count)
+        ]
+        return pareto_figure(held_out(runs))["data"][1]["text"]
+
+    assert labels(12) == ["x" * 27 + "…"] * 12
+    assert labels(13) == ["x" * 27 + "…"] + [""] * 12
 
 
 def test_an_axis_of_very_different_values_is_logarithmic_with_round_marks() -> None:

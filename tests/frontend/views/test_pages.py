@@ -23,6 +23,7 @@ PAGES = {
     "launch": {"preset": "tiny"},
     "import_sae": {},
     "run": {"id": "finished"},
+    "settings": {"id": "finished"},
     "features": {"id": "finished"},
     "feature": {"id": "finished", "index": "3"},
     "map": {"id": "finished"},
@@ -213,7 +214,9 @@ def test_an_imported_sae_shows_no_k(open_page: Open, workbench: Workbench) -> No
 def test_a_failed_run_says_why_in_words(open_page: Open) -> None:
     app = open_page("run", id="failed")
     assert "The loss became NaN at step 120; lower train.lr." in shown(app)
-    assert any("step 120 nan" in code.value for code in app.code)
+    [log_tail] = [part for part in app.expander if part.label == "Last lines of the log"]
+    assert not log_tail.proto.expanded
+    assert "step 120 nan" in log_tail.code[0].value
 
 
 def test_a_run_draws_a_chart_for_every_metric_that_was_measured(open_page: Open) -> None:

@@ -93,6 +93,21 @@ def test_alerts_are_badges_messages_and_marks_on_every_curve(
         assert [line["x0"] for line in plot["figure"]["layout"]["shapes"]] == flags["x"]
 
 
+@pytest.mark.parametrize(("columns", "shown_columns"), [("1", 1), ("3", 3), ("9", 2), ("", 2)])
+def test_curves_are_laid_out_as_the_address_says(
+    open_page: Open, columns: str, shown_columns: int
+) -> None:
+    app = open_page("run", id="finished", columns=columns)
+    assert app.segmented_control(key="url:columns").value == shown_columns
+    assert {plot["group"] for plot in plots(app).values()} == {"curves"}
+
+
+def test_curves_are_downloaded_as_csv_named_after_the_run_and_the_step(open_page: Open) -> None:
+    app = open_page("run", id="finished")
+    [button] = [each for each in app.get("download_button") if each.proto.label == "CSV"]
+    assert button.proto.id.endswith("-csv")
+
+
 def test_name_tags_and_notes_are_changed_together_and_shown_as_text(
     open_page: Open, workbench: Workbench
 ) -> None:

@@ -114,6 +114,60 @@ def test_a_sweeps_name_is_its_members_name_without_the_varied_settings(
     assert sweep_name(make_run(name=member)) == sweep
 
 
+def cells(app: AppTest, run_id: str) -> list[str]:
+    """The text of a run's cells after its name."""
+    [row] = [row for row in shown(app).split("<tr") if f'href="run?id={run_id}"' in row]
+    return [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)][2:]
+
+
+def test_any_setting_or_metric_can_be_a_column(open_page: Open, workbench: Workbench) -> None:
+    workbench.configure("finished", "sae", k=7)
+    app = open_page("runs", columns="sae.k,model.name,eval_l0,nonsense,data.mixture")
+    assert cells(app, "finished") == ["7", "tiny-gemma2", "31.4", "–"]
+    assert "<code>sae.k</code>" in shown(app)
+    app.multiselect(key="chosen-columns").set_value(["status", "train.lr_schedule"]).run()
+    assert address(app, "columns") == "status,train.lr_schedule"
+    assert cells(app, "finished") == ["finished ", "linear_decay"]
+    app.button(key="usual-columns").click().run()
+    assert "columns" not in app.query_params
+    assert len(cells(app, "finished")) == 9
+
+
+def test_runs_are_grouped_by_what_they_share_across_all_pages(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.add(*(f"more{number}" for number in range(60)))
+    workbench.configure("failed", "sae", k=7)
+    app = open_page("runs", group="k")
+    titles = re.findall(r"<strong>(k \d+)</strong> (\d+) runs?( · best FVU [\d.]+)?", shown(app))
+    assert titles == [("k 32", "62", " · best FVU 0.285"), ("k 7", "1", " · best FVU 0.480")]
+    assert order_of(app)[-1] == "failed"
+    assert len(order_of(app)) == 63
+    app.selectbox(key="url:group").set_value("status").run()
+    assert address(app, "group") == "status"
+    assert "<strong>finished</strong> 61 runs" in shown(app)
+
+
+def test_a_group_or_a_page_is_selected_at_once(open_page: Open, workbench: Workbench) -> None:
+    workbench.configure("failed", "sae", k=7)
+    text = shown(open_page("runs", group="k", pick="failed"))
+    assert 'data-set="pick=failed%2Clive%2Cfinished"' in text  # the group k 32, and all
+    assert 'data-set="pick="' in text  # deselects the group k 7
+
+
+def test_selected_runs_are_stopped_or_deleted_as_their_states_allow(
+    open_page: Open, workbench: Workbench
+) -> None:
+    app = open_page("runs", pick="live,finished,gone")
+    app.button(key="stop-picked").click().run()
+    assert not app.exception
+    assert workbench.runs["live"].status == "stopping"
+    assert workbench.runs["finished"].status == "finished"
+    app.button(key="delete-picked-sure").click().run()
+    assert set(workbench.runs) == {"live", "failed"}
+    assert "pick" not in app.query_params
+
+
 def test_all_matching_runs_are_points_that_open_them(open_page: Open) -> None:
     app = open_page("runs", view="pareto")
     plot = only_plot(app)

@@ -5,6 +5,8 @@ Each case runs in its own process; see `hub_server.ask`.
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,7 @@ def test_a_gated_model_needs_the_token_and_says_so(hub, tmp_path, model_folders)
 TRAIN = """
 import json
 from pathlib import Path
+from typing import Any
 from sae_engine.files import RunFolder
 from sae_engine.presets import validate_config
 from sae_engine.training.loop import train
@@ -114,3 +117,42 @@ def test_an_unreachable_hub_is_reported_within_seconds(tmp_path):
     message = ask(LOAD.replace("try:", LIMITED_TRY), nowhere, tmp_path)
     assert message.startswith("The model 'some/model' is not cached and the Hugging Face hub")
     assert "check the network" in message
+
+
+CHECK = """
+import json
+from sae_engine.errors import ConfigError
+from sae_engine.preflight import check_hub
+from sae_engine.presets import resolve_config
+given = json.loads({given!r})
+try:
+    check_hub([resolve_config("quick-test", given)] * 3)
+    print(json.dumps(None))
+except ConfigError as error:
+    [problem] = error.problems
+    print(json.dumps([problem.field, problem.message]))
+"""
+
+
+def checked(hub: Hub, home: Path, given: dict[str, dict[str, str]], **environment: str) -> Any:
+    return ask(CHECK.format(given=json.dumps(given)), hub, home, **environment)
+
+
+def test_what_the_hub_cannot_give_is_refused_before_the_run_is_queued(hub, tmp_path):
+    hub.add("models", "some/model", {"config.json": b"{}"})
+    hub.add("models", "some/gated", {"config.json": b"{}"}, token="hf_right")
+    hub.add("datasets", "some/text", three_files())
+    model = {"model": {"name": "some/model"}, "data": {"dataset": "some/text"}}
+    assert checked(hub, tmp_path, model) is None
+    assert hub.sent == ["config.json"]  # asked for once, and only its header
+    gated = {"model": {"name": "some/gated"}}
+    assert checked(hub, tmp_path, gated, HF_TOKEN="hf_right") is None
+    field, message = checked(hub, tmp_path, gated)
+    assert (field, "is gated" in message) == ("model.name", True)
+    field, message = checked(hub, tmp_path, {"model": {"name": "some/typo"}})
+    assert (field, "There is no model 'some/typo'" in message) == ("model.name", True)
+    field, message = checked(hub, tmp_path, {"data": {"dataset": "some/typo"}})
+    assert (field, "There is no dataset 'some/typo'" in message) == ("data.dataset", True)
+    hub.endpoint = "http://127.0.0.1:9"  # nothing listens
+    field, message = checked(hub, tmp_path, {"model": {"name": "some/model"}})
+    assert (field, "the Hugging Face hub cannot be reached" in message) == ("model.name", True)

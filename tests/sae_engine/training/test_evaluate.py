@@ -13,6 +13,21 @@ from tests.sae_engine.model.test_language_model import ids_of
 from tests.sae_engine.sae.test_autoencoders import random_sae
 
 
+def measured(*arguments, **more) -> dict[str, float]:
+    """The metrics, after all progress."""
+    return parts_and_metrics(*arguments, **more)[1]
+
+
+def parts_and_metrics(*arguments, **more) -> tuple[list[tuple[int, int]], dict[str, float]]:
+    parts: list[tuple[int, int]] = []
+    found = cross_entropy_metrics(*arguments, **more)
+    while True:
+        try:
+            parts.append(next(found))
+        except StopIteration as end:
+            return parts, end.value
+
+
 def identity_sae(d: int) -> TopKSAE:
     """Latents +e_i and -e_i reconstruct every vector exactly with k = d."""
     sae = TopKSAE(d, 2 * d, d)
@@ -62,12 +77,12 @@ def test_cross_entropy_scores_of_lossless_zero_and_mean_reconstructions(model_fo
     model = prefix.full()
     ids = ids_of(rows=5)
     mean = prefix.activations(ids)[~prefix.special_mask(ids)].mean(0)
-    lossless = cross_entropy_metrics(model, identity_sae(32), ids, mean)
+    lossless = measured(model, identity_sae(32), ids, mean)
     assert lossless["ce_delta"] == pytest.approx(0, abs=1e-5)
     assert lossless["ce_loss_score"] == pytest.approx(1, abs=1e-4)
-    zero = cross_entropy_metrics(model, constant_sae(32, torch.zeros(32)), ids, mean)
+    zero = measured(model, constant_sae(32, torch.zeros(32)), ids, mean)
     assert zero["ce_loss_score"] == pytest.approx(0, abs=1e-6)
-    at_mean = cross_entropy_metrics(model, constant_sae(32, mean), ids, mean)
+    at_mean = measured(model, constant_sae(32, mean), ids, mean)
     assert at_mean["ce_loss_score_mean"] == pytest.approx(0, abs=1e-6)
 
 
@@ -104,10 +119,18 @@ class Ones(SpliceModel):
 def test_a_score_relative_to_an_ablation_that_changes_nothing_is_not_defined():
     ids = torch.zeros(2, 4, dtype=torch.int64)
     sae = constant_sae(3, torch.full((3,), 0.75))
-    found = cross_entropy_metrics(Ones(), sae, ids, torch.ones(3))
+    found = measured(Ones(), sae, ids, torch.ones(3))
     assert found["ce_delta"] == pytest.approx(0.25)
     assert found["ce_loss_score"] == pytest.approx(0.75)
     assert math.isnan(found["ce_loss_score_mean"])
+
+
+@pytest.mark.parametrize(("num_rows", "num_parts"), [(1, 4), (1024, 4), (1025, 8), (3000, 12)])
+def test_the_progress_counts_every_pass_through_the_model(num_rows: int, num_parts: int):
+    ids = torch.zeros(num_rows, 4, dtype=torch.int64)  # 1,024 rows fill a pass
+    sae = constant_sae(3, torch.zeros(3))
+    parts, _ = parts_and_metrics(Ones(), sae, ids, torch.ones(3))
+    assert parts == [(done, num_parts) for done in range(1, num_parts + 1)]
 
 
 def test_only_the_given_positions_are_replaced_and_counted(model_folders):
@@ -116,7 +139,7 @@ def test_only_the_given_positions_are_replaced_and_counted(model_folders):
     at = ~prefix.special_mask(ids)
     at[:, 2:] = False
     zero = constant_sae(32, torch.zeros(32))
-    found = cross_entropy_metrics(model, zero, ids, torch.ones(32), at=at)
+    found = measured(model, zero, ids, torch.ones(32), at=at)
     assert found["ce_loss_score"] == pytest.approx(0, abs=1e-6)
     seen: list[int] = []
 
