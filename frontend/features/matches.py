@@ -79,7 +79,11 @@ def show_matches(a: str, b: str) -> None:
     chart, side = st.columns([2.4, 1], gap="large", vertical_alignment="center")
     with chart:
         names = [f"{letter} · {cached_run(i).name}" for letter, i in (("A", a), ("B", b))]
-        show_figure(cosine_figure(found, names), key="chart-cosines")
+        show_figure(
+            cosine_figure(found, names),
+            key="chart-cosines",
+            about="Cosines to the nearest features",
+        )
     with side:
         key, write = bound("threshold", threshold, default=MATCH_THRESHOLD)
         st.slider("Threshold", 0.0, 1.0, step=0.05, key=key, on_change=write, help=_HELP)

@@ -12,12 +12,11 @@ from typing import NamedTuple
 from frontend.html.blocks import feature_link, panel_title, set_link, table
 from frontend.html.format import count, counted, number
 from frontend.html.marks import mark_line
-from frontend.html.tokens import chip, context_lines, escaped, example, opacity
+from frontend.html.tokens import HOT, chip, context_lines, escaped, example, opacity
 from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
-HOT = 0.75
 
 
 class Found(NamedTuple):

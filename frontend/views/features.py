@@ -122,6 +122,7 @@ def _densities(run: Run, snapshot: Snapshot) -> None:
     show_figure(
         density_figure(data, lowest=lowest, highest=highest),
         key="densities",
+        about="Number of features by density",
         range={
             "address": href("features", {"id": run.id, **query}),
             "low": "min_density",
@@ -213,6 +214,8 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
         **{each: param(each) for each in FILTERS},
     }
     css = ' class="num"' if name in ("density", "max_activation") else ""
+    if on:
+        css += f' aria-sort="{"descending" if order == "desc" else "ascending"}"'
     return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
