@@ -7,7 +7,8 @@ from pathlib import Path
 import streamlit as st
 
 from frontend.api.client import ApiProblem
-from frontend.html.blocks import HOME, slash_focuses_search
+from frontend.html.blocks import HOME
+from frontend.shell.help import show_help
 from frontend.shell.navigation import PAGES, script_of
 from frontend.shell.problems import show_problem, show_problem_of_attempt
 
@@ -28,7 +29,7 @@ page = st.navigation(
     ],
     position="top",
 )
-slash_focuses_search()
+show_help()
 show_problem_of_attempt()
 try:
     page.run()

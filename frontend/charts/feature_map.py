@@ -63,8 +63,7 @@ def _name(region: MapRegion) -> dict[str, Any]:
         "text": " · ".join(plotly_text(token[:NAME_LENGTH]) for token in region.tokens),
         "showarrow": False,
         "font": {"size": 12, "weight": 600},
-        "opacity": 0.85,
-        "borderpad": 2,
+        "borderpad": 1,
     }
 
 

@@ -68,13 +68,20 @@ def nearest_features(run_id: str, neighbors: Sequence[Neighbour], snapshot: str 
     """Features with similar decoder rows, as links."""
     rows = "".join(
         f"<li>{feature_link(run_id, near.index, snapshot=snapshot, css='')}"
-        f"<span>{mark(near.label, starred=near.starred)} {chips(near.top_tokens[:NEIGHBOR_TOKENS])}"
-        f'</span><span class="num">{near.cosine:+.2f}</span></li>'
+        f"<span>{mark(near.label, starred=near.starred)} {_tokens(run_id, near, snapshot)}</span>"
+        f'<span class="num">{near.cosine:+.2f}</span></li>'
         for near in neighbors[:NEIGHBORS]
     )
     title = panel_title("Nearest features <small>by cosine of decoder rows</small>")
     about = explanation("What do 0.3 and 0.9 mean?", ABOUT_COSINES)
     return f'{title}{about}<ul class="wb-neighbours">{rows}</ul>'
+
+
+def _tokens(run_id: str, near: Neighbour, snapshot: str | None) -> str:
+    if not near.top_tokens:
+        return ""
+    shown = chips(near.top_tokens[:NEIGHBOR_TOKENS])
+    return feature_link(run_id, near.index, snapshot=snapshot, label_html=shown, css="")
 
 
 def history_title(history: FeatureHistory) -> str:

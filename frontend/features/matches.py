@@ -145,10 +145,12 @@ def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
 
 def _cells(run_id: str, row: FeatureRow) -> str:
     state = f'<span class="wb-state {row.state}">{row.state}</span>' if row.state != "alive" else ""
+    snippet = example(row.example, reach=8)
+    shown = feature_link(run_id, row.index, label_html=snippet, css="wb-example")
     marks = mark(row.label, starred=row.starred)
     return (
         f'<td><div class="wb-matchhead">{feature_link(run_id, row.index, css="wb-feature")}{state}'
         f"{marks}<small>{percent(row.density.fraction)}</small></div>"
         f"{chips(row.top_tokens[:3])}</td>"
-        f'<td class="example">{example(row.example, reach=8)}</td>'
+        f'<td class="example">{shown}</td>'
     )

@@ -67,20 +67,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
 }
 """
 
-_SLASH_JS = """
-export default function () {
-  const listen = (event) => {
-    const typing = event.target.closest("input, textarea, [contenteditable]");
-    const box = document.querySelector(".st-key-search input");
-    if (event.key !== "/" || typing || !box) return;
-    event.preventDefault();
-    box.focus();
-  };
-  document.addEventListener("keydown", listen);
-  return () => document.removeEventListener("keydown", listen);
-}
-"""
-
 HOME = "runs"
 """The page at the root of the address."""
 
@@ -200,11 +186,6 @@ def act_button(
         f'<button class="{f"wb-do {css}".strip()}" data-act="{act}" title="{text}" '
         f'aria-label="{text}"{state}{off}>{sign}</button>'
     )
-
-
-def slash_focuses_search() -> None:
-    """Let the key `/` jump to the page's search box."""
-    component("wb_slash", js=_SLASH_JS)(key="slash", height=0)
 
 
 def html_block(body: str) -> None:

@@ -19,7 +19,8 @@ def cluster_names(clusters: Sequence[int], top_tokens: Sequence[Sequence[str]]) 
     """Up to `NAME_TOKENS` tokens for each cluster from 0 on, best first.
 
     Both arguments are by feature; features of cluster -1 are left out. Tokens that differ only in
-    case or outer spaces count as one, and white space does not count.
+    case or outer spaces count as one, and white space does not count. Punctuation names a cluster
+    that shares no word.
     """
     num_clusters = max(clusters, default=-1) + 1
     counts = [Counter[str]() for _ in range(num_clusters)]
@@ -35,7 +36,8 @@ def cluster_names(clusters: Sequence[int], top_tokens: Sequence[Sequence[str]]) 
             for token, number in count.items()
             if number >= LEAST_FEATURES
         }
-        return sorted(scores, key=lambda token: (-scores[token], token))[:NAME_TOKENS]
+        words = [token for token in scores if any(map(str.isalnum, token))]
+        return sorted(words or scores, key=lambda token: (-scores[token], token))[:NAME_TOKENS]
 
     return [name(count) for count in counts]
 

@@ -31,12 +31,14 @@ _PAGES = {
     "playground?id={a}&steer=2:2": ".st-key-generate",
     "compare?runs={a},{b}": ".wb-key",
     "compare?runs={a},{b}&part=features": "table.matches",
+    "glossary": ".st-key-glossary table",
 }
 """Addresses of all pages, each with what it shows once it is drawn."""
 _CLICKS = {
     "run?id={a}": (".st-key-more button", ".st-key-delete button"),
     "features?id={a}&pick=1,3": (".st-key-downloads button",),
     "compare?runs={a},{b}&part=features": (".wb-why summary",),
+    "glossary": (".wb-helpbutton",),
 }
 """What is opened before the page is judged."""
 

@@ -24,6 +24,8 @@ def test_a_token_that_all_clusters_share_names_none_before_their_own() -> None:
         ([["▁cat", "CAT"], ["dog"]], []),  # one feature's, though twice
         ([["\n", "  "], ["\n", "  "]], []),
         ([["b", "a"], ["b", "a"]], ["a", "b"]),
+        ([["(", "x1"], ["(", "x1"]], ["x1"]),
+        ([["(", "."], ["(", "."]], ["(", "."]),
         ([list("abcde"), list("abcde")], ["a", "b", "c"]),
     ],
 )
