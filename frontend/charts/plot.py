@@ -82,10 +82,9 @@ export default async function ({ data, parentElement }) {
   const first = !box.wbDrawn;
   if (first) box.textContent = "";
   box.wbDrawn = true;
-  const downloads = data.library === "gl2d";
-  const config = { displayModeBar: downloads, displaylogo: false, modeBarButtons: [["toImage"]],
-    toImageButtonOptions: { filename: "features", scale: 2 },
-    scrollZoom: layout.dragmode === "pan" };
+  const isMap = layout.dragmode === "pan";
+  const config = { displayModeBar: isMap, displaylogo: false, modeBarButtons: [["toImage"]],
+    toImageButtonOptions: { filename: "features", scale: 2 }, scrollZoom: isMap };
   await Plotly.react(box, drawable(traces), themed(layout, box), config);
   if (first) {
     box.on("plotly_hover", (event) => { box.wbHover = event.points[0].x; });
