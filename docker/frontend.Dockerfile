@@ -11,6 +11,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY sae_engine/__init__.py sae_engine/__init__.py
 COPY sae_engine/schema sae_engine/schema
 COPY frontend frontend
+COPY docs/glossary.md docs/glossary.md
 
 RUN useradd --uid 10001 --create-home workbench
 USER 10001

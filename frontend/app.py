@@ -7,8 +7,9 @@ from pathlib import Path
 import streamlit as st
 
 from frontend.api.client import ApiProblem
-from frontend.html.blocks import HOME, slash_focuses_search
+from frontend.html.blocks import HOME
 from frontend.shell.away import banner_while_away
+from frontend.shell.help import show_help
 from frontend.shell.navigation import PAGES, script_of
 from frontend.shell.problems import show_problem, show_problem_of_attempt
 
@@ -29,7 +30,7 @@ page = st.navigation(
     ],
     position="top",
 )
-slash_focuses_search()
+show_help()
 banner_while_away()
 show_problem_of_attempt()
 try:

@@ -38,7 +38,7 @@ def check_paths(services: Services, config: RunConfig) -> None:
 
 
 def check_sae_path(services: Services, path: str) -> None:
-    """Raise `ConfigError` if a file of the SAE at `path` lies outside those folders."""
+    """Raise `ConfigError` if a file of the SAE at `path` is outside those folders."""
     _require_readable(services.settings, _sae_files("path", path))
 
 
@@ -53,8 +53,8 @@ def _require_allowed(settings: Settings, files: Iterable[tuple[str, Path]]) -> N
         if not any(path.resolve().is_relative_to(root) for root in allowed):
             raise ConfigError.of(
                 field,
-                f"'{path}' is not in a folder this server may read; move it to the data folder "
-                f"'{settings.data_dir}' or add its folder to SAE_WORKBENCH_READ_DIRS.",
+                f"'{path}' is not in a folder that this server may read; move it to the data "
+                f"folder '{settings.data_dir}' or add its folder to SAE_WORKBENCH_READ_DIRS.",
             )
 
 

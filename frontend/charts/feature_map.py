@@ -10,11 +10,13 @@ from frontend.charts.figure import ORANGE, SMALL, TEAL, VIOLET, Figure, Trace, m
 from frontend.charts.histograms import FAINT, density_ticks
 from frontend.html.format import percent
 from frontend.html.tokens import plotly_text
-from sae_engine.schema.analysis import FeatureMap
+from sae_engine.schema.analysis import FeatureMap, MapRegion
 
 DENSITY_SCALE = [[0, VIOLET], [0.5, TEAL], [1, ORANGE]]
 """Distinct from each other and from the background of both themes."""
 _MANY = 20_000
+NAME_LENGTH = 16
+"""Characters of a token that the name of a region shows."""
 
 
 def map_figure(data: FeatureMap, *, chosen: Collection[int]) -> Figure:
@@ -48,8 +50,21 @@ def map_figure(data: FeatureMap, *, chosen: Collection[int]) -> Figure:
         "uirevision": f"map {data.snapshot}",
         "xaxis": axis,
         "yaxis": {**axis, "scaleanchor": "x"},
+        "annotations": [_name(region) for region in data.regions if region.tokens],
     }
     return Figure(data=[points, found], layout=layout)
+
+
+def _name(region: MapRegion) -> dict[str, Any]:
+    """The name of a region over its middle; a click goes through it."""
+    return {
+        "x": region.x,
+        "y": region.y,
+        "text": " · ".join(plotly_text(token[:NAME_LENGTH]) for token in region.tokens),
+        "showarrow": False,
+        "font": {"size": 12, "weight": 600},
+        "borderpad": 1,
+    }
 
 
 def _points(

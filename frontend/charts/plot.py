@@ -85,14 +85,20 @@ const leave = (box, event) => {
 
 export default async function ({ data, parentElement }) {
   const box = parentElement.querySelector(".wb-plot");
+  box.setAttribute("role", "img");
+  box.setAttribute("aria-label", data.figure.layout.title?.text ?? data.about);
   box.style.minHeight = data.figure.layout.height + "px";
   box.wbLatest = data;
+  if (!box.wbDrawn) box.textContent = "Loading the chart…";
   const Plotly = await library(data.library);
   if (box.wbLatest !== data || !box.isConnected) return;
   const { data: traces, layout } = structuredClone(data.figure);
   const first = !box.wbDrawn;
+  if (first) box.textContent = "";
   box.wbDrawn = true;
-  const config = { displayModeBar: false, scrollZoom: layout.dragmode === "pan" };
+  const isMap = layout.dragmode === "pan";
+  const config = { displayModeBar: isMap, displaylogo: false, modeBarButtons: [["toImage"]],
+    toImageButtonOptions: { filename: "features", scale: 2 }, scrollZoom: isMap };
   await Plotly.react(box, drawable(traces), themed(layout, box), config);
   if (first) {
     box.on("plotly_hover", (event) => follow(box, event));
@@ -123,14 +129,16 @@ def show_figure(
     opens: str | None = None,
     range: Range | None = None,
     group: str | None = None,
+    about: str = "Chart",
 ) -> None:
     """Show a chart; shown again under the same key it is updated in place.
 
     A click on a point opens `opens` followed by the point's `customdata`. With a `range`, a click
     on a bar (its `customdata` are its bounds) or a selection on the axis opens the range's address.
     Charts of a `group` share their horizontal axis: hovering one shows the same place in all.
+    `about` tells a reader who cannot see the chart what it shows.
     """
     url = f"{base_path()}/app/static/plotly-{library}.min.js"
-    data = {"figure": figure, "library": url, "opens": opens, "range": range}
+    data = {"figure": figure, "library": url, "opens": opens, "range": range, "about": about}
     data |= {"group": group}
     component("wb_plot", js=_JS, html='<div class="wb-plot"></div>')(key=key, data=data)

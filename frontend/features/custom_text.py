@@ -6,7 +6,7 @@ import streamlit as st
 
 from frontend.api.cache import client
 from frontend.api.client import ApiProblem
-from frontend.features.token_chips import colored_text
+from frontend.features.token_chips import STRENGTH, colored_text
 from frontend.html.blocks import html_block, link, show_linked
 from frontend.html.format import number
 from frontend.shell.problems import show_problem
@@ -54,7 +54,9 @@ def _verdict(run: Run, index: int, text: str, answer: TextActivations) -> str:
     query = {"id": run.id, "snapshot": param("snapshot")}
     all_features = {**query, "text": text, "lock": index}
     here = link("playground", "all features of this text", all_features)
-    steer = link("playground", "steer with this feature", {**query, "steer": f"{index}:1"})
+    steer = link(
+        "playground", "steer with this feature", {**query, "steer": f"{index}:{STRENGTH:g}"}
+    )
     largest = max(answer.features[0].activations)
     fires = f"max {number(largest)}" if largest > 0 else "does not fire on this text"
     return f'<p class="wb-muted wb-own">{fires} · {here} · {steer}</p>'

@@ -23,13 +23,12 @@ NEIGHBORS = 10
 LOGITS = 8
 NEIGHBOR_TOKENS = 3
 ABOUT_COSINES = f"""\
-The cosine says how alike the directions are that two features write, from 1 (the same) \
-to -1 (opposite).
-0.9 or more: nearly the same feature twice.
-{MATCH_THRESHOLD}: Compare counts two features of different SAEs as the same one from here on.
-0.3: related, such as features for two keywords; each mostly does something of its own.
-Near 0: unrelated. Random directions of width d have cosines of about 1/√d, or 0.02 for 2,304.
-Below 0: one writes against the other."""
+The cosine compares the directions that two features add to the model: 1 is the same direction, \
+-1 the opposite one.
+0.9 or more: near-duplicates.
+{MATCH_THRESHOLD} or more: Compare counts features of two SAEs as the same.
+0.3: related, but each does something of its own.
+Near 0: unrelated. Random directions of width d have cosines of about ±1/√d: ±0.02 for 2,304."""
 _TOKEN_COLUMNS = (
     ("Fires", "Occurrences of this token on which the feature fires"),
     ("Precision", "Share of the feature's firings that are on this token"),
@@ -69,13 +68,20 @@ def nearest_features(run_id: str, neighbors: Sequence[Neighbour], snapshot: str 
     """Features with similar decoder rows, as links."""
     rows = "".join(
         f"<li>{feature_link(run_id, near.index, snapshot=snapshot, css='')}"
-        f"<span>{mark(near.label, starred=near.starred)} {chips(near.top_tokens[:NEIGHBOR_TOKENS])}"
-        f'</span><span class="num">{near.cosine:+.2f}</span></li>'
+        f"<span>{mark(near.label, starred=near.starred)} {_tokens(run_id, near, snapshot)}</span>"
+        f'<span class="num">{near.cosine:+.2f}</span></li>'
         for near in neighbors[:NEIGHBORS]
     )
     title = panel_title("Nearest features <small>by cosine of decoder rows</small>")
     about = explanation("What do 0.3 and 0.9 mean?", ABOUT_COSINES)
     return f'{title}{about}<ul class="wb-neighbours">{rows}</ul>'
+
+
+def _tokens(run_id: str, near: Neighbour, snapshot: str | None) -> str:
+    if not near.top_tokens:
+        return ""
+    shown = chips(near.top_tokens[:NEIGHBOR_TOKENS])
+    return feature_link(run_id, near.index, snapshot=snapshot, label_html=shown, css="")
 
 
 def history_title(history: FeatureHistory) -> str:

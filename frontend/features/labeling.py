@@ -141,7 +141,7 @@ def job_line(job: LabelJob) -> str:
     """The work done by a labeling job so far, and on a second line its last problem."""
     parts = [f"{count(job.labeled)} labeled"]
     if job.kept:
-        parts.append(f"{count(job.kept)} meanwhile labeled by a person")
+        parts.append(f"{count(job.kept)} labeled by a person meanwhile")
     if job.failed:
         parts.append(f"{count(job.failed)} without a usable answer")
     tokens = short_count(job.prompt_tokens + job.completion_tokens)

@@ -79,7 +79,11 @@ def show_matches(a: str, b: str) -> None:
     chart, side = st.columns([2.4, 1], gap="large", vertical_alignment="center")
     with chart:
         names = [f"{letter} · {cached_run(i).name}" for letter, i in (("A", a), ("B", b))]
-        show_figure(cosine_figure(found, names), key="chart-cosines")
+        show_figure(
+            cosine_figure(found, names),
+            key="chart-cosines",
+            about="Cosines to the nearest features",
+        )
     with side:
         key, write = bound("threshold", threshold, default=MATCH_THRESHOLD)
         st.slider("Threshold", 0.0, 1.0, step=0.05, key=key, on_change=write, help=_HELP)
@@ -141,10 +145,12 @@ def _row(a: str, b: str, item: MatchedFeatures, section: MatchSection) -> str:
 
 def _cells(run_id: str, row: FeatureRow) -> str:
     state = f'<span class="wb-state {row.state}">{row.state}</span>' if row.state != "alive" else ""
+    snippet = example(row.example, reach=8)
+    shown = feature_link(run_id, row.index, label_html=snippet, css="wb-example")
     marks = mark(row.label, starred=row.starred)
     return (
         f'<td><div class="wb-matchhead">{feature_link(run_id, row.index, css="wb-feature")}{state}'
         f"{marks}<small>{percent(row.density.fraction)}</small></div>"
         f"{chips(row.top_tokens[:3])}</td>"
-        f'<td class="example">{example(row.example, reach=8)}</td>'
+        f'<td class="example">{shown}</td>'
     )

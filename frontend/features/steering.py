@@ -9,12 +9,13 @@ import streamlit as st
 
 from frontend.api.cache import client, feature_row, num_features
 from frontend.api.client import ApiProblem
-from frontend.features.token_chips import MAX_STRENGTH, strengths_text
+from frontend.features.steering_example import Example, steering_example
+from frontend.features.token_chips import MAX_STRENGTH, STRENGTH, strengths_text
 from frontend.html.blocks import feature_link, html_block, panel_title, section_title, show_linked
 from frontend.html.format import number
 from frontend.html.marks import mark_line
 from frontend.html.tokens import escaped
-from frontend.shell.problems import show_problem
+from frontend.shell.problems import attempt, show_problem
 from frontend.shell.progress import phase_line
 from frontend.shell.url import bound, float_param, int_param, param, set_param
 from sae_engine.schema.playground import Side, SteerPhase, SteerResult
@@ -23,7 +24,8 @@ from sae_engine.schema.runs import Run
 MAX_PROMPT = 4000
 """Limited by the length of a URL."""
 MAX_NEW_TOKENS = 200
-NEW_TOKENS, TEMPERATURE, SEED = 40, 1.0, 0
+NEW_TOKENS, TEMPERATURE, SEED = 40, 0.5, 0
+"""Small models stay readable at this temperature."""
 TITLES: dict[Side, str] = {"plain": "Plain", "steered": "Steered"}
 
 
@@ -64,11 +66,27 @@ def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
                 else "Click steer beside a feature above, or add one by its index."
             )
             html_block(f'<p class="wb-muted">{text}</p>')
+            st.button(
+                "Try an example",
+                icon=":material/lightbulb:",
+                key="steer-example",
+                type="tertiary",
+                help="Steers a text of the corpus with a feature that has one clear token",
+                on_click=lambda: attempt(lambda: _try(steering_example(run.id, step))),
+            )
             return
         answer = _generate(question, strengths)
     if answer is not None:
         st.session_state["steered"] = (question, answer)
         st.rerun()
+
+
+def _try(example: Example | None) -> None:
+    """Set the example in the address, and generate."""
+    if example is not None:
+        set_param("prompt", example.prompt)
+        set_param("steer", strengths_text({example.feature: STRENGTH}))
+        set_param("go", "1")
 
 
 def _generate(question: Question, strengths: Mapping[int, float]) -> SteerResult | None:
@@ -128,7 +146,7 @@ def _add_feature(run: Run, step: int, strengths: Mapping[int, float]) -> None:
     def add() -> None:
         index = st.session_state["steer-add"]
         if index is not None:
-            _steer_with({**strengths, index: 1.0})
+            _steer_with({**strengths, index: STRENGTH})
         st.session_state["steer-add"] = None
 
     st.number_input(

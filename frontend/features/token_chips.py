@@ -12,12 +12,13 @@ from typing import NamedTuple
 from frontend.html.blocks import feature_link, panel_title, set_link, table
 from frontend.html.format import count, counted, number
 from frontend.html.marks import mark_line
-from frontend.html.tokens import chip, context_lines, escaped, example, opacity
+from frontend.html.tokens import HOT, chip, context_lines, escaped, example, opacity
 from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
-HOT = 0.75
+STRENGTH = 2.0
+"""Of a feature just added: at 1 many features change a text little."""
 
 
 class Found(NamedTuple):
@@ -113,12 +114,18 @@ def feature_table(
         name = feature_link(run_id, index, snapshot=snapshot, css="wb-index")
         token = f"<td>{chip(answer.tokens[place].text)}</td>" if show_token else ""
         marks = mark_line(answer.labels.get(index), starred=index in answer.starred)
+        shown = ""
+        if row is not None:
+            snippet = example(row.example, reach=7)
+            shown = feature_link(
+                run_id, index, snapshot=snapshot, label_html=snippet, css="wb-example"
+            )
         body += (
             f"<tr><td>{name}</td>{token}"
             f'<td class="num">{number(activation)}</td>'
             f'<td class="bar"><i style="width:{activation / largest:.0%}"></i></td>'
             f'<td class="what">{marks}'
-            f"{example(row.example, reach=7) if row else ''}</td>"
+            f"{shown}</td>"
             f"<td>{_highlight_link(index, on=index == highlighted)} "
             f"{_steer_link(index, strengths)}</td></tr>"
         )
@@ -143,7 +150,7 @@ def _steer_link(index: int, strengths: Mapping[int, float]) -> str:
     rest = {i: s for i, s in strengths.items() if i != index}
     return set_link(
         "steered" if on else "steer",
-        {"steer": strengths_text(rest if on else {**strengths, index: 1.0}), "go": None},
+        {"steer": strengths_text(rest if on else {**strengths, index: STRENGTH}), "go": None},
         css="wb-act on" if on else "wb-act",
         tip="Stop steering with this feature" if on else "Add to the steering below",
     )

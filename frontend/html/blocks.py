@@ -67,20 +67,6 @@ export default function ({ data, parentElement, setTriggerValue }) {
 }
 """
 
-_SLASH_JS = """
-export default function () {
-  const listen = (event) => {
-    const typing = event.target.closest("input, textarea, [contenteditable]");
-    const box = document.querySelector(".st-key-search input");
-    if (event.key !== "/" || typing || !box) return;
-    event.preventDefault();
-    box.focus();
-  };
-  document.addEventListener("keydown", listen);
-  return () => document.removeEventListener("keydown", listen);
-}
-"""
-
 HOME = "runs"
 """The page at the root of the address."""
 
@@ -111,8 +97,16 @@ def href(page: str, query: Mapping[str, object | None]) -> str:
 
 def link(page: str, label_html: str, query: Mapping[str, object | None], *, css: str = "") -> str:
     """An anchor to a page; `label_html` is HTML already."""
-    kind = f' class="{css}"' if css else ""
-    return f'<a{kind} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
+    return _anchor(page, label_html, query, f' class="{css}"' if css else "")
+
+
+def tab_link(page: str, title: str, query: Mapping[str, object | None], *, on: bool) -> str:
+    """The anchor of a tab, of which one is the current one."""
+    return _anchor(page, escaped(title), query, ' class="on" aria-current="page"' if on else "")
+
+
+def _anchor(page: str, label_html: str, query: Mapping[str, object | None], attributes: str) -> str:
+    return f'<a{attributes} href="{html.escape(href(page, query), quote=True)}">{label_html}</a>'
 
 
 def feature_link(
@@ -138,10 +132,12 @@ def set_link(
 ) -> str:
     """An anchor to this page with some values of its address changed; None removes one.
 
-    With `checked` it is a box in that state, named by its `tip`.
+    With `checked` it is a box in that state, named by its `tip`; with the
+    class `on` it is the current one of several.
     """
     query = urlencode({name: "" if value is None else value for name, value in change.items()})
-    role = "" if checked is None else _box(checked, tip)
+    role = ' aria-current="true"' if "on" in css.split() else ""
+    role = role if checked is None else _box(checked, tip)
     return (
         f'<a class="{css}" href="?{html.escape(query, quote=True)}" '
         f'data-set="{html.escape(query, quote=True)}" title="{escaped(tip)}"{role}>{label_html}</a>'
@@ -192,11 +188,6 @@ def act_button(
     )
 
 
-def slash_focuses_search() -> None:
-    """Let the key `/` jump to the page's search box."""
-    component("wb_slash", js=_SLASH_JS)(key="slash", height=0)
-
-
 def html_block(body: str) -> None:
     """Show HTML (escaped already) without links; nothing if it is empty."""
     if body:
@@ -244,9 +235,9 @@ def badge(status: RunStatus) -> str:
 def progress_bar(fraction: float | None, *, css: str = "") -> str:
     """A thin bar; it slides while the fraction is unknown."""
     if fraction is None:
-        return f'<span class="wb-progress unknown {css}"><i></i></span>'
-    share = min(max(fraction, 0.0), 1.0)
-    return f'<span class="wb-progress {css}"><i style="width:{share:.1%}"></i></span>'
+        return f'<span class="wb-progress unknown {css}" aria-hidden="true"><i></i></span>'
+    width = f"width:{min(max(fraction, 0.0), 1.0):.1%}"
+    return f'<span class="wb-progress {css}" aria-hidden="true"><i style="{width}"></i></span>'
 
 
 def sweep_link(run: Run) -> str:

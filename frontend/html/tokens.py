@@ -16,8 +16,8 @@ from sae_engine.schema.features import Context, TokenLogit
 SNIPPET_TOKENS = 24
 """Tokens shown on either side of the peak in a snippet."""
 
-# Opacity above which text on the color must be dark in either theme.
-_HOT = 0.75
+HOT = 0.675
+"""Opacity above which black is easier to read on the color than white."""
 
 _PICTURES = {"\n": "↵", "\t": "⇥", "\r": "␍", "\x7f": "␡", "\xa0": "⍽"}
 
@@ -88,7 +88,7 @@ def _span(token: str, activation: float, largest: float) -> str:
     strength = opacity(activation, largest)
     if strength == 0:
         return escaped(token)
-    hot = ' class="h"' if strength > _HOT else ""
+    hot = ' class="h"' if strength > HOT else ""
     return f'<b{hot} style="--o:{strength:.2f}" data-v="{number(activation)}">{escaped(token)}</b>'
 
 

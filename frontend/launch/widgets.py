@@ -34,13 +34,9 @@ def _help(spec: FieldSpec) -> str:
     return f"{spec.help}\n\n`{spec.path}`"
 
 
-def _label(spec: FieldSpec) -> str:
-    return spec.name.replace("_", "\\_")
-
-
 def _integer(spec: FieldSpec, default: Value, key: str) -> Value:
     return st.number_input(
-        _label(spec),
+        spec.name,
         min_value=None if spec.minimum is None else int(spec.minimum),
         max_value=_LARGEST_INT if spec.maximum is None else int(spec.maximum),
         value=default if isinstance(default, int) else None,
@@ -53,7 +49,7 @@ def _integer(spec: FieldSpec, default: Value, key: str) -> Value:
 
 def _float(spec: FieldSpec, default: Value, key: str) -> Value:
     return st.number_input(
-        _label(spec),
+        spec.name,
         min_value=None if spec.minimum is None else float(spec.minimum),
         max_value=None if spec.maximum is None else float(spec.maximum),
         value=float(default) if isinstance(default, int | float) else None,
@@ -73,12 +69,12 @@ def _float_step(default: Value) -> float:
 
 
 def _boolean(spec: FieldSpec, default: Value, key: str) -> Value:
-    return st.toggle(_label(spec), value=bool(default), key=key, help=_help(spec))
+    return st.toggle(spec.name, value=bool(default), key=key, help=_help(spec))
 
 
 def _text(spec: FieldSpec, default: Value, key: str) -> Value:
     text = st.text_input(
-        _label(spec),
+        spec.name,
         value=str(default or ""),
         max_chars=spec.max_length,
         key=key,
@@ -90,7 +86,7 @@ def _text(spec: FieldSpec, default: Value, key: str) -> Value:
 
 def _list(spec: FieldSpec, default: Value, key: str) -> Value:
     text = st.text_input(
-        _label(spec),
+        spec.name,
         value="" if default is None else json.dumps(default),
         key=key,
         help=_help(spec),
@@ -102,7 +98,7 @@ def _list(spec: FieldSpec, default: Value, key: str) -> Value:
 def _choice(spec: FieldSpec, default: Value, key: str) -> Value:
     options = [*([UNSET] if spec.optional else []), *spec.choices]
     chosen = st.selectbox(
-        _label(spec),
+        spec.name,
         options,
         index=options.index(str(default)) if str(default) in options else 0,
         key=key,

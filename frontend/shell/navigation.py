@@ -37,6 +37,7 @@ PAGES = (
     Page("feature", "Feature"),
     Page("compare", "Compare"),
     Page("sweep", "Sweep"),
+    Page("glossary", "Glossary"),
 )
 
 # When drawn again, the browser is already at its target.

@@ -15,9 +15,9 @@ from frontend.html.blocks import (
     empty_state,
     heading,
     html_block,
-    link,
     show_linked,
     sweep_link,
+    tab_link,
 )
 from frontend.html.format import count, short_count
 from frontend.html.tokens import escaped
@@ -99,11 +99,11 @@ def run_heading(run: Run, tab: str) -> str:
     """Name, status and tabs of a run; the first tab shows the status itself."""
     snapshot = param("snapshot")
     tabs = "".join(
-        link(
+        tab_link(
             page.name,
             page.title,
             {"id": run.id, "snapshot": None if page.name == "run" else snapshot},
-            css="on" if page.name == tab else "",
+            on=page.name == tab,
         )
         for page in PAGES
         if page.offered == "run"

@@ -7,7 +7,7 @@ import streamlit as st
 from frontend.api.cache import cached_runs, client
 from frontend.features.lookup import compare_lookups
 from frontend.features.matches import show_matches
-from frontend.html.blocks import empty_state, heading, html_block, link, show_linked
+from frontend.html.blocks import empty_state, heading, html_block, show_linked, tab_link
 from frontend.runs.comparison import show_training
 from frontend.shell.navigation import name_tab
 from frontend.shell.url import bound, choice_param, list_param, param, set_param
@@ -48,7 +48,7 @@ def _chosen() -> list[str]:
 def _header(part: str, chosen: list[str]) -> str:
     kept = {"runs": ",".join(chosen), "a": param("a"), "b": param("b")}
     tabs = "".join(
-        link("compare", title, kept | {"part": name}, css="on" if name == part else "")
+        tab_link("compare", title, kept | {"part": name}, on=name == part)
         for name, title in PARTS.items()
     )
     return heading("Compare", after=f'<nav class="wb-tabs">{tabs}</nav>')

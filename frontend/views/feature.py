@@ -34,7 +34,8 @@ def show() -> None:
     feature = client().feature(run.id, index, snapshot=snapshot.step)
     name_tab(f"Feature {index}", run.name)
     _navigation(run, feature, last)
-    left, right = st.columns([1, 2.6], gap="large")
+    with st.container(key="stack"):
+        left, right = st.columns([1, 2.6], gap="large")
     with left:
         label_form(run, feature)
         html_block(details.facts(feature) + details.top_tokens(feature.top_tokens))
@@ -102,7 +103,11 @@ def _history(run: Run, feature: FeatureDetail) -> None:
     history = client().history(run.id, feature.index)
     if len(history.moments) > 1:
         html_block(details.history_title(history))
-        show_figure(history_figure(history), key="history")
+        show_figure(
+            history_figure(history),
+            key="history",
+            about="Density and direction of the feature in every snapshot",
+        )
 
 
 def _graphs(feature: FeatureDetail) -> None:
@@ -113,7 +118,11 @@ def _graphs(feature: FeatureDetail) -> None:
     if feature.density.fired:
         with columns[-1]:
             html_block(panel_title("Activations"))
-            show_figure(activation_figure(feature.histogram), key="histogram")
+            show_figure(
+                activation_figure(feature.histogram),
+                key="histogram",
+                about="Histogram of activations",
+            )
 
 
 def _contexts(feature: FeatureDetail) -> None:

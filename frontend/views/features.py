@@ -126,6 +126,7 @@ def _densities(run: Run, snapshot: Snapshot) -> None:
     show_figure(
         density_figure(data, lowest=lowest, highest=highest),
         key="densities",
+        about="Number of features by density",
         range={
             "address": href("features", {"id": run.id, **query}),
             "low": "min_density",
@@ -220,6 +221,8 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
     css = ' class="num"' if name in _NUMBERS else ""
     if name == "clarity":
         css += f' title="{CLARITY_TIP}"'
+    if on:
+        css += f' aria-sort="{"descending" if order == "desc" else "ascending"}"'
     return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 

@@ -77,7 +77,7 @@ def _explain(error: ApiProblem) -> None:
         return
     reasons = [problem.message for problem in error.problem.errors]
     text = "\n".join(reasons or [error.problem.detail or error.problem.title])
-    html_block(notice(text, level="warning", title="This SAE can't be imported like this"))
+    html_block(notice(text, level="warning", title="Can't import this SAE"))
 
 
 def _form(found: FoundSAE) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _form(found: FoundSAE) -> dict[str, Any]:
         is_elsewhere = found.hook_point or (found.remedy and not found.site)
         start = ELSEWHERE if is_elsewhere else found.site or "resid_post"
         chosen = st.selectbox(
-            "Reads",
+            "Reads from",
             choices,
             choices.index(start),
             key=key("site"),

@@ -47,7 +47,13 @@ def _map(run: Run, snapshot: Snapshot, data: FeatureMap) -> None:
         html_block(notice("No features fire in this snapshot."))
         return
     address = href("feature", {"id": run.id, "snapshot": param("snapshot")}) + "&index="
-    show_figure(map_figure(data, chosen=chosen), key="map", library="gl2d", opens=address)
+    show_figure(
+        map_figure(data, chosen=chosen),
+        key="map",
+        library="gl2d",
+        opens=address,
+        about="Map of features",
+    )
 
 
 def _caption(data: FeatureMap, query: str | None, num_chosen: int, total: int) -> str:

@@ -58,8 +58,10 @@ def show() -> None:
 def _about(run: Run) -> None:
     """The run's origin, tags and notes."""
     origin = f"cloned from {_origin(run.cloned_from)}" if run.cloned_from is not None else ""
+    source = run.config.sae.pretrained
+    imported = f"imported from <code>{escaped(source)}</code>" if source is not None else ""
     archived = '<span class="wb-badge">archived</span>' if run.archived else ""
-    facts = " ".join(part for part in (origin, tag_chips(run), archived) if part)
+    facts = " ".join(part for part in (imported, origin, tag_chips(run), archived) if part)
     notes = f'<p class="wb-notes">{escaped_lines(run.notes)}</p>' if run.notes else ""
     if facts or notes:
         show_linked(f'<div class="wb-about">{facts}{notes}</div>', key="about")
@@ -132,6 +134,10 @@ def _metrics(run: Run) -> MetricsSeries:
 
 
 def _curves(run: Run, data: MetricsSeries, notices: list[Notice]) -> None:
+    if run.config.sae.pretrained is not None:
+        text = "The values above are its evaluation on held-out text. It has no curves here."
+        html_block(notice(text, title="This SAE was trained elsewhere"))
+        return
     panels = run_panels(measured_in([data]))
     if not any(panels):
         ended = "This run ended before its first step was measured."

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_engine.features.cluster_names import cluster_names
 from sae_engine.features.geometry.files import Layout, Matches
 from sae_engine.features.index.listing import cursor_at, offset_of
 from sae_engine.features.index.reader import FeatureIndex
@@ -19,6 +20,7 @@ from sae_engine.schema.analysis import (
     DensityHistogram,
     FeatureComparison,
     FeatureMap,
+    MapRegion,
     MatchedFeatures,
     MatchSection,
 )
@@ -52,6 +54,7 @@ def feature_map(
 ) -> FeatureMap:
     """The features that fire in an index, at their positions in `layout`."""
     latents = layout.latents.astype(np.int64)
+    top_tokens = index.top_tokens(latents, NUM_MAP_TOKENS)
     x, y = layout.points.astype(np.float64).round(3).T
     return FeatureMap(
         snapshot=index.step,
@@ -59,11 +62,22 @@ def feature_map(
         x=x.tolist(),
         y=y.tolist(),
         density=(index.fired[latents] / index.num_tokens).tolist(),
-        top_tokens=index.top_tokens(latents, NUM_MAP_TOKENS),
+        top_tokens=top_tokens,
+        regions=_regions(layout, top_tokens),
         labels={i: text for i, text in labels.items() if text},
         starred=sorted(stars),
         num_dead=int((index.fired == 0).sum()),
     )
+
+
+def _regions(layout: Layout, top_tokens: list[list[str]]) -> list[MapRegion]:
+    names = cluster_names(layout.clusters.tolist(), top_tokens)
+    regions: list[MapRegion] = []
+    for region, tokens in enumerate(names):
+        members = layout.points[layout.clusters == region].astype(np.float64)
+        x, y = members.mean(axis=0).round(3).tolist()
+        regions.append(MapRegion(x=x, y=y, num_features=len(members), tokens=tokens))
+    return regions
 
 
 def compare_features(

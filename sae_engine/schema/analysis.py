@@ -39,6 +39,17 @@ class AnalysisProgress(Shape):
     """Share of the phase that is done; null if unknown."""
 
 
+class MapRegion(Shape):
+    """A part of a map, named by the top tokens that its features share."""
+
+    x: float
+    """Of its middle."""
+    y: float
+    num_features: int
+    tokens: list[str]
+    """In lower case, without outer spaces, best first; empty if its features share none."""
+
+
 class FeatureMap(Shape):
     """A 2-D map on which features with similar decoder rows are near each other."""
 
@@ -49,6 +60,8 @@ class FeatureMap(Shape):
     y: list[float]
     density: list[float]
     top_tokens: list[list[str]]
+    regions: list[MapRegion]
+    """Empty on a map of few features."""
     labels: dict[int, str]
     """Labels by feature; features without one are absent."""
     starred: list[int]

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-import torch
 from playwright.sync_api import Locator, Page, expect
-from safetensors.torch import save_file
 
-from backend import store
-from backend.settings import Settings
-from backend.store.database import open_database
-from sae_engine.presets import resolve_config
-from sae_engine.schema.labels import LabelUpdate
-from sae_engine.schema.records import MetricsRecord, SnapshotRecord
-from tests.browser.server import Server, serving
-from tests.sae_engine.features.index_reference import build, random_case
+from tests.browser.server import Server
+from tests.browser.two_runs import D_SAE, HOSTILE, LABELED, serving_two_runs
 
 pytestmark = pytest.mark.timeout(600)
 
-HOSTILE = "<script>window.harmed = true</script>"
-D_SAE = 18  # so few that are alive lie on a plane, which needs no UMAP
-LABELED = 2
 _COMPUTED_MS = 180_000
 # Where the map's only marked point is on the page; drawn by WebGL it is no element.
 _MARKED_POINT = """
@@ -41,37 +29,8 @@ _MARKED_POINT = """
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[str]]]:
-    """A server with two finished runs, `first` and `second`, whose decoders share most rows."""
-    data_dir = tmp_path_factory.mktemp("data")
-    settings = Settings(data_dir=data_dir)
-    rows = torch.randn(D_SAE, 6, generator=torch.Generator().manual_seed(0))
-    ids: list[str] = []
-    with (
-        open_database(settings.resolved_database_url) as database,
-        database.writing() as session,
-    ):
-        for seed, name in enumerate(("first", "second")):
-            config = resolve_config("quick-test", {"name": name, "sae": {"k": 4 + seed}})
-            run_id = store.add_run(session, config=config, status="finished").id
-            publish(settings.run_folder(run_id).path, seed, rows.roll(seed, dims=0))
-            store.add_snapshot(
-                session,
-                run_id,
-                SnapshotRecord(step=7, tokens=1000, index_tokens=200, seconds=0.1, final=True),
-            )
-            measured = [
-                MetricsRecord(step=s, tokens=s, time=s, values={"fvu": 1 / s}) for s in (1, 2, 3)
-            ]
-            store.add_metrics(session, run_id, measured)
-            store.set_label(session, run_id, LABELED, LabelUpdate(label=HOSTILE))
-            ids.append(run_id)
-    with serving(data_dir) as server:
-        yield server, ids
-
-
-def publish(folder: Path, seed: int, rows: torch.Tensor) -> None:
-    case = random_case(seed, d_sae=D_SAE)
-    build(folder, case, W_dec=rows, write_sae=lambda path: save_file({"W_dec": rows}, path))
+    with serving_two_runs(tmp_path_factory.mktemp("data")) as served:
+        yield served
 
 
 def query(page: Page) -> dict[str, str]:

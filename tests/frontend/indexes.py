@@ -87,7 +87,8 @@ def publish_analyses(folder: Path, indexes: Path) -> None:
         source = _source("finished", indexes / "a", step)
         latents = np.flatnonzero(source.features.fired).astype(np.uint32)
         points = np.stack([np.cos(latents), np.sin(latents)], axis=1).astype(np.float32)
-        _save(folder, Analysis("map", (source,)), Layout(latents, points))
+        clusters = (np.arange(len(latents)) % 2).astype(np.int32)
+        _save(folder, Analysis("map", (source,)), Layout(latents, points, clusters))
     newest = _source("finished", indexes / "a", FINAL_STEP)
     for run_id in ("failed", "live"):
         other = _source(run_id, indexes / "b", STEPS[0])

@@ -50,6 +50,8 @@ class Layout(NamedTuple):
     """[n] latents on the map, ascending, without dead ones"""
     points: NDArray[np.float32]
     """[n, 2]"""
+    clusters: NDArray[np.int32]
+    """[n] the region of the map that each latent lies in, from 0; -1 on a map without regions"""
 
     def save(self, folder: Path) -> None:
         """Write the arrays into an existing folder."""

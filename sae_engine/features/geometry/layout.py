@@ -23,6 +23,10 @@ from sae_engine.features.index.format import load_array
 
 NUM_NEIGHBOURS = 15
 """UMAP's default."""
+FEATURES_PER_REGION = 8
+"""The number of regions is the root of the number of features over this."""
+MOST_REGIONS = 24
+"""As many names as a map can show side by side."""
 ROWS_PER_READ = 4096
 EXTENT = 10.0
 """Half the width of the initial positions, as UMAP expects."""
@@ -39,7 +43,20 @@ def lay_out(index_folder: Path, sae: Path, *, seed: int = 0, report: Report = no
         rows[alive[(alive >= first) & (alive < first + len(rows))] - first]
         for first, rows in DecoderRows(sae).chunks(ROWS_PER_READ)
     ]
-    return Layout(latents.astype(np.uint32), map_of(torch.cat(kept), seed=seed, report=report))
+    points = map_of(torch.cat(kept), seed=seed, report=report)
+    report("dividing the map into regions", None)
+    return Layout(latents.astype(np.uint32), points, regions_of(points, seed=seed))
+
+
+def regions_of(points: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.int32]:
+    """[n] the k-means cluster of each point; -1 for points too few for UMAP."""
+    if len(points) <= NUM_NEIGHBOURS:
+        return np.full(len(points), -1, np.int32)
+    from sklearn.cluster import KMeans  # comes with UMAP; takes a second
+
+    num_regions = min(max(round((len(points) / FEATURES_PER_REGION) ** 0.5), 2), MOST_REGIONS)
+    means = KMeans(num_regions, n_init=4, random_state=seed)
+    return means.fit_predict(points).astype(np.int32)
 
 
 @torch.no_grad()

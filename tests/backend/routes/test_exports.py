@@ -80,16 +80,9 @@ def test_peoples_labels_are_exported(client: TestClient, run_id: str) -> None:
     assert list(explanations) == ["4"]
     assert explanations["4"][0]["description"] == "names"
     exported = ask(client, run_id, format="parquet")
-    table = pd.read_parquet(
-        io.BytesIO(
-            ask(client, run_id, format="parquet").read("indexed-step7-parquet/features.parquet")
-        )
-    ).set_index("feature")
-    assert table.loc[4, ["label", "notes", "label_author"]].tolist() == [
-        "names",
-        "after import",
-        "person",
-    ]
+    file = exported.read("indexed-step7-parquet/features.parquet")
+    row = pd.read_parquet(io.BytesIO(file)).set_index("feature").loc[4]
+    assert row[["label", "notes", "label_author"]].tolist() == ["names", "after import", "person"]
 
 
 def test_a_second_export_at_the_same_time_is_refused(client: TestClient, run_id: str) -> None:

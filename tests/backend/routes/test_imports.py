@@ -83,7 +83,7 @@ def test_one_idempotency_key_imports_once(client: TestClient, sae: Path) -> None
         ({"format": "pickle"}, "format", "'saelens'"),
         ({"layer": None}, "layer", "or its hook_point"),
         ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
-        ({"model": "/etc"}, "model.name", "outside the folders"),
+        ({"model": "/etc"}, "model.name", "is not in a folder"),
         ({"model": None}, "model", "do not name its language model; give it"),
         ({"config": {"model": 3}}, "model", "section with fields"),
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
@@ -112,7 +112,7 @@ def test_files_outside_the_readable_folders_are_neither_read_nor_distinguished(
     for path in (secret, tmp_path / "nothing.safetensors", link, folder):
         answer = post(client, path)
         assert answer.status_code == 422
-        assert "is not in a folder this server may read" in answer.text
+        assert "is not in a folder that this server may read" in answer.text
     assert client.get("/api/runs").json()["items"] == []
 
 
@@ -212,12 +212,12 @@ def test_nothing_outside_the_readable_folders_is_described(
     write_sae(tmp_path / "secret", model_name="hidden")
     answer = client.get("/api/imports/found", params={"path": str(tmp_path / name)})
     assert answer.status_code == 422
-    assert "is not in a folder this server may read" in answer.text
+    assert "is not in a folder that this server may read" in answer.text
     inside = settings.data_dir / "layers.3"
     write_sae(inside, model_name="x")
     (settings.data_dir / "config.json").symlink_to(tmp_path / "secret" / "cfg.json")
     answer = client.get("/api/imports/found", params={"path": str(inside)})
-    assert "config.json' is not in a folder this server may read" in answer.text
+    assert "config.json' is not in a folder that this server may read" in answer.text
 
 
 def test_a_name_on_the_hub_is_accepted_as_a_path(client: TestClient) -> None:

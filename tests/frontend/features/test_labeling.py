@@ -118,7 +118,7 @@ def test_a_job_line_lists_its_counts_and_escapes_its_problem() -> None:
         **COUNTS,
     )
     assert job_line(job).splitlines() == [
-        "10 labeled · 1 meanwhile labeled by a person · 2 without a usable answer · "
+        "10 labeled · 1 labeled by a person meanwhile · 2 without a usable answer · "
         "50 requests, 32k tokens · cost 0.25",
         "<img src=x>",
     ]

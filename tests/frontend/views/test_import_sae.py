@@ -86,7 +86,7 @@ def test_a_layer_that_cannot_be_one_is_left_to_the_user(
     [
         ("hub:someone/sae", "the Hugging Face hub cannot be reached"),
         ("hub:someone", "write hub:OWNER/NAME/PATH"),
-        ("/etc/passwd", "is not in a folder this server may read"),
+        ("/etc/passwd", "is not in a folder that this server may read"),
     ],
 )
 def test_what_cannot_be_read_is_explained(open_page: Open, path: str, words: str) -> None:

@@ -13,6 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from backend import store
 from frontend.api import cache as pages_server
+from frontend.html.tokens import escaped
+from frontend.shell.help import KEYS
+from frontend.views.glossary import without_links
 from tests.frontend.samples import ESCAPED, NASTY
 from tests.frontend.workbench import Workbench
 
@@ -31,6 +34,7 @@ PAGES = {
     "playground": {"id": "finished", "text": "import os", "token": "1", "steer": "3:1"},
     "compare": {"runs": "live,finished"},
     "system": {},
+    "glossary": {},
 }
 
 
@@ -209,6 +213,50 @@ def test_an_imported_sae_shows_no_k(open_page: Open, workbench: Workbench) -> No
     text = shown(open_page("runs", q="baseline"))
     assert "<small>imported</small>" in text
     assert "k 32" not in text
+
+
+@pytest.mark.parametrize("source", ["/saes/theirs", "hub:google/scope/layer_12"])
+def test_an_imported_run_says_where_it_came_from_and_draws_no_curves(
+    open_page: Open, workbench: Workbench, source: str
+) -> None:
+    workbench.configure("finished", "sae", pretrained=source)
+    app = open_page("run", id="finished")
+    assert f"imported from <code>{source}</code>" in shown(app)
+    assert "This SAE was trained elsewhere" in shown(app)
+    assert not [e for e in app.get("bidi_component") if e.proto.component_name == "wb_plot"]
+
+
+@pytest.mark.parametrize("page", ["runs", "launch", "feature", "glossary"])
+def test_every_page_lists_the_keys_and_leads_to_glossary_and_reference(
+    open_page: Open, page: str
+) -> None:
+    app = open_page(page, **PAGES[page])
+    [help_] = [e.proto for e in app.get("bidi_component") if e.proto.component_name == "wb_help"]
+    text = str(json.loads(help_.json))
+    assert '<a href="/glossary">Glossary</a>' in text
+    assert "/api/docs" in text
+    assert all(f"<kbd>{escaped(key)}</kbd>" in text for key in KEYS)
+
+
+def test_the_glossary_has_its_tables_and_no_links_to_files(open_page: Open) -> None:
+    [text] = [element.value for element in open_page("glossary").markdown]
+    assert "| dead" in text
+    assert "](" not in text
+    assert without_links("[a](b.md#c) [d](https://e)") == "a [d](https://e)"
+
+
+@pytest.mark.parametrize(
+    ("page", "query", "feature"),
+    [
+        ("playground", {"id": "finished", "text": "import os"}, "id=finished&amp;index=10"),
+        ("compare", {"runs": "finished,failed", "part": "features"}, "id=failed&amp;index=3"),
+    ],
+)
+def test_an_example_opens_its_feature(
+    open_page: Open, page: str, query: dict[str, str], feature: str
+) -> None:
+    text = shown(open_page(page, **query))
+    assert f'<a class="wb-example" href="feature?{feature}"><div class="wb-kwic">' in text
 
 
 def test_a_failed_run_says_why_in_words(open_page: Open) -> None:

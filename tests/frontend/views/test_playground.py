@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from frontend.features.steering_example import candidates
 from frontend.features.token_chips import (
     strengths_of,
     strengths_text,
@@ -18,6 +19,7 @@ from frontend.features.token_chips import (
     token_chips,
 )
 from frontend.html.tokens import opacity
+from sae_engine.schema.features import Density, FeatureRow
 from sae_engine.schema.playground import (
     FeatureActivation,
     ReadToken,
@@ -44,6 +46,19 @@ def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextAc
     features = [WatchedFeature(index=1, max_activation=9, activations=list(watched))]
     return TextActivations(
         tokens=list(tokens), features=features if watched else [], labels={}, starred=[], snapshot=1
+    )
+
+
+def feature_row(text: str, largest: float) -> FeatureRow:
+    return FeatureRow(
+        index=0,
+        density=Density(fraction=0.1, fired=1, seen=10),
+        max_activation=largest,
+        state="alive",
+        label=None,
+        starred=False,
+        example=None,
+        top_tokens=[text],
     )
 
 
@@ -224,7 +239,7 @@ def test_a_changed_strength_waits_for_another_press(open_page: Open, workbench: 
     app.button(key="unsteer:3").click().run()
     assert address(app, "steer") == "10:2"
     app.number_input(key="steer-add").set_value(7).run()
-    assert address(app, "steer") == "10:2,7:1"
+    assert address(app, "steer") == "10:2,7:2"
 
 
 def test_nothing_can_be_generated_without_features_or_a_prompt(open_page: Open) -> None:
@@ -233,9 +248,43 @@ def test_nothing_can_be_generated_without_features_or_a_prompt(open_page: Open) 
         assert app.button(key="generate").disabled
 
 
+def test_an_example_steers_with_a_feature_of_one_word_a_text_without_that_word(
+    open_page: Open, workbench: Workbench
+) -> None:
+    app = open_page("playground", id="finished")
+    app.button(key="steer-example").click().run()
+    [asked] = steerings(workbench)
+    [steered] = asked["features"]
+    assert (steered["strength"], asked["temperature"]) == (2, 0.5)
+    feature = workbench.client.feature("finished", steered["index"])
+    word = feature.top_tokens[0].text.strip()
+    assert word.isalpha()
+    assert word not in asked["prompt"]
+    assert asked["prompt"].strip() == asked["prompt"] != ""
+    assert address(app, "steer") == f"{feature.index}:2"
+    assert 'class="wb-generated steered"' in shown(app)
+
+
+@pytest.mark.parametrize(
+    ("tokens_and_maxima", "wanted"),
+    [
+        ([], []),
+        ([("(", 1.0), ("of", 2.0), ("x1y2", 3.0)], []),
+        ([(" import", 9.0)], [9.0]),
+        ([("value", 9.0), ("(", 1.0), (" Raise", 2.0), ("args", 4.0)], [2.0, 4.0]),
+        ([("word", float(i)) for i in range(30)], [float(i) for i in range(7, 15)]),
+    ],
+)
+def test_candidates_of_an_example_have_a_word_and_are_not_the_strongest(
+    tokens_and_maxima: list[tuple[str, float]], wanted: list[float]
+) -> None:
+    rows = [feature_row(text, largest) for text, largest in tokens_and_maxima]
+    assert [row.max_activation for row in candidates(rows)] == wanted
+
+
 def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, steer="3:2"))
-    assert changes(text, "steer") == [{"steer": ["3:2,10:1"], "go": [""]}]
+    assert changes(text, "steer") == [{"steer": ["3:2,10:2"], "go": [""]}]
     assert changes(text, "steered") == [{"steer": [""], "go": [""]}]
 
 
@@ -269,7 +318,7 @@ def test_a_feature_page_shows_your_text_like_a_context(
     ]
     assert "&lt;bos&gt;" not in own
     assert "lock=10" in text
-    assert "steer=10%3A1" in text
+    assert "steer=10%3A2" in text
 
 
 def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Workbench) -> None:

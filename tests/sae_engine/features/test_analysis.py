@@ -157,10 +157,16 @@ def test_a_map_has_position_density_and_top_tokens_of_each_live_feature(
     index, _ = indexes
     alive = np.flatnonzero(index.fired)
     points = np.random.default_rng(0).normal(size=(len(alive), 2)).astype(np.float32)
-    found = feature_map(index, Layout(alive.astype(np.uint32), points), {3: "three", 4: ""})
+    regions = (np.arange(len(alive)) % 2).astype(np.int32)
+    layout = Layout(alive.astype(np.uint32), points, regions)
+    found = feature_map(index, layout, {3: "three", 4: ""}, {4})
     assert found.index == alive.tolist()
     np.testing.assert_allclose(np.stack([found.x, found.y], axis=1), points, atol=6e-4)
-    assert found.labels == {3: "three"}
+    assert (found.labels, found.starred) == ({3: "three"}, [4])
+    for number, region in enumerate(found.regions):
+        inside = points[number::2]
+        assert region.num_features == len(inside)
+        assert (region.x, region.y) == pytest.approx(tuple(inside.mean(axis=0)), abs=1e-3)
     assert found.num_dead == D_SAE_A - len(alive)
     for place in (0, len(alive) - 1):
         row = index.row(int(alive[place]), {})

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Layout, Matches, width_of
-from sae_engine.features.geometry.layout import EXTENT, lay_out, map_of
+from sae_engine.features.geometry.layout import EXTENT, MOST_REGIONS, lay_out, map_of, regions_of
 from sae_engine.features.geometry.matches import match_decoders
 from tests.sae_engine.features.index_reference import build, random_case
 
@@ -160,6 +160,27 @@ def test_few_rows_lie_on_their_principal_plane(num_rows: int) -> None:
     expected = (torch.linalg.svd(centered).Vh[:2] @ centered.T).T.numpy()
     expected *= EXTENT / max(np.abs(expected).max(), 1e-12)
     np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("num_islands", [2, 5])
+def test_the_regions_of_a_map_are_its_islands(num_islands: int) -> None:
+    island = np.arange(8 * num_islands**2) % num_islands
+    spread = np.random.default_rng(1).normal(size=(len(island), 2))
+    points = (np.stack([20 * island, island % 2], axis=1) + spread).astype(np.float32)
+    regions = regions_of(points)
+    pairs = set(zip(island.tolist(), regions.tolist(), strict=True))
+    assert len(pairs) == num_islands == len(set(regions.tolist()))
+    np.testing.assert_array_equal(regions_of(points), regions)
+
+
+@pytest.mark.parametrize(("num_points", "wanted"), [(0, set()), (15, {-1})])
+def test_a_map_of_few_points_has_no_regions(num_points: int, wanted: set[int]) -> None:
+    assert set(regions_of(np.ones((num_points, 2), np.float32)).tolist()) == wanted
+
+
+def test_a_map_has_no_more_regions_than_names_fit() -> None:
+    points = np.random.default_rng(2).normal(size=(6000, 2)).astype(np.float32)
+    assert regions_of(points).max() + 1 == MOST_REGIONS
 
 
 def test_dead_features_are_not_on_the_map(tmp_path: Path) -> None:

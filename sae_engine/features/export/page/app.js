@@ -88,7 +88,7 @@ function spans(context, start, stop, largest) {
     const strength = opacity(context.activations[i], largest);
     const text = visible(context.tokens[i]);
     if (!strength) { made.push(text); continue; }
-    const token = el("b", { class: strength > 0.75 ? "h" : null, "data-v": number(context.activations[i]) }, text);
+    const token = el("b", { class: strength > 0.675 ? "h" : null, "data-v": number(context.activations[i]) }, text);
     token.style.setProperty("--o", strength.toFixed(2));
     made.push(token);
   }
