@@ -41,6 +41,11 @@ class Heldout(Protocol):
         ...
 
     @property
+    def text_breaks(self) -> Int[np.ndarray, " breaks"] | None:
+        """The index of each activation before which tokens of the text were left out, if known."""
+        ...
+
+    @property
     def num_tokens(self) -> int: ...
 
     def read(
@@ -78,6 +83,7 @@ class HeldoutText:
         self.ids = ids[:num_rows]
         self.token_ids = self.ids[ordinary[:num_rows]].astype(np.uint32)
         self.row_starts = row_starts[: num_rows + 1]
+        self.text_breaks = 1 + np.flatnonzero(np.diff(np.flatnonzero(ordinary[:num_rows])) > 1)
         self.num_tokens = len(self.token_ids)
         self._rows_done = 0
         self._folder = folder

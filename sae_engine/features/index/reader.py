@@ -9,7 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sae_engine.features.index.contexts import ContextReader, Window
+from sae_engine.features.index.corpus_text import CorpusText
 from sae_engine.features.index.details import FeatureDetails, Labels, NoSuchFeatureError
 from sae_engine.features.index.format import (
     SAE,
@@ -36,6 +37,7 @@ from sae_engine.features.index.listing import (
     ordered,
 )
 from sae_engine.features.index.lookup import (
+    Query,
     associate,
     matched_tokens,
     resolve,
@@ -60,6 +62,8 @@ __all__ = ["FeatureIndex", "IndexDamagedError", "NoSuchFeatureError"]
 NUM_INTERVALS = 5
 MAX_VOCABULARIES = 8
 """Vocabularies kept in memory."""
+MAX_TEXTS = 2
+"""Texts of index corpora kept in memory, about 8 bytes per token each."""
 
 
 class FeatureIndex:
@@ -224,36 +228,60 @@ class FeatureIndex:
         text: str,
         *,
         match: TokenMatch = "fold",
+        exact_case: bool = False,
         rank: LookupRank = "f1",
         min_count: int = 5,
         limit: int = 20,
         labels: Labels | None = None,
     ) -> LookupResult:
-        """The features associated with a token, a group of tokens or a phrase, best first.
+        """The features associated with tokens, or with a text wherever it stands, best first.
 
         Only features that fire on at least `min_count` of the positions count. Raises `UserError`
-        for empty text.
+        for empty text, and for a regular expression that is wrong or takes too long.
         """
         labels = labels or {}
-        meaning = resolve(text, match, self.vocabulary, lambda: self._tokenizer)
+        query = Query(text, match, exact_case)
+        meaning = resolve(
+            query,
+            self.arrays,
+            self.vocabulary,
+            tokenizer=lambda: self._tokenizer,
+            corpus=lambda: _corpus_text(self),
+        )
         count, associations = associate(self.arrays, meaning)
         best = associations.best(rank, min_count, limit)
         message = None
         if not best:
-            message = why_nothing(text, match, meaning, count, min_count, self.num_tokens)
+            message = why_nothing(query, meaning, count, min_count, self.num_tokens)
+        is_misspelled = not count and match != "regex"
+        spellings = similar_spellings(text, self.arrays, self.vocabulary) if is_misspelled else []
         return LookupResult(
             tokens=matched_tokens(meaning, self.arrays, self.vocabulary),
             features=[self._details.match(associations, place, labels) for place in best],
-            phrase=bool(meaning.phrases),
+            total=associations.num_reaching(min_count),
+            phrase=meaning.is_in_text,
             count=count,
+            occurrences=meaning.hits.occurrences if meaning.hits else None,
             message=message,
-            suggestions=[] if count else similar_spellings(text, self.arrays, self.vocabulary),
+            suggestions=spellings,
             snapshot=self.step,
         )
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Tokens that stand for no text, such as BOS."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [id_ for id_, token in added.items() if token.special]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
+
+
+@lru_cache(MAX_TEXTS)
+def _corpus_text(index: FeatureIndex) -> CorpusText:
+    """The text of an index; those of the last used ones are kept."""
+    return CorpusText.of(index.arrays, index.special_ids)
 
 
 _vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
