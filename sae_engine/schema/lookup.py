@@ -36,6 +36,17 @@ class FeatureMatch(Shape):
     example: Context | None
 
 
+class TextPlace(Shape):
+    """A place in the corpus where a text stands that was looked up."""
+
+    tokens: list[str]
+    last: int
+    """Place in `tokens` of the last token of the text."""
+    position: int
+    """Position of that token in its row."""
+    row: int
+
+
 class LookupResult(Shape):
     tokens: list[MatchedToken]
     features: list[FeatureMatch]
@@ -51,6 +62,8 @@ class LookupResult(Shape):
     """
     occurrences: int | None
     """How often the text stands in the corpus, whatever the tokens; null for parts of tokens."""
+    places: list[TextPlace]
+    """A few of the positions, evenly spaced, if the text was looked for wherever it stands."""
     message: str | None
     """Why no features were found, in words; null if some were."""
     suggestions: list[str]

@@ -56,9 +56,9 @@ class Meaning(NamedTuple):
     """Where the text stands in the corpus; None for parts of tokens, which are not looked for."""
 
     @property
-    def is_in_text(self) -> bool:
-        """Whether statistics are over the hits instead of the tokens."""
-        return self.hits is not None and not self.ids
+    def text_hits(self) -> Hits | None:
+        """The hits, if statistics are over them instead of the tokens."""
+        return None if self.ids else self.hits
 
 
 def resolve(
@@ -132,8 +132,8 @@ def _normalized_token(query: Query, tokenizer: Tokenizer) -> list[int]:
 
 def associate(arrays: IndexArrays, meaning: Meaning) -> tuple[int, Associations]:
     """Number of positions that hold the meaning, and the latents active on them."""
-    if meaning.hits is not None and meaning.is_in_text:
-        positions = meaning.hits.positions
+    if meaning.text_hits:
+        positions = meaning.text_hits.positions
         return len(positions), Associations.of_positions(arrays, positions)
     count = int(arrays.token_counts[meaning.ids].sum())
     return count, Associations.of_tokens(arrays, meaning.ids)
@@ -145,8 +145,8 @@ def matched_tokens(
     """Tokens that match, or in which the text ends, most frequent first."""
     ids: NDArray[np.int64] = np.array(meaning.ids, np.int64)
     counts = arrays.token_counts[ids]
-    if meaning.hits is not None and meaning.is_in_text:
-        ids, counts = np.unique(arrays.token_ids[meaning.hits.positions], return_counts=True)
+    if meaning.text_hits:
+        ids, counts = np.unique(arrays.token_ids[meaning.text_hits.positions], return_counts=True)
     order = np.lexsort((ids, -counts))[:MAX_MATCHED_TOKENS].tolist()
     return [
         MatchedToken(id=int(ids[n]), text=vocabulary.text(int(ids[n])), count=int(counts[n]))
@@ -179,7 +179,7 @@ def why_nothing(query: Query, meaning: Meaning, count: int, min_count: int, num_
         return f"No token of this model's vocabulary {how} {shown}; try another spelling."
     if count == 0 and query.match == "regex":
         return f"The expression {shown} matches nothing in the text of {corpus}."
-    if count == 0 and meaning.is_in_text:
+    if count == 0 and meaning.text_hits:
         return f"{shown} does not stand anywhere in the text of {corpus}."
     if count == 0:
         return f"{shown} does not occur in {corpus}, so its features are unknown."

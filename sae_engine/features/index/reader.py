@@ -5,11 +5,9 @@ Needs numpy, tokenizers and safetensors, but neither torch nor a model. Read-onl
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,6 +43,7 @@ from sae_engine.features.index.lookup import (
     why_nothing,
 )
 from sae_engine.features.index.manifest import IndexDamagedError, Manifest, damage_checked
+from sae_engine.features.index.shared import Shared
 from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
     Feature,
@@ -77,7 +76,11 @@ class FeatureIndex:
         self.manifest = manifest
         self.arrays = arrays
         """The memory-mapped arrays, for callers that scan them."""
-        self.vocabulary = _shared_vocabulary(folder, manifest, arrays)
+        self.vocabulary = _vocabularies.get(
+            folder,
+            manifest,
+            lambda: Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes),
+        )
         self._contexts = ContextReader(arrays, self.vocabulary)
         self._details = FeatureDetails(arrays, self.vocabulary, self._contexts)
 
@@ -246,22 +249,24 @@ class FeatureIndex:
             self.arrays,
             self.vocabulary,
             tokenizer=lambda: self._tokenizer,
-            corpus=lambda: _corpus_text(self),
+            corpus=self._corpus_text,
         )
         count, associations = associate(self.arrays, meaning)
         best = associations.best(rank, min_count, limit)
         message = None
         if not best:
             message = why_nothing(query, meaning, count, min_count, self.num_tokens)
+        in_text = meaning.text_hits
         is_misspelled = not count and match != "regex"
         spellings = similar_spellings(text, self.arrays, self.vocabulary) if is_misspelled else []
         return LookupResult(
             tokens=matched_tokens(meaning, self.arrays, self.vocabulary),
             features=[self._details.match(associations, place, labels) for place in best],
             total=associations.num_reaching(min_count),
-            phrase=meaning.is_in_text,
+            phrase=in_text is not None,
             count=count,
             occurrences=meaning.hits.occurrences if meaning.hits else None,
+            places=self._contexts.text_places(in_text.positions) if in_text else [],
             message=message,
             suggestions=spellings,
             snapshot=self.step,
@@ -277,31 +282,13 @@ class FeatureIndex:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
 
-
-@lru_cache(MAX_TEXTS)
-def _corpus_text(index: FeatureIndex) -> CorpusText:
-    """The text of an index; those of the last used ones are kept."""
-    return CorpusText.of(index.arrays, index.special_ids)
-
-
-_vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
-_vocabularies_lock = threading.Lock()
+    def _corpus_text(self) -> CorpusText:
+        return _texts.get(
+            self.folder, self.manifest, lambda: CorpusText.of(self.arrays, self.special_ids)
+        )
 
 
-def _shared_vocabulary(folder: Path, manifest: Manifest, arrays: IndexArrays) -> Vocabulary:
-    """The vocabulary of an index, shared by all indexes of the same tokenizer.
-
-    The `MAX_VOCABULARIES` last used ones are kept. Files are verified before use, because damage to
-    one index must not reach others.
-    """
-    files = [array_file("vocabulary_bytes"), array_file("vocabulary_offsets")]
-    key = "".join(manifest.files[name].sha256 for name in files)
-    with _vocabularies_lock:
-        vocabulary = _vocabularies.pop(key, None)
-        if vocabulary is None:
-            manifest.verify(folder, *files)
-            vocabulary = Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes)
-        _vocabularies[key] = vocabulary
-        if len(_vocabularies) > MAX_VOCABULARIES:
-            _vocabularies.popitem(last=False)
-    return vocabulary
+_VOCABULARY = (array_file("vocabulary_bytes"), array_file("vocabulary_offsets"))
+_CORPUS = (array_file("token_ids"), array_file("row_starts"), array_file("text_breaks"))
+_vocabularies: Shared[Vocabulary] = Shared(MAX_VOCABULARIES, *_VOCABULARY)
+_texts: Shared[CorpusText] = Shared(MAX_TEXTS, *_VOCABULARY, *_CORPUS, TOKENIZER)
