@@ -11,11 +11,10 @@ import streamlit as st
 
 from frontend.api.cache import client
 from frontend.api.client import ApiProblem
-from frontend.api.features import LookupQuery
 from frontend.html.format import count
 from frontend.html.tokens import chip
 from frontend.shell.url import choice_param, flag_param, int_param, param
-from sae_engine.schema.lookup import LookupRank, TokenMatch
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)
 RANKS: tuple[LookupRank, ...] = get_args(LookupRank)
@@ -56,15 +55,18 @@ class Lookup(NamedTuple):
             "min_count": None if self.min_count == LEAST_COUNT else self.min_count,
         }
 
-    @property
-    def query(self) -> LookupQuery:
-        """Its options as the client takes them."""
-        return {
-            "match": self.match,
-            "exact_case": self.exact_case,
-            "rank": self.rank,
-            "min_count": self.min_count,
-        }
+    def answer(self, run_id: str, snapshot: int) -> LookupResult:
+        """Its features in a snapshot, at most `MOST_HITS`; raises `ApiProblem`."""
+        return client().lookup(
+            run_id,
+            self.text,
+            match=self.match,
+            exact_case=self.exact_case,
+            rank=self.rank,
+            min_count=self.min_count,
+            limit=MOST_HITS,
+            snapshot=snapshot,
+        )
 
 
 class Steps(NamedTuple):
@@ -93,11 +95,8 @@ def steps(run_id: str, snapshot: int, lookup: Lookup, index: int) -> Steps | Non
 def _hits(run_id: str, snapshot: int, lookup: Lookup) -> list[int]:
     """Features of a lookup, best first; a snapshot never changes."""
     try:
-        answer = client().lookup(
-            run_id, lookup.text, **lookup.query, limit=MOST_HITS, snapshot=snapshot
-        )
+        return [match.index for match in lookup.answer(run_id, snapshot).features]
     except ApiProblem as error:
         if error.unreachable:
             raise
         return []
-    return [match.index for match in answer.features]

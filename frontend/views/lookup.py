@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import streamlit as st
 
-from frontend.api.cache import client
 from frontend.api.client import ApiProblem
-from frontend.features.hits import LEAST_COUNT, MOST_HITS, RANKS, Lookup
+from frontend.features.hits import LEAST_COUNT, RANKS, Lookup
 from frontend.features.lookup import (
     COLUMNS,
     match_table,
@@ -64,9 +65,7 @@ def show() -> None:
         suggestions("Which features fire on a token?", "lookup", query)
         return
     try:
-        answer = client().lookup(
-            run.id, lookup.text, **lookup.query, limit=MOST_HITS, snapshot=snapshot.step
-        )
+        answer = lookup.answer(run.id, snapshot.step)
     except ApiProblem as error:
         if error.problem.status != 422:
             raise
@@ -82,7 +81,7 @@ def show() -> None:
         _show_features(run, lookup, answer)
 
 
-def _show_matched(lookup: Lookup, answer: LookupResult, query: dict[str, object]) -> None:
+def _show_matched(lookup: Lookup, answer: LookupResult, query: Mapping[str, object | None]) -> None:
     text = matched(lookup, answer)
     if not answer.phrase and answer.occurrences not in (None, answer.count):
         in_text = {**query, **lookup._replace(match="text").state}

@@ -90,6 +90,7 @@ class _Search:
         import pyarrow.compute as pc
 
         marks = NO_UTF8 + rb"\0" + NO_UTF8
-        marked = pc.replace_substring_regex(texts, pattern=self._pattern, replacement=marks)
+        options = pc.ReplaceSubstringOptions(self._pattern, marks)
+        marked = pc.call_function("replace_substring_regex", [texts], options)
         data = marked.buffers()[2]
         return np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

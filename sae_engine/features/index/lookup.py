@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 from tokenizers import Tokenizer
 
@@ -143,10 +142,11 @@ def matched_tokens(
     meaning: Meaning, arrays: IndexArrays, vocabulary: Vocabulary
 ) -> list[MatchedToken]:
     """Tokens that match, or in which the text ends, most frequent first."""
-    ids: NDArray[np.int64] = np.array(meaning.ids, np.int64)
+    ids = np.array(meaning.ids, np.int64)
     counts = arrays.token_counts[ids]
     if meaning.text_hits:
-        ids, counts = np.unique(arrays.token_ids[meaning.text_hits.positions], return_counts=True)
+        last = arrays.token_ids[meaning.text_hits.positions].astype(np.int64)
+        ids, counts = np.unique(last, return_counts=True)
     order = np.lexsort((ids, -counts))[:MAX_MATCHED_TOKENS].tolist()
     return [
         MatchedToken(id=int(ids[n]), text=vocabulary.text(int(ids[n])), count=int(counts[n]))
