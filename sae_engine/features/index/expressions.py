@@ -43,7 +43,8 @@ def find_expression(
         reach = text.bounds[first] + block_bytes
         after = max(first + 1, int(np.searchsorted(text.bounds, reach, side="right")) - 1)
         ends = search.ends(first, after)
-        found.append(text.last_positions(ends))
+        positions = text.last_positions(ends)
+        found.append(positions[np.diff(positions, prepend=-1) > 0])
         occurrences += len(ends)
         quick = time.monotonic() - began < QUICK_SECONDS
         block_bytes = block_bytes * 2 if quick else block_bytes // 2

@@ -51,13 +51,10 @@ class Meaning(NamedTuple):
 
     ids: list[int]
     """Tokens of the vocabulary that match by themselves."""
-    hits: Hits | None
-    """Where the text stands in the corpus; None for parts of tokens, which are not looked for."""
-
-    @property
-    def text_hits(self) -> Hits | None:
-        """The hits, if statistics are over them instead of the tokens."""
-        return None if self.ids else self.hits
+    text_hits: Hits | None
+    """Where the text stands in the corpus, if statistics are over that instead of the tokens."""
+    occurrences: int | None
+    """How often the text stands there; None for parts of tokens, which are not looked for."""
 
 
 def resolve(
@@ -78,17 +75,18 @@ def resolve(
     if not query.text:
         raise UserError("The text to look up is empty; type a token, a word or a phrase.")
     if query.match == "regex":
-        found = find_expression(corpus(), query.text, exact_case=query.exact_case)
-        return Meaning([], found)
+        hits = find_expression(corpus(), query.text, exact_case=query.exact_case)
+        return Meaning([], hits, hits.occurrences)
     ids = _matching_tokens(query, vocabulary)
     if query.match in ("prefix", "substring"):
-        return Meaning(ids, None)
+        return Meaning(ids, None, None)
     if query.match != "text":
         ids = ids or _normalized_token(query, tokenizer())
+    occurrences = corpus().count(query.literal, exact_case=query.heeds_case) if ids else 0
+    if ids and (arrays.token_counts[ids].any() or not occurrences):
+        return Meaning(ids, None, occurrences)
     hits = corpus().literal(query.literal, exact_case=query.heeds_case)
-    if hits.occurrences and not arrays.token_counts[ids].any():
-        ids = []
-    return Meaning(ids, hits)
+    return Meaning([], hits, hits.occurrences)
 
 
 def _matching_tokens(query: Query, vocabulary: Vocabulary) -> list[int]:

@@ -265,7 +265,7 @@ class FeatureIndex:
             total=associations.num_reaching(min_count),
             phrase=in_text is not None,
             count=count,
-            occurrences=meaning.hits.occurrences if meaning.hits else None,
+            occurrences=meaning.occurrences,
             places=self._contexts.text_places(in_text.positions) if in_text else [],
             message=message,
             suggestions=spellings,
