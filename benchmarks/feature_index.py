@@ -2,12 +2,14 @@
 
     python benchmarks/feature_index.py [--latents 16384] [--tokens 200000] [--k 64] [--vocab 32768]
     python benchmarks/feature_index.py --latents 131072 --tokens 10000000 --k 32   # 12 GB of disk
+    python benchmarks/feature_index.py --tokens 10000000 --k 32 --only lookup --cold 0
 
 Prints the rate of the build without the encoder's time, the size of the index, the peak of
 anonymous memory, and a table of latencies in milliseconds. Queries of one kind ask for different
 features and tokens. Warm queries find the index open and its files in the page cache. Before a cold
 query, the files are dropped from the cache, and its time includes opening the index (but not
-reading the vocabulary, which indexes share).
+reading the vocabulary, which indexes share). The vocabulary is words of a Zipf-like corpus, half of
+them with a leading space, so that text stands across tokens.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from _common import MemoryWatch, machine, parser, seconds
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.corpus_text import CorpusText
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 
@@ -40,6 +43,11 @@ def power_law(rng: np.random.Generator, count: int, size: tuple[int, ...]) -> np
     """Random numbers below `count`, where i has a probability proportional to 1 / (i + 3)."""
     shares = np.cumsum(1 / (np.arange(count) + 3))
     return np.searchsorted(shares / shares[-1], rng.random(size)).clip(max=count - 1)
+
+
+def word(number: int) -> str:
+    """The piece of a token: `w12`, with a leading space if it is even."""
+    return ("" if number % 2 else "\u2581") + f"w{number}"
 
 
 class SyntheticEncoder:
@@ -64,12 +72,12 @@ class SyntheticEncoder:
         return torch.from_numpy(acts), torch.from_numpy(indices)
 
 
-def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> FeatureIndex:
-    """Build an index, print the rate, and open the index."""
+def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> None:
+    """Build an index and print the rate."""
     rng = np.random.default_rng(0)
     token_ids = power_law(rng, vocab, (num_tokens,)).astype(np.uint32)
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(vocab)}, unk_token=word(0)))
+    tokenizer.decoder = decoders.Replace("\u2581", " ")
     encoder = SyntheticEncoder(token_ids.astype(np.int64), k, d_sae)
     # Positions serve as activations; float32 represents integers exactly up to 2**24.
     assert num_tokens <= 2**24, "at most 16,777,216 tokens"
@@ -99,7 +107,6 @@ def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> Feat
         f"{num_tokens * k / taken / 1e6:.1f} M activations/s, {size / 2**20:,.0f} MiB on disk, "
         f"{memory.peak_bytes / 2**20:,.0f} MiB of memory"
     )
-    return FeatureIndex.open(path)
 
 
 def queries(index: FeatureIndex) -> Iterator[tuple[str, Ask]]:
@@ -118,7 +125,21 @@ def queries(index: FeatureIndex) -> Iterator[tuple[str, Ask]]:
         "lookup, prefix of many tokens",
         lambda index, i: index.lookup(f"w{i % 9 + 1}", match="prefix"),
     )
-    yield "lookup, phrase", lambda index, i: index.lookup(f"w{i} w{i + 1}", min_count=1)
+    yield "lookup, text, common", lambda index, i: index.lookup(f"w{2 * i + 1} w")
+    yield "lookup, text, rare", lambda index, i: index.lookup(f"w{i + 900}w{2 * i + 1}")
+    yield "lookup, text, absent", lambda index, i: index.lookup(f"w{i} zebra")
+    yield (
+        "lookup, text, rare, exact case",
+        lambda index, i: index.lookup(f"w{i + 900}w{2 * i + 1}", match="exact"),
+    )
+    yield (
+        "lookup, expression, simple",
+        lambda index, i: index.lookup(f"w{i + 100}w[0-9]", match="regex"),
+    )
+    yield (
+        "lookup, expression, complex",
+        lambda index, i: index.lookup(rf"(w\d{{3}}|w{i}\d) w[1-9]*{i % 10}\b", match="regex"),
+    )
 
 
 def drop_from_page_cache(folder: Path) -> None:
@@ -135,27 +156,40 @@ def main() -> None:
     arguments.add_argument("--tokens", type=int, default=200_000)
     arguments.add_argument("--k", type=int, default=64)
     arguments.add_argument("--vocab", type=int, default=32_768)
+    arguments.add_argument("--only", default="", help="only queries that begin so")
+    arguments.add_argument("--best", type=int, default=1, help="ask so often, keep the fastest")
+    arguments.add_argument("--folder", type=Path, help="build there, or measure what is there")
+    arguments.add_argument("--cold", type=int, default=COLD_REPEATS, help="number of cold queries")
     options = arguments.parse_args()
 
     print(f"{machine()}, numpy {np.__version__}")
     print(f"{options.latents:,} latents, {options.tokens:,} tokens, k {options.k}")
-    with tempfile.TemporaryDirectory() as folder:
-        index = build(Path(folder), options.latents, options.tokens, options.k, options.vocab)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        if not (folder / "features").exists():
+            build(folder, options.latents, options.tokens, options.k, options.vocab)
+        index = FeatureIndex.open(RunFolder(folder).feature_index(0))
+        decoding = seconds(partial(CorpusText.of, index.arrays, index.special_ids))
+        print(f"decoding the text for its first lookup: {decoding:.2f} s")
         print(f"{'milliseconds':32}{'p50':>10}{'p95':>10}{'cold p50':>10}{'cold p95':>10}")
-        asked = list(queries(index))
+        asked = [query for query in queries(index) if query[0].startswith(options.only)]
         warm = {
-            name: [1000 * seconds(partial(ask, index, i)) for i in range(REPEATS)]
+            name: [
+                1000 * min(seconds(partial(ask, index, i)) for _ in range(options.best))
+                for i in range(REPEATS)
+            ]
             for name, ask in asked
         }
         path = index.folder
         del index
         for name, ask in asked:
             cold: list[float] = []
-            for i in range(COLD_REPEATS):
+            for i in range(options.cold):
                 gc.collect()
                 drop_from_page_cache(path)
                 cold.append(1000 * seconds(lambda i=i, ask=ask: ask(FeatureIndex.open(path), i)))
-            figures = [*np.percentile(warm[name], [50, 95]), *np.percentile(cold, [50, 95])]
+            figures = np.percentile(warm[name], [50, 95]).tolist()
+            figures += np.percentile(cold, [50, 95]).tolist() if cold else []
             print(f"{name:32}" + "".join(f"{figure:10.2f}" for figure in figures))
 
 

@@ -151,10 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", _runs, "List the runs.")
     runs.add_argument("--all", action="store_true", help="include archived runs")
 
-    lookup = command("lookup", _lookup, "Show the features related to a token or phrase.")
+    lookup = command("lookup", _lookup, "Show the features related to a token or a text.")
     lookup.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
-    lookup.add_argument("text", help="a token or a phrase")
+    lookup.add_argument("text", help="a token, a text, or a regular expression (--match regex)")
     lookup.add_argument("--match", default="fold", choices=get_args(TokenMatch))
+    lookup.add_argument("--exact-case", action="store_true", help="do not ignore case")
     lookup.add_argument("--rank", default="f1", choices=get_args(LookupRank))
     lookup.add_argument("--min-count", type=int, default=5, metavar="N")
     lookup.add_argument("--limit", type=int, default=20, metavar="N")
@@ -271,6 +272,7 @@ def _lookup(options: argparse.Namespace) -> int:
         options.run,
         options.text,
         match=options.match,
+        exact_case=options.exact_case,
         rank=options.rank,
         min_count=options.min_count,
         limit=options.limit,

@@ -64,6 +64,7 @@ def print_lookup(
     text: str,
     *,
     match: TokenMatch,
+    exact_case: bool,
     rank: LookupRank,
     min_count: int,
     limit: int,
@@ -83,10 +84,20 @@ def print_lookup(
         labels = store.labels(session, row.id)
     folder = settings.run_folder(row.id).feature_index(step)
     result = FeatureIndex.open(folder).lookup(
-        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=labels
+        text,
+        match=match,
+        exact_case=exact_case,
+        rank=rank,
+        min_count=min_count,
+        limit=limit,
+        labels=labels,
     )
     console = console or Console()
     tokens = "  ".join(f"{t.text!r} x {t.count:,}" for t in result.tokens)
+    if result.phrase and result.occurrences:
+        times = "once" if result.occurrences == 1 else f"{result.occurrences:,} times"
+        verb = "matches" if match == "regex" else "stands"
+        tokens = f"{text!r} {verb} {times} in the text, ending in {tokens}"
     console.print(f"Step {result.snapshot}: {shown(tokens)}", highlight=False)
     console.print(_lookup_table(result) if result.features else result.message or "Nothing found.")
 

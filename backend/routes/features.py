@@ -110,11 +110,23 @@ def lookup(
     indexed: IndexedDep,
     text: Annotated[str, Query(min_length=1, max_length=500)],
     match: TokenMatch = "fold",
+    exact_case: bool = False,
     rank: LookupRank = "f1",
     min_count: Annotated[int, Query(ge=1)] = 5,
     limit: PageLimit = 20,
 ) -> LookupResult:
-    """The features that fire on a token, or on the last token of a phrase, best match first."""
+    """The features that fire on a token, or on the last token of a text, best match first.
+
+    `fold` and `exact` find the token that is `text` or, if there is none, `text` wherever it
+    stands; `text` always does the latter, `regex` finds an RE2 expression. `prefix` and `substring`
+    find tokens that contain `text`. All but `exact` ignore case unless `exact_case` is set.
+    """
     return indexed.features.lookup(
-        text, match=match, rank=rank, min_count=min_count, limit=limit, labels=indexed.labels
+        text,
+        match=match,
+        exact_case=exact_case,
+        rank=rank,
+        min_count=min_count,
+        limit=limit,
+        labels=indexed.labels,
     )

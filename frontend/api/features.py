@@ -40,9 +40,10 @@ class FeatureQuery(TypedDict, total=False):
 
 
 class LookupQuery(TypedDict, total=False):
-    """How a token is matched, and how its features are ranked."""
+    """How a text is matched, and how its features are ranked."""
 
     match: TokenMatch | None
+    exact_case: bool | None
     rank: LookupRank | None
     min_count: int | None
     limit: int | None
@@ -66,7 +67,7 @@ class FeatureCalls(Connection):
         return self._call(FeatureHistory, "GET", run_path(run_id, "features", index, "history"))
 
     def lookup(self, run_id: str, text: str, **query: Unpack[LookupQuery]) -> LookupResult:
-        """The features that fire on a token or a phrase."""
+        """The features that fire on a token, or on a text wherever it stands."""
         path = run_path(run_id, "lookup")
         return self._call(LookupResult, "GET", path, {"text": text, **query})
 

@@ -1,4 +1,4 @@
-"""From a token to the features that fire on it: the box, the matched tokens, the table."""
+"""From a text to the features that fire on it: the box, what it matched, the table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import streamlit as st
 
 from frontend.api.cache import cached_run, client
 from frontend.api.client import ApiProblem
+from frontend.features.hits import Lookup
 from frontend.html.blocks import (
     empty_state,
     feature_link,
@@ -44,7 +45,7 @@ def token_box(text: str, *, width: int | None = None) -> None:
     """The box for a token, tied to `q` in the URL; without a `width` it has a visible label."""
     with st.container(key="search"):
         bound_text(
-            "Token or phrase",
+            "Token or text",
             "q",
             text,
             placeholder="import",
@@ -57,7 +58,7 @@ def token_box(text: str, *, width: int | None = None) -> None:
 
 def suggestions(title: str, page: str, query: Mapping[str, object]) -> None:
     """Tokens to start with, shown while the box is empty."""
-    body = f"Type a token or a short phrase above, or try {token_links(SUGGESTIONS, page, query)}"
+    body = f"Type a token or any text above, or try {token_links(SUGGESTIONS, page, query)}"
     show_linked(empty_state(title, body), key="suggestions")
 
 
@@ -66,24 +67,34 @@ def token_links(tokens: Sequence[str], page: str, query: Mapping[str, object]) -
     return " ".join(link(page, chip(token), {**query, "q": token}) for token in tokens)
 
 
-def matched_tokens(answer: LookupResult) -> str:
-    """The tokens that the text matched, with their numbers of occurrences."""
+def matched(lookup: Lookup, answer: LookupResult) -> str:
+    """What a text matched: tokens with their counts, or how often it stands in the text."""
     if not answer.tokens:
         return ""
-    occurrences = counted(answer.count, "occurrence")
-    if answer.phrase:
-        text = "".join(chip(token.text) for token in answer.tokens)
-        return f"{text} as a phrase: {occurrences}, counted at the last token"
-    text = "".join(
+    tokens = "".join(
         chip(token.text, count=count(token.count), title=f"Token {token.id}")
         for token in answer.tokens[:MOST_TOKENS]
     )
     rest = len(answer.tokens) - MOST_TOKENS
-    return f"{text}{f' and {count(rest)} more' if rest > 0 else ''} {occurrences}"
+    tokens = f"{tokens}{f' and {count(rest)} more' if rest > 0 else ''}"
+    stands = _stands(lookup, answer)
+    if answer.phrase:
+        several = answer.occurrences != answer.count
+        where = f" ({counted(answer.count, 'position')})" if several else ""
+        return f"{stands}{where}, ending in {tokens}"
+    is_elsewhere = answer.occurrences not in (None, answer.count)
+    return f"{tokens} {counted(answer.count, 'occurrence')}{f' · {stands}' if is_elsewhere else ''}"
+
+
+def _stands(lookup: Lookup, answer: LookupResult) -> str:
+    times = "once" if answer.occurrences == 1 else f"{count(answer.occurrences or 0)} times"
+    verb = "matches" if lookup.match == "regex" else "stands"
+    return f"{chip(lookup.text)}{verb} <b>{times}</b> in the text"
 
 
 def match_table(
     run_id: str,
+    lookup: Lookup,
     answer: LookupResult,
     columns: Sequence[str],
     *,
@@ -92,13 +103,13 @@ def match_table(
     reach: int,
     css: str,
 ) -> str:
-    """The features with some of the `COLUMNS` and a context each."""
+    """The features with some of the `COLUMNS` and a context each; their links hold the lookup."""
     head = "".join(
         f'<th class="num{" on" if name == ranked_by else ""}">{COLUMNS[name][0]}</th>'
         for name in columns
     )
     rows = "".join(
-        f"<tr><td>{feature_link(run_id, match.index, snapshot=snapshot)}"
+        f"<tr><td>{feature_link(run_id, match.index, snapshot=snapshot, state=lookup.state)}"
         f'<span class="wb-sub">{escaped(match.label or "")}</span></td>'
         f"{numeric_cells(COLUMNS[name][1](match) for name in columns)}"
         f"<td>{example(match.example, reach=reach)}</td></tr>"
@@ -125,6 +136,7 @@ def compare_lookups(a: str, b: str) -> None:
 
 
 def _lookup_of(run_id: str, text: str, *, key: str) -> None:
+    lookup = Lookup(text)
     try:
         answer = client().lookup(run_id, text, limit=COMPARED_LIMIT)
     except ApiProblem as error:
@@ -132,10 +144,10 @@ def _lookup_of(run_id: str, text: str, *, key: str) -> None:
             raise
         html_block(notice(error.problem.detail, level="warning"))
         return
-    html_block(f'<div class="wb-matched">{matched_tokens(answer)}</div>')
+    html_block(f'<div class="wb-matched">{matched(lookup, answer)}</div>')
     if answer.message:
         html_block(notice(answer.message))
     if answer.features:
         columns = ("f1", "precision", "recall")
-        shown = match_table(run_id, answer, columns, reach=7, css="small lookup")
+        shown = match_table(run_id, lookup, answer, columns, reach=7, css="small lookup")
         show_linked(shown, key=key)

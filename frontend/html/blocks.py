@@ -116,9 +116,13 @@ def feature_link(
     snapshot: str | None = None,
     label_html: str = "",
     css: str = "wb-name",
+    state: Mapping[str, object | None] | None = None,
 ) -> str:
-    """An anchor to a feature's page, which shows the feature's index unless labeled otherwise."""
-    query = {"id": run_id, "index": index, "snapshot": snapshot}
+    """An anchor to a feature's page, which shows the feature's index unless labeled otherwise.
+
+    `state` is what else its address holds.
+    """
+    query = {"id": run_id, "index": index, "snapshot": snapshot, **(state or {})}
     return link("feature", label_html or str(index), query, css=css)
 
 

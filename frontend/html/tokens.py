@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from frontend.html.format import number
 from sae_engine.schema.features import Context, TokenLogit
+from sae_engine.schema.lookup import TextPlace
 
 SNIPPET_TOKENS = 24
 """Tokens shown on either side of the peak in a snippet."""
@@ -131,6 +132,31 @@ def _centered(context: Context, largest: float, reach: int) -> str:
     parts = (slice(start, peak), slice(peak, peak + 1), slice(peak + 1, stop))
     left, middle, right = (
         token_spans(context.tokens[part], context.activations[part], largest) for part in parts
+    )
+    return (
+        f'<div class="wb-kwic"><span class="l"><span>{left}</span></span>'
+        f'<span class="p">{middle}</span><span class="r"><span>{right}</span></span></div>'
+    )
+
+
+def text_lines(places: Sequence[TextPlace]) -> str:
+    """Places of a text, one per line, centered on its last token."""
+    lines = "".join(
+        f'<div class="wb-line plain" title="Row {place.row}, position {place.position}">'
+        f"{_text_around(place)}</div>"
+        for place in places
+    )
+    return f'<div class="wb-contexts">{lines}</div>' if lines else ""
+
+
+def _text_around(place: TextPlace) -> str:
+    left, middle, right = (
+        escaped("".join(part))
+        for part in (
+            place.tokens[: place.last],
+            place.tokens[place.last : place.last + 1],
+            place.tokens[place.last + 1 :],
+        )
     )
     return (
         f'<div class="wb-kwic"><span class="l"><span>{left}</span></span>'

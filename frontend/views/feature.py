@@ -12,11 +12,12 @@ from frontend.charts.history import history_figure
 from frontend.charts.plot import show_figure
 from frontend.features import details
 from frontend.features.custom_text import custom_text
+from frontend.features.hits import LOOKUP_PARAMS, Lookup, Steps, steps
 from frontend.features.label_form import label_form
 from frontend.html.blocks import heading, html_block, link, notice, panel_title, show_linked
 from frontend.html.format import count
 from frontend.html.marks import mark, named
-from frontend.html.tokens import escaped
+from frontend.html.tokens import chip, escaped
 from frontend.shell.navigation import name_tab
 from frontend.shell.run_page import open_snapshot, search_box, snapshot_picker
 from frontend.shell.url import bound, bound_choice, choice_param, int_param, param, set_param
@@ -33,7 +34,9 @@ def show() -> None:
     index = min(int_param("index") or 0, last)
     feature = client().feature(run.id, index, snapshot=snapshot.step)
     name_tab(f"Feature {index}", run.name)
-    _navigation(run, feature, last)
+    lookup = Lookup.of_url()
+    found = steps(run.id, snapshot.step, lookup, index) if lookup.text else None
+    _navigation(run, feature, last, lookup, found)
     with st.container(key="stack"):
         left, right = st.columns([1, 2.6], gap="large")
     with left:
@@ -51,27 +54,26 @@ def show() -> None:
             custom_text(run, feature)
 
 
-def _navigation(run: Run, feature: FeatureDetail, last: int) -> None:
+def _navigation(
+    run: Run, feature: FeatureDetail, last: int, lookup: Lookup, found: Steps | None
+) -> None:
     header, buttons, search = st.columns([1.25, 2.7, 1.25], vertical_alignment="bottom")
     with header:
-        crumbs = (
-            link("run", escaped(run.name), {"id": run.id}),
-            link("features", "Features", {"id": run.id, "snapshot": param("snapshot")}),
-        )
-        state = f'<span class="wb-state {feature.state}">{feature.state}</span>'
-        after = f"{state} {mark(None, starred=feature.starred)} {named(feature)}"
-        show_linked(heading(f"Feature {feature.index}", crumbs=crumbs, after=after), key="head")
+        show_linked(_heading(run, feature, lookup, found), key="head")
     with buttons, st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
-        _step_button("Previous", "left", feature.index - 1, enabled=feature.index > 0)
-        _step_button("Next", "right", feature.index + 1, enabled=feature.index < last)
+        previous = feature.index - 1 if feature.index > 0 else None
+        following = feature.index + 1 if feature.index < last else None
+        _step_button("Previous", "left", found.previous if found else previous)
+        _step_button("Next", "right", found.next if found else following)
         st.button(
             "",
             icon=":material/casino:",
             key="random",
             help="A random feature",
-            on_click=lambda: set_param("index", random.randint(0, last)),
+            on_click=_go_at_random,
+            args=(last,),
         )
-        key, write = bound("index", feature.index)
+        key, write = bound("index", feature.index, clears=LOOKUP_PARAMS)
         st.number_input(
             "Go to",
             min_value=0,
@@ -87,13 +89,33 @@ def _navigation(run: Run, feature: FeatureDetail, last: int) -> None:
         search_box(run)
 
 
-def _step_button(label: str, side: str, index: int, *, enabled: bool) -> None:
+def _heading(run: Run, feature: FeatureDetail, lookup: Lookup, found: Steps | None) -> str:
+    """Name and state of the feature, with its place in the lookup that led here."""
+    pinned = {"id": run.id, "snapshot": param("snapshot")}
+    above = link("features", "Features", pinned)
+    state = f'<span class="wb-state {feature.state}">{feature.state}</span>'
+    state += f" {mark(None, starred=feature.starred)} {named(feature)}"
+    if lookup.text:
+        above = link("lookup", "Look up", {**pinned, **lookup.state})
+        absent = f"not among the features for {chip(lookup.text)}"
+        state += f'<span class="wb-muted">{found.note if found else absent}</span>'
+    crumbs = (link("run", escaped(run.name), {"id": run.id}), above)
+    return heading(f"Feature {feature.index}", crumbs=crumbs, after=state)
+
+
+def _go_at_random(last: int) -> None:
+    set_param("index", random.randint(0, last))
+    for name in LOOKUP_PARAMS:
+        set_param(name, None)
+
+
+def _step_button(label: str, side: str, index: int | None) -> None:
     st.button(
         label,
         key=side,
         icon=f":material/chevron_{side}:",
         shortcut=side,
-        disabled=not enabled,
+        disabled=index is None,
         on_click=set_param,
         args=("index", index),
     )

@@ -1,39 +1,48 @@
-"""Look up: the features that fire on a token or a phrase, ranked."""
+"""Look up: the features that fire on a token or a text, ranked."""
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
 
 import streamlit as st
 
-from frontend.api.cache import client
+from frontend.api.client import ApiProblem
+from frontend.features.hits import LEAST_COUNT, RANKS, Lookup
 from frontend.features.lookup import (
     COLUMNS,
     match_table,
-    matched_tokens,
+    matched,
     suggestions,
     token_box,
     token_links,
 )
-from frontend.html.blocks import html_block, notice, show_linked
+from frontend.html.blocks import html_block, link, notice, section_title, show_linked
+from frontend.html.format import count
+from frontend.html.tokens import text_lines
 from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound_choice, choice_param, param
-from sae_engine.schema.lookup import LookupRank, TokenMatch
+from frontend.shell.url import bound, bound_choice, bound_toggle, param
+from sae_engine.schema.lookup import LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 
 MATCHES: dict[TokenMatch, str] = {
-    "fold": "Ignore case and space",
+    "fold": "Token or text",
     "exact": "Exact",
     "prefix": "Prefix",
     "substring": "Substring",
+    "text": "Text",
+    "regex": "Regular expression",
 }
-RANKS: tuple[LookupRank, ...] = get_args(LookupRank)
-LIMIT = 50
 _MATCH_HELP = """
-- **Ignore case and space**: any case, with or without a leading space
-- **Exact**: exactly this text
+- **Token or text**: the token, with or without a leading space; if there is none, the text wherever
+  it stands
+- **Exact**: the same with exactly this case and these spaces
 - **Prefix**: tokens that start with the text
 - **Substring**: tokens that contain the text
+- **Text**: the text wherever it stands, whatever the tokens
+- **Regular expression**: what the expression finds in the text, in the
+  [syntax of RE2](https://github.com/google/re2/wiki/Syntax)
+
+Statistics of a text are over the last token of each occurrence.
 """
 _RANK_HELP = """
 How strongly a feature is associated with the token, over all indexed text:
@@ -49,57 +58,67 @@ How strongly a feature is associated with the token, over all indexed text:
 def show() -> None:
     """The page."""
     run, snapshot = open_snapshot("lookup")
-    text = st.query_params.get("q", "")
-    match: TokenMatch = choice_param("match", tuple(MATCHES)) or "fold"
-    rank: LookupRank = choice_param("rank", RANKS) or "f1"
-    _controls(run, text, match, rank)
+    lookup = Lookup.of_url()
+    _controls(run, lookup)
     query = {"id": run.id, "snapshot": param("snapshot")}
-    if not text:
+    if not lookup.text:
         suggestions("Which features fire on a token?", "lookup", query)
         return
-    answer = client().lookup(
-        run.id, text, match=match, rank=rank, limit=LIMIT, snapshot=snapshot.step
-    )
-    html_block(f'<div class="wb-matched">{matched_tokens(answer)}</div>')
+    try:
+        answer = lookup.answer(run.id, snapshot.step)
+    except ApiProblem as error:
+        if error.problem.status != 422:
+            raise
+        html_block(notice(error.problem.detail, level="warning"))
+        return
+    _show_matched(lookup, answer, query)
     if answer.message:
         html_block(notice(answer.message))
     if answer.suggestions:
         similar = token_links(answer.suggestions, "lookup", query)
         show_linked(f'<div class="wb-matched">Similar spellings: {similar}</div>', key="spellings")
     if answer.features:
-        found = match_table(
-            run.id,
-            answer,
-            tuple(COLUMNS),
-            ranked_by=rank,
-            snapshot=param("snapshot"),
-            reach=12,
-            css="lookup",
-        )
-        show_linked(found, key="lookup-table")
+        _show_features(run, lookup, answer)
 
 
-def _controls(run: Run, text: str, match: TokenMatch, rank: LookupRank) -> None:
-    box, matching, ranking, snapshots = st.columns([1.7, 2.2, 2, 1.1], vertical_alignment="bottom")
+def _show_matched(lookup: Lookup, answer: LookupResult, query: Mapping[str, object | None]) -> None:
+    text = matched(lookup, answer)
+    if not answer.phrase and answer.occurrences not in (None, answer.count):
+        in_text = {**query, **lookup._replace(match="text").state}
+        text += " " + link("lookup", "Show the features of the text", in_text, css="wb-more")
+    show_linked(f'<div class="wb-matched">{text}</div>', key="matched")
+    html_block(text_lines(answer.places))
+
+
+def _show_features(run: Run, lookup: Lookup, answer: LookupResult) -> None:
+    shown = len(answer.features)
+    if shown < answer.total:
+        section_title("Features", note=f"the best {count(shown)} of {count(answer.total)}")
+    elif answer.places:
+        section_title("Features")
+    found = match_table(
+        run.id,
+        lookup,
+        answer,
+        tuple(COLUMNS),
+        ranked_by=lookup.rank,
+        snapshot=param("snapshot"),
+        reach=12,
+        css="lookup",
+    )
+    show_linked(found, key="lookup-table")
+
+
+def _controls(run: Run, lookup: Lookup) -> None:
+    box, ranking, snapshots = st.columns([2.4, 2, 1.1], vertical_alignment="bottom")
     with box:
-        token_box(text)
-    with matching:
-        bound_choice(
-            "Match",
-            "match",
-            tuple(MATCHES),
-            match,
-            default="fold",
-            label=MATCHES.__getitem__,
-            show_title=True,
-            tip=_MATCH_HELP,
-        )
+        token_box(lookup.text)
     with ranking:
         bound_choice(
             "Rank by",
             "rank",
             RANKS,
-            rank,
+            lookup.rank,
             default="f1",
             label=str.capitalize,
             show_title=True,
@@ -107,6 +126,34 @@ def _controls(run: Run, text: str, match: TokenMatch, rank: LookupRank) -> None:
         )
     with snapshots:
         snapshot_picker(run)
+    with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
+        bound_choice(
+            "Match",
+            "match",
+            tuple(MATCHES),
+            lookup.match,
+            default="fold",
+            label=MATCHES.__getitem__,
+            show_title=True,
+            tip=_MATCH_HELP,
+        )
+        _least_count(lookup)
+        if lookup.match != "exact":
+            bound_toggle("Exact case", "exact_case")
+
+
+def _least_count(lookup: Lookup) -> None:
+    key, write = bound("min_count", lookup.min_count, default=LEAST_COUNT)
+    st.number_input(
+        "Minimum count",
+        min_value=1,
+        max_value=10**9,
+        step=1,
+        key=key,
+        on_change=write,
+        help="Leave out features that fire on fewer of the positions.",
+        width=130,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Activations in files: written once, trained on many times, larger than memory.
 
 A file is safetensors with `activations [tokens, d_in]` (float32, float16 or bfloat16) and, if they
-are known, `token_ids [tokens]` and `row_starts [rows + 1]`; its metadata say where they come from.
+are known, `token_ids [tokens]`, `row_starts [rows + 1]` and, in files of held-out tokens,
+`text_breaks`; its metadata say where they come from.
 The files of a folder are one set, in order of their names. Those named `heldout*` are never trained
 on; without them, the last tenth of the tokens is not. Read by `feed`.
 """
@@ -71,14 +72,18 @@ def write_activation_file(
     token_ids: Integer[np.ndarray, " n"],
     row_starts: Int[np.ndarray, " rows_plus_1"],
     metadata: FileMetadata,
+    text_breaks: Int[np.ndarray, " breaks"] | None = None,
 ) -> None:
+    tensors = {
+        "activations": activations.cpu().contiguous(),
+        "token_ids": torch.from_numpy(token_ids.astype(np.int32)),
+        "row_starts": torch.from_numpy(row_starts.astype(np.int64)),
+    }
+    if text_breaks is not None:
+        tensors["text_breaks"] = torch.from_numpy(text_breaks.astype(np.int64))
     with published_file(path) as temporary:
         save_file(
-            {
-                "activations": activations.cpu().contiguous(),
-                "token_ids": torch.from_numpy(token_ids.astype(np.int32)),
-                "row_starts": torch.from_numpy(row_starts.astype(np.int64)),
-            },
+            tensors,
             temporary,
             metadata={name: str(value) for name, value in metadata._asdict().items()},
         )
@@ -276,6 +281,7 @@ class HeldoutFiles:
         values: list[Tensor] = []
         token_ids: list[np.ndarray] = []
         starts: list[np.ndarray] = [np.zeros(1, np.int64)]
+        breaks: list[np.ndarray | None] = []
         self.num_tokens = 0
         for part in files.heldout:
             if self.num_tokens >= max_tokens:
@@ -288,11 +294,16 @@ class HeldoutFiles:
                     if files.has_tokens:
                         ids: Tensor = opened.get_slice("token_ids")[piece]
                         token_ids.append(ids.numpy().astype(np.uint32))
-            starts.append(ends - part.first + self.num_tokens)
+                within = _text_breaks(opened, part.first, int(ends[-1]))
+            shift = self.num_tokens - part.first
+            starts.append(ends + shift)
+            breaks.append(None if within is None else within + shift)
             self.num_tokens += int(ends[-1]) - part.first
         self._values = torch.cat(values)
         self.token_ids = np.concatenate(token_ids) if files.has_tokens else None
         self.row_starts = np.concatenate(starts)
+        known = [some for some in breaks if some is not None]
+        self.text_breaks = np.concatenate(known) if len(known) == len(breaks) else None
 
     def read(
         self, hook: int, num_tokens: int, check_stop: CheckStop = never_stop
@@ -307,6 +318,14 @@ def _pieces(first: int, last: int) -> Iterator[slice]:
     """Cut a range of tokens into blocks; an empty range is one empty piece."""
     begins = range(first, max(last, first + 1), TOKENS_PER_BLOCK)
     return (slice(begin, min(begin + TOKENS_PER_BLOCK, last)) for begin in begins)
+
+
+def _text_breaks(opened: Any, first: int, last: int) -> Int[np.ndarray, " breaks"] | None:
+    """The breaks among some tokens of a file, if it has any of its own."""
+    if "text_breaks" not in opened.keys():  # noqa: SIM118
+        return None
+    breaks = np.unique(opened.get_tensor("text_breaks").long().numpy())
+    return breaks[(breaks >= first) & (breaks < last)]
 
 
 def _row_ends(opened: Any, part: FileSlice, wanted: int) -> Int[np.ndarray, " rows"]:

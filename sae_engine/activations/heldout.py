@@ -47,6 +47,11 @@ class Heldout(Protocol):
         ...
 
     @property
+    def text_breaks(self) -> Int[np.ndarray, " breaks"] | None:
+        """The index of each activation before which tokens of the text were left out, if known."""
+        ...
+
+    @property
     def num_tokens(self) -> int: ...
 
     @property
@@ -92,6 +97,7 @@ class HeldoutText:
         self.num_context = int((~counted[:num_rows]).sum())
         self.token_ids = self.ids[self.at].astype(np.uint32)
         self.row_starts = row_starts[: num_rows + 1]
+        self.text_breaks = 1 + np.flatnonzero(np.diff(np.flatnonzero(self.at)) > 1)
         self.num_tokens = len(self.token_ids)
         self._rows_done = 0
         self._folder = folder

@@ -116,6 +116,8 @@ class OrdinaryTokens(NamedTuple):
     token_ids: Int[np.ndarray, " n"] | None
     row_starts: Int[np.ndarray, " rows_plus_1"]
     """The index of each row's first token among them, and their number; a row may be empty."""
+    text_breaks: Int[np.ndarray, " breaks"] | None
+    """The index of each token before which others were left out, if known."""
     kept: Bool[np.ndarray, " all"]
     """Which of the held-out tokens these are."""
 
@@ -137,6 +139,8 @@ def ordinary_tokens(
     values = heldout.read(hook, num_tokens, check_stop)
     starts = heldout.row_starts[: num_rows_holding(num_tokens, heldout.row_starts) + 1]
     ids = None if heldout.token_ids is None else heldout.token_ids[: len(values)]
+    breaks = heldout.text_breaks
+    breaks = None if breaks is None else breaks[breaks < len(values)]
     kept = np.ones(len(values), np.bool_)
     if math.isfinite(limit):
         for first in range(0, len(values), TOKENS_PER_BLOCK):
@@ -144,7 +148,7 @@ def ordinary_tokens(
             part = slice(first, first + TOKENS_PER_BLOCK)
             kept[part] = ~is_outlier(values[part], limit).cpu().numpy()
     if kept.all():
-        return OrdinaryTokens(values, ids, starts, kept)
+        return OrdinaryTokens(values, ids, starts, breaks, kept)
     if not kept.any():
         raise UserError(
             f"Every held-out activation has a norm above {limit:.3g}, data.max_norm_multiple times "
@@ -154,8 +158,23 @@ def ordinary_tokens(
     before = np.concatenate([[0], np.cumsum(kept)])
     places = torch.from_numpy(np.flatnonzero(kept)).to(values.device)
     return OrdinaryTokens(
-        SelectedRows(values, places), None if ids is None else ids[kept], before[starts], kept
+        activations=SelectedRows(values, places),
+        token_ids=None if ids is None else ids[kept],
+        row_starts=before[starts],
+        text_breaks=_breaks_without_outliers(breaks, kept),
+        kept=kept,
     )
+
+
+def _breaks_without_outliers(
+    breaks: Int[np.ndarray, " breaks"] | None, kept: Bool[np.ndarray, " all"]
+) -> Int[np.ndarray, " breaks_of_kept"]:
+    """The breaks of the text of the tokens that are kept; each one left out makes another."""
+    is_break = np.concatenate([[False], ~kept])[:-1]
+    if breaks is not None:
+        is_break[breaks] = True
+    before = np.cumsum(is_break)[kept]
+    return np.flatnonzero(np.diff(before, prepend=0))
 
 
 def _norms(x: Float[Tensor, "n d_in"]) -> Float[Tensor, " n"]:

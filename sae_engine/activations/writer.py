@@ -55,6 +55,7 @@ def save_activations(
             heldout.token_ids,
             heldout.row_starts,
             metadata,
+            heldout.text_breaks,
         )
     finally:
         heldout.close()

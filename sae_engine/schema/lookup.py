@@ -7,7 +7,7 @@ from typing import Literal
 from sae_engine.schema.features import Context
 from sae_engine.schema.shape import Shape
 
-TokenMatch = Literal["fold", "exact", "prefix", "substring"]
+TokenMatch = Literal["fold", "exact", "prefix", "substring", "text", "regex"]
 LookupRank = Literal["f1", "lift", "recall", "precision", "max"]
 
 
@@ -15,7 +15,9 @@ class MatchedToken(Shape):
     id: int
     text: str
     count: int
-    """Positions in the index corpus; 0 if the token does not occur there."""
+    """Positions in the index corpus that hold the token; if a text was looked for wherever it
+    stands, those in which it ends.
+    """
 
 
 class FeatureMatch(Shape):
@@ -34,13 +36,34 @@ class FeatureMatch(Shape):
     example: Context | None
 
 
+class TextPlace(Shape):
+    """A place in the corpus where a text stands that was looked up."""
+
+    tokens: list[str]
+    last: int
+    """Place in `tokens` of the last token of the text."""
+    position: int
+    """Position of that token in its row."""
+    row: int
+
+
 class LookupResult(Shape):
     tokens: list[MatchedToken]
     features: list[FeatureMatch]
+    total: int
+    """Number of features that fire on at least `min_count` of the positions."""
     phrase: bool
-    """The text is several tokens; statistics are over the positions of the last one."""
+    """The text was looked for wherever it stands, not among the tokens; statistics are over the
+    last token of each occurrence.
+    """
     count: int
-    """Positions of all matching tokens, or of the phrase."""
+    """Positions that statistics are over: all that hold a matching token, or in which the text
+    ends.
+    """
+    occurrences: int | None
+    """How often the text stands in the corpus, whatever the tokens; null for parts of tokens."""
+    places: list[TextPlace]
+    """A few of the positions, evenly spaced, if the text was looked for wherever it stands."""
     message: str | None
     """Why no features were found, in words; null if some were."""
     suggestions: list[str]

@@ -206,7 +206,9 @@ class HeldoutWork:
             self._folder,
             step=step,
             tokens=step * self._config.train.batch_size_tokens,
-            corpus=IndexCorpus(tokens.activations, tokens.token_ids, tokens.row_starts),
+            corpus=IndexCorpus(
+                tokens.activations, tokens.token_ids, tokens.row_starts, tokens.text_breaks
+            ),
             encode=open_coder(sae).encode,
             W_dec=sae.W_dec.detach(),
             k=sae.k,

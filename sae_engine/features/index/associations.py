@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.schema.lookup import LookupRank
 
+CHUNK_POSITIONS = 2**16
+"""Positions whose codes are in memory at once."""
+
 
 class Associations(NamedTuple):
     """Latents that are active on a set of positions, one entry per latent, ascending."""
@@ -77,7 +80,7 @@ class Associations(NamedTuple):
             start, end = arrays.pair_starts[ids[0] : ids[0] + 2]
             return cls.of_pairs(arrays, ids[0], slice(start, end))
         group = np.array(ids, np.int64)
-        pairs = _concatenated_ranges(arrays.pair_starts, group)
+        pairs = concatenated_ranges(arrays.pair_starts, group)
         return cls.of(
             arrays,
             *_sum_by_latent(
@@ -93,14 +96,24 @@ class Associations(NamedTuple):
     @classmethod
     def of_positions(cls, arrays: IndexArrays, positions: NDArray[np.int64]) -> Self:
         """Associations over a set of distinct positions, from the codes at these positions."""
-        acts = arrays.acts[positions]
-        active = acts > 0
-        values = acts[active].astype(np.float64)
-        latents = arrays.indices[positions][active]
-        ones = np.ones(len(values), np.int64)
+        counts = np.zeros(arrays.d_sae, np.int64)
+        sums, maxes = np.zeros(arrays.d_sae), np.zeros(arrays.d_sae)
+        for first in range(0, len(positions), CHUNK_POSITIONS):
+            some = positions[first : first + CHUNK_POSITIONS]
+            acts = arrays.acts[some]
+            active = acts > 0
+            values = acts[active].astype(np.float64)
+            latents = arrays.indices[some][active].astype(np.intp)
+            counts += np.bincount(latents, minlength=arrays.d_sae)
+            sums += np.bincount(latents, values, arrays.d_sae)
+            np.maximum.at(maxes, latents, values)
+        found = np.flatnonzero(counts)
         return cls.of(
             arrays,
-            *_sum_by_latent(latents, ones, values, values, d_sae=arrays.d_sae),
+            found,
+            counts[found],
+            sums[found],
+            maxes[found],
             group_count=len(positions),
         )
 
@@ -116,6 +129,10 @@ class Associations(NamedTuple):
             "mean_activation": float(self.sums[place]) / count,
             "max_activation": float(self.maxes[place]),
         }
+
+    def num_reaching(self, min_count: int) -> int:
+        """Number of latents with c(t, f) >= `min_count`."""
+        return int((self.counts >= min_count).sum())
 
     def best(self, rank: LookupRank, min_count: int, limit: int) -> list[int]:
         """Entries of the best latents with c(t, f) >= `min_count`; ties by count, then latent."""
@@ -153,8 +170,8 @@ def _sum_by_latent(
     return present, total[present], total_sum[present].astype(np.float64), largest[present]
 
 
-def _concatenated_ranges(starts: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:
-    """Places of all entries of several groups, without a Python loop."""
+def concatenated_ranges(starts: NDArray[np.int64], groups: NDArray[Any]) -> NDArray[np.int64]:
+    """Places of all entries of several groups in order, without a Python loop."""
     lengths = starts[groups + 1] - starts[groups]
     offsets = np.cumsum(lengths) - lengths
     return np.arange(lengths.sum()) + np.repeat(starts[groups] - offsets, lengths)

@@ -73,15 +73,18 @@ class IndexCorpus(NamedTuple):
     """[N]"""
     row_starts: NDArray[np.int64]
     """[R + 1] first position of each row, and N."""
+    text_breaks: NDArray[np.int64] | None = None
+    """Positions before which tokens of the text were left out, ascending, if known."""
 
     def first(self, num_tokens: int) -> IndexCorpus:
         """The first `num_tokens` positions; the last row may be cut."""
         num_tokens = min(num_tokens, len(self.token_ids))
-        starts = self.row_starts[self.row_starts < num_tokens]
+        starts, breaks = self.row_starts[self.row_starts < num_tokens], self.text_breaks
         return IndexCorpus(
             self.activations[:num_tokens],
             self.token_ids[:num_tokens],
             np.append(starts, num_tokens),
+            None if breaks is None else breaks[breaks < num_tokens],
         )
 
 
@@ -124,6 +127,8 @@ def build_index(
     with published_folder(folder.feature_index(step)) as target:
         save_array(target, "token_ids", corpus.token_ids.astype(np.uint32))
         save_array(target, "row_starts", corpus.row_starts.astype(np.int64))
+        if corpus.text_breaks is not None:
+            save_array(target, "text_breaks", corpus.text_breaks.astype(np.int64))
         codes = partial(_codes, corpus.activations, encode, W_dec.device, check_stop)
         width = k or max(indices.shape[1] for _, indices in codes())
         fired, act_scale = _write_codes(target, codes(), d_sae, width)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import MAX_CHARACTER_BYTES, Vocabulary
 from sae_engine.schema.features import Context, Interval
+from sae_engine.schema.lookup import TextPlace
 
 Window = int | Literal["full"]
 """Tokens shown on either side of the peak, or the whole row."""
@@ -19,6 +20,8 @@ FOLD_CANDIDATES = 1000
 """Strongest activations among which contexts with the same tokens are merged."""
 INTERVAL_CANDIDATES = 40
 INTERVAL_CONTEXTS = 5
+TEXT_PLACES = 5
+TEXT_WINDOW = 16
 
 
 class _Place(NamedTuple):
@@ -80,6 +83,21 @@ class ContextReader:
             )
         return intervals
 
+    def text_places(self, positions: NDArray[Any]) -> list[TextPlace]:
+        """The text around up to `TEXT_PLACES` of the positions, evenly spaced."""
+        chosen = positions[list(evenly_spaced(len(positions), TEXT_PLACES))]
+        bounds = self._bounds(chosen, TEXT_WINDOW)
+        rows = self._rows(chosen).tolist()
+        return [
+            TextPlace(
+                tokens=self._tokens(row, start, end),
+                last=position - start,
+                position=position - int(self._arrays.row_starts[row]),
+                row=row,
+            )
+            for position, (start, end), row in zip(chosen.tolist(), bounds, rows, strict=True)
+        ]
+
     def activations(self, latent: int) -> tuple[NDArray[np.uint32], NDArray[np.float64]]:
         """Positions and activations of a latent, strongest first."""
         start, end = self._arrays.latent_starts[latent : latent + 2]
@@ -113,25 +131,27 @@ class ContextReader:
     def _cut(self, latent: int, place: _Place) -> Context:
         position, start, end, copies = place
         row = int(self._rows(np.array([position]))[0])
-        row_start, row_end = self._arrays.row_starts[row : row + 2].tolist()
-        # The window may cut a character; decode slightly more than is shown.
-        first = max(row_start, start - MAX_CHARACTER_BYTES + 1)
-        last = min(row_end, end + MAX_CHARACTER_BYTES - 1)
-        tokens = self._vocabulary.window(self._arrays.token_ids[first:last])[
-            start - first : end - first
-        ]
         active = self._arrays.indices[start:end] == latent
         acts = np.where(active, self._arrays.acts[start:end], 0).max(axis=1).astype(np.float64)
         activations = (acts * self._arrays.act_scale).tolist()
         return Context(
-            tokens=tokens,
+            tokens=self._tokens(row, start, end),
             activations=activations,
             activation=activations[position - start],
             peak=position - start,
-            position=position - row_start,
+            position=position - int(self._arrays.row_starts[row]),
             row=row,
             copies=copies,
         )
+
+    def _tokens(self, row: int, start: int, end: int) -> list[str]:
+        """Texts of the tokens of a row from `start` to `end`."""
+        row_start, row_end = self._arrays.row_starts[row : row + 2].tolist()
+        # The window may cut a character; decode slightly more than is shown.
+        first = max(row_start, start - MAX_CHARACTER_BYTES + 1)
+        last = min(row_end, end + MAX_CHARACTER_BYTES - 1)
+        window = self._vocabulary.window(self._arrays.token_ids[first:last])
+        return window[start - first : end - first]
 
 
 def evenly_spaced(length: int, count: int) -> Sequence[int]:

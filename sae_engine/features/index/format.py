@@ -72,6 +72,12 @@ class IndexArrays:
     vocabulary_offsets: NDArray[np.int64]
     vocabulary_bytes: NDArray[np.uint8]
 
+    text_breaks: NDArray[np.int64] | None = None
+    """Positions whose text does not continue that of the position before them, because tokens
+    between them were left out, such as the separator of two documents. Starts of rows may be among
+    them. None in an index that does not know them.
+    """
+
     # Only in a final index; each row is sorted, best first.
     positive_logit_ids: NDArray[np.uint32] | None = None
     positive_logits: NDArray[np.float32] | None = None

@@ -1,18 +1,21 @@
-"""From a text to the tokens or phrases that it means, and to their positions in an index."""
+"""From a text to the positions that it means in an index: those of tokens, or those where it stands
+in the corpus's text.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.associations import Associations
+from sae_engine.features.index.corpus_text import CorpusText, Hits
+from sae_engine.features.index.expressions import find_expression
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.lookup import MatchedToken, TokenMatch
@@ -25,47 +28,85 @@ MAX_MATCHED_TOKENS = 500
 """Maximum number of matched tokens in a result; its statistics cover all of them."""
 
 
+class Query(NamedTuple):
+    """What is looked up, and how it is compared."""
+
+    text: str
+    match: TokenMatch = "fold"
+    exact_case: bool = False
+
+    @property
+    def heeds_case(self) -> bool:
+        return self.exact_case or self.match == "exact"
+
+    @property
+    def literal(self) -> str:
+        """The text to find in the corpus; `fold` ignores outer spaces."""
+        bare = self.text.strip(" ▁")
+        return bare if bare and self.match == "fold" else self.text
+
+
 class Meaning(NamedTuple):
-    """What a text stands for: tokens, or else phrases."""
+    """What a query stands for: tokens, or else positions in the text."""
 
     ids: list[int]
     """Tokens of the vocabulary that match by themselves."""
-    phrases: list[list[int]]
-    """Token sequences of the text, with and without a leading space."""
-
-    @property
-    def tokens(self) -> list[int]:
-        """The distinct tokens, in order."""
-        return list(dict.fromkeys(self.ids or (i for phrase in self.phrases for i in phrase)))
+    text_hits: Hits | None
+    """Where the text stands in the corpus, if statistics are over that instead of the tokens."""
+    occurrences: int | None
+    """How often the text stands there; None for parts of tokens, which are not looked for."""
 
 
 def resolve(
-    text: str, match: TokenMatch, vocabulary: Vocabulary, tokenizer: Callable[[], Tokenizer]
+    query: Query,
+    arrays: IndexArrays,
+    vocabulary: Vocabulary,
+    tokenizer: Callable[[], Tokenizer],
+    corpus: Callable[[], CorpusText],
 ) -> Meaning:
-    """Find what `text` means; raises `UserError` if it is empty.
+    """Find what a query means; raises `UserError` for empty text and for a bad expression.
 
-    `fold` ignores case and outer spaces; `exact` ignores nothing; `substring` ignores case;
-    `prefix` ignores case and, if `text` has no leading space, the token's leading space. Under
-    `fold` and `exact`, a text that is not a token is a phrase. Phrases are compared exactly, under
-    `fold` with and without a leading space.
+    `fold` and `exact` mean the token that is the text or, if it is none that occurs, the text
+    wherever it stands in the corpus; `fold` ignores outer spaces. `prefix` and `substring` mean
+    tokens that contain the text; `prefix` ignores a token's leading space if the text has none.
+    `text` means the text wherever it stands, `regex` the matches of an expression. All but `exact`
+    ignore case unless the query heeds it.
     """
-    if not text:
+    if not query.text:
         raise UserError("The text to look up is empty; type a token, a word or a phrase.")
-    bare = text.strip(" ▁")
-    if match == "prefix":
-        start, with_space = text.casefold(), text.startswith(" ")
-        entries = vocabulary.casefolded if with_space else vocabulary.folded
-        return Meaning([i for i, entry in enumerate(entries) if entry.startswith(start)], [])
-    if match == "substring":
-        part = text.casefold()
-        return Meaning([i for i, entry in enumerate(vocabulary.casefolded) if part in entry], [])
-    if match == "exact" or not bare:
-        ids = _places(vocabulary.texts, text)
-        forms = [text]
-    else:
-        ids = _places(vocabulary.folded, bare.casefold())
-        forms = [bare, f" {bare}"]
-    return Meaning(ids, []) if ids else _tokenized(forms, tokenizer())
+    if query.match == "regex":
+        hits = find_expression(corpus(), query.text, exact_case=query.exact_case)
+        return Meaning([], hits, hits.occurrences)
+    ids = _matching_tokens(query, vocabulary)
+    if query.match in ("prefix", "substring"):
+        return Meaning(ids, None, None)
+    if query.match != "text":
+        ids = ids or _normalized_token(query, tokenizer())
+    occurrences = corpus().count(query.literal, exact_case=query.heeds_case) if ids else 0
+    if ids and (arrays.token_counts[ids].any() or not occurrences):
+        return Meaning(ids, None, occurrences)
+    hits = corpus().literal(query.literal, exact_case=query.heeds_case)
+    return Meaning([], hits, hits.occurrences)
+
+
+def _matching_tokens(query: Query, vocabulary: Vocabulary) -> list[int]:
+    """Tokens that match by themselves."""
+    plain, bare = vocabulary.texts, vocabulary.bare_texts
+    wanted = query.literal
+    if not query.heeds_case:
+        plain, bare, wanted = vocabulary.casefolded, vocabulary.folded, wanted.casefold()
+    match query.match:
+        case "prefix":
+            entries = plain if wanted.startswith(" ") else bare
+            return [i for i, entry in enumerate(entries) if entry.startswith(wanted)]
+        case "substring":
+            return [i for i, entry in enumerate(plain) if wanted in entry]
+        case "fold":
+            return _places(bare if wanted.strip(" ") else plain, wanted)
+        case "exact":
+            return _places(plain, wanted)
+        case _:
+            return []
 
 
 def _places(entries: list[str], wanted: str) -> list[int]:
@@ -77,55 +118,37 @@ def _places(entries: list[str], wanted: str) -> list[int]:
     return places
 
 
-def _tokenized(forms: Sequence[str], tokenizer: Tokenizer) -> Meaning:
-    """Token sequences of the forms; after normalization, a form may be a single token."""
+def _normalized_token(query: Query, tokenizer: Tokenizer) -> list[int]:
+    """The token that the text becomes if the tokenizer changes characters, such as `ｃ` to `c`."""
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
-    sequences: list[list[int]] = []
-    for form in forms:
-        ids = tokenizer.encode(form, add_special_tokens=False).ids
-        if ids and unknown not in ids and ids not in sequences:
-            sequences.append(ids)
-    singles = [ids[0] for ids in sequences if len(ids) == 1]
-    return Meaning(singles, []) if singles else Meaning([], sequences)
+    text = query.literal
+    forms = [text, f" {text}"] if query.match == "fold" else [text]
+    encoded = [tokenizer.encode(form, add_special_tokens=False).ids for form in forms]
+    return list({ids[0]: None for ids in encoded if len(ids) == 1 and ids[0] != unknown})
 
 
 def associate(arrays: IndexArrays, meaning: Meaning) -> tuple[int, Associations]:
     """Number of positions that hold the meaning, and the latents active on them."""
-    if not meaning.phrases:
-        count = int(arrays.token_counts[meaning.ids].sum())
-        return count, Associations.of_tokens(arrays, meaning.ids)
-    found = [_phrase_positions(arrays, phrase) for phrase in meaning.phrases]
-    positions = np.unique(np.concatenate(found))
-    return len(positions), Associations.of_positions(arrays, positions)
-
-
-def _phrase_positions(arrays: IndexArrays, phrase: Sequence[int]) -> NDArray[np.int64]:
-    """Positions of the last token of each occurrence within one row, ascending."""
-    rarest = int(np.argmin(arrays.token_counts[list(phrase)]))
-    start, end = arrays.token_starts[phrase[rarest] : phrase[rarest] + 2]
-    firsts = arrays.token_positions[start:end].astype(np.int64) - rarest
-    lasts = firsts + len(phrase) - 1
-    inside = (firsts >= 0) & (lasts < arrays.num_tokens)
-    firsts, lasts = firsts[inside], lasts[inside]
-    rows = np.searchsorted(arrays.row_starts, firsts, side="right")
-    matches = arrays.row_starts[rows] > lasts
-    for offset, id_ in enumerate(phrase):
-        matches &= arrays.token_ids[firsts + offset] == id_
-    return lasts[matches]
+    if meaning.text_hits:
+        positions = meaning.text_hits.positions
+        return len(positions), Associations.of_positions(arrays, positions)
+    count = int(arrays.token_counts[meaning.ids].sum())
+    return count, Associations.of_tokens(arrays, meaning.ids)
 
 
 def matched_tokens(
     meaning: Meaning, arrays: IndexArrays, vocabulary: Vocabulary
 ) -> list[MatchedToken]:
-    """Tokens of a group, most frequent first, or of a phrase, in order."""
-    ids = meaning.tokens
+    """Tokens that match, or in which the text ends, most frequent first."""
+    ids = np.array(meaning.ids, np.int64)
     counts = arrays.token_counts[ids]
-    order = range(len(ids))
-    if not meaning.phrases:
-        order = np.lexsort((np.array(ids), -counts)).tolist()
+    if meaning.text_hits:
+        last = arrays.token_ids[meaning.text_hits.positions].astype(np.int64)
+        ids, counts = np.unique(last, return_counts=True)
+    order = np.lexsort((ids, -counts))[:MAX_MATCHED_TOKENS].tolist()
     return [
-        MatchedToken(id=ids[n], text=vocabulary.text(ids[n]), count=int(counts[n]))
-        for n in order[:MAX_MATCHED_TOKENS]
+        MatchedToken(id=int(ids[n]), text=vocabulary.text(int(ids[n])), count=int(counts[n]))
+        for n in order
     ]
 
 
@@ -146,16 +169,16 @@ def similar_spellings(text: str, arrays: IndexArrays, vocabulary: Vocabulary) ->
     return [vocabulary.text(occurring[match[0]]) for match in found]
 
 
-def why_nothing(
-    text: str, match: TokenMatch, meaning: Meaning, count: int, min_count: int, num_tokens: int
-) -> str:
+def why_nothing(query: Query, meaning: Meaning, count: int, min_count: int, num_tokens: int) -> str:
     """Why a lookup found no features, in words."""
-    shown, corpus = repr(text[:100]), f"the {num_tokens:,} tokens of this index"
-    if not meaning.tokens:
-        how = {"prefix": "starts with", "substring": "contains"}.get(match, "is")
+    shown, corpus = repr(query.text[:100]), f"the {num_tokens:,} tokens of this index"
+    if query.match in ("prefix", "substring") and not meaning.ids:
+        how = "starts with" if query.match == "prefix" else "contains"
         return f"No token of this model's vocabulary {how} {shown}; try another spelling."
-    if count == 0 and meaning.phrases:
-        return f"{shown} is several tokens, and that sequence does not occur in {corpus}."
+    if count == 0 and query.match == "regex":
+        return f"The expression {shown} matches nothing in the text of {corpus}."
+    if count == 0 and meaning.text_hits:
+        return f"{shown} does not stand anywhere in the text of {corpus}."
     if count == 0:
         return f"{shown} does not occur in {corpus}, so its features are unknown."
     times = "once" if count == 1 else f"{count:,} times"

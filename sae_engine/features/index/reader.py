@@ -5,8 +5,6 @@ Needs numpy, tokenizers and safetensors, but neither torch nor a model. Read-onl
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sae_engine.features.index.contexts import ContextReader, Window
+from sae_engine.features.index.corpus_text import CorpusText
 from sae_engine.features.index.details import (
     FeatureDetails,
     Labels,
@@ -42,6 +41,7 @@ from sae_engine.features.index.listing import (
     ordered,
 )
 from sae_engine.features.index.lookup import (
+    Query,
     associate,
     matched_tokens,
     resolve,
@@ -49,6 +49,7 @@ from sae_engine.features.index.lookup import (
     why_nothing,
 )
 from sae_engine.features.index.manifest import IndexDamagedError, Manifest, damage_checked
+from sae_engine.features.index.shared import Shared
 from sae_engine.features.index.vocabulary import Vocabulary
 from sae_engine.schema.features import (
     Feature,
@@ -67,6 +68,8 @@ __all__ = ["FeatureIndex", "IndexDamagedError", "NoSuchFeatureError"]
 NUM_INTERVALS = 5
 MAX_VOCABULARIES = 8
 """Vocabularies kept in memory."""
+MAX_TEXTS = 2
+"""Texts of index corpora kept in memory, about 8 bytes per token each."""
 
 
 class FeatureIndex:
@@ -80,7 +83,11 @@ class FeatureIndex:
         self.manifest = manifest
         self.arrays = arrays
         """The memory-mapped arrays, for callers that scan them."""
-        self.vocabulary = _shared_vocabulary(folder, manifest, arrays)
+        self.vocabulary = _vocabularies.get(
+            folder,
+            manifest,
+            lambda: Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes),
+        )
         self._contexts = ContextReader(arrays, self.vocabulary)
         self._details = FeatureDetails(arrays, self.vocabulary, self._contexts)
 
@@ -246,56 +253,64 @@ class FeatureIndex:
         text: str,
         *,
         match: TokenMatch = "fold",
+        exact_case: bool = False,
         rank: LookupRank = "f1",
         min_count: int = 5,
         limit: int = 20,
         labels: Labels | None = None,
     ) -> LookupResult:
-        """The features associated with a token, a group of tokens or a phrase, best first.
+        """The features associated with tokens, or with a text wherever it stands, best first.
 
         Only features that fire on at least `min_count` of the positions count. Raises `UserError`
-        for empty text.
+        for empty text, and for a regular expression that is wrong or takes too long.
         """
         labels = labels or {}
-        meaning = resolve(text, match, self.vocabulary, lambda: self._tokenizer)
+        query = Query(text, match, exact_case)
+        meaning = resolve(
+            query,
+            self.arrays,
+            self.vocabulary,
+            tokenizer=lambda: self._tokenizer,
+            corpus=self._corpus_text,
+        )
         count, associations = associate(self.arrays, meaning)
         best = associations.best(rank, min_count, limit)
         message = None
         if not best:
-            message = why_nothing(text, match, meaning, count, min_count, self.num_tokens)
+            message = why_nothing(query, meaning, count, min_count, self.num_tokens)
+        in_text = meaning.text_hits
+        is_misspelled = not count and match != "regex"
+        spellings = similar_spellings(text, self.arrays, self.vocabulary) if is_misspelled else []
         return LookupResult(
             tokens=matched_tokens(meaning, self.arrays, self.vocabulary),
             features=[self._details.match(associations, place, labels) for place in best],
-            phrase=bool(meaning.phrases),
+            total=associations.num_reaching(min_count),
+            phrase=in_text is not None,
             count=count,
+            occurrences=meaning.occurrences,
+            places=self._contexts.text_places(in_text.positions) if in_text else [],
             message=message,
-            suggestions=[] if count else similar_spellings(text, self.arrays, self.vocabulary),
+            suggestions=spellings,
             snapshot=self.step,
         )
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Tokens that stand for no text, such as BOS."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [id_ for id_, token in added.items() if token.special]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / TOKENIZER))
 
+    def _corpus_text(self) -> CorpusText:
+        return _texts.get(
+            self.folder, self.manifest, lambda: CorpusText.of(self.arrays, self.special_ids)
+        )
 
-_vocabularies: OrderedDict[str, Vocabulary] = OrderedDict()
-_vocabularies_lock = threading.Lock()
 
-
-def _shared_vocabulary(folder: Path, manifest: Manifest, arrays: IndexArrays) -> Vocabulary:
-    """The vocabulary of an index, shared by all indexes of the same tokenizer.
-
-    The `MAX_VOCABULARIES` last used ones are kept. Files are verified before use, because damage to
-    one index must not reach others.
-    """
-    files = [array_file("vocabulary_bytes"), array_file("vocabulary_offsets")]
-    key = "".join(manifest.files[name].sha256 for name in files)
-    with _vocabularies_lock:
-        vocabulary = _vocabularies.pop(key, None)
-        if vocabulary is None:
-            manifest.verify(folder, *files)
-            vocabulary = Vocabulary(arrays.vocabulary_offsets, arrays.vocabulary_bytes)
-        _vocabularies[key] = vocabulary
-        if len(_vocabularies) > MAX_VOCABULARIES:
-            _vocabularies.popitem(last=False)
-    return vocabulary
+_VOCABULARY = (array_file("vocabulary_bytes"), array_file("vocabulary_offsets"))
+_CORPUS = (array_file("token_ids"), array_file("row_starts"), array_file("text_breaks"))
+_vocabularies: Shared[Vocabulary] = Shared(MAX_VOCABULARIES, *_VOCABULARY)
+_texts: Shared[CorpusText] = Shared(MAX_TEXTS, *_VOCABULARY, *_CORPUS, TOKENIZER)

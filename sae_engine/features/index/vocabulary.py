@@ -130,6 +130,11 @@ class Vocabulary:
         return [piece.decode("utf-8", INVALID_BYTES) for piece in pieces]
 
     @cached_property
+    def bare_texts(self) -> list[str]:
+        """Texts without leading space: `cat` and ` cat` are equal."""
+        return [text.removeprefix(" ") for text in self.texts]
+
+    @cached_property
     def casefolded(self) -> list[str]:
         return [text.casefold() for text in self.texts]
 

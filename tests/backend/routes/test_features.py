@@ -105,6 +105,40 @@ def test_lookup_is_the_same_over_rest_and_on_the_command_line(
     assert "it has 3, 7" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ({"text": "$", "match": "text"}, 200),
+        ({"text": "AT", "match": "text", "exact_case": "true"}, 200),
+        ({"text": "[$-&]+", "match": "regex"}, 200),
+        ({"text": "(", "match": "regex"}, 422),
+        ({"text": r"(a)\1", "match": "regex"}, 422),
+    ],
+)
+def test_text_and_expressions_are_looked_up_over_rest_and_on_the_command_line(
+    client: TestClient,
+    settings: Settings,
+    run_id: str,
+    capsys: pytest.CaptureFixture[str],
+    query: dict[str, str],
+    status: int,
+) -> None:
+    answer = client.get(f"/api/runs/{run_id}/lookup", params={**query, "min_count": "1"})
+    assert answer.status_code == status
+    options = ["--match", query["match"], *(["--exact-case"] if "exact_case" in query else [])]
+    command = ["lookup", "indexed", query["text"], *options, "--data-dir", str(settings.data_dir)]
+    assert main(command) == (0 if status == 200 else 2)
+    printed = capsys.readouterr()
+    if status == 422:
+        assert answer.json()["detail"] in printed.err
+        return
+    result = LookupResult.model_validate_json(answer.content)
+    assert result.phrase
+    assert result.occurrences is not None
+    assert len(result.places) == min(5, result.count)
+    assert ("ending in" in printed.out) == bool(result.count)
+
+
 def test_before_the_first_snapshot_the_error_says_when_features_appear(
     client: TestClient, database: Database
 ) -> None:

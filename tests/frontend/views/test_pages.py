@@ -342,7 +342,7 @@ def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_p
     text = shown(open_page("lookup", id="finished", q="import"))
     assert "<small>420</small>" in text
     assert "33.6 %" in text  # feature 504 fires on 282 of 840 positions
-    assert 'href="feature?id=finished&amp;index=504"' in text
+    assert 'href="feature?id=finished&amp;index=504&amp;q=import"' in text
 
 
 def test_a_token_that_does_not_occur_is_reported(open_page: Open) -> None:

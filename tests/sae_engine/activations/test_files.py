@@ -67,7 +67,7 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
         assert torch.equal(load_file(filed.sae)[name], tensor)
     assert filed.snapshots() == live.snapshots()
     step = live.snapshots()[-1]
-    for name in ("token_ids.npy", "row_starts.npy"):
+    for name in ("token_ids.npy", "row_starts.npy", "text_breaks.npy"):
         mine, theirs = (f.feature_index(step) / name for f in (filed, live))
         assert mine.read_bytes() == theirs.read_bytes()
 
@@ -191,6 +191,17 @@ def test_held_out_rows_are_whole(tmp_path: Path):
     assert held.row_starts.tolist() == [0, 30, 60]
     assert np.array_equal(held.token_ids, np.arange(60))
     assert len(held.read(0, 10)) == 30
+    assert held.text_breaks is None
+
+
+def test_breaks_of_the_text_are_read_from_all_held_out_files(tmp_path: Path):
+    for n, breaks in enumerate([[1, 4], [0, 2, 7]]):
+        write(tmp_path / f"heldout-{n}.safetensors", 5, text_breaks=torch.tensor(breaks))
+    write(tmp_path / "part.safetensors", 100)
+    assert HeldoutFiles(open_activation_set(tmp_path), 10).text_breaks.tolist() == [1, 4, 5, 7]
+    write(tmp_path / "heldout-2.safetensors", 5)
+    assert HeldoutFiles(open_activation_set(tmp_path), 10).text_breaks.tolist() == [1, 4, 5, 7]
+    assert HeldoutFiles(open_activation_set(tmp_path), 11).text_breaks is None
 
 
 @pytest.mark.parametrize(

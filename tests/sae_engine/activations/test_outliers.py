@@ -87,6 +87,7 @@ class Tokens:
         self.ids = None
         self.token_ids = np.arange(10, dtype=np.uint32) * 7
         self.row_starts = np.array([0, 4, 7, 10])
+        self.text_breaks: np.ndarray | None = np.array([2, 9])
         self.num_tokens = 10
 
     def read(self, hook, num_tokens, check_stop=None):
@@ -108,6 +109,25 @@ def test_held_out_outliers_are_left_out_of_values_ids_and_rows():
     whole = ordinary_tokens(tokens, 0, 7, math.inf)
     assert torch.equal(whole.activations[:], tokens.values[:7])
     assert whole.num_outliers == 0
+
+
+@pytest.mark.parametrize(
+    ("breaks", "limit", "expected"),
+    [
+        ([2, 9], 10.0, [0, 1, 2, 4]),  # of tokens 1, 2, 4, 5, 7, 8; 0, 3, 6 and 9 are left out
+        ([], 10.0, [0, 2, 4]),
+        (None, 10.0, [0, 2, 4]),
+        ([2, 9], math.inf, [2, 9]),
+        (None, math.inf, None),
+    ],
+)
+def test_text_breaks_where_outliers_are_left_out(
+    breaks: list[int] | None, limit: float, expected: list[int] | None
+):
+    tokens = Tokens()
+    tokens.text_breaks = None if breaks is None else np.array(breaks, np.int64)
+    found = ordinary_tokens(tokens, 0, 10, limit).text_breaks
+    assert (None if found is None else found.tolist()) == expected
 
 
 def test_held_out_activations_of_another_scale_are_refused():

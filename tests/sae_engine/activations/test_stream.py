@@ -151,6 +151,10 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     torch.testing.assert_close(part, expected[: len(part)])
     lengths = np.diff(held.row_starts)
     assert np.array_equal(lengths, ordinary.sum(axis=1))
+    numbers = np.arange(ordinary.size).reshape(ordinary.shape)[ordinary]
+    follows = {n for n in range(1, len(numbers)) if numbers[n] == numbers[n - 1] + 1}
+    assert set(held.text_breaks.tolist()) == set(range(1, len(numbers))) - follows
+    assert set(held.text_breaks) > set(held.row_starts[1:-1])  # separators of documents too
     held.close()
     assert not (tmp_path / "held").exists()
 

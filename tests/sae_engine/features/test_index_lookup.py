@@ -88,15 +88,15 @@ def test_a_lookup_agrees_with_brute_force(
             result = index.lookup(text, match=match, **options)
             assert not result.phrase
             assert_agrees(result, case, positions, rank, min_count, limit)
-        for text, forms in [
+        for text, phrases in [
             ("a b", []),
-            ("cat dog", ["cat dog", " cat dog"]),
-            ("ab", ["ab", " ab"]),
-            ("!!", ["!!", " !!"]),
+            ("Cat dog", [[" Cat", " dog"]]),
+            ("ab", [["a", "b"]]),
+            ("!!", [["!", "!"]]),
         ]:
-            sequences = [ids_of(form) for form in forms]
+            sequences = [[token(word) for word in phrase] for phrase in phrases]
             positions = sorted({n for ids in sequences for n in case.positions_of_phrase(ids)})
-            result = index.lookup(text, **options)
+            result = index.lookup(text, exact_case=True, **options)
             assert result.phrase
             assert_agrees(result, case, positions, rank, min_count, limit)
 
@@ -153,7 +153,8 @@ def test_similar_spellings_are_suggested_for_a_text_that_does_not_occur(
     ("text", "match", "tokens", "message"),
     [
         ("dog", "fold", {" dog"}, "'dog' does not occur in the 3 tokens"),
-        ("cat dog", "fold", {"cat", " cat", " dog"}, "'cat dog' is several tokens"),
+        ("cat dog", "fold", set[str](), "'cat dog' does not stand anywhere in the text of the 3"),
+        ("c.d", "regex", set[str](), "The expression 'c.d' matches nothing in the text"),
         ("zebra", "prefix", set[str](), "No token of this model's vocabulary starts with 'zebra'"),
         ("zebra", "substring", set[str](), "No token of this model's vocabulary contains 'zebra'"),
         ("in", "fold", {"in", " in"}, "'in' occurs once in"),
@@ -215,6 +216,22 @@ def test_a_character_of_several_tokens_is_found(
     assert result.count == 2
 
 
+@pytest.mark.parametrize("match", ["fold", "prefix", "substring"])
+def test_case_counts_if_it_is_to(tmp_path: Path, match: TokenMatch) -> None:
+    index = built(tmp_path, case_of_rows([[token(w) for w in CATS]], lambda _: {0: 1.0}, 1))
+    assert index.lookup("cat", match=match).count == 4
+    assert index.lookup("cat", match=match, exact_case=True).count == 2
+    assert index.lookup("Cat", match=match, exact_case=True).occurrences in (1, None)
+
+
+def test_the_number_of_features_counts_those_beyond_the_limit(tmp_path: Path) -> None:
+    case = case_of_rows([[token("cat")] * 6], lambda n: {0: 1.0, 1 + n % 2: 1.0, 3 + n: 1.0}, 9)
+    index = built(tmp_path, case)
+    for min_count, total in [(1, 9), (3, 3), (5, 1), (7, 0)]:
+        result = index.lookup("cat", min_count=min_count, limit=2)
+        assert (result.total, len(result.features)) == (total, min(2, total))
+
+
 def test_a_text_that_normalizes_to_one_token_is_not_a_phrase(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel({"cat": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
@@ -231,7 +248,7 @@ def test_a_text_outside_the_vocabulary_does_not_match_the_unknown_token(tmp_path
     result = built(tmp_path, case, tokenizer=tokenizer).lookup("dog", min_count=1)
     assert result.features == []
     assert result.message is not None
-    assert "No token of this model's vocabulary is 'dog'" in result.message
+    assert "'dog' does not stand anywhere" in result.message
 
 
 def test_empty_text_is_an_error(tmp_path: Path) -> None:

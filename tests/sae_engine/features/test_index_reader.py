@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from sae_engine.errors import UserError
 from sae_engine.features.index import reader as reader_module
 from sae_engine.features.index.contexts import evenly_spaced
 from sae_engine.features.index.reader import FeatureIndex, NoSuchFeatureError
-from sae_engine.features.index.vocabulary import Vocabulary
+from sae_engine.features.index.shared import Shared
 from sae_engine.schema.features import Context
 from tests.sae_engine.features.index_reference import (
     Case,
@@ -368,11 +367,10 @@ def test_max_activations_agree_with_brute_force(index: FeatureIndex) -> None:
 
 
 @pytest.fixture
-def no_vocabularies(monkeypatch: pytest.MonkeyPatch) -> OrderedDict[str, Vocabulary]:
-    """The cache of vocabularies, empty."""
-    cache: OrderedDict[str, Vocabulary] = OrderedDict()
-    monkeypatch.setattr(reader_module, "_vocabularies", cache)
-    return cache
+def no_vocabularies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No vocabulary is kept yet; later at most two are."""
+    files = ("vocabulary_bytes.npy", "vocabulary_offsets.npy")
+    monkeypatch.setattr(reader_module, "_vocabularies", Shared(2, *files))
 
 
 def tokenizer_with(token: str) -> Tokenizer:
@@ -381,12 +379,8 @@ def tokenizer_with(token: str) -> Tokenizer:
     return tokenizer
 
 
-def test_the_last_used_vocabularies_are_shared_and_older_ones_dropped(
-    tmp_path: Path,
-    no_vocabularies: OrderedDict[str, Vocabulary],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reader_module, "MAX_VOCABULARIES", 2)
+@pytest.mark.usefixtures("no_vocabularies")
+def test_the_last_used_vocabularies_are_shared_and_older_ones_dropped(tmp_path: Path) -> None:
     folders = [
         build(tmp_path / str(n), CASE, tokenizer=tokenizer_with(f"token{n}")) for n in range(3)
     ]
@@ -394,13 +388,13 @@ def test_the_last_used_vocabularies_are_shared_and_older_ones_dropped(
     second = FeatureIndex.open(folders[1]).vocabulary
     assert FeatureIndex.open(folders[0]).vocabulary is first
     FeatureIndex.open(folders[2])
-    assert len(no_vocabularies) == 2
     assert FeatureIndex.open(folders[0]).vocabulary is first
     assert FeatureIndex.open(folders[1]).vocabulary is not second
 
 
+@pytest.mark.usefixtures("no_vocabularies")
 def test_a_shared_vocabulary_does_not_depend_on_the_files_of_the_first_index(
-    tmp_path: Path, no_vocabularies: OrderedDict[str, Vocabulary]
+    tmp_path: Path,
 ) -> None:
     folder = build(tmp_path / "1", CASE)
     texts = FeatureIndex.open(folder).vocabulary.texts

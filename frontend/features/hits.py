@@ -1,0 +1,102 @@
+"""A lookup as part of a page's address, and the way from one of its features to the next.
+
+Read by the lookup page, which links to features, and by the feature page, which steps among them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, get_args
+
+import streamlit as st
+
+from frontend.api.cache import client
+from frontend.api.client import ApiProblem
+from frontend.html.format import count
+from frontend.html.tokens import chip
+from frontend.shell.url import choice_param, flag_param, int_param, param
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
+
+MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)
+RANKS: tuple[LookupRank, ...] = get_args(LookupRank)
+MOST_HITS = 50
+"""Features that a lookup lists, and that a feature page steps through."""
+LEAST_COUNT = 5
+LOOKUP_PARAMS = ("q", "match", "exact_case", "rank", "min_count")
+
+
+class Lookup(NamedTuple):
+    """A text to look up, and how."""
+
+    text: str
+    match: TokenMatch = "fold"
+    exact_case: bool = False
+    rank: LookupRank = "f1"
+    min_count: int = LEAST_COUNT
+
+    @classmethod
+    def of_url(cls) -> Lookup:
+        """The lookup that the address holds; its text may be empty."""
+        return cls(
+            text=param("q") or "",
+            match=choice_param("match", MATCHES) or "fold",
+            exact_case=flag_param("exact_case"),
+            rank=choice_param("rank", RANKS) or "f1",
+            min_count=min(max(int_param("min_count") or LEAST_COUNT, 1), 10**9),
+        )
+
+    @property
+    def state(self) -> dict[str, object | None]:
+        """Its part of an address; defaults are left out."""
+        return {
+            "q": self.text,
+            "match": None if self.match == "fold" else self.match,
+            "exact_case": self.exact_case or None,
+            "rank": None if self.rank == "f1" else self.rank,
+            "min_count": None if self.min_count == LEAST_COUNT else self.min_count,
+        }
+
+    def answer(self, run_id: str, snapshot: int) -> LookupResult:
+        """Its features in a snapshot, at most `MOST_HITS`; raises `ApiProblem`."""
+        return client().lookup(
+            run_id,
+            self.text,
+            match=self.match,
+            exact_case=self.exact_case,
+            rank=self.rank,
+            min_count=self.min_count,
+            limit=MOST_HITS,
+            snapshot=snapshot,
+        )
+
+
+class Steps(NamedTuple):
+    """Where a feature stands among those of a lookup, and its neighbors there."""
+
+    previous: int | None
+    next: int | None
+    note: str
+    """HTML such as `3 of 25 for import`."""
+
+
+def steps(run_id: str, snapshot: int, lookup: Lookup, index: int) -> Steps | None:
+    """The steps from a feature; None if the lookup does not list it."""
+    hits = _hits(run_id, snapshot, lookup)
+    if index not in hits:
+        return None
+    place = hits.index(index)
+    return Steps(
+        previous=hits[place - 1] if place else None,
+        next=hits[place + 1] if place + 1 < len(hits) else None,
+        note=f"{count(place + 1)} of {count(len(hits))} for {chip(lookup.text)}",
+    )
+
+
+@st.cache_data(ttl=300, show_spinner=False, max_entries=100)
+def _hits(run_id: str, snapshot: int, lookup: Lookup) -> list[int]:
+    """Features of a lookup, best first; a snapshot never changes."""
+    try:
+        return [match.index for match in lookup.answer(run_id, snapshot).features]
+    except ApiProblem as error:
+        if error.unreachable:
+            raise
+        return []
