@@ -101,7 +101,7 @@ class Associations(NamedTuple):
         for first in range(0, len(positions), CHUNK_POSITIONS):
             some = positions[first : first + CHUNK_POSITIONS]
             acts = arrays.acts[some]
-            active = acts > 0
+            active = acts.view(np.uint16) > 0  # many times faster than comparing halves
             values = acts[active].astype(np.float64)
             latents = arrays.indices[some][active].astype(np.intp)
             counts += np.bincount(latents, minlength=arrays.d_sae)
