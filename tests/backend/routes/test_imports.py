@@ -83,7 +83,7 @@ def test_one_idempotency_key_imports_once(client: TestClient, sae: Path) -> None
         ({"format": "pickle"}, "format", "'saelens'"),
         ({"layer": None}, "layer", "or its hook_point"),
         ({"layer": 99}, "model.layer", "Layer 99 does not exist"),
-        ({"model": "/etc"}, "model.name", "outside the folders"),
+        ({"model": "/etc"}, "model.name", "not in a folder this server may read"),
         ({"model": None}, "model", "do not name its language model; give it"),
         ({"config": {"model": 3}}, "model", "section with fields"),
         ({"config": {"sae": {"kk": 3}}}, "sae.kk", "did you mean sae.k?"),
