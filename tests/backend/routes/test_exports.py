@@ -79,12 +79,8 @@ def test_peoples_labels_are_exported(client: TestClient, run_id: str) -> None:
     explanations = {row["index"]: row["explanations"] for row in rows if row["explanations"]}
     assert list(explanations) == ["4"]
     assert explanations["4"][0]["description"] == "names"
-    exported = ask(client, run_id, format="parquet")
-    table = pd.read_parquet(
-        io.BytesIO(
-            ask(client, run_id, format="parquet").read("indexed-step7-parquet/features.parquet")
-        )
-    ).set_index("feature")
+    exported = ask(client, run_id, format="parquet").read("indexed-step7-parquet/features.parquet")
+    table = pd.read_parquet(io.BytesIO(exported)).set_index("feature")
     assert table.loc[4, ["label", "notes", "label_author"]].tolist() == [
         "names",
         "after import",
