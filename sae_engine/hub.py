@@ -97,10 +97,12 @@ def require_model(name: str, remedy: str) -> None:
         raise gated("model", name) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise not_found("model", name, f"check the name, or {remedy}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:
         if is_connection_error(error):
             raise unreachable("model", name, remedy) from None
-        raise UserError(refused(name, error)) from None
+        if isinstance(error, HfHubHTTPError | OSError):
+            raise UserError(refused(name, error)) from None
+        raise
 
 
 def _is_cached(name: str) -> bool:

@@ -109,7 +109,7 @@ def pareto_figure(
         "uid": "runs",
         "mode": "markers+text",
         "text": [_label(point, is_front=point in edge, among=len(points)) for point in points],
-        "textposition": "top center",
+        "textposition": _inward([point.l0 for point in points]),
         "textfont": {"size": 11},
         "cliponaxis": False,
         "x": [point.l0 for point in points],
@@ -160,6 +160,17 @@ def _label(point: Point, *, is_front: bool, among: int) -> str:
     name = point.run.name
     short = name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 1]}…"
     return plotly_text(short)
+
+
+def _inward(x: Sequence[float]) -> list[str]:
+    """Where labels go, so that those at the edges stay inside the chart."""
+    low, high = min(x, default=0.0), max(x, default=0.0)
+    if low == high:
+        return ["top center"] * len(x)
+    return [
+        "top right" if value == low else "top left" if value == high else "top center"
+        for value in x
+    ]
 
 
 def _text(point: Point) -> str:

@@ -67,7 +67,7 @@ def _has_runs(*, archived: bool) -> bool:
 
 def _filters() -> None:
     """Title, the boxes that filter the runs, and the button for a new run."""
-    title, search, status, tag, archived, new = st.columns(
+    title, search, status, tag, view, new = st.columns(
         [1.5, 3, 1.6, 1.6, 1.2, 1.4], vertical_alignment="center"
     )
     with title:
@@ -79,8 +79,9 @@ def _filters() -> None:
         _choice("status", STATUSES, ANY_STATUS, "Status")
     with tag:
         _choice("tag", known_tags(), ANY_TAG, "Tag")
-    with archived:
-        bound_toggle("Archived", "archived")
+    shown = "Archived" if flag_param("archived") else "View"
+    with view, st.popover(shown, icon=":material/tune:", key="view", width="stretch"):
+        _layout()
     with new:
         page_button(
             "New run", "launch", key="new", icon=":material/add:", primary=True, width="stretch"
@@ -180,12 +181,14 @@ def _bar(picked: Sequence[str], shown: str) -> None:
         show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
         if picked:
             _act_on(picked)
-        elif not on:
-            _layout()
 
 
 def _layout() -> None:
-    """How the list is grouped, and its columns."""
+    """Which list is shown, how it is grouped, and its columns.
+
+    Not in the part that is drawn again and again, which would forget what is typed into a box.
+    """
+    bound_toggle("Archived runs", "archived")
     options = ["", *GROUPS]
     key, write = bound("group", choice_param("group", options) or "", default="")
     st.selectbox(
@@ -193,12 +196,10 @@ def _layout() -> None:
         options,
         key=key,
         on_change=write,
-        format_func=lambda name: f"Group by {name}" if name else "No groups",
-        label_visibility="collapsed",
-        width=190,
+        format_func=lambda name: name or "nothing",
+        width=420,
     )
-    with st.popover("Columns", icon=":material/view_column:", key="columns-menu"):
-        _choose_columns()
+    _choose_columns()
 
 
 def _choose_columns() -> None:

@@ -106,6 +106,20 @@ def test_points_are_labeled_until_labels_would_cover_each_other() -> None:
     assert labels(13) == ["x" * 27 + "…"] + [""] * 12
 
 
+@pytest.mark.parametrize(
+    ("l0", "sides"),
+    [
+        ([8.0], ["center"]),
+        ([8.0, 9.0, 64.0], ["right", "center", "left"]),
+        ([8.0] * 2, ["center"] * 2),
+    ],
+)
+def test_labels_at_the_edges_point_into_the_chart(l0: list[float], sides: list[str]) -> None:
+    runs = [run(f"r{n}", eval_l0=x, eval_fvu=0.1) for n, x in enumerate(l0)]
+    marks = pareto_figure(held_out(runs))["data"][1]
+    assert marks["textposition"] == [f"top {side}" for side in sides]
+
+
 def test_an_axis_of_very_different_values_is_logarithmic_with_round_marks() -> None:
     points = held_out([run("a", eval_l0=8.0, eval_fvu=0.2), run("b", eval_l0=64.0, eval_fvu=0.1)])
     axis = pareto_figure(points)["layout"]["xaxis"]
