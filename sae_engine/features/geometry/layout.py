@@ -55,7 +55,7 @@ def regions_of(points: NDArray[np.float32], *, seed: int = 0) -> NDArray[np.int3
     from sklearn.cluster import KMeans  # comes with UMAP; takes a second
 
     num_regions = min(max(round((len(points) / FEATURES_PER_REGION) ** 0.5), 2), MOST_REGIONS)
-    means = KMeans(num_regions, n_init=4, random_state=seed)
+    means = KMeans(num_regions, random_state=seed, n_init=4)  # pyright: ignore[reportArgumentType]
     return means.fit_predict(points).astype(np.int32)
 
 

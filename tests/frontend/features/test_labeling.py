@@ -144,7 +144,7 @@ def test_the_dialog_opens_with_an_estimate_or_the_running_job(
     app = open_page("features", id="finished")
     app.button(key="label-features").click().run()
     assert "10 labeled · 50 requests" in shown(app)
-    assert [b.label for b in app.button if b.key.startswith("label-")] == ["Label", "Cancel"]
+    assert [b.label for b in app.button if b.key.startswith("label-")] == ["Auto-label", "Cancel"]
 
 
 @pytest.mark.parametrize("changed_settings", [{}])

@@ -71,7 +71,7 @@ def test_picked_features_are_starred_and_labeled_at_once(
     assert written(workbench) == {3: ("both", False), 5: ("both", False)}
     app.button(key="picked-clear").click().run()
     assert "pick" not in app.query_params
-    assert "selected" not in shown(app)
+    assert "features selected" not in shown(app)
 
 
 def test_the_box_of_a_page_picks_all_its_features_and_drops_only_those(open_page: Open) -> None:
