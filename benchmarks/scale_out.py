@@ -7,8 +7,8 @@
 Nothing here is measured. Every assumption is an argument, to be replaced by a measurement when
 there is one. The first tables are arithmetic; the fleet is a simulation of events.
 
-One run: a step trains on `n` tokens of width `d` with `F` latents, `k` of them active. On one GPU
-it takes t_LM + t_SAE, with
+One run: a step trains on n tokens of width d with F latents, k of them active. On one GPU it takes
+t_LM + t_SAE, with
 
     t_LM = n / (tokens/s of the language model)
     t_SAE = 2ndF / FLOPS + (bytes of Adam) / bandwidth + (bytes of sparse rows) / bandwidth
