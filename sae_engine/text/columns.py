@@ -49,6 +49,10 @@ def arrow_rows(path: Path, column: Column) -> Iterator[Row]:
         yield from _rows((_checked(batch.column(place)) for batch in batches), path, "Arrow")
 
 
+READERS = {".parquet": parquet_rows, ".arrow": arrow_rows}
+"""Readers of rows by the end of a file's name."""
+
+
 def _checked(array: pa.Array) -> pa.Array:
     """The array; raises `ArrowInvalid` for one that would make Arrow read outside its memory, as
     damaged files do. Text that is not UTF-8 passes.

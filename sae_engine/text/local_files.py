@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
-from sae_engine.text.columns import arrow_rows, parquet_rows
+from sae_engine.text.columns import READERS
 from sae_engine.text.decoding import unusable
 from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import DatasetFiles, data_suffix, dataset_files
 from sae_engine.text.plain_text import open_text_file
+from sae_engine.text.probe import require_harmless
 from sae_engine.text.rows import column_of, usable_texts
 from sae_engine.text.tables import csv_rows, json_rows
 
@@ -26,7 +27,6 @@ CHECKED_DOCUMENTS = 100
 """How many files, and documents of each, are read before a run starts, to find mistakes."""
 
 _TABLES = {".jsonl": json_rows, ".ndjson": json_rows, ".csv": csv_rows, ".tsv": csv_rows}
-_COLUMNS = {".parquet": parquet_rows, ".arrow": arrow_rows}
 
 
 class LocalFiles:
@@ -62,6 +62,7 @@ class LocalFiles:
 
     def _files(self) -> DatasetFiles:
         files = dataset_files(self._config)
+        require_harmless(files.paths[:CHECKED_FILES])
         if files.num_left_out:
             of = f" of split '{files.of_split}'" if files.of_split else " with text"
             self._notices.note(
@@ -79,7 +80,7 @@ class LocalFiles:
     def _texts(self, path: Path, files: DatasetFiles) -> Iterator[str]:
         """A file's documents, "" for rows left out; raises `ConfigError` if it cannot be read."""
         suffix, column = data_suffix(path), column_of(self._config)
-        is_table = suffix in _TABLES or suffix in _COLUMNS
+        is_table = suffix in _TABLES or suffix in READERS
         if column.holds_messages and (files.are_whole_documents or not is_table):
             raise ConfigError.of(
                 column.setting,
@@ -90,8 +91,8 @@ class LocalFiles:
             return open_text_file(path, "file", self._notices).documents()
         if suffix in _TABLES:
             rows = _TABLES[suffix](path, column, self._notices)
-        elif suffix in _COLUMNS:
-            rows = _COLUMNS[suffix](path, column)
+        elif suffix in READERS:
+            rows = READERS[suffix](path, column)
         else:
             return open_text_file(path, self._config.documents, self._notices).documents()
         unit = "line" if suffix in (".jsonl", ".ndjson") else "row"

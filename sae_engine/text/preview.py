@@ -11,9 +11,10 @@ from pathlib import Path
 from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
 from sae_engine.schema.texts import TextPreview
-from sae_engine.text.columns import column_names
+from sae_engine.text.columns import READERS, column_names
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import data_suffix, dataset_files, is_local_dataset
+from sae_engine.text.probe import require_harmless
 from sae_engine.text.sources import documents, open_text_source
 from sae_engine.text.stdlib import EMBEDDED_CORPUS
 from sae_engine.text.tables import csv_names, json_names
@@ -51,7 +52,8 @@ def preview(config: DataConfig) -> TextPreview:
 def columns_of(path: Path) -> list[str]:
     """The columns of a file with rows, going by its beginning; none for plain text."""
     suffix = data_suffix(path)
-    if suffix in (".parquet", ".arrow"):
+    if suffix in READERS:
+        require_harmless([path])
         return column_names(path, suffix)
     if suffix in (".csv", ".tsv"):
         return csv_names(path)
