@@ -5,8 +5,8 @@
     diff before.txt after.txt
 
 Starts the server of the current folder, trains each recipe through the REST API, and prints one
-line per run: the SHA-256 of its logged metrics, except those that measure time, and of the tensors
-of `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
+line per run: the SHA-256 of its logged metrics, except those that measure the machine, and of the
+tensors of `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
 model. Uses only stable names, so it also works on an older checkout.
 """
 
@@ -38,12 +38,13 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"data": EMBEDDED["data"] | {"num_samples": 40}, "train": SHORT | {"num_epochs": 1}},
     ),
 }
-TIMES = {"tokens_per_second", "lm_share", "sae_share", "buffer_share"}
+OF_THE_MACHINE = {"tokens_per_second", "lm_share", "sae_share", "buffer_share"}
+OF_THE_MACHINE |= {"cpu_share", "memory_gib", "gpu_share", "gpu_memory_gib"}
 
 
 def digest_of(api: httpx.Client, run: str, data: Path) -> str:
     metrics = api.get(f"runs/{run}/metrics", params={"max_points": 100_000}).json()
-    series = {k: v for k, v in metrics["series"].items() if k not in TIMES}
+    series = {k: v for k, v in metrics["series"].items() if k not in OF_THE_MACHINE}
     curves = json.dumps([metrics["step"], metrics["tokens"], series], sort_keys=True)
     (weights,) = data.glob(f"runs/{run}*/sae.safetensors")
     tensors = load_file(weights)  # the order of a file's metadata varies

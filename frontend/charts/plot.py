@@ -85,7 +85,6 @@ const leave = (box, event) => {
 
 export default async function ({ data, parentElement }) {
   const box = parentElement.querySelector(".wb-plot");
-  box.setAttribute("role", "img");
   box.setAttribute("aria-label", data.figure.layout.title?.text ?? data.about);
   box.style.minHeight = data.figure.layout.height + "px";
   box.wbLatest = data;
@@ -96,7 +95,8 @@ export default async function ({ data, parentElement }) {
   const first = !box.wbDrawn;
   if (first) box.textContent = "";
   box.wbDrawn = true;
-  const isMap = layout.dragmode === "pan";
+  const isMap = layout.dragmode === "pan";  // it has a button to save it as an image
+  box.setAttribute("role", isMap ? "group" : "img");
   const config = { displayModeBar: isMap, displaylogo: false, modeBarButtons: [["toImage"]],
     toImageButtonOptions: { filename: "features", scale: 2 }, scrollZoom: isMap };
   await Plotly.react(box, drawable(traces), themed(layout, box), config);

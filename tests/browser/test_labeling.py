@@ -54,7 +54,7 @@ def test_labels_are_estimated_made_shown_and_a_labeling_cancelled(
 ) -> None:
     run_id = add_run(tmp_path)
     with labeling_server(tmp_path, monkeypatch) as (server, served):
-        page.goto(f"{server.url}/features?id={run_id}")
+        page.goto(f"{server.url}/features?id={run_id}&sort=max_activation")
         page.locator(".st-key-label-features button").first.click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text(f"{MODEL} labels 50 features")

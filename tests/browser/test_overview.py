@@ -121,7 +121,7 @@ def test_two_runs_are_chosen_compared_and_lead_to_their_features(
     expect(matches.first).to_contain_text("1.000")
 
     page.get_by_role("link", name="Tokens", exact=True).click()
-    box = page.get_by_role("textbox", name="Token or phrase")  # not what stood there before
+    box = page.get_by_role("textbox", name="Token or text")  # not what stood there before
     box.fill("a")
     box.press("Enter")
     expect(page.locator("h3.wb-panel")).to_have_count(2)

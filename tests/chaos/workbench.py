@@ -27,8 +27,9 @@ from sae_engine.schema.runs import ENDED, MetricsSeries, Notice, Run, Snapshot
 UP = (sys.executable, "-m", "backend.cli.main", "up", "--port", "0")
 """The program as users start it."""
 DEADLINE_SECONDS = 240.0
-CLOCK_METRICS = {"tokens_per_second", "lm_share", "buffer_share", "sae_share"}
-"""Metrics that depend on the clock differ between identical runs."""
+MACHINE_METRICS = {"tokens_per_second", "lm_share", "buffer_share", "sae_share"}
+MACHINE_METRICS |= {"cpu_share", "memory_gib", "gpu_share", "gpu_memory_gib"}
+"""Metrics that differ between identical runs."""
 CONFIG: Mapping[str, Any] = {
     "data": {"ctx_len": 64, "heldout_tokens": 1000, "shuffle_tokens": 4000},
     "sae": {"d_sae": 128, "k": 8},
@@ -167,7 +168,7 @@ class Workbench:
         points: dict[int, dict[str, object]] = {step: {} for step in found.step}
         for name, values in found.series.items():
             for step, value in zip(found.step, values, strict=True):
-                if value is not None and name not in CLOCK_METRICS:
+                if value is not None and name not in MACHINE_METRICS:
                     points[step][name] = value
         return points
 

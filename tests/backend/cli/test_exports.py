@@ -48,7 +48,7 @@ def test_rest_answers_with_a_zip_of_a_saelens_folder(
     answer = client.get(f"/api/runs/{run.id}/export", params={"format": "saelens"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/zip"
-    name = f"{run.id}-saelens"
+    name = "quick-step20-saelens"
     assert f'filename="{name}.zip"' in answer.headers["content-disposition"]
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         config = json.loads(archive.read(f"{name}/cfg.json"))
