@@ -6,8 +6,8 @@
 
 Starts the server of the current folder, trains each recipe through the REST API, and prints one
 line per run: the SHA-256 of its logged metrics, except those that measure the machine, and of the
-tensors of `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the embedded
-model. Uses only stable names, so it also works on an older checkout.
+tensors of `sae.safetensors`. The presets for Gemma-2-2b keep their SAE and schedule but read the
+embedded model. Uses only stable names, so it also works on an older checkout.
 """
 
 from __future__ import annotations
