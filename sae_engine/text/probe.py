@@ -71,6 +71,7 @@ def _state(path: Path) -> _State:
 
 def _try(path: Path) -> None:
     suffix = data_suffix(path)
+    assert suffix is not None, "only files with a reader are sent"
     for name in column_names(path, suffix)[:TRIED_COLUMNS]:
         with suppress(Exception):  # reported where the file is read
             list(islice(READERS[suffix](path, Column(name, "data.text_column")), TRIED_ROWS))
