@@ -1,6 +1,6 @@
 """What a run was started with: the program's commit, versions of its libraries, the machine.
 
-Written beside the run by `execution`; read by `routes`. Imports no torch.
+Written next to the run by `execution`; read by `routes`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def this_environment() -> Environment:
 
 
 def record_environment(folder: RunFolder, environment: Environment) -> None:
-    """Write it beside the run, in place of that of an earlier start; raises `DiskFullError`."""
+    """Write it next to the run, replacing that of an earlier start; raises `DiskFullError`."""
     with published_file(folder.environment) as path:
         path.write_text(environment.model_dump_json(indent=2), "utf-8")
 

@@ -1,4 +1,4 @@
-"""How hard a run's process works, as metrics beside those of training. Fed to `recorder`."""
+"""How hard a run's process works, as metrics like those of training. Fed to `recorder`."""
 
 from __future__ import annotations
 

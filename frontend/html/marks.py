@@ -9,14 +9,14 @@ STAR = '<span class="wb-star" role="img" aria-label="Starred" title="Starred">â˜
 
 
 def mark(label: str | None, *, starred: bool) -> str:
-    """A star and a label, as far as the feature has them; empty for most features."""
+    """The feature's star and label; empty for a feature without either."""
     star = STAR if starred else ""
     text = f'<span class="wb-named">{escaped(label)}</span>' if label else ""
     return " ".join(part for part in (star, text) if part)
 
 
 def mark_line(label: str | None, *, starred: bool) -> str:
-    """The same on a line of its own, in small type."""
+    """The same on a separate line, in small type."""
     return f'<span class="wb-sub">{mark(label, starred=starred)}</span>'
 
 

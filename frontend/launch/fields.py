@@ -48,7 +48,7 @@ class Form(NamedTuple):
 
 
 def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> Form:
-    """Draw the form with `errors` beside their fields."""
+    """Draw the form with `errors` next to their fields."""
     defaults = values_of(recipe.initial)
     problems = {field_of_problem(field, message): message for field, message in errors.items()}
     if problems:

@@ -32,7 +32,7 @@ GROUPS: Mapping[str, Callable[[Run], str]] = {
     "status": lambda run: run.status,
     "tags": lambda run: ", ".join(run.tags) or "no tag",
 }
-"""What runs can be grouped by, beside their sweeps."""
+"""What runs can be grouped by, besides their sweeps."""
 
 
 def first_order(sort: RunSort) -> SortOrder:
@@ -147,7 +147,7 @@ def _check(run: Run, picked: Collection[str]) -> str:
 
 
 def _check_all(runs: Sequence[Run], picked: Collection[str]) -> str:
-    """A box that selects all of some runs beside those selected already, or deselects them."""
+    """A box that adds all of some runs to the selection, or removes them."""
     ids = [run.id for run in runs]
     on = bool(ids) and set(ids).issubset(picked)
     kept = [run_id for run_id in picked if run_id not in ids]

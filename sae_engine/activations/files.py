@@ -321,7 +321,7 @@ def _pieces(first: int, last: int) -> Iterator[slice]:
 
 
 def _text_breaks(opened: Any, first: int, last: int) -> Int[np.ndarray, " breaks"] | None:
-    """The breaks among some tokens of a file, if it has any of its own."""
+    """The breaks among some tokens of a file, if the file has any."""
     if "text_breaks" not in opened.keys():  # noqa: SIM118
         return None
     breaks = np.unique(opened.get_tensor("text_breaks").long().numpy())

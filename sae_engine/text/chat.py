@@ -62,7 +62,7 @@ class ChatTemplate:
 
     def check(self, conversation: str) -> None:
         """Raise `NotMessagesError` for a conversation that the template refuses, or whose tokens
-        could not be told from the template's own.
+        could not be distinguished from the template's own.
         """
         if token := self._special.search(conversation):
             raise NotMessagesError(f"holds the special token '{token[0]}' in a message")

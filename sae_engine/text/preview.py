@@ -22,7 +22,7 @@ from sae_engine.text.tables import csv_names, json_names
 SHOWN_DOCUMENTS = 3
 SHOWN_CHARS = 400
 COMPARED_DOCUMENTS = 20
-"""Documents by whose length a column of text is told from others."""
+"""Documents whose length decides which column holds the text."""
 USUAL_COLUMN = "text"
 
 

@@ -97,8 +97,8 @@ def latent_groups(
 def pair_counts(
     arrays: IndexArrays, tokens: NDArray[Any], latents: NDArray[Any]
 ) -> NDArray[np.int64]:
-    """Positions that hold each token and on which the latent beside it is active, by binary search
-    in the table of pairs.
+    """Number of positions that hold each token and on which the latent at the same place is active,
+    by binary search in the table of pairs.
     """
     low, end = arrays.pair_starts[tokens], arrays.pair_starts[tokens + 1]
     high, last = end.copy(), len(arrays.pair_latents) - 1

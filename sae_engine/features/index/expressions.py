@@ -25,7 +25,7 @@ SYNTAX = "https://github.com/google/re2/wiki/Syntax"
 def find_expression(
     text: CorpusText, pattern: str, *, exact_case: bool, limit_seconds: float = LIMIT_SECONDS
 ) -> Hits:
-    """The matches of a regular expression, leftmost first and not overlapping; empty ones are none.
+    """The matches of a regular expression, leftmost first, without overlaps and empty matches.
 
     `^` and `$` also match at the ends of lines. Raises `UserError` for a pattern that is not an
     expression, and if the search takes longer than the limit.
