@@ -89,17 +89,35 @@ def cross_entropy_metrics(
     sae: SAE,
     ids: Int[Tensor, "rows ctx"],
     mean: Float[Tensor, " d_in"],
+    *,
+    hook: int = 0,
+    at: Bool[Tensor, "rows ctx"] | None = None,
+) -> dict[str, float]:
+    """`ce_delta` in nats per token; `ce_loss_score` and `ce_loss_score_mean` relative to zero and
+    mean ablation, NaN where the ablation changes nothing.
+
+    `sae` is spliced in at the positions `at` of hook number `hook`, by default all but BOS, pad and
+    eos; `mean` is the mean activation there. Averages are over the predictions made there.
+    """
+    parts = measure_cross_entropy(model, sae, ids, mean, hook=hook, at=at)
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            return end.value
+
+
+def measure_cross_entropy(
+    model: SpliceModel,
+    sae: SAE,
+    ids: Int[Tensor, "rows ctx"],
+    mean: Float[Tensor, " d_in"],
     check_stop: CheckStop = never_stop,
     *,
     hook: int = 0,
     at: Bool[Tensor, "rows ctx"] | None = None,
 ) -> Generator[Part, None, dict[str, float]]:
-    """`ce_delta` in nats per token; `ce_loss_score` and `ce_loss_score_mean` relative to zero and
-    mean ablation, NaN where the ablation changes nothing. Yields its progress meanwhile.
-
-    `sae` is spliced in at the positions `at` of hook number `hook`, by default all but BOS, pad and
-    eos; `mean` is the mean activation there. Averages are over the predictions made there.
-    """
+    """Return `cross_entropy_metrics`, and yield the progress meanwhile."""
     coder = open_coder(sae)
     replacements: dict[str, Callable[[Tensor], Tensor] | None] = {
         "plain": None,

@@ -31,7 +31,7 @@ from sae_engine.sae.inference import open_coder
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord, SnapshotRecord
 from sae_engine.sizes import TOKENS_PER_BLOCK
-from sae_engine.training.evaluate import cross_entropy_metrics, reconstruction_metrics
+from sae_engine.training.evaluate import measure_cross_entropy, reconstruction_metrics
 from sae_engine.training.stopping import Halted
 
 NO_FEATURES = (
@@ -161,7 +161,7 @@ class HeldoutWork:
         at[at.clone()] = torch.from_numpy(tokens.kept)
         mean = tokens.activations[:].float().mean(0)
         whole = self._shared.whole_model(model)
-        parts = cross_entropy_metrics(
+        parts = measure_cross_entropy(
             whole, sae, ids, mean, self._check_stop, hook=self._hook, at=at
         )
         while True:

@@ -96,7 +96,7 @@ def test_a_run_finds_an_uploaded_text_by_its_path_in_the_data_folder(
         ({"dataset": "./b"}, "in the data folder '{data_dir}'"),
         ({"mixture": [{"dataset": "b.txt", "weight": 1}]}, "in the data folder '{data_dir}'"),
         ({"dataset": "texts/a.jsonl"}, "its columns are: id, title, body"),
-        ({"dataset": "../../etc"}, "not in a folder this server may read"),
+        ({"dataset": "../../etc"}, "not in a folder that this server may read"),
     ],
 )
 def test_a_text_that_is_not_there_is_refused_with_the_folder_searched(

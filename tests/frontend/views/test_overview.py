@@ -155,8 +155,8 @@ def test_features_that_cannot_be_matched_say_why(open_page: Open, workbench: Wor
 def test_one_token_is_looked_up_in_both_runs(open_page: Open) -> None:
     app = open_page("compare", **BOTH, part="tokens", q=" import")
     text = shown(app)
-    assert 'href="feature?id=finished&amp;index=504"' in text
-    assert 'href="feature?id=failed&amp;index=504"' in text
+    assert 'href="feature?id=finished&amp;index=504&amp;' in text
+    assert 'href="feature?id=failed&amp;index=504&amp;' in text
     assert text.count("840 occurrences") == 2
     assert "does not occur" in shown(open_page("compare", **BOTH, part="tokens", q="zzz"))
 

@@ -57,6 +57,8 @@ def feature_row(text: str, largest: float) -> FeatureRow:
         state="alive",
         label=None,
         starred=False,
+        clarity=0,
+        name=None,
         example=None,
         top_tokens=[text],
     )

@@ -8,19 +8,18 @@ from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import fvu
 from sae_engine.schema.config import ModelConfig
 from sae_engine.training import evaluate as module
-from sae_engine.training.evaluate import cross_entropy_metrics, reconstruction_metrics
+from sae_engine.training.evaluate import (
+    cross_entropy_metrics,
+    measure_cross_entropy,
+    reconstruction_metrics,
+)
 from tests.sae_engine.model.test_language_model import ids_of
 from tests.sae_engine.sae.test_autoencoders import random_sae
 
 
-def measured(*arguments, **more) -> dict[str, float]:
-    """The metrics, after all progress."""
-    return parts_and_metrics(*arguments, **more)[1]
-
-
 def parts_and_metrics(*arguments, **more) -> tuple[list[tuple[int, int]], dict[str, float]]:
     parts: list[tuple[int, int]] = []
-    found = cross_entropy_metrics(*arguments, **more)
+    found = measure_cross_entropy(*arguments, **more)
     while True:
         try:
             parts.append(next(found))
@@ -77,12 +76,12 @@ def test_cross_entropy_scores_of_lossless_zero_and_mean_reconstructions(model_fo
     model = prefix.full()
     ids = ids_of(rows=5)
     mean = prefix.activations(ids)[~prefix.special_mask(ids)].mean(0)
-    lossless = measured(model, identity_sae(32), ids, mean)
+    lossless = cross_entropy_metrics(model, identity_sae(32), ids, mean)
     assert lossless["ce_delta"] == pytest.approx(0, abs=1e-5)
     assert lossless["ce_loss_score"] == pytest.approx(1, abs=1e-4)
-    zero = measured(model, constant_sae(32, torch.zeros(32)), ids, mean)
+    zero = cross_entropy_metrics(model, constant_sae(32, torch.zeros(32)), ids, mean)
     assert zero["ce_loss_score"] == pytest.approx(0, abs=1e-6)
-    at_mean = measured(model, constant_sae(32, mean), ids, mean)
+    at_mean = cross_entropy_metrics(model, constant_sae(32, mean), ids, mean)
     assert at_mean["ce_loss_score_mean"] == pytest.approx(0, abs=1e-6)
 
 
@@ -119,7 +118,7 @@ class Ones(SpliceModel):
 def test_a_score_relative_to_an_ablation_that_changes_nothing_is_not_defined():
     ids = torch.zeros(2, 4, dtype=torch.int64)
     sae = constant_sae(3, torch.full((3,), 0.75))
-    found = measured(Ones(), sae, ids, torch.ones(3))
+    found = cross_entropy_metrics(Ones(), sae, ids, torch.ones(3))
     assert found["ce_delta"] == pytest.approx(0.25)
     assert found["ce_loss_score"] == pytest.approx(0.75)
     assert math.isnan(found["ce_loss_score_mean"])
@@ -139,7 +138,7 @@ def test_only_the_given_positions_are_replaced_and_counted(model_folders):
     at = ~prefix.special_mask(ids)
     at[:, 2:] = False
     zero = constant_sae(32, torch.zeros(32))
-    found = measured(model, zero, ids, torch.ones(32), at=at)
+    found = cross_entropy_metrics(model, zero, ids, torch.ones(32), at=at)
     assert found["ce_loss_score"] == pytest.approx(0, abs=1e-6)
     seen: list[int] = []
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,8 @@ def block(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Split], Event]]
     unblock = Event()
 
     def block(blocked: Split) -> Event:
-        def read(config, split: Split, start: int, notices) -> Iterator[Document]:
-            for number, document in enumerate(documents(config, split, start, notices)):
+        def read(config, split: Split, *rest: Any) -> Iterator[Document]:
+            for number, document in enumerate(documents(config, split, *rest)):
                 if number == 1 and split == blocked:
                     unblock.wait(BLOCKED_SECONDS)
                 yield document
