@@ -1,4 +1,4 @@
-"""Tries Arrow and Parquet files in a separate process, because damaged ones end the process that
+"""Tries Arrow and Parquet files in a separate process, because damaged ones crash the process that
 reads them: Arrow trusts much of what a file says about itself.
 
 Called by `local_files` and `preview` before they read; `python -m sae_engine.text.probe` is the
@@ -31,7 +31,7 @@ _harmless: OrderedDict[Path, _State] = OrderedDict()
 
 
 def require_harmless(paths: Iterable[Path]) -> None:
-    """Raise `ConfigError` for the first file that ends the process that reads its beginning.
+    """Raise `ConfigError` for the first file that crashes the process that reads its beginning.
 
     A file is tried once, and again when it changes. Files of other kinds are passed.
     """
@@ -53,8 +53,8 @@ def require_harmless(paths: Iterable[Path]) -> None:
     if done is not None and done.returncode < 0:
         path = done.stdout.splitlines()[-1] if done.stdout else new[0]
         raise unusable(
-            f"'{path}' cannot be read: it is damaged, and ends the program that reads it; copy it "
-            "again or leave it out."
+            f"'{path}' cannot be read: it is damaged and crashes the program that reads it; copy "
+            "it again or leave it out."
         )
     _harmless.update({path: states[path] for path in new})
     while len(_harmless) > MAX_REMEMBERED:
