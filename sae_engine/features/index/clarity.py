@@ -6,8 +6,9 @@ active, and c(g, f) those with both,
 
     clarity = 2 c(g, f) / (c(g) + c(f) + DOUBT)
 
-of the best group among those of the latent's top tokens: its F1, lowered where it rests on few
-positions. Fed and read by `details`.
+of the best word among the groups of the latent's top tokens: its F1, lowered where it rests on few
+positions. A group without a letter or digit is no word, or punctuation would lead every list. Fed
+and read by `details`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ DOUBT = 20
 
 class Clarity(NamedTuple):
     values: NDArray[np.float64]
-    """Per latent, from 0 for a dead one to almost 1."""
+    """Per latent, from 0 for one without a word to almost 1."""
     tokens: NDArray[np.int64]
-    """Per latent, the most frequent token of the best group; -1 for a dead one."""
+    """Per latent, the most frequent token of the best word; -1 for one without a word."""
 
 
 def clarity(
@@ -39,8 +40,10 @@ def clarity(
 ) -> Clarity:
     """The clarity of some latents; `top_tokens` has a row for each, negative where it has none."""
     rows, chosen, together = latent_groups(arrays, groups, latents, top_tokens)
+    in_words = groups.are_words[chosen]
+    rows, chosen, together = rows[in_words], chosen[in_words], together[in_words]
     values = 2 * together / (groups.counts[chosen] + arrays.fired[latents[rows]] + DOUBT)
-    order = np.lexsort((values, rows))  # the best group of each latent comes last
+    order = np.lexsort((values, rows))  # the best word of each latent comes last
     best = order[np.diff(rows[order], append=-1) != 0]
     found = Clarity(np.zeros(len(latents)), np.full(len(latents), -1, np.int64))
     found.values[rows[best]] = values[best]
@@ -61,6 +64,7 @@ class Groups:
         self.of_token = np.zeros(len(arrays.token_counts), np.int64)
         self.of_token[occurring] = spelled
         frequency = arrays.token_counts[occurring]
+        self.are_words = np.array([any(c.isalnum() for c in text) for text in number], bool)
         self.counts = np.bincount(spelled, frequency, len(number)).astype(np.int64)
         """Positions that hold each group."""
         order = np.lexsort((-frequency, spelled))

@@ -23,7 +23,7 @@ from tests.sae_engine.features.index_reference import (
 
 
 def expected(case: Case, latent: int, spelled: dict[int, str], num_top: int) -> float:
-    """The best group of the latent's top tokens, by counting positions."""
+    """The best word of the latent's top tokens, by counting positions."""
     members: dict[str, list[int]] = defaultdict(list)
     for token, text in spelled.items():
         members[text].append(token)
@@ -32,6 +32,8 @@ def expected(case: Case, latent: int, spelled: dict[int, str], num_top: int) -> 
     )
     best = 0.0
     for token, _ in by_f1[:num_top]:
+        if not any(character.isalnum() for character in spelled[token]):
+            continue
         held = set(case.positions_of(members[spelled[token]]))
         together = sum(1 for n, _ in case.active(latent) if n in held)
         best = max(best, 2 * together / (len(held) + case.fired(latent) + DOUBT))
@@ -62,6 +64,17 @@ def test_all_spellings_of_a_word_are_one_group_named_by_the_most_frequent(tmp_pa
     assert feature.clarity == pytest.approx(2 * 100 / (100 + 100 + DOUBT))
     assert feature.name == "cat"
     assert (index.summary(0).clarity, index.summary(0).name) == (0, None)
+
+
+def test_punctuation_is_no_word(tmp_path: Path) -> None:
+    tokenizer = BOTH_TOKENIZERS[0]()
+    mark, word = (id_of(tokenizer, token) for token in ("(", "a"))
+    rows = [[mark] * 100 + [word] * 100]
+    firing: dict[bool, dict[int, float]] = {True: {0: 1.0, 1: 1.0}, False: {1: 1.0}}
+    index = built(tmp_path, case_of_rows(rows, lambda n: firing[n < 100], 2))
+    assert (index.summary(0).clarity, index.summary(0).name) == (0, None)
+    assert index.summary(1).clarity == pytest.approx(2 * 100 / (100 + 200 + DOUBT))
+    assert [row.index for row in index.features(sort="clarity").items] == [1, 0]
 
 
 def test_a_feature_that_few_positions_speak_for_has_no_name(tmp_path: Path) -> None:
