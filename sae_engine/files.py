@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def model(self) -> Path:
+        """What tells the language model from later ones of the same name."""
+        return self.path / "model.json"
+
+    @property
     def sae(self) -> Path:
         """The last SAE, in the published orientation."""
         return self.path / "sae.safetensors"

@@ -22,6 +22,10 @@ class ModelTask(Message):
 
     model: ModelConfig
     sae: Path
+    model_file: Path | None = None
+    """Tells the run's language model from later ones of the same name; None without a check."""
+    vocab_size: int | None = None
+    """Of the run's index, for older runs without that file."""
 
 
 class ReadTask(ModelTask):

@@ -64,6 +64,7 @@ def main(make_engine: MakeEngine | None = None) -> None:
 
 def engine(report: Callable[[str], None]) -> Load:
     """The real engine; imported here, so that the listener runs during the slow import."""
+    from sae_engine.model.identity import require_same_model
     from sae_engine.playground.cache import ModelCache
     from sae_engine.playground.read import read_text
     from sae_engine.playground.steer import steer
@@ -72,6 +73,8 @@ def engine(report: Callable[[str], None]) -> Load:
 
     def load(task: Task) -> Callable[[], Parts]:
         model, sae = cache.get(task.model, task.sae)
+        if task.model_file is not None:
+            require_same_model(model.identity, task.model_file, vocab_size=task.vocab_size)
 
         def parts() -> Parts:
             if isinstance(task, ReadTask):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 class _ReadableRun:
     config: RunConfig
     index: FeatureIndex
+    model_file: Path
     labels: Mapping[int, str]
     stars: frozenset[int]
 
@@ -64,7 +66,7 @@ def _readable_run(
             )
         index = open_index(services, session, run_id, snapshot)
         marks = store.labels(session, run_id), store.stars(session, run_id)
-        return _ReadableRun(config, index, *marks)
+        return _ReadableRun(config, index, services.settings.run_folder(run_id).model, *marks)
 
 
 _RunDep = Annotated[_ReadableRun, Depends(_readable_run)]
@@ -77,6 +79,8 @@ def read_text(body: ActivationsRequest, run: _RunDep, services: ServicesDep) -> 
     task = ReadTask(
         model=run.config.model,
         sae=run.index.folder / SAE,
+        model_file=run.model_file,
+        vocab_size=run.index.manifest.vocab_size,
         text=body.text,
         ctx_len=run.config.data.ctx_len,
         top=body.top,
@@ -130,6 +134,8 @@ def steer(
     task = SteerTask(
         model=run.config.model,
         sae=run.index.folder / SAE,
+        model_file=run.model_file,
+        vocab_size=run.index.manifest.vocab_size,
         prompt=body.prompt,
         activations=activations,
         max_new_tokens=body.max_new_tokens,

@@ -67,7 +67,7 @@ class Feed(Protocol):
         """A hash that changes with the training data and its order."""
         ...
 
-    def load_model(self, check_stop: CheckStop) -> LanguageModel | None:
+    def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:
         """The language model whose activations these are; None if their text is not known."""
         ...
 

@@ -9,7 +9,7 @@ activations replaced and for generating text with activations shifted. Fed by `l
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -172,6 +172,10 @@ class LanguageModel:
     def special_mask(self, ids: Int[Tensor, "rows ctx"]) -> Tensor:
         """True at BOS, pad and eos."""
         return torch.isin(ids, torch.tensor(self.excluded_ids, device=ids.device))
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters of the loaded layers, with their names."""
+        return self._model.named_parameters()
 
     def full(self) -> SpliceModel:
         """The whole model with its head, sharing these layers' tensors."""

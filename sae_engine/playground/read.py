@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_engine.errors import UserError
 from sae_engine.features.index.vocabulary import shown_tokens, token_bytes
+from sae_engine.model.identity import ModelIdentity
 from sae_engine.model.language_model import LanguageModel, SpliceModel
 from sae_engine.sae.autoencoders import SAE, Code
 from sae_engine.schema.playground import (
@@ -44,6 +45,10 @@ class ProbeModel:
     @cached_property
     def whole(self) -> SpliceModel:
         return self.load_whole()
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        return ModelIdentity.of(self.model)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without BOS; raises `UserError` if there are none."""

@@ -16,6 +16,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.interop.description import Description
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import Place, hub_id, place_of, same_module
+from sae_engine.model.identity import ModelIdentity
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
@@ -70,6 +71,7 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
     if (model := feed.load_model(stop)) is not None:
         yield PhaseRecord(phase=REHEARSING)
         rehearse(model, stop)
+        ModelIdentity.of(model).save(folder.model)
     if not all(bool(part.isfinite().all()) for part in (sae.W_dec, sae.b_dec, sae.b_enc)):
         raise ConfigError.of(
             "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."

@@ -20,6 +20,7 @@ from sae_engine.activations.outliers import OutlierFilter
 from sae_engine.activations.stream import ActivationStream, StreamState
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
+from sae_engine.model.identity import ModelIdentity, require_same_model
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import ROUNDING
 from sae_engine.sae.published import publish_sae
@@ -72,6 +73,8 @@ class TrainingRun:
             device=str(feed.device),
         )
         self._fingerprint = _fingerprint(config, feed)
+        model = feed.load_model()
+        self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop)
         self._trackers = open_trackers(config, folder)
         self._ordinary = OutlierFilter(config.data.max_norm_multiple)
@@ -94,6 +97,8 @@ class TrainingRun:
         """Start from scratch: the first activations determine the limit for outliers, the input
         scale and the first weights. Yields a notice if they are all the same.
         """
+        if self._model is not None:
+            self._model.save(self.folder.model)
         typical = self._ordinary.begin_(first_window)
         self._heldout.norm_limit = self._ordinary.limit
         self.trainer.fit_input_(typical, self.config.seed)
@@ -115,6 +120,8 @@ class TrainingRun:
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
+        if self._model is not None:
+            require_same_model(self._model, self.folder.model)
         trainer.scale, trainer.variance = state.scale, state.variance
         trainer.steps_done = state.step
         self._ordinary.restore_(state.median_norm, state.outlier_tokens)

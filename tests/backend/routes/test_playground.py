@@ -252,6 +252,7 @@ def test_the_real_process_agrees_with_the_engine_while_the_run_trains(
     run_id = add_indexed_run(settings, database, status="running", options=options)
     text, strengths = "import os\nprint('é')", [{"index": ALIVE, "strength": -1.5}]
     model = ProbeModel.of(LanguageModel.load(resolve_config("quick-test", {}).model))
+    model.identity.save(settings.run_folder(run_id).model)
     with TestClient(create_app(settings), URL) as client:
         for step, sae in saes.items():
             body = {"text": text, "top": 3, "features": [ALIVE]}
@@ -276,4 +277,13 @@ def test_the_real_process_agrees_with_the_engine_while_the_run_trains(
         settings.run_folder(run_id).feature_index(3).joinpath("sae.safetensors").unlink()
         gone = client.post(f"/api/runs/{run_id}/activations?snapshot=3", json={"text": "a"})
         assert (gone.status_code, "sae.safetensors" in gone.json()["detail"]) == (409, True)
+        weights = {name: [9.0] * 4 for name in model.identity.weights}
+        other = model.identity.model_copy(update={"weights": weights})
+        other.save(settings.run_folder(run_id).model)
+        changed = client.post(f"/api/runs/{run_id}/activations", json={"text": "a"})
+        words = "has changed since this run began"
+        assert (changed.status_code, words in changed.json()["detail"]) == (409, True)
+        settings.run_folder(run_id).model.unlink()  # older runs; the index has another vocabulary
+        older = client.post(f"/api/runs/{run_id}/activations", json={"text": "a"})
+        assert older.json() == changed.json()
         assert client.get("/api/inference").json()["state"] == "ready"
