@@ -22,6 +22,7 @@ from sae_engine.activations.files import (
     require_token_ids,
 )
 from sae_engine.activations.heldout import Heldout, HeldoutText
+from sae_engine.activations.readers import Reader, SharedReading, reader_devices
 from sae_engine.activations.stream import (
     ActivationSource,
     ModelSource,
@@ -38,6 +39,8 @@ from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
+
+TextSource = ModelSource | SharedReading
 
 
 class Feed(Protocol):
@@ -76,6 +79,10 @@ class Feed(Protocol):
     ) -> ActivationSource: ...
     def open_heldout(self, num_tokens: int, folder: Path, check_stop: CheckStop) -> Heldout: ...
 
+    def close(self) -> None:
+        """End the processes that a source uses."""
+        ...
+
 
 def open_feed(configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) -> Feed:
     """Open what feeds the runs, which share `RunConfig.pass_key`; raises `UserError`.
@@ -98,13 +105,15 @@ class TextFeed:
     """The language model reads text, and its activations are taken at the runs' hook points."""
 
     def __init__(self, configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) -> None:
-        first, *others = (config.model for config in configs)
+        first, *others = self._models = [config.model for config in configs]
         self._data = configs[0].data
         self._check_stop = check_stop
         self.model = LanguageModel.load(
             first, also=others, ctx_len=self._data.ctx_len, check_stop=check_stop
         )
         self.device = self.model.device
+        self._reader_devices = reader_devices(first, self.device)
+        self._readers: list[Reader] = []
         self._text_notices = TextNotices()
         self._packing = Packing(
             self.model.tokenizer,
@@ -185,11 +194,23 @@ class TextFeed:
         cursor: SourceCursor,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
-    ) -> ModelSource:
+    ) -> TextSource:
         rows = shuffled_rows(
             self._data, self._packing, cursor, pool_rows=self._pool_rows, check_stop=check_stop
         )
-        return ModelSource(self.model, rows, check_stop, time_call)
+        source = ModelSource(self.model, rows, check_stop, time_call)
+        if not self._reader_devices:
+            return source
+        self.close()
+        self._readers = [
+            Reader(self._models, self._data.ctx_len, device) for device in self._reader_devices
+        ]
+        return SharedReading(source, self._readers, self.device, check_stop, time_call)
+
+    def close(self) -> None:
+        for reader in self._readers:
+            reader.close()
+        self._readers = []
 
     def open_heldout(
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
@@ -252,3 +273,5 @@ class FileFeed:
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
     ) -> HeldoutFiles:
         return HeldoutFiles(self._files, num_tokens, check_stop)
+
+    def close(self) -> None: ...

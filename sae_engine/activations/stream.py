@@ -47,6 +47,19 @@ class ActivationSource(Protocol):
         ...
 
 
+class TextBlock(NamedTuple):
+    """The text of a block of activations."""
+
+    cursor: RowCursor
+    """Where it begins."""
+    ids: Int[np.ndarray, "rows ctx"]
+    at: Bool[np.ndarray, "rows ctx"]
+    """Where in it activations are taken."""
+
+
+NO_TEXT = TextBlock(RowCursor((), ()), np.empty((0, 0), np.int64), np.empty((0, 0), np.bool_))
+
+
 class ModelSource:
     """The activations of a language model reading rows of text."""
 
@@ -61,20 +74,24 @@ class ModelSource:
         self._rows = rows
         self._check_stop = check_stop
         self._time_call = time_call
-        self.last_ids: Int[np.ndarray, "rows ctx"] = np.empty((0, 0), np.int64)
-        """The rows of the last block."""
-        self.last_at: Bool[np.ndarray, "rows ctx"] = np.empty((0, 0), np.bool_)
-        """Where in them its activations are."""
+        self.last = NO_TEXT
+        """The text of the last block."""
 
     @property
     def cursor(self) -> RowCursor:
         return self._rows.cursor
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
-        rows = self._next_rows()
-        self.last_ids, counted = read_rows(rows)
-        self.last_at = counted & ~np.isin(self.last_ids, self._model.excluded_ids)
-        ids, at = torch.from_numpy(self.last_ids), torch.from_numpy(self.last_at)
+        self.last = self.next_text()
+        return self.read(self.last)
+
+    def next_text(self) -> TextBlock:
+        cursor = self.cursor
+        ids, counted = read_rows(self._next_rows())
+        return TextBlock(cursor, ids, counted & ~np.isin(ids, self._model.excluded_ids))
+
+    def read(self, text: TextBlock) -> list[Float[Tensor, "n d_in"]]:
+        ids, at = torch.from_numpy(text.ids), torch.from_numpy(text.at)
         return extract(self._model, ids, self._check_stop, self._time_call, at=at)
 
     def _next_rows(self) -> Int[np.ndarray, "rows ctx"]:

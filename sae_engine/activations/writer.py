@@ -6,14 +6,15 @@ Called by the command line and notebooks; the files are read by `files`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sae_engine.activations.feed import TextFeed, new_notices
+from sae_engine.activations.feed import TextFeed, TextSource, new_notices
 from sae_engine.activations.files import FileMetadata, write_activation_file
-from sae_engine.activations.stream import ModelSource, rows_per_block
+from sae_engine.activations.stream import rows_per_block
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.schema.config import RunConfig
@@ -62,11 +63,13 @@ def save_activations(
     yield from new_notices(feed, reported)
     source = feed.open_source(Cursor(), check_stop)
     saved, number, last_block = 0, 0, 0
-    while saved - last_block // 2 < wanted:  # the last block's later half is never given out
-        path = folder / f"train-{number:05d}.safetensors"
-        size, last_block = _save_blocks(path, source, wanted - saved, metadata)
-        saved, number = saved + size, number + 1
-        yield PhaseRecord(phase=f"saving activations: {min(saved, wanted):,} of {wanted:,} tokens")
+    with closing(feed):
+        while saved - last_block // 2 < wanted:  # the last block's later half is never given out
+            path = folder / f"train-{number:05d}.safetensors"
+            size, last_block = _save_blocks(path, source, wanted - saved, metadata)
+            saved, number = saved + size, number + 1
+            phase = f"saving activations: {min(saved, wanted):,} of {wanted:,} tokens"
+            yield PhaseRecord(phase=phase)
     yield from new_notices(feed, reported)
     yield NoticeRecord(
         level="info",
@@ -76,7 +79,7 @@ def save_activations(
 
 
 def _save_blocks(
-    path: Path, source: ModelSource, wanted: int, metadata: FileMetadata
+    path: Path, source: TextSource, wanted: int, metadata: FileMetadata
 ) -> tuple[int, int]:
     """Write blocks to one file until it is full or training can take `wanted` tokens from it.
 
@@ -88,10 +91,11 @@ def _save_blocks(
     size, last_block = 0, 0
     while not values or (size < TOKENS_PER_FILE and size - last_block // 2 < wanted):
         values += source.next_block()
-        ids.append(source.last_ids[source.last_at])
+        text = source.last
+        ids.append(text.ids[text.at])
         # A block of more rows, many of them context, is written as one of the usual number.
-        num_rows = rows_per_block(source.last_ids.shape[1])
-        lengths.append(source.last_at.reshape(num_rows, -1).sum(axis=1))
+        num_rows = rows_per_block(text.ids.shape[1])
+        lengths.append(text.at.reshape(num_rows, -1).sum(axis=1))
         last_block = len(values[-1])
         size += last_block
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])

@@ -67,6 +67,8 @@ class ModelConfig(Section):
     """Device for the language model and the SAE; `auto` is a GPU if available."""
     device_map: Literal["auto"] | None = None
     """`auto` splits the language model across all GPUs; if unset, it stays on `device`."""
+    readers: int | None = Field(default=None, ge=1, le=64)
+    """Processes that run the language model, the trainer's included; by default, one per GPU."""
 
     @property
     def deepest_layer(self) -> int | None:
@@ -368,7 +370,7 @@ class RunConfig(Section):
         same = self.model_dump(
             mode="json",
             include={
-                "model": {"name", "dtype", "device", "device_map"},
+                "model": {"name", "dtype", "device", "device_map", "readers"},
                 "data": True,
                 "train": {"batch_size_tokens"},
             },

@@ -106,7 +106,7 @@ def _open_pass(
             raise Halted
 
     yield from _to_all(members, PhaseRecord(phase="loading the language model"))
-    feed = open_feed(configs, check_stop)
+    feed = stack.enter_context(closing(open_feed(configs, check_stop)))
     reported: set[str] = set()
     for notice in new_notices(feed, reported):
         yield from _to_all(members, notice)

@@ -167,4 +167,4 @@ def test_rows_are_shuffled_before_the_model_only_if_more_than_a_block(model_fold
     source = feed.open_source(Cursor())
     source.next_block()
     in_order = training_rows(data, packing_of(feed.model)).take(8)
-    assert np.array_equal(source.last_ids, in_order) == (blocks <= 1)
+    assert np.array_equal(source.last.ids, in_order) == (blocks <= 1)

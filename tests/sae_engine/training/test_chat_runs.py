@@ -88,12 +88,12 @@ def test_batches_hold_the_activations_of_the_chosen_role_only(model: Path, chats
     feed = TextFeed([chat_config(model, chats)])
     stream = ActivationStream(feed.open_source, batch_size=64, seed=0)
     source = stream.source
-    blocks = [source.last_ids]
+    blocks = [source.last.ids]
     given: list[torch.Tensor] = [stream.first_window[0]]
     for _ in range(20):
         given.append(next(stream)[0])
-        if source.last_ids is not blocks[-1]:
-            blocks.append(source.last_ids)
+        if source.last.ids is not blocks[-1]:
+            blocks.append(source.last.ids)
     ids = np.concatenate(blocks)
     assert len(blocks[0]) > 512 // 32  # most tokens are context, so more rows make a block
     values = feed.model.activations(torch.from_numpy(ids))
