@@ -4,7 +4,8 @@
     python benchmarks/readability.py "tiny sae.d_sae=4096 sae.k=16"  # a preset, changed
 
 Trains each recipe as `sae-workbench train` would, on the embedded model, and prints one line of
-figures and one line of F1 for the named tokens and phrases:
+figures and two of the best latent's F1, for named words in their most frequent spelling and for
+phrases:
 
 - `clear`: share of latents whose best token group has F1 of at least .5 (a group is all spellings
   of a word, with and without a capital and a leading space).
@@ -100,9 +101,18 @@ def report(name: str, index: FeatureIndex, last: dict[str, float], taken: float)
         + ", ".join(f"{key} {value:.3f}" for key, value in last.items())
         + f", {taken:.0f} s"
     )
-    for kind in (TOKENS, PHRASES):
-        found = [(t, max((m.f1 for m in lookup(index, t, "fold")), default=0)) for t in kind]
-        print("  " + ", ".join(f"{text} {value:.2f}" for text, value in found), flush=True)
+    spelled = [(token, most_frequent_spelling(index, token)) for token in TOKENS]
+    for kind in (spelled, [(phrase, phrase) for phrase in PHRASES]):
+        values = [max((m.f1 for m in lookup(index, t, "exact")), default=0) for _, t in kind]
+        named = zip(kind, values, strict=True)
+        print("  " + ", ".join(f"{name} {f1:.2f}" for (name, _), f1 in named), flush=True)
+
+
+def most_frequent_spelling(index: FeatureIndex, word: str) -> str:
+    """`import` at the start of a line and ` import` in one are different tokens."""
+    spellings = [i for i, text in enumerate(index.vocabulary.folded) if text == word.casefold()]
+    most = max(spellings, key=lambda i: index.arrays.token_counts[i], default=None)
+    return word if most is None else index.vocabulary.text(most)
 
 
 def texts(index: FeatureIndex, ids: list[int]) -> list[str]:

@@ -1,6 +1,6 @@
 """Train the embedded model: a small Gemma-2 on Python and the English of its documentation.
 
-    python data/tiny_gemma2/train.py                     # about two hours on two cores
+    python data/tiny_gemma2/train.py                     # about an hour and a half on two cores
     python data/tiny_gemma2/train.py --evaluate FOLDER   # bits per byte of held-out text
 
 Writes `config.json`, `model.safetensors` (bfloat16), the tokenizer's files and `training.json` (the
@@ -197,7 +197,7 @@ def learning_rate(step: int, total: int, peak: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--muon-lr", type=float, default=0.02)

@@ -19,7 +19,7 @@ from transformers import (
 
 from sae_engine.preflight import embedded_model_folder
 
-VOCAB = 4096  # of the embedded model's tokenizer, which these models share
+VOCAB = 8192  # of the embedded model's tokenizer, which these models share
 COMMON = {"vocab_size": VOCAB, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 WIDTH = {
     "hidden_size": 32,

@@ -17,7 +17,7 @@ from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import MetricsRecord
 from sae_engine.training.member import Member
 
-CONFIG = resolve_config("tiny", {})  # 2,048 latents, k 32
+CONFIG = resolve_config("tiny", {})  # 4,096 latents, k 16
 GIB = 2**30
 
 

@@ -123,12 +123,12 @@ def test_starting_sends_only_changed_settings_and_opens_the_run(
     open_page: Open, workbench: Workbench
 ) -> None:
     app = open_page("launch", preset="tiny")
-    app.number_input(key="field:tiny:sae.k").set_value(16).run()
+    app.number_input(key="field:tiny:sae.k").set_value(24).run()
     app.text_input(key="field:tiny:name").set_value("mine").run()
-    assert any("--name mine --sae.k 16" in code.value for code in app.code)
+    assert any("--name mine --sae.k 24" in code.value for code in app.code)
     app.button(key="start").click().run()
     [sent] = workbench.posted("/api/runs")
-    assert sent == {"preset": "tiny", "config": {"sae": {"k": 16}}, "name": "mine"}
+    assert sent == {"preset": "tiny", "config": {"sae": {"k": 24}}, "name": "mine"}
     assert workbench.runs[address(moved(app), "id")].name == "mine"
 
 

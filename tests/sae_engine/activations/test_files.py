@@ -268,16 +268,16 @@ def test_an_unusable_file_is_named_with_the_remedy(make, message: str, tmp_path:
         open_activation_set(make(tmp_path))
 
 
-@pytest.mark.parametrize(("first", "last"), [(99_999, 1), (1, -100), (4096, 4096)])
+@pytest.mark.parametrize(("first", "last"), [(99_999, 1), (1, -100), (8192, 8192)])
 def test_a_token_that_the_model_does_not_know_is_refused_before_training(
     config: RunConfig, tmp_path: Path, first: int, last: int
 ):
-    """The embedded tokenizer, which the test's models share, has 4,096 ids."""
+    """The embedded tokenizer, which the test's models share, has 8,192 ids."""
     ids = torch.linspace(first, last, 90, dtype=torch.float64).round().int()
     write(tmp_path / "heldout-0.safetensors", 90, 32, token_ids=ids)
     write(tmp_path / "train-0.safetensors", 900, 32, token_ids=torch.full((900,), 99_999))
     records = []
-    with pytest.raises(ConfigError, match=r"heldout-0.* has the token id .*are 0 to 4095"):
+    with pytest.raises(ConfigError, match=r"heldout-0.* has the token id .*are 0 to 8191"):
         records.extend(train(from_files(config, tmp_path), RunFolder(tmp_path / "run")))
     assert not any(isinstance(record, PlanRecord) for record in records)
 

@@ -12,7 +12,7 @@ import transformers as hf
 from transformers import PreTrainedModel
 
 _COMMON: dict[str, Any] = {
-    "vocab_size": 4096,
+    "vocab_size": 8192,
     "pad_token_id": 0,
     "eos_token_id": 1,
     "bos_token_id": 2,

@@ -20,7 +20,7 @@ from sae_engine.schema.config import ModelConfig
 from tests.house.repository import ROOT
 from tests.sae_engine.model.architectures import ARCHITECTURES
 
-IDS = torch.randint(4, 4096, (2, 10), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(4, 8192, (2, 10), generator=torch.Generator().manual_seed(0))
 IDS[:, 0] = 2
 ORDINARY = IDS > 2
 LAYER = 1

@@ -46,7 +46,7 @@ def test_the_faster_attention_passes_its_trial(model_folders, architecture, dtyp
 @pytest.mark.parametrize("architecture", NAMES)
 def test_activations_are_the_same_with_the_faster_attention(model_folders, architecture):
     model = LanguageModel.load(ModelConfig(name=str(model_folders[architecture]), layer=2))
-    ids = torch.randint(3, 4096, (3, 40))  # longer than Gemma-2's sliding window
+    ids = torch.randint(3, 8192, (3, 40))  # longer than Gemma-2's sliding window
     expected = model.activations(ids)
     model._model.set_attn_implementation(NAMES[architecture])
     torch.testing.assert_close(model.activations(ids), expected, rtol=1e-4, atol=1e-5)
@@ -97,7 +97,7 @@ def test_a_gpu_uses_the_faster_attention(model_folders, architecture, dtype):
     config = ModelConfig(name=name, layer=2, device="cuda", dtype=dtype)
     fast, eager = LanguageModel.load(config, ctx_len=40), LanguageModel.load(config)
     assert fast._model.config._attn_implementation == NAMES[architecture]
-    ids = torch.randint(3, 4096, (8, 40))
+    ids = torch.randint(3, 8192, (8, 40))
     expected, found = eager.activations(ids).float(), fast.activations(ids).float()
     difference = (found - expected).norm() / expected.norm()
     assert difference < (1e-4 if dtype == "float32" else 0.03)

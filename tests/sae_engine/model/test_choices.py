@@ -20,8 +20,8 @@ from tests.sae_engine.model.architectures import ARCHITECTURES
 from tests.sae_engine.model.test_architectures import IDS, output_of
 
 GEMMA3N = {
-    "vocab_size": 4096,
-    "vocab_size_per_layer_input": 4096,
+    "vocab_size": 8192,
+    "vocab_size_per_layer_input": 8192,
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 4,
@@ -82,9 +82,9 @@ def test_an_encoder_decoder_is_refused(gpt2):
 @pytest.mark.parametrize(
     ("added", "words"),
     [
-        ({"bos_token": "<|start|>"}, r"its bos token has id 4,096, but .* ids 0 to 4,095"),
-        ({"eos_token": "<|end|>"}, "its eos token has id 4,096"),
-        ("zyxzyx", r"'zyxzyx' has id 4,096"),
+        ({"bos_token": "<|start|>"}, r"its bos token has id 8,192, but .* ids 0 to 8,191"),
+        ({"eos_token": "<|end|>"}, "its eos token has id 8,192"),
+        ("zyxzyx", r"'zyxzyx' has id 8,192"),
     ],
 )
 def test_a_token_without_an_embedding_is_refused(gpt2, added, words):
@@ -103,7 +103,7 @@ def test_a_pad_token_without_an_embedding_is_harmless(gpt2):
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(gpt2)
     model = LanguageModel.load(ModelConfig(name=str(gpt2), layer=1))
-    assert 4096 in model.excluded_ids
+    assert 8192 in model.excluded_ids
     assert model.activations(IDS).isfinite().all()
 
 

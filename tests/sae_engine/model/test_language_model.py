@@ -33,7 +33,7 @@ HOOKED = {
 
 
 def ids_of(seed: int = 0, rows: int = 3, ctx: int = 20) -> torch.Tensor:
-    ids = torch.randint(4, 4096, (rows, ctx), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(4, 8192, (rows, ctx), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = 2
     ids[1, 9] = 1
     return ids

@@ -24,7 +24,7 @@ def test_a_preset_is_unchanged_by_a_round_trip_through_yaml(name: str):
 
 def test_overrides_are_applied_to_a_preset():
     config = resolve_config("tiny", {"sae": {"k": 8}, "train": {"lr": 0.01}})
-    assert (config.sae.k, config.sae.d_sae, config.train.lr) == (8, 2048, 0.01)
+    assert (config.sae.k, config.sae.d_sae, config.train.lr) == (8, 4096, 0.01)
 
 
 def test_an_override_of_one_of_two_exclusive_fields_removes_the_other():
@@ -37,7 +37,7 @@ def test_an_override_of_one_of_two_exclusive_fields_removes_the_other():
     ("overrides", "field", "words"),
     [
         ({"sae": {"kk": 3}}, "sae.kk", r"Unknown setting; did you mean sae\.k\?"),
-        ({"sae": {"k": 5000}}, "sae.k", r"sae\.k = 5000 is larger than sae\.d_sae = 2048"),
+        ({"sae": {"k": 5000}}, "sae.k", r"sae\.k = 5000 is larger than sae\.d_sae = 4096"),
         ({"sae": {"k": 0}}, "sae.k", r"greater than or equal to 1 \(got 0\)"),
         ({"train": {"lr": "fast"}}, "train.lr", r"valid number.*got 'fast'"),
         ({"model": {"site": "resid"}}, "model.site", "resid_post"),

@@ -79,7 +79,7 @@ def test_a_tensor_that_is_only_needed_at_the_end_is_missed_before_training(
 def test_an_encoder_is_refused(model_folders, tmp_path, config: Callable, model: Callable):
     encoder = model(
         config(
-            vocab_size=4096,
+            vocab_size=8192,
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -97,7 +97,7 @@ def test_an_encoder_is_refused(model_folders, tmp_path, config: Callable, model:
 def test_a_decoder_that_reads_later_tokens_is_refused(model_folders, tmp_path):
     """EmbeddingGemma, for one, differs from Gemma-3 only in this setting."""
     config = Gemma3TextConfig(
-        vocab_size=4096,
+        vocab_size=8192,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=2,
