@@ -179,6 +179,7 @@ def test_an_unknown_argument_of_other_commands_is_refused(
         ("backend.app", {"torch", "nnsight", "transformers", "streamlit", "frontend"}),
         ("backend.jobs.supervisor", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
         ("backend.jobs.worker", {"torch", "nnsight", "transformers", "streamlit", "fastapi"}),
+        ("backend.jobs.worker", {"alembic", "uvicorn", "httpx"}),
         ("backend.cli.main", {"torch", "sqlalchemy", "fastapi", "streamlit", "rich"}),
         ("backend.serve", {"torch", "frontend"}),
     ],
