@@ -53,10 +53,15 @@ install_import_hook(
     f"{beartype.__name__}.beartype",
 )
 
-_LONGEST = ("chaos", "browser")
+_LONGEST = ("chaos", "browser", "sae_engine", "house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The folders with the longest files first, or the last worker runs one alone at the end."""
     folder = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(folder).parts[0] not in _LONGEST)
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).parts[0]
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=place)
