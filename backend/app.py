@@ -10,7 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI
@@ -33,7 +32,6 @@ from backend.playground.client import INFERENCE_COMMAND
 from backend.processes import on_exit_signal
 from backend.settings import Settings, load_settings
 from backend.version import VERSION
-from sae_engine.schema.problems import Problem
 
 ROUTERS: list[APIRouter] = [
     import_module(f"{routes.__name__}.{module.name}").router
@@ -58,18 +56,13 @@ def create_api(
 
     A request waits `busy_seconds` for other writers.
     """
-    problem: dict[str, Any] = {
-        "model": Problem,
-        "description": "What is wrong, in one sentence",
-        "content": {"application/problem+json": {}},
-    }
     api = FastAPIOffline(  # its reference pages load nothing from other hosts
         title="SAE Workbench",
         version=VERSION,
         description=DESCRIPTION,
         openapi_tags=[{"name": tag} for tag in TAGS],
         generate_unique_id_function=_operation_id,
-        responses=dict.fromkeys((400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507), problem),
+        responses=problems.RESPONSES,
         max_body_size=problems.MAX_BODY_BYTES,
     )
     api.state.services = Services(settings, command, inference, busy_seconds)

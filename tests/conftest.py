@@ -13,6 +13,9 @@ from jaxtyping import install_import_hook
 for _name in [name for name in os.environ if name.startswith("SAE_WORKBENCH_")]:
     del os.environ[_name]
 os.environ["SAE_WORKBENCH_NICENESS"] = "0"  # else other tests starve the jobs that one waits for
+# There are more processes than cores; there, threads that spin while they wait take the most time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] = "false"
 if not any(Path(driver).exists() for driver in ("/dev/nvidiactl", "/dev/dxg")):
@@ -50,10 +53,15 @@ install_import_hook(
     f"{beartype.__name__}.beartype",
 )
 
-_LONGEST = ("chaos", "browser")
+_LONGEST = ("chaos", "browser", "sae_engine", "house")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The folders with the longest files first, or the last worker runs one alone at the end."""
     folder = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(folder).parts[0] not in _LONGEST)
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder).parts[0]
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=place)

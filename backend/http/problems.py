@@ -39,10 +39,26 @@ UPLOAD_TOO_LARGE = (
 )
 
 
+_MEDIA_TYPE = "application/problem+json"
+_REFERENCE = "#/components/schemas/{model}"
+_SCHEMA = {"$ref": _REFERENCE.format(model=Problem.__name__)}
+_RESPONSE = {
+    "description": "What is wrong, in one sentence",
+    "content": {_MEDIA_TYPE: {"schema": _SCHEMA}},
+}
+RESPONSES: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 507), _RESPONSE
+)
+"""The errors of any endpoint, for the OpenAPI document. They refer to the schema that `install`
+adds. If they named the model, FastAPI would build a serializer for each error of each endpoint,
+which takes most of the time before the first response.
+"""
+
+
 class ProblemResponse(JSONResponse):
     """A `Problem` as a response."""
 
-    media_type = "application/problem+json"
+    media_type = _MEDIA_TYPE
 
     def __init__(
         self,
@@ -168,9 +184,20 @@ _HANDLERS: dict[type[Exception], Any] = {
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` a problem."""
+    """Make every error of `app` a problem, and add the schema to its OpenAPI document."""
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    without_problem = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = without_problem()
+        schema = Problem.model_json_schema(ref_template=_REFERENCE)
+        schemas = document["components"]["schemas"] | schema.pop("$defs")
+        schemas[Problem.__name__] = schema
+        document["components"]["schemas"] = dict(sorted(schemas.items()))
+        return document
+
+    app.openapi = openapi
 
 
 def _field_problem(error: Any) -> FieldProblem:

@@ -7,14 +7,14 @@ all revisions in `versions/`. A revision describes the tables of its time, indep
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
-SCRIPTS = ScriptDirectory(Path(__file__).parent)
+if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
 
 
 class UnknownRevisionError(Exception):
@@ -22,22 +22,37 @@ class UnknownRevisionError(Exception):
 
 
 def upgrade(connection: Connection) -> None:
-    """Migrate an empty or older database to the newest revision, in the caller's transaction."""
+    """Migrate an empty or older database to the newest revision, in the caller's transaction.
+
+    Imports Alembic, which jobs, whose server has prepared the database, do not need.
+    """
+    from alembic.migration import MigrationContext
+    from alembic.operations import Operations
+
+    revisions = scripts()
     context = MigrationContext.configure(connection)
     current = context.get_current_revision()
-    known = [script.revision for script in SCRIPTS.walk_revisions()]
+    known = [script.revision for script in revisions.walk_revisions()]
     if current is not None and current not in known:
         raise UnknownRevisionError(current)
     with Operations.context(context):
-        missing = list(SCRIPTS.iterate_revisions("head", current or "base"))
+        missing = list(revisions.iterate_revisions("head", current or "base"))
         for script in reversed(missing):
             script.module.upgrade()
         if missing:
-            context.stamp(SCRIPTS, missing[0].revision)
+            context.stamp(revisions, missing[0].revision)
 
 
 def head() -> str:
     """The newest revision."""
-    revision = SCRIPTS.get_current_head()
+    revision = scripts().get_current_head()
     assert revision is not None
     return revision
+
+
+@cache
+def scripts() -> ScriptDirectory:
+    """All revisions."""
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(Path(__file__).parent)

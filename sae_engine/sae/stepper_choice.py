@@ -41,7 +41,7 @@ def find_obstacle(device: torch.device, new_stepper: Callable[[TopKSAE], Stepper
     The device may be too old for Triton, or there may be no C compiler, which Triton needs once per
     machine to build its link to the driver.
     """
-    n, d_in, d_sae = 32, 48, 96
+    n, d_in, d_sae = 12, 48, 96
     x = torch.randn(n, d_in, generator=torch.Generator().manual_seed(0)).to(device)
     dead = DeadLatents.of(torch.arange(8, device=device), d_sae)
     settings = StepSettings(float(d_in), 1 / 32, 0.01, 1.0, normalize_decoder=True)

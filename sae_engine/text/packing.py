@@ -28,6 +28,10 @@ CHARS_PER_CALL = 2**20
 """Documents, or pieces of long ones, are tokenized in parallel, at most this many and about this
 much text at a time.
 """
+FIRST_CHARS = 2**14
+"""The first call gets about this much text, and each further call twice as much, because some
+readers want only a few rows.
+"""
 
 
 class Cursor(NamedTuple):
@@ -261,12 +265,12 @@ def _whole(document: Document) -> Iterator[Piece]:
 def _groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Pieces for one call of the tokenizer each."""
     group: list[Piece] = []
-    length = 0
+    length, enough = 0, FIRST_CHARS
     for piece in pieces:
         group.append(piece)
         length += len(piece.text)
-        if len(group) == PIECES_PER_CALL or length >= CHARS_PER_CALL:
+        if len(group) == PIECES_PER_CALL or length >= enough:
             yield group
-            group, length = [], 0
+            group, length, enough = [], 0, min(2 * enough, CHARS_PER_CALL)
     if group:
         yield group

@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,17 +66,22 @@ class SourceText(NamedTuple):
 
 
 def _library_files(root: Path) -> Iterator[SourceText]:
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED_FOLDERS.intersection(relative.parts) or relative.name in _SKIPPED_FILES:
-            continue
-        if any(part.startswith(_SKIPPED_PREFIXES) for part in relative.parts):
-            continue
-        try:
-            text = path.read_text("utf-8")
-        except (UnicodeDecodeError, OSError):
-            continue
-        yield SourceText(relative.as_posix(), text)
+    for folder, folders, files in os.walk(root):
+        # Not entered: site-packages holds far more files than the library itself.
+        folders[:] = [name for name in folders if not _is_skipped(name, _SKIPPED_FOLDERS)]
+        for name in files:
+            if not name.endswith(".py") or _is_skipped(name, _SKIPPED_FILES):
+                continue
+            path = Path(folder, name)
+            try:
+                text = path.read_text("utf-8")
+            except (UnicodeDecodeError, OSError):
+                continue
+            yield SourceText(path.relative_to(root).as_posix(), text)
+
+
+def _is_skipped(name: str, skipped: set[str]) -> bool:
+    return name in skipped or name.startswith(_SKIPPED_PREFIXES)
 
 
 def _help_topics() -> Iterator[SourceText]:
@@ -129,17 +136,24 @@ def stdlib_documents(split: Split) -> list[str]:
 
     Raises `ValueError` if the interpreter has no library sources, as in some frozen builds.
     """
+    return list(_documents(split))
+
+
+@cache  # a run reads the text from its beginning several times
+def _documents(split: Split) -> tuple[str, ...]:
     documents = named_documents()
-    train = [d.text for d in documents if not is_heldout(d.name)]
+    train = tuple(d.text for d in documents if not is_heldout(d.name))
     if split == "train":
         return train
     heldout = [d.text for d in documents if is_heldout(d.name)]
     fractions = shared_fractions(heldout, train)
-    return [d for d, shared in zip(heldout, fractions, strict=True) if shared <= MOST_SHARED]
+    return tuple(d for d, shared in zip(heldout, fractions, strict=True) if shared <= MOST_SHARED)
 
 
-def named_documents() -> list[SourceText]:
+@cache
+def named_documents() -> tuple[SourceText, ...]:
     """All documents in the order of the hashes of their names; a document has the name of its file.
+    They are read once per process.
 
     Raises `ValueError` as `stdlib_documents` does.
     """
@@ -152,4 +166,4 @@ def named_documents() -> list[SourceText]:
     ]
     if not keyed:
         raise ValueError(f"This Python has no standard-library sources under {root}.")
-    return [document for _, document in sorted(keyed)]
+    return tuple(document for _, document in sorted(keyed))

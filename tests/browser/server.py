@@ -15,7 +15,9 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from sae_engine.schema.runs import ENDED, Run, RunPage
+from backend.cli.train import train_here
+from backend.settings import Settings
+from sae_engine.schema.runs import ENDED, Run, RunCreate, RunPage
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
@@ -43,22 +45,19 @@ class Server(NamedTuple):
         return Run.model_validate_json(answer.content)
 
     def train_small_run(self, name: str, **data: object) -> Run:
-        """Train the preset `quick-test` for seconds, with changes to its section `data`."""
+        """Train the preset `quick-test` for seconds, with changes to its section `data`, in this
+        process, as `sae-workbench train` does.
+        """
         config = {
             "data": {"heldout_tokens": 6_000, **data},
             "train": {"total_tokens": 10_000},
             "index": {"tokens": 6_000, "snapshot_tokens": 1_000},
         }
-        run = self.create_run({"preset": "quick-test", "name": name, "config": config})
-
-        def is_finished() -> bool:
-            now = self.runs()[0]
-            assert now.id == run.id
-            assert now.status in ("queued", "running", "finished"), now.error
-            return now.status == "finished"
-
-        wait_until(is_finished, seconds=400, what=f"the run '{name}' should finish")
-        return self.runs()[0]
+        request = RunCreate(preset="quick-test", name=name, config=config)
+        assert train_here(Settings(data_dir=self.data_dir), request) == 0
+        [run] = [run for run in self.runs() if run.name == name]
+        assert run.status == "finished"
+        return run
 
     def stop_runs(self) -> None:
         """Stop every active run, so that no job outlives its test."""

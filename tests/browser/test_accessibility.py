@@ -53,6 +53,14 @@ _FITS = """
 () => { const main = document.querySelector('[data-testid="stMain"]');
   return main.scrollWidth <= main.clientWidth; }
 """
+_HAS_THEME = """
+(theme) => {
+  const color = getComputedStyle(document.querySelector('[data-testid="stApp"]')).backgroundColor;
+  const brightness = Math.max(...color.match(/\\d+/g).slice(0, 3).map(Number));
+  return theme === (brightness > 128 ? "light" : "dark");
+}
+"""
+_THEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 _WIDE, _NARROW = ViewportSize(width=1280, height=1000), ViewportSize(width=800, height=1000)
 
 
@@ -90,22 +98,31 @@ def fits(page: Page) -> bool:
     return True
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_page_meets_wcag_a_and_aa_and_fits_a_narrow_window(
-    chromium: Browser, runs: tuple[Server, list[str]], theme: Literal["light", "dark"]
+def use_theme(page: Page, theme: Literal["light", "dark"]) -> None:
+    """Change the theme of the system, and wait until the page follows."""
+    page.emulate_media(color_scheme=theme)
+    page.wait_for_function(_HAS_THEME, arg=theme)
+
+
+def test_every_page_meets_wcag_a_and_aa_in_both_themes_and_fits_a_narrow_window(
+    chromium: Browser, runs: tuple[Server, list[str]]
 ) -> None:
-    context = chromium.new_context(viewport=_WIDE, color_scheme=theme, reduced_motion="reduce")
+    context = chromium.new_context(viewport=_WIDE, color_scheme="light", reduced_motion="reduce")
     page = context.new_page()
     wrong: list[str] = []
     for address in _PAGES:
         visit(page, runs, address)
         for opener in _CLICKS.get(address, ()):
             page.locator(opener).first.click()
-        found = [*violations(page), *page.evaluate(_ESCAPED)]
+        found = page.evaluate(_ESCAPED)
+        for theme in _THEMES:
+            use_theme(page, theme)
+            found += [f"{theme}: {violation}" for violation in violations(page)]
         page.set_viewport_size(_NARROW)
         if not fits(page):
             found.append("it is wider than the window")
         page.set_viewport_size(_WIDE)
+        use_theme(page, "light")
         wrong += [f"{address}: {what}" for what in found]
     context.close()
     assert not wrong, "\n".join(wrong)

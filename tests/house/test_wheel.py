@@ -65,6 +65,10 @@ def test_every_tracked_file_of_the_packages_is_in_the_wheel(installed: Path) -> 
     assert {str(path) for path in expected if not (installed / path).is_file()} == set()
 
 
+_SHORT = (
+    *("--train.total_tokens", "5120", "--data.heldout_tokens", "1000"),
+    *("--index.tokens", "1000", "--index.snapshot_tokens", "1000"),
+)
 _COUNT_COMPILATIONS = """
 import torch
 from sae_engine.kernels.cpu import candidates, codes, rows, search, vectors
@@ -86,7 +90,7 @@ def test_an_installed_wheel_trains_and_compiles_its_kernels_once_outside_the_lib
     installed: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
     files = sorted(installed.rglob("*"))
-    command = _command(str(installed), "train", "quick-test")
+    command = _command(str(installed), "train", "quick-test", *_SHORT)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(tmp_path.glob("data/runs/*/sae.safetensors"))

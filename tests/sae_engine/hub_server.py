@@ -11,8 +11,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.sae_engine.fresh_process import printed_by
 from tests.sae_engine.hub_uploads import answer_upload
 
 Kind = Literal["models", "datasets"]
@@ -106,17 +105,8 @@ def ask(code: str, hub: Hub, home: Path, **environment: str) -> Any:
     A new process, because the hub's library reads its address and cache folder on import.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env=inherited
-        | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"}
-        | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    own = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home)}
+    return json.loads(printed_by(code, inherited | own | environment).splitlines()[-1])
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -275,6 +275,24 @@ def test_the_openapi_document_and_its_reference_are_under_api(client: TestClient
     assert "/api/openapi.json" in client.get("/api/docs").text
 
 
+def test_every_failure_is_described_as_a_problem(client: TestClient) -> None:
+    document = client.get("/api/openapi.json").json()
+    described = [
+        response["content"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for status, response in operation["responses"].items()
+        if int(status) >= 400
+    ]
+    schema = {"$ref": "#/components/schemas/Problem"}
+    assert len(described) > 100
+    assert all(content == {"application/problem+json": {"schema": schema}} for content in described)
+    problem = document["components"]["schemas"]["Problem"]
+    answer = client.get("/api/runs/none")
+    assert set(problem["required"]) <= set(answer.json()) <= set(problem["properties"])
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
 @pytest.mark.parametrize("page", ["/api/docs", "/api/redoc"])
 def test_the_reference_loads_nothing_from_other_hosts(client: TestClient, page: str) -> None:
     loaded = re.findall(r'<(?:script|link)[^>]*? (?:src|href)="([^"]+)"', client.get(page).text)

@@ -13,7 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import text
 
-from backend.migrations import SCRIPTS, head
+from backend.migrations import head, scripts
 from backend.store.database import Database, open_database
 from backend.store.models import Base
 from sae_engine.errors import UserError
@@ -117,10 +117,10 @@ def test_servers_that_start_at_once_create_the_tables_once(empty_url: str) -> No
 
 
 def test_revisions_form_one_line_in_the_order_of_their_file_names() -> None:
-    scripts = list(SCRIPTS.walk_revisions())  # newest first
-    names = [script.revision for script in scripts]
+    revisions = list(scripts().walk_revisions())  # newest first
+    names = [each.revision for each in revisions]
     assert names == sorted(names, reverse=True)
-    assert all(Path(script.path).name.startswith(script.revision) for script in scripts)
+    assert all(Path(each.path).name.startswith(each.revision) for each in revisions)
 
 
 @pytest.mark.parametrize("earlier", ["0001", "0005"])

@@ -30,6 +30,8 @@ from tests.sae_engine.features.index_reference import (
     random_case,
 )
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 
 def arrays_of(folder: Path) -> IndexArrays:
     return open_index(folder)[1]

@@ -19,6 +19,8 @@ from sae_engine.sae.compiled_step import CompiledStepper, variance_of
 from sae_engine.sae.loss import total_variance
 from sae_engine.sae.stepper import DeadLatents, StepSettings, k_auxk
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 SIZES = st.tuples(
     st.integers(1, 9), st.integers(1, 40), st.integers(1, 70), st.integers(1, 12)
 ).filter(lambda size: size[3] <= size[2])

@@ -15,6 +15,8 @@ from sae_engine.kernels.cpu import candidates, products, search
 from sae_engine.kernels.cpu.search import SEARCHES, Latents, Rounding, Search, Shadow
 from sae_engine.kernels.cpu.step import CpuKernels
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 needs_integers = pytest.mark.skipif(not products.HAS_INTEGERS, reason="this processor has no AVX2")
 
 

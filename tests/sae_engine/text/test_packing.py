@@ -16,6 +16,8 @@ from sae_engine.schema.config import DataConfig
 from sae_engine.text import pieces
 from sae_engine.text.documents import Document
 from sae_engine.text.packing import (
+    FIRST_CHARS,
+    PIECES_PER_CALL,
     Cursor,
     PackedRows,
     Packing,
@@ -33,8 +35,14 @@ TOKENIZER.encode_special_tokens = True
 texts = st.lists(st.text(min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=12)
 
 
-def rows_of(documents: list[str], ctx_len: int, cursor: Cursor = Cursor(), epochs: int | None = 1):  # noqa: B008
-    packing = Packing(TOKENIZER, ctx_len, BOS, EOS)
+def rows_of(
+    documents: list[str],
+    ctx_len: int,
+    cursor: Cursor = Cursor(),  # noqa: B008
+    epochs: int | None = 1,
+    tokenizer=TOKENIZER,
+):
+    packing = Packing(tokenizer, ctx_len, BOS, EOS)
 
     def read(start: int):
         return (Document(n, t) for n, t in enumerate(documents) if n >= start)
@@ -68,6 +76,26 @@ def test_from_any_cursor_the_same_rows_follow(documents: list[str], ctx_len: int
     expected = rows.take(5)
     again = rows_of(documents, ctx_len, cursor, epochs=None)
     assert np.array_equal(again.take(5), expected)
+
+
+def test_little_text_is_tokenized_for_a_row_and_little_more_often_than_needed_for_all():
+    calls: list[int] = []
+
+    class Counting:
+        def encode_batch_fast(self, texts: list[str], **more):
+            calls.append(sum(map(len, texts)))
+            return TOKENIZER.encode_batch_fast(texts, **more)
+
+    document = "some words " * 100
+    rows = rows_of([document] * 400, 50, tokenizer=Counting())
+    next(rows)
+    assert FIRST_CHARS <= calls[0] < FIRST_CHARS + len(document)
+    assert len(calls) == 1
+    list(rows)
+    full = PIECES_PER_CALL * len(document)
+    for before, size in pairwise(calls[:-1]):
+        assert size == full or 2 * before - len(document) < size < 2 * before + len(document)
+    assert calls[-2] == full
 
 
 def test_abandoned_rows_leave_no_thread():

@@ -1,4 +1,4 @@
-from sae_engine.text.stdlib import is_heldout, stdlib_documents
+from sae_engine.text.stdlib import is_heldout, named_documents, stdlib_documents
 
 
 def test_the_splits_are_disjoint_and_about_an_eighth_is_held_out():
@@ -8,7 +8,18 @@ def test_the_splits_are_disjoint_and_about_an_eighth_is_held_out():
 
 
 def test_the_order_is_fixed():
-    assert stdlib_documents("heldout") == stdlib_documents("heldout")
+    first = named_documents()
+    named_documents.cache_clear()
+    again = named_documents()
+    assert again is not first
+    assert again == first
+
+
+def test_changing_the_list_of_documents_changes_no_later_one():
+    documents = stdlib_documents("heldout")
+    num_documents = len(documents)
+    documents.clear()
+    assert len(stdlib_documents("heldout")) == num_documents
 
 
 def test_tests_and_data_tables_are_left_out():

@@ -6,8 +6,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,11 @@ from safetensors.torch import load_file
 
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
+from tests.sae_engine.fresh_process import start
 from tests.sae_engine.training.test_loop import config_of
 
-ROOT = Path(__file__).resolve().parents[3]
 JOB = """
-import json, sys, yaml
+import json, sys, torch, yaml
 from pathlib import Path
 from sae_engine.activations import stream
 from sae_engine.files import RunFolder
@@ -31,6 +30,7 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord
 from sae_engine.training.loop import train
 
+torch.set_num_threads(2)
 stream.TOKENS_PER_BLOCK = 512
 config = resolve_config(None, yaml.safe_load(Path(sys.argv[1]).read_text()))
 folder = RunFolder(sys.argv[2])
@@ -39,18 +39,19 @@ with open(sys.argv[3], "a") as log:
         if isinstance(record, MetricsRecord) and "loss" in record.values:
             log.write(json.dumps([record.step, record.values["loss"]]) + "\\n")
             log.flush()
-        print(record.kind, flush=True)
 """
 NUM_KILLS = 3
 
 
-def start(config: Path, folder: RunFolder, log: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", JOB, str(config), str(folder.path), str(log)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
-        stdout=subprocess.DEVNULL,
-    )
+def start_job(config: Path, folder: RunFolder, log: Path, *, before: str = "") -> BaseProcess:
+    """A job, which runs the code `before` first."""
+    return start(before + JOB, str(config), str(folder.path), str(log))
+
+
+def exit_code(job: BaseProcess) -> int | None:
+    """The exit code of a job, once it has ended."""
+    job.join()
+    return job.exitcode
 
 
 def logged(path: Path) -> dict[int, float]:
@@ -102,7 +103,7 @@ class Whole(NamedTuple):
 def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     path = tmp_path_factory.mktemp("whole")
     folder, log = RunFolder(path / "run"), path / "log"
-    assert start(config, folder, log).wait() == 0
+    assert exit_code(start_job(config, folder, log)) == 0
     return Whole(folder, logged(log))
 
 
@@ -125,15 +126,15 @@ def test_a_job_killed_at_random_moments_equals_an_uninterrupted_one(
     random = np.random.default_rng(seed)
     parts, parts_log = RunFolder(tmp_path / "parts"), tmp_path / "parts.log"
     for _ in range(NUM_KILLS):
-        job = start(config, parts, parts_log)
+        job = start_job(config, parts, parts_log)
         lines = num_lines(parts_log) + random.integers(1, 100 // NUM_KILLS)
         while num_lines(parts_log) < lines:
-            assert job.poll() is None, f"seed {seed}"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            job.wait(random.uniform(0, 0.2))
-        job.send_signal(signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL
-    assert start(config, parts, parts_log).wait() == 0
+            job.join(0.001)
+            assert job.exitcode is None, f"seed {seed}"
+        job.join(random.uniform(0, 0.2))
+        job.kill()
+        assert exit_code(job) == -signal.SIGKILL
+    assert exit_code(start_job(config, parts, parts_log)) == 0
     assert logged(parts_log) == whole.losses, f"seed {seed}"
     assert_equal_weights(parts.sae, whole.folder.sae)
     assert_equal_weights(parts.checkpoint, whole.folder.checkpoint)
@@ -163,15 +164,9 @@ def killing(tensors, path, metadata):
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save_file = killing
 """
-    job = subprocess.run(
-        [sys.executable, "-c", deadly + JOB, str(config), str(parts.path), str(parts_log)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
-        capture_output=True,
-    )
-    assert job.returncode == -signal.SIGKILL
+    assert exit_code(start_job(config, parts, parts_log, before=deadly)) == -signal.SIGKILL
     assert list(parts.checkpoints.glob("*.tmp")) or list(parts.checkpoints.glob(".*.tmp"))
     assert max(logged(parts_log)) == 20
-    assert start(config, parts, parts_log).wait() == 0
+    assert exit_code(start_job(config, parts, parts_log)) == 0
     assert logged(parts_log) == whole.losses
     assert_equal_weights(parts.sae, whole.folder.sae)

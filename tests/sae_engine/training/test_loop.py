@@ -7,24 +7,21 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from sae_engine.activations import stream as activations
 from sae_engine.activations.feed import TextFeed
-from sae_engine.errors import ConfigError, DiskFullError, UserError
-from sae_engine.features.index.build import ActivationRangeError
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
-from sae_engine.sae import trainer
 from sae_engine.sae.autoencoders import TopKSAE
-from sae_engine.schema.config import DataConfig, RunConfig, TrainConfig
+from sae_engine.schema.config import DataConfig, RunConfig
 from sae_engine.schema.records import (
     METRICS,
     AnyRecord,
@@ -36,18 +33,27 @@ from sae_engine.schema.records import (
     StopRequest,
 )
 from sae_engine.text.packing import Packing, training_rows
-from sae_engine.training import heldout
-from sae_engine.training.loop import NonFiniteLossError, train
+from sae_engine.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+class Whole(NamedTuple):
+    """A run that nothing interrupts."""
+
+    folder: RunFolder
+    records: list[AnyRecord]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(model_folders) -> RunConfig:
     return config_of(model_folders["gemma2"])
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = RunFolder(tmp_path_factory.mktemp("whole"))
+    return Whole(folder, collected(train(config, folder)))
 
 
 def config_of(model: Path, /, **overrides: dict) -> RunConfig:
@@ -100,22 +106,8 @@ def collected(run: Iterator[AnyRecord], into: list[AnyRecord] | None = None) -> 
     return records
 
 
-def poison_weights(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let every optimizer step from `step` on turn the weights into NaN."""
-    scheduled_lr = trainer.scheduled_lr
-
-    def poisoned_lr(config: TrainConfig, peak: float, done: int, total: int) -> float:
-        return math.nan if done + 1 >= step else scheduled_lr(config, peak, done, total)
-
-    monkeypatch.setattr(trainer, "scheduled_lr", poisoned_lr)
-
-
-def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(
-    config: RunConfig, tmp_path: Path
-):
-    folder = RunFolder(tmp_path / "run")
-    records = collected(train(config, folder))
-
+def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(whole: Whole):
+    folder, records = whole
     plan = next(r for r in records if isinstance(r, PlanRecord))
     assert (plan.total_steps, plan.d_in, plan.d_sae) == (24, 32, 64)
     assert isinstance(records[-1], EndRecord)
@@ -147,31 +139,32 @@ def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(
 
 @pytest.mark.parametrize("step", [2, 7, 13])
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    config: RunConfig, tmp_path: Path, step: int
+    config: RunConfig, whole: Whole, tmp_path: Path, step: int
 ):
-    whole = collected(train(config, RunFolder(tmp_path / "whole")))
     folder = RunFolder(tmp_path / "parts")
     first: list[AnyRecord] = []
     collected(train(config, folder, should_stop=stopping_at(step, StopRequest.STOP, first)), first)
     assert first[-1].reason == "stopped"
     assert first[-1].step == step
     second = collected(train(config, folder, resume=True))
-    assert losses(first) | losses(second) == losses(whole)
+    assert losses(first) | losses(second) == losses(whole.records)
     assert min(losses(second)) == step + 1
-    for name, tensor in load_file(RunFolder(tmp_path / "whole").sae).items():
+    for name, tensor in load_file(whole.folder.sae).items():
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
 @pytest.mark.parametrize("is_mixture", [False, True])
 def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
-    model_folders, tmp_path: Path, is_mixture: bool
+    config: RunConfig, whole: Whole, tmp_path: Path, is_mixture: bool
 ):
     """As after kill -9."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n\n".join(f"{n} of {n * n} words, " * 40 for n in range(20)))
-    parts = [{"dataset": str(text), "weight": 2}, {"dataset": "python-stdlib", "weight": 1}]
-    config = config_of(model_folders["gemma2"], data={"mixture": parts if is_mixture else None})
-    whole = collected(train(config, RunFolder(tmp_path / "whole")))
+    if is_mixture:
+        text = tmp_path / "text.txt"
+        text.write_text("\n\n".join(f"{n} of {n * n} words, " * 40 for n in range(20)))
+        parts = [{"dataset": str(text), "weight": 2}, {"dataset": "python-stdlib", "weight": 1}]
+        config = config_of(Path(config.model.name), data={"mixture": parts})
+        whole_folder = RunFolder(tmp_path / "whole")
+        whole = Whole(whole_folder, collected(train(config, whole_folder)))
     folder = RunFolder(tmp_path / "parts")
     run = train(config, folder)
     for record in run:
@@ -180,8 +173,8 @@ def test_resuming_from_a_checkpoint_older_than_the_last_logged_step_is_exact(
     del run
     second = collected(train(config, folder, resume=True))
     assert min(losses(second)) == 13
-    assert losses(second).items() <= losses(whole).items()
-    for name, tensor in load_file(RunFolder(tmp_path / "whole").sae).items():
+    assert losses(second).items() <= losses(whole.records).items()
+    for name, tensor in load_file(whole.folder.sae).items():
         assert torch.equal(load_file(folder.sae)[name], tensor)
 
 
@@ -211,67 +204,10 @@ def test_a_stop_interrupts_an_evaluation(config: RunConfig, tmp_path: Path):
     assert records[-1] == EndRecord(reason="stopped", step=10, tokens=640)
 
 
-def assert_kept(folder: RunFolder, step: int) -> None:
-    """The published files are those of the checkpoint of `step`, and finite."""
-    with safe_open(folder.checkpoint, framework="pt") as file:
-        assert json.loads(file.metadata()["state"])["step"] == step
-    for path in (folder.checkpoint, folder.sae, folder.best.sae):
-        if path.exists():
-            for name, tensor in load_file(path).items():
-                assert torch.isfinite(tensor).all(), (path, name)
-    assert folder.snapshots() == []
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_sae(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    poison_weights(monkeypatch, 8)
-    folder = RunFolder(tmp_path / "run")
-    records: list[AnyRecord] = []
-    with pytest.raises(NonFiniteLossError, match=r"became nan at step 9; lower train\.lr"):
-        collected(train(config, folder), records)
-    assert math.isnan(losses(records)[9])
-    assert_kept(folder, 6)
-
-
-@pytest.mark.parametrize(
-    ("due", "step", "kept"),
-    [
-        ({"save_every": 5}, 10, 5),
-        ({"eval_every": 8}, 8, 6),
-        ({"ce_every": 8}, 8, 6),
-        ({"snapshot_every": 8}, 8, 6),
-        ({}, 24, 18),
-    ],
-    ids=["checkpoint", "evaluation", "cross-entropy", "snapshot", "end of the run"],
-)
-def test_weights_that_became_nan_at_an_unlogged_step_are_not_published(
-    model_folders,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    due: dict[str, int],
-    step: int,
-    kept: int,
-):
-    """The loss of the poisoned step, computed before its update, is still finite."""
-    quiet = {"log_every": 1000, "eval_every": 1000, "snapshot_every": None}
-    config = config_of(model_folders["gemma2"], train=quiet | due)
-    poison_weights(monkeypatch, step)
-    folder = RunFolder(tmp_path / "run")
-    records: list[AnyRecord] = []
-    message = rf"weights became NaN or infinite at step {step}; lower train\.lr .* are kept"
-    with pytest.raises(NonFiniteLossError, match=message):
-        collected(train(config, folder), records)
-    assert all(math.isfinite(loss) for loss in losses(records).values())
-    assert_kept(folder, kept)
-
-
-def test_a_checkpoint_of_another_shape_or_text_is_refused(config, model_folders, tmp_path: Path):
-    folder = RunFolder(tmp_path / "run")
-    collected(train(config, folder))
+def test_a_checkpoint_of_another_shape_or_text_is_refused(model_folders, whole: Whole):
     other = config_of(model_folders["gemma2"], data={"seed": 7})
     with pytest.raises(UserError, match="is not what this run began with"):
-        collected(train(other, folder, resume=True))
+        collected(train(other, whole.folder, resume=True))
 
 
 def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: Path):
@@ -341,45 +277,6 @@ def test_a_run_on_activations_beyond_float16_builds_its_features(model_folders, 
     assert run.snapshots() == [9, 18, 24]
     index = FeatureIndex.open(run.feature_index(24))
     assert max(index.max_activations(range(64))) > 65_504
-
-
-@pytest.mark.parametrize(
-    ("error", "cause"),
-    [
-        (ActivationRangeError("Latent 3 has activation inf."), "Latent 3 has activation inf."),
-        (UserError("The index corpus has no tokens."), "The index corpus has no tokens."),
-        (RuntimeError("an internal matter"), "RuntimeError."),
-    ],
-)
-def test_an_index_that_cannot_be_built_costs_no_run(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, cause: str
-):
-    def fail(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(heldout, "build_index", fail)
-    folder = RunFolder(tmp_path / "run")
-    records = collected(train(config, folder))
-    assert records[-1] == EndRecord(reason="finished", step=24, tokens=24 * 64)
-    notices = [r for r in records if isinstance(r, NoticeRecord)]
-    assert [(n.level, n.step) for n in notices] == [("warning", step) for step in (9, 18, 24)]
-    assert notices[-1].message == (
-        "The feature index of step 24 could not be built, so it has no features; the SAE and the "
-        f"run are not affected. {cause}"
-    )
-    assert TopKSAE.load(folder.sae).k == 4
-    assert folder.snapshots() == []
-
-
-def test_a_full_disk_while_building_an_index_ends_the_run(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(*_: object, **__: object) -> None:
-        raise DiskFullError("The disk is full.")
-
-    monkeypatch.setattr(heldout, "build_index", fail)
-    with pytest.raises(UserError, match="The disk is full"):
-        collected(train(config, RunFolder(tmp_path / "run")))
 
 
 @pytest.mark.parametrize(

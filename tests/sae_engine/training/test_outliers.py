@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel
 
-from sae_engine.activations import stream as activations
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.model.language_model import LanguageModel
@@ -24,10 +23,7 @@ from sae_engine.text.packing import Packing, heldout_rows
 from sae_engine.training.loop import train
 from tests.sae_engine.training.test_loop import collected, config_of, losses, stopping_at
 
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 def with_sink(source: Path, target: Path, *, bos: bool, place: int) -> Path:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sae_engine.activations import stream as activations
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
@@ -28,7 +27,7 @@ from sae_engine.training import loop
 from sae_engine.training.clock import Clock, HostTimer
 from sae_engine.training.loop import train, train_together
 from sae_engine.training.member import Member
-from tests.sae_engine.training.test_loop import collected, config_of, losses
+from tests.sae_engine.training.test_loop import Whole, collected, config_of, losses
 
 VARIANTS = [
     {"sae": {"k": 2}},
@@ -38,14 +37,19 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(activations, "TOKENS_PER_BLOCK", 512)
+pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def configs(model_folders) -> list[RunConfig]:
     return [config_of(model_folders["gemma2"], **variant) for variant in VARIANTS]
+
+
+@pytest.fixture(scope="module")
+def alone(configs: list[RunConfig], tmp_path_factory: pytest.TempPathFactory) -> list[Whole]:
+    """The lone twin of each member."""
+    folders = [RunFolder(tmp_path_factory.mktemp("alone")) for _ in configs]
+    return [Whole(f, collected(train(c, f))) for c, f in zip(configs, folders, strict=True)]
 
 
 def together(
@@ -71,25 +75,27 @@ def assert_equal_saes(one: RunFolder, other: RunFolder) -> None:
         assert torch.equal(load_file(other.sae)[name], tensor), name
 
 
-def test_members_of_a_sweep_equal_their_lone_twins(configs: list[RunConfig], tmp_path: Path):
+def test_members_of_a_sweep_equal_their_lone_twins(
+    configs: list[RunConfig], alone: list[Whole], tmp_path: Path
+):
     """Over widths, k, layers, sites and lengths: losses, weights and snapshots, bit for bit."""
     swept = together(configs, tmp_path / "together")
-    for n, config in enumerate(configs):
-        alone = RunFolder(tmp_path / f"alone {n}")
-        records = collected(train(config, alone))
-        assert losses(swept[n]) == losses(records)
+    for n, twin in enumerate(alone):
+        assert losses(swept[n]) == losses(twin.records)
         assert isinstance(swept[n][-1], EndRecord)
-        assert swept[n][-1] == records[-1]
+        assert swept[n][-1] == twin.records[-1]
         folder = RunFolder(tmp_path / "together" / str(n))
-        assert_equal_saes(folder, alone)
-        assert folder.snapshots() == alone.snapshots()
+        assert_equal_saes(folder, twin.folder)
+        assert folder.snapshots() == twin.folder.snapshots()
         step = folder.snapshots()[-1]
-        mine, theirs = (FeatureIndex.open(f.feature_index(step)) for f in (folder, alone))
+        mine, theirs = (FeatureIndex.open(f.feature_index(step)) for f in (folder, twin.folder))
         assert mine.num_tokens == theirs.num_tokens
     assert not (tmp_path / "together" / "0" / "index_corpus").exists()
 
 
-def test_a_stopped_member_leaves_and_the_others_continue(configs: list[RunConfig], tmp_path: Path):
+def test_a_stopped_member_leaves_and_the_others_continue(
+    configs: list[RunConfig], alone: list[Whole], tmp_path: Path
+):
     def stop_the_first(number: int, records: list[list[AnyRecord]]) -> StopRequest:
         reached = any(isinstance(r, MetricsRecord) and r.step >= 5 for r in records[number])
         return StopRequest.STOP if number == 0 and reached else StopRequest.NONE
@@ -97,20 +103,22 @@ def test_a_stopped_member_leaves_and_the_others_continue(configs: list[RunConfig
     swept = together(configs[:2], tmp_path / "together", stop_the_first)
     assert swept[0][-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
     assert RunFolder(tmp_path / "together" / "0").snapshots() == [5]
-    alone = RunFolder(tmp_path / "alone")
-    assert losses(swept[1]) == losses(collected(train(configs[1], alone)))
-    assert_equal_saes(RunFolder(tmp_path / "together" / "1"), alone)
+    assert losses(swept[1]) == losses(alone[1].records)
+    assert_equal_saes(RunFolder(tmp_path / "together" / "1"), alone[1].folder)
 
     # Resumed alone, the stopped member equals an uninterrupted run.
     folder = RunFolder(tmp_path / "together" / "0")
     rest = collected(train(configs[0], folder, resume=True))
-    whole = RunFolder(tmp_path / "whole")
-    assert losses(swept[0]) | losses(rest) == losses(collected(train(configs[0], whole)))
-    assert_equal_saes(folder, whole)
+    assert losses(swept[0]) | losses(rest) == losses(alone[0].records)
+    assert_equal_saes(folder, alone[0].folder)
 
 
 def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
-    configs: list[RunConfig], model_folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configs: list[RunConfig],
+    alone: list[Whole],
+    model_folders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     scheduled = trainer.scheduled_lr
 
@@ -125,7 +133,7 @@ def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
     assert failure.error_type == "NonFiniteLossError"
     assert "weights became NaN or infinite at step 10" in failure.message
     assert isinstance(swept[1][-1], EndRecord)
-    assert losses(swept[1]) == losses(collected(train(configs[0], RunFolder(tmp_path / "alone"))))
+    assert losses(swept[1]) == losses(alone[0].records)
     assert torch.isfinite(load_file(tmp_path / "together" / "0" / "sae.safetensors")["W_dec"]).all()
 
 
@@ -168,10 +176,9 @@ def test_a_member_that_ends_does_not_slow_the_throughput_of_the_others(
 
 
 def test_runs_that_stopped_at_different_steps_are_not_resumed_together(
-    configs: list[RunConfig], tmp_path: Path
+    configs: list[RunConfig], alone: list[Whole], tmp_path: Path
 ):
-    folders = [RunFolder(tmp_path / str(n)) for n in range(2)]
-    collected(train(configs[0], folders[0]))
+    folders = [alone[0].folder, RunFolder(tmp_path)]
     members = [Member(c, f, resume=True) for c, f in zip(configs, folders, strict=False)]
     with pytest.raises(UserError, match="resume them one by one"):
         list(train_together(members))
