@@ -22,6 +22,8 @@ class ModelTask(Message):
 
     model: ModelConfig
     sae: Path
+    largest_norm: float | None = None
+    """Of tokens that have features; see `Manifest`."""
 
 
 class ReadTask(ModelTask):

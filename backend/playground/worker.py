@@ -8,6 +8,7 @@ server. A question that fails does not affect others.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sys
@@ -72,6 +73,7 @@ def engine(report: Callable[[str], None]) -> Load:
 
     def load(task: Task) -> Callable[[], Parts]:
         model, sae = cache.get(task.model, task.sae)
+        largest_norm = math.inf if task.largest_norm is None else task.largest_norm
 
         def parts() -> Parts:
             if isinstance(task, ReadTask):
@@ -82,6 +84,7 @@ def engine(report: Callable[[str], None]) -> Load:
                     ctx_len=task.ctx_len,
                     top=task.top,
                     features=task.features,
+                    largest_norm=largest_norm,
                 )
             else:
                 yield from steer(
@@ -92,6 +95,7 @@ def engine(report: Callable[[str], None]) -> Load:
                     max_new_tokens=task.max_new_tokens,
                     temperature=task.temperature,
                     seed=task.seed,
+                    largest_norm=largest_norm,
                 )
 
         return parts

@@ -77,6 +77,7 @@ def read_text(body: ActivationsRequest, run: _RunDep, services: ServicesDep) -> 
     task = ReadTask(
         model=run.config.model,
         sae=run.index.folder / SAE,
+        largest_norm=run.index.manifest.largest_norm,
         text=body.text,
         ctx_len=run.config.data.ctx_len,
         top=body.top,
@@ -130,6 +131,7 @@ def steer(
     task = SteerTask(
         model=run.config.model,
         sae=run.index.folder / SAE,
+        largest_norm=run.index.manifest.largest_norm,
         prompt=body.prompt,
         activations=activations,
         max_new_tokens=body.max_new_tokens,

@@ -9,6 +9,7 @@ activations replaced and for generating text with activations shifted. Fed by `l
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -254,12 +255,13 @@ class SpliceModel:
         past: Any = None,
         add: Float[Tensor, " d_in"] | None = None,
         hook: int = 0,
+        largest_norm: float = math.inf,
     ) -> Continuation:
         """The logits after `ids`, which continue the text in `past`, the previous call's cache.
 
         `add` is added to the activations at `prefix.hooks[hook]` at the ordinary positions of
-        `ids`; BOS, pad and eos keep theirs. A model without such a cache reads the whole text
-        again.
+        `ids`; BOS, pad, eos and those with a norm above `largest_norm` keep theirs. A model without
+        such a cache reads the whole text again.
         """
         ids = ids.to(self.prefix.device)
         if past is not None and not self._takes_cache:
@@ -268,7 +270,9 @@ class SpliceModel:
         module, io = self._module(hook)
 
         def shifted(x: Tensor) -> Tensor:
-            return x if add is None else x + add.to(x.device)
+            if add is None:
+                return x
+            return x + add.to(x.device) * (x.norm(dim=1, keepdim=True) <= largest_norm)
 
         cache = {"past_key_values": past} if self._takes_cache else {}
         with self._traced.trace(ids, use_cache=self._takes_cache, **cache, **self._last_only):

@@ -216,6 +216,7 @@ class HeldoutWork:
             vocab_size=model.vocab_size,
             write_sae=sae.save,
             unembed=self._shared.unembedding(model, self._hook) if final else None,
+            largest_norm=self.norm_limit,
             final=final,
             check_stop=self._check_stop,
         )
