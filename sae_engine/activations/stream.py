@@ -21,6 +21,7 @@ from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 from sae_engine.text.context import read_rows
 from sae_engine.text.order import RowCursor, Rows
+from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor
 
 TimeCall = Callable[[], AbstractContextManager[object]]
@@ -56,7 +57,10 @@ class ModelSource:
         rows: Rows,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
+        overlap: TextOverlap | None = None,
     ) -> None:
+        """Every row that is read is shown to `overlap`."""
+        self._overlap = overlap
         self._model = model
         self._rows = rows
         self._check_stop = check_stop
@@ -74,6 +78,8 @@ class ModelSource:
         rows = self._next_rows()
         self.last_ids, counted = read_rows(rows)
         self.last_at = counted & ~np.isin(self.last_ids, self._model.excluded_ids)
+        if self._overlap is not None:
+            self._overlap.read_(self.last_ids, self.last_at)
         ids, at = torch.from_numpy(self.last_ids), torch.from_numpy(self.last_at)
         return extract(self._model, ids, self._check_stop, self._time_call, at=at)
 
