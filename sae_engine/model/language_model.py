@@ -21,10 +21,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
-from sae_engine.model.loading import check_complete, load_head, load_prefix, load_whole
+from sae_engine.model.loading import (
+    check_complete,
+    load_head,
+    load_prefix,
+    load_whole,
+    unusable,
+)
 from sae_engine.model.unembedding import Unembedding
 from sae_engine.schema.config import ModelConfig
 from sae_engine.sizes import LOGITS_PER_CHUNK
@@ -132,7 +138,12 @@ class LanguageModel:
         """
         configs = [config, *also]
         prefix = load_prefix(configs, ctx_len=ctx_len, check_stop=check_stop)
-        model = cls(configs, prefix.model, prefix.tokenizer)
+        try:
+            model = cls(configs, prefix.model, prefix.tokenizer)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever architectures raise
+            raise unusable(config.name, "reading its activations", error) from error
         if prefix.is_whole:
             model.notices.append(LOADED_WHOLE.format(name=config.name))
         return model
