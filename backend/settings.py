@@ -164,6 +164,11 @@ class Settings(BaseSettings):
     def run_folder(self, run_id: str) -> RunFolder:
         return RunFolder(self.data_dir / "runs" / run_id)
 
+    @property
+    def scratch_parents(self) -> list[Path]:
+        """Folders in which a killed process may have left a temporary one."""
+        return [self.data_dir, *(self.data_dir / name for name in ("runs", "texts", "analyses"))]
+
     def environment(self) -> dict[str, str]:
         """The environment of our child processes: same code and data, without secrets."""
         secrets = {f"{PREFIX}TOKEN", f"{PREFIX}LABELS_API_KEY"}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sae_engine.errors import ConfigError, DiskFullError
+from sae_engine.scratch import held
 
 _NO_ROOM = re.compile(
     r"No space left|Disk quota exceeded|\(os error 28\)|requested and \d+ written"
@@ -107,9 +108,10 @@ class RunFolder:
         return self.features / str(step)
 
     def remove_leftovers(self) -> None:
-        """Remove files that a killed process left half-written; only for the process that works on
-        the run.
+        """Remove what a killed process left half-written or would have removed at its end; only for
+        the process that works on the run, or when it has ended.
         """
+        shutil.rmtree(self.index_corpus, ignore_errors=True)
         for path in [*self.path.rglob(".*.tmp"), *self.path.rglob(".*.old")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -188,7 +190,8 @@ def published_folder(path: Path) -> Generator[Path]:
     try:
         with room_needed(path):
             temporary.mkdir(parents=True)
-            yield temporary
+            with held(temporary):
+                yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _sync(file)

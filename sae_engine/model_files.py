@@ -6,6 +6,7 @@ Used by `preflight` for local folders, and by `model` for those of the hub too.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,16 +34,30 @@ _SIZES = (
 )
 
 
+MAX_PARTS = 2_048
+"""Of layers, experts or heads. Models have a few hundred; of a damaged number of them, transformers
+would build parts without end.
+"""
+MAX_SIZE = 2**31
+_COUNTED = re.compile(r"n(um)?_(\w+_)?(layers?|experts?|heads?)")
+
+
 def sizes_of(config: ModelConfig, described: Mapping[str, Any]) -> Sizes:
-    """The sizes in a `config.json`; raises `ConfigError` for one that is no positive integer."""
+    """The sizes in a `config.json`; raises `ConfigError` for one that no model has."""
     text = _part(described, "text_config") or described
+    for name, value in [*described.items(), *text.items()]:
+        if _COUNTED.fullmatch(name) and isinstance(value, int) and value > MAX_PARTS:
+            raise _no_size(config, value, name)
     values = [next((text[name] for name in names if text.get(name)), None) for names in _SIZES]
     for value in values:
-        if value is not None and not (isinstance(value, int) and value > 0):
-            raise ConfigError.of(
-                "model.name", f"The config.json of '{config.name}' gives {value!r:.50} as a size."
-            )
+        if value is not None and not (isinstance(value, int) and 0 < value <= MAX_SIZE):
+            raise _no_size(config, value, "a size")
     return Sizes(*values)
+
+
+def _no_size(config: ModelConfig, value: object, of: str) -> ConfigError:
+    what = f"The config.json of '{config.name}' gives {value!r:.50} as {of}"
+    return ConfigError.of("model.name", f"{what}; get the file again.")
 
 
 def check_description(

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from backend.errors import TooManyRequestsError
 from backend.http.rates import Rate
 
 COOKIE = "sae_workbench"
@@ -25,8 +26,9 @@ LOGIN_PATH = "/login"
 MAX_FORM_BYTES = 10_000
 FORM_SECONDS = 15.0
 MAX_WRONG_PER_MINUTE = 10
-"""Wrong tokens that an address may try before the page makes it wait."""
+"""Wrong tokens that an address may try before it must wait, on the page and in headers each."""
 COOKIE_SECONDS = 30 * 24 * 3600
+_TOO_MANY = "Too many wrong tokens; try again in {} s."
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SAE Workbench</title>
@@ -63,17 +65,29 @@ class TokenLogin:
         # A browser sends the cookies of all servers on a host, whatever their port.
         name = hmac.new(key, b"sae-workbench name", hashlib.sha256).hexdigest()
         self.cookie_name = f"{COOKIE}_{name[:8]}"
-        self._wrong = Rate(MAX_WRONG_PER_MINUTE)
+        # Separate, so that a program with an old token keeps nobody from logging in.
+        self._wrong_logins = Rate(MAX_WRONG_PER_MINUTE)
+        self._wrong_headers = Rate(MAX_WRONG_PER_MINUTE)
 
     def accepts(self, request: HTTPConnection) -> bool:
-        """Whether a request carries the token or the cookie."""
-        sent = [value for name, value in request.headers.raw if name == b"authorization"]
-        for value in sent:
-            scheme, _, given = value.partition(b" ")
-            if scheme.lower() == b"bearer" and _equal(given.strip(), self._token.encode()):
-                return True
+        """Whether a request carries the cookie or the token; raises `TooManyRequestsError` for any
+        token, also the right one, from an address that has just sent too many wrong ones.
+        """
         cookies = _cookies(request, self.cookie_name.encode())
-        return any(_equal(value, self._cookie.encode()) for value in cookies)
+        if any(_equal(value, self._cookie.encode()) for value in cookies):
+            return True
+        given = _bearer(request)
+        if given is None:
+            return False
+        client = _address(request)
+        if seconds := self._wrong_headers.wait_seconds(client):
+            raise TooManyRequestsError(
+                _TOO_MANY.format(seconds), kind="too-many-requests", retry_after_seconds=seconds
+            )
+        if _equal(given, self._token.encode()):
+            return True
+        self._wrong_headers.count(client)
+        return False
 
     async def respond(self, request: Request) -> Response:
         """The login page; the right token sets the cookie and leads to the page in `next`."""
@@ -81,9 +95,9 @@ class TokenLogin:
         here = login_url(self._base, target)
         if request.method != "POST":
             return _page(here)
-        client = request.client.host if request.client else "unknown"
-        if seconds := self._wrong.wait_seconds(client):
-            page = _page(here, f"Too many wrong tokens; try again in {seconds} s.", status=429)
+        client = _address(request)
+        if seconds := self._wrong_logins.wait_seconds(client):
+            page = _page(here, _TOO_MANY.format(seconds), status=429)
             page.headers["Retry-After"] = str(seconds)
             return page
         body = b""
@@ -97,7 +111,7 @@ class TokenLogin:
             return _page(here, "The form did not arrive; send it again.", status=408)
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
         if not _equal(given.encode("utf-8", "replace"), self._token.encode()):
-            self._wrong.count(client)
+            self._wrong_logins.count(client)
             return _page(here, "That is not the token.", status=401)
         response = RedirectResponse(target, status_code=303)
         response.set_cookie(
@@ -120,6 +134,19 @@ def login_url(base_path: str, target: str) -> str:
 def _page(address: str, message: str = "", *, status: int = 200) -> HTMLResponse:
     page = _PAGE.substitute(action=escape(address), message=escape(message))
     return HTMLResponse(page, status_code=status)
+
+
+def _address(request: HTTPConnection) -> str:
+    return request.client.host if request.client else "unknown"
+
+
+def _bearer(request: HTTPConnection) -> bytes | None:
+    """The token in a request's header; of several only the first, so that a request is one try."""
+    for name, value in request.headers.raw:
+        scheme, _, given = value.partition(b" ")
+        if name == b"authorization" and scheme.lower() == b"bearer":
+            return given.strip()
+    return None
 
 
 def _cookies(request: HTTPConnection, name: bytes) -> Iterator[bytes]:

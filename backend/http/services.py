@@ -33,6 +33,7 @@ from backend.store.models import RunRow
 from sae_engine.features.index.format import IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.runs import Run
+from sae_engine.scratch import remove_abandoned
 
 MAX_OPEN_INDEXES = 8
 MAX_UPLOADS = 4
@@ -95,6 +96,8 @@ class Services:
     def start(self) -> None:
         """Prepare the data folder and the database, and start supervising."""
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        for folder in self.settings.scratch_parents:
+            remove_abandoned(folder)
         self.database.prepare()
         with self.database.writing() as session:
             settle_label_jobs(session)

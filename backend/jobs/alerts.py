@@ -32,6 +32,8 @@ SPARSE_CODE = 0.02
 """Dense latents matter only if k is a smaller share of the latents than this."""
 TOP_SHARE = 0.5
 """Share of the variance that is too much for the top `TOP_TOKENS` of the tokens."""
+MUCH_OVERLAP = 0.1
+"""Share of the held-out text in the training text; the embedded corpus has .007."""
 RECENT_POINTS = 10
 REFERENCE_POINTS = 200
 SLOW = 0.5
@@ -101,6 +103,14 @@ class AlertWatch:
         share = record.values.get("top_token_share", 0.0)
         if share > TOP_SHARE:
             yield "few_tokens", self._few_tokens(share)
+        overlap = record.values.get("heldout_overlap", 0.0)
+        if overlap > MUCH_OVERLAP:
+            yield (
+                "heldout_overlap",
+                f"{overlap:.0%} of the held-out text also stands in the training text, so the "
+                "held-out metrics are better than those on new text; remove near-duplicates from "
+                "the dataset.",
+            )
         yield from self._slowness(record)
 
     def _few_tokens(self, share: float) -> str:

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -229,6 +230,8 @@ class Supervisor:
             )
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
+            with suppress(OSError):
+                self._settings.run_folder(row.id).remove_leftovers()
 
     def _settle_starts(
         self, known: Set[int | None], failed: Mapping[tuple[int | None, str], Sequence[str]]

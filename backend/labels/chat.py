@@ -19,6 +19,7 @@ MAX_RETRIES = 5
 """Retries of a request after 408, 409, 429, 5xx or no response; the pauses sum to 15 s, or are what
 the endpoint's Retry-After says, up to 2 minutes each."""
 TIMEOUT_SECONDS = 120.0
+"""For one attempt, from its start to the last byte of its answer."""
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_TOKENS = 2_000
 """Enough for a model that reasons before it answers."""
@@ -59,13 +60,15 @@ class ChatClient:
         timeout_seconds: float = TIMEOUT_SECONDS,
         max_retries: int = MAX_RETRIES,
     ) -> None:
-        from openai import AsyncOpenAI, Omit, Timeout
+        from openai import AsyncOpenAI, Omit
+
+        from backend.labels.bounded import BoundedClient
 
         self._url = base_url
         self._client = AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",  # the client insists on one
-            timeout=Timeout(timeout_seconds, connect=CONNECT_SECONDS),
+            http_client=BoundedClient(timeout_seconds, CONNECT_SECONDS),
             max_retries=max_retries,
             # Otherwise taken from OPENAI_* variables, which may belong to another endpoint.
             default_headers=cast(
@@ -85,9 +88,13 @@ class ChatClient:
         """One answer; raises `EndpointError`."""
         from openai import APIConnectionError, APIStatusError, APITimeoutError
 
+        from backend.labels.bounded import UnboundedAnswerError
+
         for _ in range(GARBLED_TRIES):
             try:
                 answer = _answer(await self._complete(messages))
+            except UnboundedAnswerError as error:
+                raise self._error(str(error), transient=True) from None
             except APITimeoutError:
                 raise self._error("did not respond in time", transient=True) from None
             except APIConnectionError as error:

@@ -26,6 +26,8 @@ class ModelTask(Message):
     """Tells the run's language model from later ones of the same name; None without a check."""
     vocab_size: int | None = None
     """Of the run's index, for older runs without that file."""
+    largest_norm: float | None = None
+    """Of tokens that have features; see `Manifest`."""
 
 
 class ReadTask(ModelTask):

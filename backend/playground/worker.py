@@ -8,6 +8,7 @@ server. A question that fails does not affect others.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import sys
@@ -75,6 +76,7 @@ def engine(report: Callable[[str], None]) -> Load:
         model, sae = cache.get(task.model, task.sae)
         if task.model_file is not None:
             require_same_model(model.identity, task.model_file, vocab_size=task.vocab_size)
+        largest_norm = math.inf if task.largest_norm is None else task.largest_norm
 
         def parts() -> Parts:
             if isinstance(task, ReadTask):
@@ -85,6 +87,7 @@ def engine(report: Callable[[str], None]) -> Load:
                     ctx_len=task.ctx_len,
                     top=task.top,
                     features=task.features,
+                    largest_norm=largest_norm,
                 )
             else:
                 yield from steer(
@@ -95,6 +98,7 @@ def engine(report: Callable[[str], None]) -> Load:
                     max_new_tokens=task.max_new_tokens,
                     temperature=task.temperature,
                     seed=task.seed,
+                    largest_norm=largest_norm,
                 )
 
         return parts

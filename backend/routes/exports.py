@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query
@@ -26,6 +25,7 @@ from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
 from sae_engine.interop.export import export_saelens
 from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat, ExportProgress, file_name
+from sae_engine.scratch import scratch_folder
 
 router = APIRouter(tags=["runs"])
 
@@ -54,15 +54,15 @@ def export_run(
         services.exports.reported(request),
         _exclusive(services, format),
         room_needed(services.settings.data_dir),
-        TemporaryDirectory(prefix=".export-", dir=services.settings.data_dir) as scratch,
+        scratch_folder(services.settings.data_dir, "export") as scratch,
     ):
         if EXPORT_FORMATS[format].writer is None:
             report(ExportProgress(state="running", phase="copying the SAE"))
-            folder = _write_sae(services, run_id, Path(scratch))
+            folder = _write_sae(services, run_id, scratch)
         else:
             source = _export_source(services, run_id, snapshot, include_dead, report)
             step = source.index.manifest.step
-            folder = Path(scratch) / file_name(source.run_name, step, format)
+            folder = scratch / file_name(source.run_name, step, format)
             export_features(source, format, folder)
         report(ExportProgress(state="running", phase="compressing"))
         check_room(folder, sum(file.stat().st_size for file in folder.rglob("*")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from backend.jobs.texts import FOLDER, safe_name, texts_folder
 from sae_engine.errors import ConfigError
 from sae_engine.files import room_needed
 from sae_engine.schema.texts import UploadedText
+from sae_engine.scratch import scratch_folder
 from sae_engine.text.preview import text_column_of
 
 router = APIRouter(tags=["runs"])
@@ -87,26 +87,22 @@ async def _receive(request: Request, target: Path) -> None:
     """Write the body to `target`, which appears when it is complete. Raises `ApiError`, and
     `DiskFullError`, which leave nothing behind.
     """
-    temporary = target.with_name(f".{uuid.uuid4().hex}.part")
-    with room_needed(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("xb") as file:
-                size, waiting = 0, bytearray()
-                async for part in request.stream():
-                    size += len(part)
-                    if size > MAX_UPLOAD_BYTES:
-                        raise TooLargeError(UPLOAD_TOO_LARGE, kind="too-large")
-                    waiting += part
-                    if len(waiting) >= WRITE_BYTES:
-                        await run_in_threadpool(file.write, waiting)
-                        waiting = bytearray()
-                file.write(waiting)
-            if not size:
-                raise UnprocessableError("The file is empty; choose one with text.", kind="empty")
-            await run_in_threadpool(_publish, temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with room_needed(target.parent), scratch_folder(target.parent, "upload") as scratch:
+        temporary = scratch / target.name
+        with temporary.open("xb") as file:
+            size, waiting = 0, bytearray()
+            async for part in request.stream():
+                size += len(part)
+                if size > MAX_UPLOAD_BYTES:
+                    raise TooLargeError(UPLOAD_TOO_LARGE, kind="too-large")
+                waiting += part
+                if len(waiting) >= WRITE_BYTES:
+                    await run_in_threadpool(file.write, waiting)
+                    waiting = bytearray()
+            file.write(waiting)
+        if not size:
+            raise UnprocessableError("The file is empty; choose one with text.", kind="empty")
+        await run_in_threadpool(_publish, temporary, target)
 
 
 def _publish(temporary: Path, target: Path) -> None:

@@ -164,7 +164,8 @@ def token_title(token: ReadToken, place: int) -> str:
 
 def colored_text(answer: TextActivations) -> str:
     """The text colored by the one watched feature, like a context and on the same scale."""
-    ordinary = [place for place, token in enumerate(answer.tokens) if token.excluded is None]
+    of_text = (None, "outlier")
+    ordinary = [place for place, token in enumerate(answer.tokens) if token.excluded in of_text]
     [watched] = answer.features
     values = [watched.activations[place] for place in ordinary]
     peak = max(range(len(values)), key=values.__getitem__)

@@ -38,6 +38,7 @@ from sae_engine.schema.records import NoticeRecord
 from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
+from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 
 TextSource = ModelSource | SharedReading
@@ -47,6 +48,10 @@ class Feed(Protocol):
     """Where the activations of a pass come from."""
 
     device: torch.device
+    overlap: TextOverlap | None
+    """Of the held-out text and the training text read so far; None before `open_heldout`, and if
+    the training text is not known.
+    """
 
     @property
     def notices(self) -> list[str]:
@@ -114,6 +119,7 @@ class TextFeed:
         self.device = self.model.device
         self._reader_devices = reader_devices(first, self.device)
         self._readers: list[Reader] = []
+        self.overlap: TextOverlap | None = None
         self._text_notices = TextNotices()
         self._packing = Packing(
             self.model.tokenizer,
@@ -198,7 +204,7 @@ class TextFeed:
         rows = shuffled_rows(
             self._data, self._packing, cursor, pool_rows=self._pool_rows, check_stop=check_stop
         )
-        source = ModelSource(self.model, rows, check_stop, time_call)
+        source = ModelSource(self.model, rows, check_stop, time_call, self.overlap)
         if not self._reader_devices:
             return source
         self.close()
@@ -217,7 +223,9 @@ class TextFeed:
     ) -> HeldoutText:
         spare = num_tokens // 50  # for excluded positions
         rows = mixed_heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
-        return HeldoutText(self.model, rows, num_tokens, folder)
+        heldout = HeldoutText(self.model, rows, num_tokens, folder)
+        self.overlap = TextOverlap(heldout.ids, heldout.at)
+        return heldout
 
 
 class FileFeed:
@@ -230,6 +238,7 @@ class FileFeed:
         if self._files.has_tokens:
             require_token_ids(self._files, vocab_size(config.model, check_stop))
         self.device = resolve_device(config.model)
+        self.overlap: TextOverlap | None = None
         self._model: LanguageModel | None = None
 
     @property

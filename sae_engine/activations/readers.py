@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.activations.stream import NO_TEXT, ModelSource, TextBlock, TimeCall, extract
+from sae_engine.activations.stream import ModelSource, TextBlock, TimeCall, extract
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
@@ -136,13 +136,16 @@ class SharedReading:
         self._time_call = time_call
         self._ahead: deque[_Pending] = deque()
         self._most_ahead = BLOCKS_AHEAD * len(readers) + 1
-        self.last = NO_TEXT
-        """The text of the last block."""
 
     @property
     def cursor(self) -> RowCursor:
         """Where the next block begins, not where reading ahead has come to."""
         return self._ahead[0].text.cursor if self._ahead else self._source.cursor
+
+    @property
+    def last(self) -> TextBlock:
+        """The text of the last block."""
+        return self._source.last
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
         self._hand_out()
@@ -153,7 +156,7 @@ class SharedReading:
             else:
                 self._wait()
             self._hand_out()
-        self.last = self._ahead.popleft().text
+        self._source.give_out(self._ahead.popleft().text)
         return values
 
     def _take(self) -> _Pending:

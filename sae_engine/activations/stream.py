@@ -21,6 +21,7 @@ from sae_engine.model.language_model import LanguageModel
 from sae_engine.sizes import TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
 from sae_engine.text.context import read_rows
 from sae_engine.text.order import RowCursor, Rows
+from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor
 
 TimeCall = Callable[[], AbstractContextManager[object]]
@@ -69,7 +70,10 @@ class ModelSource:
         rows: Rows,
         check_stop: CheckStop = never_stop,
         time_call: TimeCall = nullcontext,
+        overlap: TextOverlap | None = None,
     ) -> None:
+        """Every row that is read is shown to `overlap`."""
+        self._overlap = overlap
         self._model = model
         self._rows = rows
         self._check_stop = check_stop
@@ -82,13 +86,20 @@ class ModelSource:
         return self._rows.cursor
 
     def next_block(self) -> list[Float[Tensor, "n d_in"]]:
-        self.last = self.next_text()
-        return self.read(self.last)
+        text = self.next_text()
+        self.give_out(text)
+        return self.read(text)
 
     def next_text(self) -> TextBlock:
         cursor = self.cursor
         ids, counted = read_rows(self._next_rows())
         return TextBlock(cursor, ids, counted & ~np.isin(ids, self._model.excluded_ids))
+
+    def give_out(self, text: TextBlock) -> None:
+        """Note that this is the text of the next block that is trained on."""
+        self.last = text
+        if self._overlap is not None:
+            self._overlap.read_(text.ids, text.at)
 
     def read(self, text: TextBlock) -> list[Float[Tensor, "n d_in"]]:
         ids, at = torch.from_numpy(text.ids), torch.from_numpy(text.at)

@@ -39,6 +39,11 @@ class Description(NamedTuple):
         return TITLES[self.format]
 
 
+def quoted(value: object) -> str:
+    """A value of a file as an error message quotes it: on one line, and not all of a long one."""
+    return f"{str(value)!r:.80}"
+
+
 def section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     value = settings.get(name)
     return value if isinstance(value, dict) else {}

@@ -95,7 +95,7 @@ def note_on_unknown(
 ) -> list[str]:
     """A note that names the settings that are not `known`; none if all are, or have no value."""
     unknown = sorted(
-        f"{section}{name}"[:60]
+        " ".join(f"{section}{name}"[:60].split())
         for name, value in settings.items()
         if name not in known and value not in (None, False, "", [], {})
     )

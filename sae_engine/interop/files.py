@@ -77,7 +77,8 @@ class SAEFile:
             return None
         try:
             if path.suffix == ".npz":
-                with np.load(path, allow_pickle=False) as arrays:
+                # Opened here, because numpy leaves a damaged file open.
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                     return Header(frozenset(arrays.files), {})
             with safe_open(path, framework="np") as file:
                 return Header(frozenset(file.keys()), file.metadata() or {})

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_engine.errors import UserError
 from sae_engine.interop import fields
-from sae_engine.interop.description import TITLES, Description, section, text_of
+from sae_engine.interop.description import TITLES, Description, quoted, section, text_of
 from sae_engine.interop.files import PICKLES, SAEFile, find_sae, is_module
 from sae_engine.interop.places import NO_LAYER, NO_SITE, SAELENS_SITES, Place, layer_of, place_of
 from sae_engine.interop.saelens_settings import describe_saelens
@@ -65,7 +65,7 @@ def _sparsify(file: SAEFile) -> Description:
     if settings.get("transcode") or settings.get("skip_connection"):
         file.refuse("a transcoder", "autoencoders of one site")
     if settings.get("activation", "topk") != "topk":
-        file.refuse(f"an SAE with '{settings['activation']}' activation", "topk")
+        file.refuse(f"an SAE with {quoted(settings['activation'])} activation", "topk")
     folder = file.place.parent.name
     run = file.settings("../config.json") if file.has_sibling("../config.json") else {}
     return Description(
@@ -83,7 +83,7 @@ def _dictionary_learning(file: SAEFile) -> Description:
     trainer, buffer = section(config, "trainer"), section(config, "buffer")
     kind = trainer.get("dict_class")
     if kind not in DICTIONARY_KINDS:
-        file.refuse(f"dictionary_learning's '{kind}'", ", ".join(DICTIONARY_KINDS))
+        file.refuse(f"dictionary_learning's {quoted(kind)}", ", ".join(DICTIONARY_KINDS))
     if buffer.get("io") == "in_and_out":
         file.refuse("a transcoder", "autoencoders of one site")
     submodule, layer = str(trainer.get("submodule_name") or ""), layer_of(trainer.get("layer"))

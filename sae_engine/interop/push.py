@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import yaml
@@ -24,6 +23,7 @@ from sae_engine.interop.hub_files import list_remote_files, one_sentence_errors
 from sae_engine.interop.model_card import model_card, public_config, public_name, public_title
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.saes import Pushed
+from sae_engine.scratch import scratch_folder
 
 CARD, SAE, SETTINGS = "README.md", "sae.safetensors", "cfg.json"
 REFUSED = (401, 403)
@@ -55,9 +55,8 @@ def push_sae(run: PushedRun, text: str, *, private: bool = True) -> Pushed:
         _allowed_to_write(target),
         room_needed(run.folder.path),
         # Beside the run's folder, from which a run that resumes removes temporary files.
-        TemporaryDirectory(prefix=".push-", dir=run.folder.path.parent) as scratch,
+        scratch_folder(run.folder.path.parent, "push") as folder,
     ):
-        folder = Path(scratch)
         names = _write_files(run, target, folder)
         paths = {name: f"{target.path}/{name}" if target.path else name for name in names}
         api = HfApi()

@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_engine.errors import UserError
 from sae_engine.interop import fields
-from sae_engine.interop.description import Description, section, text_of
+from sae_engine.interop.description import Description, quoted, section, text_of
 from sae_engine.interop.files import SAEFile
 from sae_engine.interop.places import hub_id, place_of
 
@@ -41,21 +41,21 @@ def describe_saelens(file: SAEFile) -> Description:
     if described.get("hook_name_out") or described.get("is_transcoder"):
         file.refuse("a transcoder", "autoencoders of one site")
     if kind not in SAELENS_KINDS:
-        file.refuse(f"SAELens's '{kind}'", ", ".join(SAELENS_KINDS))
+        file.refuse(f"SAELens's {quoted(kind)}", ", ".join(SAELENS_KINDS))
     if function not in ("relu", "topk"):
-        file.refuse(f"an SAE with the activation function '{function}'", "relu and topk")
+        file.refuse(f"an SAE with the activation function {quoted(function)}", "relu and topk")
     arguments = section(settings, "activation_fn_kwargs")
     if arguments.get("signed"):
         kind = "abstopk"
     if settings.get("normalize_activations") not in (None, False, "none"):
         raise UserError(
             f"'{file.shown}' expects inputs normalized by "
-            f"'{settings['normalize_activations']}'; fold the normalization into its weights with "
-            "SAELens, and save it with normalize_activations = 'none'."
+            f"{quoted(settings['normalize_activations'])}; fold the normalization into its weights "
+            "with SAELens, and save it with normalize_activations = 'none'."
         )
     head = described.get("hook_head_index", described.get("hook_point_head_index"))
     if head is not None:
-        file.refuse(f"an SAE of attention head {head} alone", "SAEs of a whole activation")
+        file.refuse(f"an SAE of attention head {head!s:.20} alone", "SAEs of a whole activation")
     place = place_of(described.get("hook_name") or described.get("hook_point"))
     if not place.is_named and described.get("hf_hook_name"):
         place = place_of(described["hf_hook_name"])
@@ -93,6 +93,7 @@ def _of_loading(file: SAEFile, described: Mapping[str, Any]) -> tuple[list[str],
         notes.append("It was trained on text without a BOS token; here every row starts with one.")
     if (positions := described.get("seqpos_slice")) not in (None, [], [None]):
         notes.append(
-            f"It was trained on the positions {positions} of each row; here all positions are read."
+            f"It was trained on the positions {positions!s:.80} of each row; here all positions "
+            "are read."
         )
     return notes, removes_mean

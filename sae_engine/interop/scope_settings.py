@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_engine.errors import UserError
 from sae_engine.interop import fields
-from sae_engine.interop.description import Description, text_of
+from sae_engine.interop.description import Description, quoted, text_of
 from sae_engine.interop.files import SAEFile
 from sae_engine.interop.places import Place, hub_id, layer_of, place_of
 
@@ -27,7 +27,7 @@ def describe_gemma_scope(file: SAEFile) -> Description:
     if "/embedding" in where:
         file.refuse("an SAE of the token embeddings", "SAEs of a layer")
     if settings.get("architecture", "jump_relu") != "jump_relu":
-        file.refuse(f"a Gemma Scope SAE of kind '{settings['architecture']}'", "jump_relu")
+        file.refuse(f"a Gemma Scope SAE of kind {quoted(settings['architecture'])}", "jump_relu")
     model_name, place = _of_first_release(where)
     if re.search(r"gemma-scope-2-\d", where) or there:
         model_name, place = _of_second_release(where, settings)

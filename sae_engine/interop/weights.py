@@ -30,6 +30,8 @@ class Weights:
                 tensors = _tensors(converted)
         else:
             tensors = _tensors(self.path)
+        if complex_ones := [name for name, t in tensors.items() if t.is_complex()]:
+            raise UserError(f"'{file.shown}': {complex_ones[0]} holds complex numbers.")
         self.tensors = {re.sub("^w_", "W_", name): t.float() for name, t in tensors.items()}
 
     def __contains__(self, name: str) -> bool:
@@ -39,8 +41,9 @@ class Weights:
         if name not in self.tensors:
             raise UserError(f"'{self.file.shown}' has no tensor '{name}'.")
         tensor = self.tensors[name]
-        if tensor.ndim == 0 and name.startswith("W_"):
-            raise UserError(f"'{self.file.shown}': {name} has shape [] instead of two axes.")
+        if tensor.ndim != 2 and (name.startswith("W_") or name.endswith(".weight")):
+            shape = list(tensor.shape)
+            raise UserError(f"'{self.file.shown}': {name} has shape {shape} instead of two axes.")
         return tensor
 
     @property
@@ -98,10 +101,13 @@ class Weights:
             W_enc, b_enc, W_dec = (torch.cat([t, -t]) for t in (W_enc, b_enc, W_dec))
         if threshold is not None and threshold.numel() == 1:
             threshold = threshold.reshape(()).expand(len(W_dec))
-        sae = sae_of(
-            W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=k, threshold=threshold,
-            ranks_by_norm=k is None or ranks_by_norm,
-        )  # fmt: skip
+        try:
+            sae = sae_of(
+                W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec, k=k, threshold=threshold,
+                ranks_by_norm=k is None or ranks_by_norm,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"'{self.file.shown}' is not a usable SAE: {error}") from None
         sae.passes_mean = removes_mean
         return sae.folded(1.0)
 
@@ -109,7 +115,7 @@ class Weights:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -9,6 +9,7 @@ activations replaced and for generating text with activations shifted. Fed by `l
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,10 +21,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.hook_points import HookPoint, find_hook_point, in_running_order, text_config
-from sae_engine.model.loading import check_complete, load_head, load_prefix, load_whole
+from sae_engine.model.loading import (
+    check_complete,
+    load_head,
+    load_prefix,
+    load_whole,
+    unusable,
+)
 from sae_engine.model.unembedding import Unembedding
 from sae_engine.schema.config import ModelConfig
 from sae_engine.sizes import LOGITS_PER_CHUNK
@@ -131,7 +138,12 @@ class LanguageModel:
         """
         configs = [config, *also]
         prefix = load_prefix(configs, ctx_len=ctx_len, check_stop=check_stop)
-        model = cls(configs, prefix.model, prefix.tokenizer)
+        try:
+            model = cls(configs, prefix.model, prefix.tokenizer)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever architectures raise
+            raise unusable(config.name, "reading its activations", error) from error
         if prefix.is_whole:
             model.notices.append(LOADED_WHOLE.format(name=config.name))
         return model
@@ -258,12 +270,13 @@ class SpliceModel:
         past: Any = None,
         add: Float[Tensor, " d_in"] | None = None,
         hook: int = 0,
+        largest_norm: float = math.inf,
     ) -> Continuation:
         """The logits after `ids`, which continue the text in `past`, the previous call's cache.
 
         `add` is added to the activations at `prefix.hooks[hook]` at the ordinary positions of
-        `ids`; BOS, pad and eos keep theirs. A model without such a cache reads the whole text
-        again.
+        `ids`; BOS, pad, eos and those with a norm above `largest_norm` keep theirs. A model without
+        such a cache reads the whole text again.
         """
         ids = ids.to(self.prefix.device)
         if past is not None and not self._takes_cache:
@@ -272,7 +285,9 @@ class SpliceModel:
         module, io = self._module(hook)
 
         def shifted(x: Tensor) -> Tensor:
-            return x if add is None else x + add.to(x.device)
+            if add is None:
+                return x
+            return x + add.to(x.device) * (x.norm(dim=1, keepdim=True) <= largest_norm)
 
         cache = {"past_key_values": past} if self._takes_cache else {}
         with self._traced.trace(ids, use_cache=self._takes_cache, **cache, **self._last_only):

@@ -41,6 +41,10 @@ transformers_logging.disable_progress_bar()
 _log = logging.getLogger(__name__)
 
 
+MAX_REASON_CHARS = 300
+"""Of a library's message in ours."""
+
+
 class Prefix(NamedTuple):
     """The first layers of a model without its head, and its tokenizer."""
 
@@ -245,18 +249,36 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def _one_sentence_errors(name: str) -> Generator[None]:
-    """Turn errors of the hub and the file system into a `UserError` with the remedy."""
+    """Turn errors of the hub and the file system, and whatever the damaged files of a local model
+    cause, into a `UserError` with the remedy.
+    """
     try:
         with hub.room_for_downloads():
             yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         is_expected = isinstance(error, OSError | ValueError | KeyError | ImportError)
-        if not (is_expected or hub.is_connection_error(error)):
+        is_local = user_path(name).is_dir()
+        if not (is_expected or is_local or hub.is_connection_error(error)):
             raise
         _log.warning("loading %s failed", name, exc_info=True)
         raise _loading_error(name, error) from error
+
+
+def unusable(name: str, doing: str, error: Exception) -> UserError:
+    """The error for a model that is loaded, but fails at what an SAE needs."""
+    _log.warning("%s of %s failed", doing, name, exc_info=error)
+    return UserError(
+        f"'{name}' cannot be used here: {doing} failed on a few tokens ({type(error).__name__}; "
+        "the log has the details). docs/architectures.md lists the models that work."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The kind of error, and the beginning of what a library says about it."""
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"{type(error).__name__}: {said[:MAX_REASON_CHARS]}".rstrip(": ")
 
 
 def _loading_error(name: str, error: BaseException) -> UserError:
@@ -266,7 +288,7 @@ def _loading_error(name: str, error: BaseException) -> UserError:
             "architecture is part of transformers."
         )
     if user_path(name).is_dir():
-        return UserError(f"The folder '{name}' does not hold a complete model: {error}")
+        return UserError(f"The folder '{name}' does not hold a complete model ({_reason(error)}).")
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
@@ -282,4 +304,4 @@ def _loading_error(name: str, error: BaseException) -> UserError:
         return hub.offline("model", name, REMEDY)
     if any(map(hub.is_connection_error, causes)) or "connect" in text.lower():
         return hub.unreachable("model", name, REMEDY)
-    return UserError(f"The model '{name}' could not be loaded: {error}")
+    return UserError(f"The model '{name}' could not be loaded ({_reason(error)}).")

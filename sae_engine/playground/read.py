@@ -5,6 +5,7 @@ Called by the playground's worker process and by users of the library; `steer` s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_engine.activations.outliers import is_outlier
 from sae_engine.errors import UserError
 from sae_engine.features.index.vocabulary import shown_tokens, token_bytes
 from sae_engine.model.identity import ModelIdentity
@@ -60,9 +62,9 @@ class ProbeModel:
     def shown(self, ids: Sequence[int]) -> list[str]:
         return shown_tokens(self.pieces[i] for i in ids)
 
-    def why_excluded(self, id_: int) -> ExcludedPosition | None:
+    def why_excluded(self, id_: int, *, is_outlier: bool) -> ExcludedPosition | None:
         if id_ not in self.model.excluded_ids:
-            return None
+            return "outlier" if is_outlier else None
         if id_ == self.model.bos_id:
             return "BOS"
         return "eos" if id_ == self.model.eos_id else "pad"
@@ -76,12 +78,14 @@ def read_text(
     ctx_len: int,
     top: int = 10,
     features: Sequence[int] = (),
+    largest_norm: float = math.inf,
 ) -> TextReading:
     """The `top` strongest features of every token of `text`, and the activations of `features` at
     every token.
 
     As in training, the text is split into rows of `ctx_len` tokens, each starting with BOS if the
-    model has one. Raises `UserError` for more than `MAX_TEXT_TOKENS` tokens, and for activations
+    model has one, and outliers, whose activation has a norm above `largest_norm`, have no features.
+    Raises `UserError` for more than `MAX_TEXT_TOKENS` tokens, and for activations
     that are not finite.
     """
     ids = model.encode(text)
@@ -98,19 +102,19 @@ def read_text(
     for start in range(0, len(ids), width):
         row_ids.append(bos + ids[start : start + width])
         row_texts += model.shown(bos) + shown[start : start + width]
-    code = _encode(model.model, sae, row_ids)
+    code, outlier = _encode(model.model, sae, row_ids, largest_norm)
     listed = [_strongest(acts, indices, top) for acts, indices in zip(*code, strict=True)]
     tokens = [
         ReadToken(
             id=id_,
             text=token,
-            excluded=(excluded := model.why_excluded(id_)),
+            excluded=(excluded := model.why_excluded(id_, is_outlier=large)),
             num_active=0 if excluded else int((acts > 0).sum()),
             total=0.0 if excluded else float(acts.sum()),
             features=[] if excluded else strongest,
         )
-        for id_, token, acts, strongest in zip(
-            chain.from_iterable(row_ids), row_texts, code.acts, listed, strict=True
+        for id_, token, acts, strongest, large in zip(
+            chain.from_iterable(row_ids), row_texts, code.acts, listed, outlier, strict=True
         )
     ]
     ordinary = torch.tensor([token.excluded is None for token in tokens])
@@ -122,8 +126,12 @@ def read_text(
 
 
 @torch.inference_mode()
-def _encode(model: LanguageModel, sae: SAE, rows: Sequence[Sequence[int]]) -> Code:
-    """Codes of all positions, on the CPU; only the last row may be shorter than the others."""
+def _encode(
+    model: LanguageModel, sae: SAE, rows: Sequence[Sequence[int]], largest_norm: float
+) -> tuple[Code, list[bool]]:
+    """Codes of all positions, on the CPU, and which of them have a norm above `largest_norm`; only
+    the last row may be shorter than the others.
+    """
     whole = [torch.tensor(rows[:-1])] if len(rows) > 1 else []
     parts = [model.activations(ids).flatten(0, 1) for ids in [*whole, torch.tensor(rows[-1:])]]
     x = torch.cat(parts).to(sae.W_dec.device).float()
@@ -133,7 +141,7 @@ def _encode(model: LanguageModel, sae: SAE, rows: Sequence[Sequence[int]]) -> Co
             f"The activations of '{model.config.name}' or of the features are not finite on this "
             f"text; choose a model.dtype other than {str(model.dtype).removeprefix('torch.')}."
         )
-    return Code(code.acts.cpu(), code.indices.cpu())
+    return Code(code.acts.cpu(), code.indices.cpu()), is_outlier(x, largest_norm).tolist()
 
 
 def _strongest(

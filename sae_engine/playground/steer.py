@@ -6,6 +6,7 @@ Called by the playground's worker process and by users of the library.
 from __future__ import annotations
 
 import codecs
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -30,11 +31,13 @@ def steer(
     max_new_tokens: int = 40,
     temperature: float = 1.0,
     seed: int = 0,
+    largest_norm: float = math.inf,
 ) -> Iterator[SteerToken]:
     """Continue `prompt` plain and steered, yielding one token of each in turn.
 
     For the steered text, `activations[f]` times the decoder row of every feature f is added at the
-    hook, at every position except BOS, pad and eos. Both texts are sampled with the same random
+    hook, at every position except BOS, pad, eos and outliers, whose activation has a norm above
+    `largest_norm`. Both texts are sampled with the same random
     numbers, from `seed`. Raises `UserError` for a prompt too long for the model.
     """
     ids = model.encode(prompt)
@@ -55,6 +58,7 @@ def steer(
             model.whole,
             ids,
             add=add,
+            largest_norm=largest_norm,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             seed=seed,
@@ -84,19 +88,23 @@ def generate(
     ids: Sequence[int],
     *,
     add: Float[Tensor, " d_in"] | None = None,
+    largest_norm: float = math.inf,
     max_new_tokens: int,
     temperature: float,
     seed: int,
 ) -> Iterator[int]:
     """Ids that continue `ids`, up to and excluding eos.
 
-    `add` is added to the activations at the first hook, at ordinary positions. A `temperature` of 0
+    `add` is added to the activations at the first hook, at ordinary positions whose norm is at most
+    `largest_norm`. A `temperature` of 0
     always takes the most likely id. Raises `UserError` if the logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     given, past = list(ids), None
     for _ in range(max_new_tokens):
-        logits, past = model.next_logits(torch.tensor([given]), past, add)
+        logits, past = model.next_logits(
+            torch.tensor([given]), past, add, largest_norm=largest_norm
+        )
         id_ = _choose(logits.cpu(), temperature, generator)
         if id_ == model.prefix.eos_id:
             return

@@ -17,7 +17,7 @@ _ALLOWED_CONTROLS = frozenset("\t\n\f\r")
 _NO_TEXT = {"Cc": "the control character", "Cs": "half a character,"}
 """By Unicode category."""
 
-ExcludedPosition = Literal["BOS", "eos", "pad"]
+ExcludedPosition = Literal["BOS", "eos", "pad", "outlier"]
 Side = Literal["plain", "steered"]
 FeatureIndex = Annotated[int, Field(ge=0)]
 

@@ -236,6 +236,12 @@ METRICS: dict[str, Metric] = {
         "Held-out tokens left out of this evaluation, for the same reason.",
         "tokens",
     ),
+    "heldout_overlap": Metric(
+        "Held-out text also trained on",
+        "Share of the held-out runs of 13 tokens that also stand in the training text read so far. "
+        "If it is large, the held-out metrics are better than those on new text.",
+        better="lower",
+    ),
     "cpu_share": Metric(
         "CPU", "Share of the CPUs that the run's process used since the reading before."
     ),

@@ -18,6 +18,7 @@ AlertKind = Literal[
     "dead_latents",
     "dense_latents",
     "few_tokens",
+    "heldout_overlap",
     "throughput",
     "disk",
     "no_progress",

@@ -47,6 +47,8 @@ class TrainState(NamedTuple):
     stream: StreamState
     fingerprint: str
     """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
+    overlap: str = ""
+    """Which held-out text has been seen in training text; see `TextOverlap`."""
 
 
 class UnreadableCheckpointError(UserError):

@@ -140,7 +140,11 @@ class HeldoutWork:
         """Held-out metrics of a folded SAE over the first `num_tokens` tokens."""
         tokens = self._read(num_tokens)
         found = reconstruction_metrics(sae, tokens.activations, self._check_stop)
-        return found | {"eval_outlier_tokens": tokens.num_outliers}
+        found["eval_outlier_tokens"] = tokens.num_outliers
+        overlap = self._shared.feed.overlap
+        if overlap is not None and overlap.share is not None:
+            found["heldout_overlap"] = overlap.share
+        return found
 
     def cross_entropy(self, sae: SAE) -> Generator[PhaseRecord, None, dict[str, float]]:
         """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; none if
@@ -216,6 +220,7 @@ class HeldoutWork:
             vocab_size=model.vocab_size,
             write_sae=sae.save,
             unembed=self._shared.unembedding(model, self._hook) if final else None,
+            largest_norm=self.norm_limit,
             final=final,
             check_stop=self._check_stop,
         )

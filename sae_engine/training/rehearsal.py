@@ -6,7 +6,6 @@ Called by `loop` and `pretrained`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.files import RunFolder
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel, SpliceModel
+from sae_engine.model.loading import unusable
 from sae_engine.model_files import not_a_decoder
 from sae_engine.training.stopping import Halted
 
@@ -32,8 +32,6 @@ REHEARSING = "trying the language model on a few tokens"
 """The phase, in words."""
 NUM_TOKENS = 12
 NUM_LATENTS = 8
-
-_log = logging.getLogger(__name__)
 
 
 def rehearse(model: LanguageModel, check_stop: CheckStop = never_stop) -> None:
@@ -73,12 +71,7 @@ def _part(model: LanguageModel, doing: str) -> Generator[None]:
     except (UserError, Halted, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever architectures raise
-        _log.warning("%s of %s failed", doing, model.config.name, exc_info=True)
-        raise UserError(
-            f"'{model.config.name}' cannot be used here: {doing} failed on a few tokens "
-            f"({type(error).__name__}; the log has the details). docs/architectures.md lists the "
-            "models that work."
-        ) from error
+        raise unusable(model.config.name, doing, error) from error
 
 
 def _token_ids(model: LanguageModel) -> Int[Tensor, "1 n"]:

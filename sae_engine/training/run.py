@@ -82,6 +82,9 @@ class TrainingRun:
         self._best_fvu = math.inf
         self._seconds_before = 0.0
         self._began = time.perf_counter()
+        self._feed = feed
+        self._overlap = ""
+        """What the checkpoint knows of the overlap of training and held-out text."""
         self._measured: dict[str, float] = {}
         """Everything measured at the current step."""
 
@@ -128,11 +131,14 @@ class TrainingRun:
         self._announced_outliers = state.outlier_tokens > 0
         self._heldout.norm_limit = self._ordinary.limit
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
+        self._overlap = state.overlap
         return state.stream, notice
 
     def announce_heldout(self) -> Iterator[AnyRecord]:
         """Say what is missing from the held-out text; reads it unless another run has."""
         yield from self._heldout.open()
+        if self._feed.overlap is not None:
+            self._feed.overlap.restore_(self._overlap)
 
     def step(
         self, batch: Float[Tensor, "n d_in"], stream: ActivationStream, clock: Clock
@@ -261,6 +267,7 @@ class TrainingRun:
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,
+            overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
         )
         save_checkpoint(self.folder, trainer, state)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +21,8 @@ class Reply(NamedTuple):
     """A whole response; without `headers`, an error allows an immediate retry."""
 
     status: int = 200
-    body: str | bytes = ""
+    body: str | bytes | Iterable[bytes] = ""
+    """Parts are sent one by one, without a Content-Length."""
     headers: dict[str, str] | None = None
 
 
@@ -87,14 +88,16 @@ def endpoint() -> Iterator[Endpoint]:
                 reply = Reply(404, "no such path")
             else:
                 reply = state.handle(body, self.headers)
-            data = reply.body if isinstance(reply.body, bytes) else reply.body.encode()
+            data = reply.body.encode() if isinstance(reply.body, str) else reply.body
             try:
                 self.send_response(reply.status)
                 for name, value in (RETRY_NOW if reply.headers is None else reply.headers).items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
+                if isinstance(data, bytes):
+                    self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                for part in [data] if isinstance(data, bytes) else data:
+                    self.wfile.write(part)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # the client has left
 

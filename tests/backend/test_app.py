@@ -1,4 +1,4 @@
-"""`backend.app:app` is made on first access."""
+"""`backend.app:app` is made on first access, and clears up when it starts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+from starlette.testclient import TestClient
+
+from backend.app import create_app
+from backend.settings import Settings
+from tests.backend.fake_engine import fake_job
 
 IMPORT = """
 import threading
@@ -42,3 +48,14 @@ def test_importing_the_module_creates_no_engine_thread_or_file(tmp_path: Path) -
     assert imported == "0 1 False"
     assert served == "2 True", "one application, made once, with an engine to read and one to write"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_removes_what_killed_processes_left(settings: Settings) -> None:
+    left = [settings.data_dir / ".export-x", *(p / ".push-x" for p in settings.scratch_parents)]
+    kept = settings.run_folder("one").path / ".checkpoint.1234abcd.tmp"
+    for folder in (*left, kept):
+        folder.mkdir(parents=True)
+        (folder / "large").write_text("x")
+    with TestClient(create_app(settings, command=fake_job), "http://127.0.0.1"):
+        assert not any(folder.exists() for folder in left)
+        assert kept.is_dir(), "perhaps a run is writing it"

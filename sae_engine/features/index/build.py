@@ -7,6 +7,7 @@ d_sae and V; nothing is [N, d_sae].
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -102,6 +103,7 @@ def build_index(
     write_sae: Callable[[Path], None],
     max_tokens: int | None = None,
     unembed: Tensor | None = None,
+    largest_norm: float = math.inf,
     final: bool = False,
     check_stop: Callable[[], None] = lambda: None,
 ) -> SnapshotRecord:
@@ -110,7 +112,8 @@ def build_index(
     `encode` maps [n, d_in] float32 on `W_dec`'s device to (acts [n, k], indices [n, k]). If `k` is
     None, the width of codes may vary between calls; the corpus is then encoded twice, first to find
     the largest width. `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], the linear part of
-    final norm and head; `tokens` is the number of tokens that the SAE was trained on. Logits and
+    final norm and head; `tokens` is the number of tokens that the SAE was trained on;
+    `largest_norm` is that of tokens of `corpus`, for those who read other text. Logits and
     neighbors are computed only for a `final` index. `check_stop` is called often and raises to
     abort, which leaves no files behind. Raises `ActivationRangeError` for activations that are not
     finite.
@@ -152,6 +155,7 @@ def build_index(
             d_sae=d_sae,
             vocab_size=vocab_size,
             act_scale=act_scale,
+            largest_norm=largest_norm if math.isfinite(largest_norm) else None,
             final=final,
             created_at=datetime.now(UTC),
             files=describe_files(target),

@@ -58,6 +58,8 @@ class Manifest(BaseModel):
     vocab_size: int
     act_scale: float
     """What stored activations are multiplied by; a power of two."""
+    largest_norm: float | None = None
+    """Tokens whose activation has a larger norm are outliers, and left out; none if null."""
     final: bool
     created_at: datetime
     files: dict[str, FileEntry]

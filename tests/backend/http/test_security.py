@@ -305,6 +305,58 @@ def test_wrong_tokens_are_throttled_and_the_right_one_waits_too() -> None:
     assert client.get("/api/runs", headers=BEARER).status_code == 200
 
 
+def test_wrong_tokens_in_headers_are_throttled_and_the_right_one_waits_too() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    wrong = [
+        client.get("/api/runs", headers={"Authorization": f"Bearer {number}"})
+        for number in range(MAX_WRONG_PER_MINUTE + 2)
+    ]
+    assert [answer.status_code for answer in wrong[-3:]] == [401, 429, 429]
+    seconds = int(wrong[-1].headers["retry-after"])
+    assert 1 <= seconds <= 60
+    assert wrong[-1].json()["detail"] == f"Too many wrong tokens; try again in {seconds} s."
+    assert client.get("/api/runs", headers=BEARER).status_code == 429
+    assert not connects(client, BEARER)
+    assert client.get("/api/runs").status_code == 401
+    assert client.get("/api/health", headers=BEARER).status_code == 200
+    assert client.post("/login", data={"token": TOKEN}).status_code == 303
+    assert client.get("/api/runs", headers=BEARER).status_code == 200  # by its cookie
+
+
+def test_wrong_tokens_of_sockets_are_throttled() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    for _ in range(MAX_WRONG_PER_MINUTE):
+        assert not connects(client, {"Authorization": "Bearer x"})
+    assert client.get("/api/runs", headers={"Authorization": "Bearer x"}).status_code == 429
+
+
+def test_nobody_waits_for_the_wrong_tokens_of_another_address() -> None:
+    app = guard(token=SecretStr(TOKEN))
+    here, there = (
+        TestClient(app, "http://127.0.0.1:8501", client=(address, 5))
+        for address in ("192.168.1.7", "192.168.1.8")
+    )
+    for _ in range(MAX_WRONG_PER_MINUTE):
+        here.get("/api/runs", headers={"Authorization": "Bearer x"})
+    assert here.get("/api/runs", headers=BEARER).status_code == 429
+    assert there.get("/api/runs", headers=BEARER).status_code == 200
+
+
+def test_right_tokens_and_other_headers_are_no_wrong_tokens() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    for _ in range(MAX_WRONG_PER_MINUTE + 1):
+        assert client.get("/api/runs", headers=BEARER).status_code == 200
+        assert client.get("/api/runs", headers={"Authorization": "Basic x"}).status_code == 401
+        assert client.get("/api/runs", headers={"Cookie": COOKIE}).status_code == 401
+    assert client.get("/api/runs", headers=BEARER).status_code == 200
+
+
+def test_a_request_is_one_try_however_many_tokens_it_carries() -> None:
+    client = guarded(token=SecretStr(TOKEN))
+    several = [("Authorization", "Bearer x"), ("Authorization", f"Bearer {TOKEN}")]
+    assert client.get("/api/runs", headers=several).status_code == 401
+
+
 @pytest.mark.parametrize("host", ["box.example", "box.example:8443"])
 def test_behind_the_documented_proxy_each_visitor_has_a_limit_that_no_header_evades(
     host: str,

@@ -198,6 +198,22 @@ def test_a_killed_job_is_interrupted_and_the_signal_named(
     assert (ended.status, ended.error.type) == ("interrupted", "SIGKILL")
 
 
+def test_what_a_killed_job_left_half_written_is_removed(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    run = create(client, "wait")
+    pid = process_of(database, run.id)
+    folder = settings.run_folder(run.id)
+    half = folder.checkpoints / ".last.safetensors.1234abcd.tmp"
+    for path in (folder.sae, half):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not half.exists())
+    assert read(client, run.id).status == "interrupted"
+    assert folder.sae.exists()
+
+
 def test_a_terminated_job_records_its_own_end(client: TestClient, database: Database) -> None:
     run = create(client, "wait")
     wait_for(lambda: read(client, run.id).progress.step == 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from backend.labels.bounded import MAX_ANSWER_BYTES
 from backend.labels.chat import (
     GARBLED_TRIES,
     MAX_ANSWER_CHARACTERS,
@@ -222,3 +224,57 @@ def test_an_answer_of_another_shape_is_reported(served: Endpoint, body: str) -> 
     replies(served, Reply(200, body, JSON))
     with pytest.raises(EndpointError, match="did not answer with a chat completion"):
         ask(served.url)
+
+
+class Endless:
+    """A body that never ends: the same part over and over, after a pause."""
+
+    def __init__(self, part: bytes, pause_seconds: float = 0.0) -> None:
+        self.num_bytes = 0
+        self._part = part
+        self._pause_seconds = pause_seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            time.sleep(self._pause_seconds)
+            yield self._part
+            self.num_bytes += len(self._part)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"), [(200, JSON), (200, {}), (500, {}), (302, {"Location": "/elsewhere"})]
+)
+def test_an_answer_without_end_is_refused_while_it_is_read(
+    served: Endpoint, status: int, headers: dict[str, str]
+) -> None:
+    body = Endless(b"x" * 2**16)
+    replies(served, Reply(status, body, headers))
+    with pytest.raises(EndpointError, match=f"more than {MAX_ANSWER_BYTES:,} bytes; is") as error:
+        ask(served.url)
+    assert error.value.transient
+    assert len(served.asked) == 1
+    assert body.num_bytes < MAX_ANSWER_BYTES + 16 * 2**20  # what the sockets hold
+
+
+def test_an_answer_just_within_the_limit_is_read(served: Endpoint) -> None:
+    spare = MAX_ANSWER_BYTES - len(str(completion("").body))
+    replies(served, completion("x" * spare))
+    assert ask(served.url).text == "x" * MAX_ANSWER_CHARACTERS
+
+
+def test_an_answer_that_unpacks_to_more_is_refused(served: Endpoint) -> None:
+    packed = gzip.compress(b" " * 2**26)
+    replies(served, Reply(200, packed, JSON | {"Content-Encoding": "gzip"}))
+    with pytest.raises(EndpointError, match="compresses its answers, but was asked not to; is"):
+        ask(served.url)
+    assert served.headers[0]["Accept-Encoding"] == "identity"
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_an_answer_that_drips_has_the_timeout_as_a_whole(served: Endpoint, status: int) -> None:
+    replies(served, Reply(status, Endless(b" ", pause_seconds=0.02), JSON))
+    began = time.monotonic()
+    with pytest.raises(EndpointError, match="did not respond in time"):
+        ask(served.url, timeout_seconds=0.2, max_retries=1)
+    assert time.monotonic() - began < 10
+    assert len(served.asked) == 2

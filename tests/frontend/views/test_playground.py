@@ -13,6 +13,7 @@ import pytest
 
 from frontend.features.steering_example import candidates
 from frontend.features.token_chips import (
+    colored_text,
     strengths_of,
     strengths_text,
     strongest_features,
@@ -117,6 +118,17 @@ def test_a_chip_shows_its_value_and_selects_its_token_and_the_selected_one_desel
 def test_an_excluded_position_says_so_and_leads_nowhere() -> None:
     html = token_chips(answer([BOS, token("a", 3, {})]), chosen=None)
     assert re.search(r'<span class="wb-token out" title="BOS: .*no features">&lt;bos&gt;<', html)
+
+
+def test_an_outlier_says_so_and_stays_part_of_the_text() -> None:
+    sink = ReadToken(id=3, text="sink", excluded="outlier", num_active=0, total=0.0, features=[])
+    tokens = [BOS, sink, token("a", 3, {})]
+    html = token_chips(answer(tokens), chosen=None)
+    assert re.search(r'<span class="wb-token out" title="outlier: .*no features">sink<', html)
+    for values in ([0.0, 0.0, 2.5], [0.0, 0.0, 0.0]):
+        text = colored_text(answer(tokens, values))
+        assert "sink" in text
+        assert "bos" not in text
 
 
 def test_without_a_text_the_page_offers_some(open_page: Open) -> None:

@@ -107,6 +107,27 @@ def test_a_long_text_is_read_in_rows_that_each_start_with_bos(model_folders):
             torch.testing.assert_close(got, top.values)
 
 
+@pytest.mark.parametrize("number", [0, 1, 5])
+def test_an_outlier_is_named_and_has_no_features(model_folders, number):
+    model, sae = probe_model(model_folders["gemma2"]), topk_sae()
+    plain = read_text(model, sae, TEXT, ctx_len=60, top=3)
+    ids = torch.tensor([[token.id for token in plain.tokens]])
+    norms = model.model.activations(ids)[0].norm(dim=1)
+    limit = norms[1:].sort(descending=True).values[number].item()
+    watched = [plain.tokens[3].features[0].index]
+    read = read_text(model, sae, TEXT, ctx_len=60, top=3, features=watched, largest_norm=limit)
+    large = [place for place, norm in enumerate(norms.tolist()) if place and norm > limit]
+    assert len(large) == number
+    assert [p for p, token in enumerate(read.tokens) if token.excluded == "outlier"] == large
+    assert read.tokens[0].excluded == "BOS"
+    for place, (token, before) in enumerate(zip(read.tokens, plain.tokens, strict=True)):
+        if place in large:
+            assert (token.features, token.num_active, token.total) == ([], 0, 0.0)
+            assert read.activations[0][place] == 0
+        else:
+            assert token == before
+
+
 def test_a_literal_bos_in_the_text_is_ordinary_text(model_folders):
     model = probe_model(model_folders["gemma2"])
     reading = read_text(model, topk_sae(), "a<bos>b", ctx_len=CTX)

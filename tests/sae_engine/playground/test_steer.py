@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def continued(
     steps: int,
     *,
     as_input: bool = False,
+    largest_norm: float = math.inf,
     sample: torch.Generator | None = None,
 ) -> list[int]:
     """The continuation of `ids` by a plain hook, without a cache."""
@@ -34,7 +36,8 @@ def continued(
 
     def changed(value: torch.Tensor) -> torch.Tensor:
         ordinary = torch.tensor([i not in (0, 1, 2) for i in ids])[None, :, None]
-        return value + torch.where(ordinary, add, 0)
+        small = torch.linalg.vector_norm(value, dim=-1, keepdim=True) <= largest_norm
+        return value + torch.where(ordinary & small, add, 0)
 
     def after(_module, _inputs, output):
         if isinstance(output, tuple):
@@ -80,6 +83,24 @@ def test_steering_equals_a_plain_hook_that_adds_the_decoder_rows_at_ordinary_pos
     got = list(generate(model.whole, ids, max_new_tokens=10, temperature=0.0, seed=0))
     assert got == plain
     assert plain != steered
+
+
+def test_nothing_is_added_at_outliers(model_folders):
+    folder, sae = model_folders["llama"], topk_sae()
+    model, add = probe_model(folder), direction(sae, STRENGTHS)
+    ids = [BOS, *model.encode("def main(args): return 1")]
+    norms = model.model.activations(torch.tensor([ids]))[0].norm(dim=1)
+    limit = norms.median().item()
+
+    def continuation(largest_norm: float) -> list[int]:
+        how = {"max_new_tokens": 8, "temperature": 0.0, "seed": 0, "largest_norm": largest_norm}
+        return list(generate(model.whole, ids, add=add, **how))
+
+    path = HOOKED["llama"]["resid_post"].format(1)
+    expected = continued(folder, path, ids, add, 8, largest_norm=limit)
+    assert continuation(limit) == expected
+    assert continuation(math.inf) == continued(folder, path, ids, add, 8) != expected
+    assert continuation(0.0) == continued(folder, path, ids, None, 8)
 
 
 def test_steering_at_a_modules_input_equals_a_pre_hook(model_folders):

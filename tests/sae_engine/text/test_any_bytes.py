@@ -25,6 +25,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.preflight import check_text
 from sae_engine.schema.config import DataConfig
 from sae_engine.text import local_files
+from tests.damage import damaged, wounds
 from tests.sae_engine.text.test_bad_rows import read
 
 EXAMPLES = int(os.environ.get("TEXT_EXAMPLES", "40"))
@@ -120,20 +121,6 @@ SAMPLES = {
     "a.parquet": as_parquet([f"text number {n}" for n in range(20)], pa.string()),
     "a.arrow": as_arrow([f"text number {n}" for n in range(20)], pa.string()),
 }
-damage = st.tuples(
-    st.floats(0, 1), st.sampled_from(["replace", "insert", "drop", "end"]), st.binary(max_size=9)
-)
-
-
-def damaged(content: bytes, wounds: list[tuple[float, str, bytes]]) -> bytes:
-    for place, kind, new in wounds:
-        at = int(place * len(content))
-        rest = {"insert": at, "end": len(content)}.get(kind, at + max(1, len(new)))
-        content = content[:at] + (b"" if kind == "drop" else new) + content[rest:]
-    return content
-
-
-wounds = st.lists(damage, min_size=1, max_size=3)
 COLUMNAR = ["a.parquet", "a.arrow"]
 
 

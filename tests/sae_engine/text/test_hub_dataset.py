@@ -4,6 +4,7 @@ Each case runs in its own process; see `hub_server.ask`.
 """
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,47 @@ def expected(folder: Path, start: int = 0) -> list[list[list]]:
     path.write_bytes(table(TEXTS))
     config = DataConfig(dataset=str(path))
     return [[list(d) for d in documents(config, split, start)] for split in ("train", "heldout")]
+
+
+CHATS = [
+    [
+        {"role": "user", "content": f"Question {n}?"},
+        {"role": "assistant", "content": f"Answer {n}, größer. " * (1 + n % 3)},
+    ]
+    for n in range(60)
+]
+ODD_CHATS = {7: None, 8: [], 30: [{"role": "user", "content": None}]}
+"""Rows that hold no conversation, in place of some."""
+
+
+def chat_table(as_json: bool) -> bytes:
+    rows = [ODD_CHATS.get(n, chat) for n, chat in enumerate(CHATS)]
+    values = [None if row is None else json.dumps(row) for row in rows] if as_json else rows
+    buffer = io.BytesIO()
+    parquet.write_table(pa.table({"talk": values}), buffer, row_group_size=10)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("streaming", "as_json", "start"), [(True, False, 25), (True, True, 0), (False, False, 0)]
+)
+def test_conversations_are_read_from_the_hub_as_from_a_file(
+    hub: Hub, tmp_path: Path, streaming: bool, as_json: bool, start: int
+) -> None:
+    content = chat_table(as_json)
+    hub.add("datasets", "some/texts", {"data/train-00000-of-00001.parquet": content})
+    found = read(hub, tmp_path, start, messages_column="talk", streaming=streaming)
+    both = sorted(found[0] + found[1])
+    usable = [(n, chat) for n, chat in enumerate(CHATS) if n not in ODD_CHATS and n >= start]
+    numbers = [n for n, _ in usable]
+    assert [json.loads(text) for _, text in both] == [chat for _, chat in usable]
+    path = tmp_path / "local.parquet"
+    path.write_bytes(content)
+    config = DataConfig(dataset=str(path), messages_column="talk")
+    local = [[list(d) for d in documents(config, split, start)] for split in ("train", "heldout")]
+    assert found == local
+    assert all(found)
+    assert len(numbers) == len(both)
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.model.language_model import LanguageModel
+from sae_engine.playground.read import ProbeModel, read_text
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.schema.records import AnyRecord, MetricsRecord, NoticeRecord, StopRequest
@@ -84,6 +85,18 @@ def test_a_sink_anywhere_is_left_out_of_training_metrics_and_features(
     assert values["fvu"] < 2
     index = FeatureIndex.open(folder.feature_index(24))
     assert index.num_tokens == len(others)
+
+    limit = index.manifest.largest_norm
+    assert limit is not None
+    assert others.norm(dim=1).max() < limit < sinks.norm(dim=1).min()
+    probe = ProbeModel.of(LanguageModel.load(ModelConfig(name=str(model), layer=1)))
+    ctx_len = config.data.ctx_len
+    read = read_text(probe, sae, "import os\n" * 40, ctx_len=ctx_len, largest_norm=limit)
+    assert len(read.tokens) > 2 * ctx_len
+    for number, token in enumerate(read.tokens):
+        why = {0: "BOS" if bos else None, place: "outlier"}.get(number % ctx_len)
+        assert token.excluded == why
+        assert bool(token.features) == bool(token.num_active) == (why is None)
     assert values["outlier_tokens"] == pytest.approx(24 * 64 / (31 if bos else 32), rel=0.35)
     [notice] = [r for r in records if isinstance(r, NoticeRecord) and "median norm" in r.message]
     assert "exceeds 10 times the median norm (data.max_norm_multiple)" in notice.message
