@@ -202,7 +202,7 @@ class _Shipped(NamedTuple):
         descriptor = os.memfd_create("activations")
         try:
             with open(descriptor, "wb", closefd=False) as file:
-                file.write(memoryview(values).cast("B") if values.size else b"")
+                values.tofile(file)
             return cls(DupFd(descriptor), values.nbytes, tuple(held.shape), held.dtype)
         finally:
             os.close(descriptor)
