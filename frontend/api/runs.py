@@ -26,9 +26,11 @@ from sae_engine.schema.runs import (
     SweepCreate,
     TagCount,
 )
-from sae_engine.schema.saes import FoundSAE
+from sae_engine.schema.saes import FoundSAE, PushCreate, Pushed
 
 SILENCE_SECONDS = 60.0
+PUSH_SECONDS = 1800.0
+"""An SAE of several gigabytes is uploaded before the answer."""
 RECONNECTS = 30
 RECONNECT_SECONDS = 2.0
 
@@ -111,6 +113,11 @@ class RunCalls(Connection):
     def resume_run(self, run_id: str) -> Run:
         """Queue a run that ended early, to continue from its last checkpoint."""
         return self._call(Run, "POST", run_path(run_id, "resume"))
+
+    def push_run(self, run_id: str, body: PushCreate) -> Pushed:
+        """Push a run's SAE to the Hugging Face hub."""
+        path = run_path(run_id, "push")
+        return self._call(Pushed, "POST", path, body=body, seconds=PUSH_SECONDS)
 
     def retry_run(self, run_id: str) -> Run:
         """Queue a run that ended early, to continue from its checkpoint or else to start over."""

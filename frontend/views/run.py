@@ -31,6 +31,7 @@ from frontend.runs.comparison import csv_button
 from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.devices import device_panel
 from frontend.runs.log import show_log
+from frontend.runs.push import push_form
 from frontend.runs.queue import show_place
 from frontend.runs.tables import curves_csv
 from frontend.shell.downloads import download_menu
@@ -188,6 +189,7 @@ def _snapshots(run: Run) -> None:
         id=run.id,
     )
     download_menu(run)
+    push_form(run)
     rows = "".join(_snapshot(run.id, s) for s in reversed(snapshots))
     show_linked(f'<ul class="wb-snapshots">{rows}</ul>', key="snapshots")
 

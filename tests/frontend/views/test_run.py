@@ -7,8 +7,10 @@ import re
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from backend.routes import saes
 from frontend.runs.queue import new_position
 from sae_engine.schema.runs import RunStatus
+from sae_engine.schema.saes import Pushed
 from tests.frontend.samples import ESCAPED
 from tests.frontend.views.test_overview import plots
 from tests.frontend.views.test_pages import Open, address, followed, shown
@@ -51,6 +53,37 @@ def test_a_failed_run_can_be_retried(open_page: Open, workbench: Workbench) -> N
     app.button(key="retry").click().run()
     assert workbench.runs["failed"].status == "queued"
     assert "stop" in keys(app)
+
+
+def test_an_sae_is_pushed_to_the_hub(
+    open_page: Open, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "push-now" not in keys(open_page("run", id="live"))
+    app = open_page("run", id="finished")
+
+    def push(name: str, *, public: bool = False) -> str:
+        app.text_input(key="push-to").set_value(name)
+        app.checkbox(key="push-public").set_value(public)
+        app.button(key="push-now").click().run()
+        return " ".join(element.value for element in (*app.error, *app.success))
+
+    assert push(" ") == "Name a repository, such as owner/name."
+    assert "has no SAE to push." in push("me/sae")
+    sent: list[tuple[str, bool]] = []
+
+    def push_sae(run: object, target: str, *, private: bool) -> Pushed:
+        sent.append((target, private))
+        return Pushed(target=target, url="https://hub/commit", files=["a", "b"])
+
+    monkeypatch.setattr(saes, "pushed_run", lambda settings, row: row)
+    assert "This server does not push to 'me/sae'" in push("me/sae")
+    monkeypatch.setattr(saes, "require_allowed", lambda settings, target: None)
+    monkeypatch.setattr(saes, "push_sae", push_sae)
+    assert (
+        push(" hub:me/sae/layer-1 ") == "Pushed 2 files: [hub:me/sae/layer-1](https://hub/commit)"
+    )
+    push("me/sae", public=True)
+    assert sent == [("hub:me/sae/layer-1", True), ("hub:me/sae", False)]
 
 
 def test_the_status_is_shown_once(open_page: Open) -> None:
