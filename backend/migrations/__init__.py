@@ -21,15 +21,15 @@ class UnknownRevisionError(Exception):
     """The tables are of a revision that this program does not have; the text names it."""
 
 
-def upgrade(connection: Connection) -> None:
-    """Migrate an empty or older database to the newest revision, in the caller's transaction."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Migrate an empty or older database to a revision, in the caller's transaction."""
     context = MigrationContext.configure(connection)
     current = context.get_current_revision()
     known = [script.revision for script in SCRIPTS.walk_revisions()]
     if current is not None and current not in known:
         raise UnknownRevisionError(current)
     with Operations.context(context):
-        missing = list(SCRIPTS.iterate_revisions("head", current or "base"))
+        missing = list(SCRIPTS.iterate_revisions(revision, current or "base"))
         for script in reversed(missing):
             script.module.upgrade()
         if missing:

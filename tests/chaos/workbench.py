@@ -205,7 +205,7 @@ class Workbench:
         """The process that trains a run."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
-                if run_id in process.cmdline():
+                if any(part.startswith(run_id) for part in process.cmdline()):
                     return process
         return None
 
