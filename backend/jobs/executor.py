@@ -14,6 +14,10 @@ from typing import NamedTuple, Protocol
 
 from backend.jobs.slots import Slot
 from backend.processes import ProcessId
+from sae_engine.schema.machine import Device
+
+FOREIGN_SILENCE = timedelta(minutes=10)
+"""A run whose job cannot be seen is given up after this long without a report."""
 
 JobCommand = Callable[[str], list[str]]
 """The command line of a job's process, given the job's name."""
@@ -42,6 +46,8 @@ class Ended(NamedTuple):
 
     exit_code: int | None = None
     """Negative if a signal ended it, None if unknown."""
+    last_line: str = ""
+    """The last line that it printed, if it did not print into the log of its run."""
 
 
 class Unknown(NamedTuple):
@@ -68,6 +74,19 @@ class NotStartedError(Exception):
 
 class Executor(Protocol):
     """Runs jobs, which outlive the server that started them."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no job can be started at present, as one sentence."""
+        ...
+
+    def refresh(self) -> None:
+        """Look for new machines and for those that are gone; the supervisor's thread waits."""
+        ...
+
+    def devices(self) -> Sequence[Device]:
+        """The current state of the GPUs."""
+        ...
 
     def slots(self) -> Sequence[Slot]:
         """The places where jobs can run."""

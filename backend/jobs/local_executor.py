@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
+from backend.jobs.devices import gpus
 from backend.jobs.executor import (
+    FOREIGN_SILENCE,
     Alive,
     Ended,
     Job,
@@ -24,11 +26,10 @@ from backend.jobs.shortage import SHORTAGES
 from backend.jobs.slots import Slot, environment_of, find_slots
 from backend.processes import is_alive, is_elsewhere, send_signal
 from backend.settings import Settings
+from sae_engine.schema.machine import Device
 
 START_GRACE = timedelta(seconds=30)
 """How long a claimed run may lack a process: its supervisor may have died while starting it."""
-FOREIGN_SILENCE = timedelta(minutes=10)
-"""A run on another machine is given up after this long without a report."""
 
 
 class _Started(NamedTuple):
@@ -54,6 +55,16 @@ class LocalExecutor:
         self._is_shared = is_shared
         self._slots = find_slots(settings)
         self._started: dict[str, _Started] = {}
+
+    @property
+    def problem(self) -> str | None:
+        return None
+
+    def refresh(self) -> None:
+        pass
+
+    def devices(self) -> Sequence[Device]:
+        return gpus()
 
     def slots(self) -> Sequence[Slot]:
         return self._slots

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import psutil
 
+from backend.errors import UnavailableError
 from backend.jobs.devices import visible_gpus
-from backend.jobs.machine import num_cpus
+from backend.jobs.machine import Memory, num_cpus
 from backend.settings import Settings
 from backend.store.models import RunRow
 from sae_engine.errors import ConfigError
@@ -29,6 +31,8 @@ class Slot(NamedTuple):
     """Variables that make this device the only visible one."""
     node: str = ""
     """Name of the machine in a cluster; empty for this machine."""
+    memory: Memory | None = None
+    """Of the device, if it is on another machine and reports it."""
 
 
 def node_of(slot_id: str | None) -> str:
@@ -45,12 +49,21 @@ def find_slots(settings: Settings) -> list[Slot]:
     """The slots named by the settings; by default one for each GPU and one for the CPU."""
     gpus = visible_gpus()
     devices = settings.devices or [*(f"cuda:{number}" for number in range(len(gpus))), "cpu"]
-    slots: list[Slot] = []
+    return [
+        Slot(name, device, _environment(device, gpus, devices.count(device)))
+        for name, device in distinct(devices)
+    ]
+
+
+def distinct(devices: Sequence[str]) -> list[tuple[str, str]]:
+    """Devices of one machine with a name for each, such as `cpu` and `cpu#2`."""
+    counts = Counter[str]()
+    named: list[tuple[str, str]] = []
     for device in devices:
-        number = 1 + sum(slot.device == device for slot in slots)
-        name = device if number == 1 else f"{device}#{number}"
-        slots.append(Slot(name, device, _environment(device, gpus, devices.count(device))))
-    return slots
+        counts[device] += 1
+        number = counts[device]
+        named.append((device if number == 1 else f"{device}#{number}", device))
+    return named
 
 
 def _environment(device: str, gpus: Sequence[str], num_slots: int) -> dict[str, str]:
@@ -76,11 +89,13 @@ class Places:
         active: Collection[RunRow],
         held: Collection[str] = (),
         pause: str | None = None,
+        problem: str | None = None,
     ) -> None:
-        """`held` are ids of slots whose process has not exited yet; `pause` is why no run is
-        started at present.
+        """`held` are ids of slots whose process has not exited yet; `pause` is why the next start
+        waits, `problem` why there is no start in any slot.
         """
         self.slots = slots
+        self.problem = problem
         self._pause = pause
         self._held = held
         self._has_gpu = any(slot.device != "cpu" for slot in slots)
@@ -121,8 +136,10 @@ class Places:
         return [slot for slot in self.slots if slot.device == device]
 
     def require(self, device: str) -> list[Slot]:
-        """The same; raises `ConfigError` if there are none."""
+        """The same; raises `ConfigError` if there are none, `UnavailableError` if none is known."""
         usable = self.usable(device)
+        if not usable and self.problem is not None:
+            raise UnavailableError(self.problem, kind="no-machines")
         if not usable:
             raise ConfigError.of(
                 "model.device",
@@ -165,6 +182,8 @@ class Places:
 
     def why_waiting(self, row: RunRow) -> str:
         """Why a queued run has not started, as one sentence."""
+        if self.problem is not None:
+            return self.problem
         device = _device(row)
         usable = self.usable(device)
         if not usable:

@@ -12,6 +12,7 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from datetime import timedelta
 
@@ -30,14 +31,16 @@ from backend.jobs.executor import (
 )
 from backend.jobs.executors import executor_for
 from backend.jobs.logs import LOG_TAIL_LINES, tail
+from backend.jobs.losses import queue_again_after_loss
 from backend.jobs.shortage import StartPause
 from backend.jobs.silence import Report
-from backend.jobs.slots import Places, Slot
+from backend.jobs.slots import Places, Slot, node_of
 from backend.jobs.supervisor_lock import supervisor_lock
 from backend.jobs.verdicts import verdict
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
+from sae_engine.schema.machine import Device
 
 CLOSING_SECONDS = 15.0
 """How long a server that ends waits for the transaction in progress."""
@@ -70,6 +73,8 @@ class Supervisor:
         self._poll_seconds = poll_seconds
         self._patience = patience
         self._silence = silence
+        self._failures = Counter[str]()
+        """Starts that failed on each machine; those with fewer come first."""
         self._starting: set[str] = set()
         """Jobs that were started and have not begun to run anything yet."""
         self._readable: set[str] = set()
@@ -109,9 +114,10 @@ class Supervisor:
         while not self._closing:
             self._wake.clear()
             try:
+                self._executor.refresh()
                 if self._acquire():
                     self._judge_and_end()
-                    if self._pause.is_over:
+                    if self._pause.is_over and self._executor.problem is None:
                         self._start_next()
                 self._last_error = ""
             except Exception as error:
@@ -156,6 +162,9 @@ class Supervisor:
                 unseen.append(row)
             elif not row.has_begun and (why := _why_not_begun(row, state)) is not None:
                 failed.setdefault((job, why), []).append(row.id)
+                self._failures[node_of(row.slot)] += 1
+            elif isinstance(states[job], Unknown) and (node := node_of(row.slot)):
+                self._give_up(row, node)
             else:
                 self._judge(row, state.exit_code)
         begun = {_job_of(row).name for row in alive if row.has_begun}
@@ -181,6 +190,13 @@ class Supervisor:
             )
         if judged:
             _log.warning("run %s is %s: %s", row.id, status, message)
+
+    def _give_up(self, row: RunRow, node: str) -> None:
+        """Record that a run's node was lost, and queue the run again unless that is hopeless."""
+        folder = self._settings.run_folder(row.id)
+        with self._database.writing() as session:
+            if store.is_run_by(session, row.id, row.job):
+                queue_again_after_loss(session, store.get_run(session, row.id), folder, node)
 
     def _settle_starts(
         self, known: Set[str], failed: Mapping[tuple[str, str], Sequence[str]]
@@ -237,7 +253,12 @@ class Supervisor:
     def places(self, active: Sequence[RunRow]) -> Places:
         """The slots and the active runs in them."""
         executor = self._executor
-        return Places(executor.slots(), active, executor.held(), self._pause.reason)
+        slots = sorted(executor.slots(), key=lambda slot: self._failures[slot.node])
+        return Places(slots, active, executor.held(), self._pause.reason, executor.problem)
+
+    def devices(self) -> Sequence[Device]:
+        """The GPUs that jobs can use."""
+        return self._executor.devices()
 
     def _start_next(self) -> None:
         while self._pause.is_over and (claimed := self._claim()) is not None:
@@ -294,5 +315,6 @@ def _job_of(row: RunRow) -> Job:
 def _why_not_begun(row: RunRow, state: Ended) -> str | None:
     """Why a job ended before it began to run anything; None if its end is a run's own."""
     if state.exit_code is not None and state.exit_code > 0:
-        return f"The run's process ended with exit code {state.exit_code} at once"
+        why = f"The run's process ended with exit code {state.exit_code} at once"
+        return f"{why} ({state.last_line.rstrip('.')})" if state.last_line else why
     return NEVER_STARTED if row.process is None and state.exit_code is None else None

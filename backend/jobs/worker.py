@@ -1,5 +1,5 @@
 """A job: the process that trains one run, or several on one pass of the language model.
-`python -m backend.jobs.worker <job>`.
+`python -m backend.jobs.worker <job> [<node of a cluster>]`.
 
 Started by the supervisor's executor and detached from it: it continues when the server is gone, and
 writes the end of its runs into their rows. The supervisor judges only runs whose job could not.
@@ -8,16 +8,17 @@ writes the end of its runs into their rows. The supervisor judges only runs whos
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from backend import store
 from backend.jobs.execution import Terminated, Train, engine, execute, exit_code, raise_terminated
-from backend.jobs.logs import log_plainly, logging_into
+from backend.jobs.logs import log_plainly, logging_into, print_into
 from backend.jobs.recorder import BATCH_SECONDS
 from backend.jobs.retry import JOB_BUSY_SECONDS, DatabaseRefusedError, when_available
-from backend.jobs.slots import node_of
+from backend.jobs.shared_folder import UnsharedFolderError, check_folder
 from backend.processes import EXIT_DATABASE_REFUSED, EXIT_DISK_FULL, lower_priority, this_process
 from backend.settings import Settings, load_settings
 from backend.store.database import Database
@@ -32,27 +33,34 @@ REMOTE_BATCH_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
-def main(job: str, *, train: Train = engine) -> int:
+def main(job: str, node: str = "", *, train: Train = engine) -> int:
     """Train the runs that were claimed for a job; returns the process's exit code."""
     log_plainly()
     signal.signal(signal.SIGTERM, raise_terminated)
     settings = load_settings()
     database = Database(settings.resolved_database_url, busy_seconds=JOB_BUSY_SECONDS)
     try:
+        if node:
+            when_available(lambda: check_folder(database, settings.data_dir, node))
         rows = when_available(lambda: _take_over(database, job))
         if not rows:
-            _log.warning("job %s has no runs any more, or another process; nothing to do", job)
-            return 0
+            print(f"The database has no runs of the job {job}, or none any more.", file=sys.stderr)
+            return os.EX_NOINPUT
+        if node:
+            print_into(settings.run_folder(rows[0].id).log)
         members = {row.id: _member(settings, row) for row in rows}
         logs = [member.folder.log for member in members.values()]
         with logging_into(logs[1:]):  # the first one receives this process's output
-            seconds = REMOTE_BATCH_SECONDS if node_of(rows[0].slot) else BATCH_SECONDS
+            seconds = REMOTE_BATCH_SECONDS if node else BATCH_SECONDS
             statuses = execute(database, members, train, job=job, batch_seconds=seconds)
             for run_id, status in zip(members, statuses, strict=True):
                 _log.info("run %s %s", run_id, status)
         return exit_code(statuses)
     except Terminated:
         return exit_code(["interrupted"])
+    except UnsharedFolderError as error:
+        print(error, file=sys.stderr)
+        return os.EX_CONFIG
     except DiskFullError as error:
         _log.error("%s", error)
         return EXIT_DISK_FULL
@@ -81,6 +89,6 @@ def _member(settings: Settings, row: RunRow) -> Member:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1])
+    code = main(*sys.argv[1:])
     exit_if_abandoned(code)
     sys.exit(code)

@@ -4,7 +4,7 @@ Fed by `jobs`, `labels`, `routes` and `cli`; read by all of them and `http`. Fun
 session and return rows; the caller opens the session and thereby delimits the transaction.
 """
 
-from backend.store.common import ACTIVE, RESUMABLE, now
+from backend.store.common import ACTIVE, RESUMABLE, folder_id, now, set_folder_id
 from backend.store.configs import config_of, readable_config
 from backend.store.labels import (
     label,
@@ -77,6 +77,7 @@ __all__ = [
     "fail_run",
     "fail_unreadable",
     "find_run",
+    "folder_id",
     "forget_after",
     "get_run",
     "group",
@@ -101,6 +102,7 @@ __all__ = [
     "request_stop",
     "requeue",
     "resolve_snapshot",
+    "set_folder_id",
     "set_label",
     "snapshots",
     "stars",

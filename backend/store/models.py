@@ -141,6 +141,14 @@ class RunRow(Base):
         return json.loads(self.metrics)
 
 
+class DataFolderRow(Base):
+    """The data folder that belongs to the database of a cluster; no row elsewhere."""
+
+    __tablename__ = "data_folder"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+
+
 class TagRow(Base):
     __tablename__ = "run_tags"
     __table_args__ = (UniqueConstraint("run_id", "position"),)

@@ -47,12 +47,12 @@ def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
     return row
 
 
-def requeue(session: Session, run_id: str) -> RunRow:
-    """Queue an ended run again; it continues from its checkpoint if it has one."""
+def requeue(session: Session, run_id: str, *, first: bool = False) -> RunRow:
+    """Queue an ended run again, last or first; it continues from its checkpoint if it has one."""
     row = get_run(session, run_id)
     if row.status not in RESUMABLE:
         raise ConflictError(f"The run '{row.name}' is {row.status}; there is nothing to resume.")
-    row.queue_rank = last_rank(session) + 1
+    row.queue_rank = first_rank(session) - 1 if first else last_rank(session) + 1
     _change_status(row, "queued")
     row.queued_at = now()
     row.started_at = row.ended_at = row.force_stop_at = None

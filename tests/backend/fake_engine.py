@@ -42,7 +42,7 @@ def fake_job(job: str) -> list[str]:
 
 
 def main() -> None:
-    sys.exit(worker.main(sys.argv[1], train=train))
+    sys.exit(worker.main(*sys.argv[1:], train=train))
 
 
 def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:

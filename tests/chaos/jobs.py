@@ -20,7 +20,7 @@ def main() -> int:
     from sae_engine.activations import stream as activations
 
     activations.TOKENS_PER_BLOCK = TOKENS_PER_BLOCK
-    return worker.main(sys.argv[1])
+    return worker.main(*sys.argv[1:])
 
 
 if __name__ == "__main__":
