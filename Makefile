@@ -29,7 +29,6 @@ coverage: .venv/installed-dev  ## run the test suite and list the lines it does 
 	@$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 chaos: .venv/installed-dev  ## kill jobs, servers and machines, 50 times (about an hour); make test does so 3 times
-	@$(INSTALL) --quiet ".[dev,ray]"
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 check: .venv/installed-dev  ## check style, formatting, types and the rules for imports

@@ -5,7 +5,7 @@
 
 Every writer is a thread with its own run and connections, spread over some processes. It measures
 twelve metrics ten times a second, as training does, asks for stop requests four times a second, and
-stores through `Recorder`. The server needs two connections for each writer (`max_connections`).
+stores through `Recorder`. The server needs two connections for each writer (`max_connections = 250`).
 Prints the machine, the writes per second, the time that a write takes, and the share of the
 writers' time that writing takes.
 """

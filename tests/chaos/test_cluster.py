@@ -26,6 +26,7 @@ from tests.chaos.workbench import (
     Workbench,
     assert_like_its_twin,
     assert_prefix,
+    assert_same_tensors,
     opened,
     wait_until,
 )
@@ -130,10 +131,15 @@ def test_runs_on_nodes_are_stopped_resumed_and_found_by_a_new_server(lab: Lab) -
     workbench.wait_for_step(run_ids[2], 5)
     workbench.http.post(f"/api/runs/{run_ids[2]}/stop")
     workbench.wait_for_status(run_ids[2], "stopped", "finished")
-    for run_id in run_ids:
-        with suppress(AssertionError):
+    for run_id in run_ids[1:]:
+        if workbench.run(run_id).status == "stopped":
             workbench.resume(run_id)
+    for run_id in run_ids[:2]:
         assert_like_its_twin(workbench, run_id, workbench, lab.twin_id)
+    workbench.wait_for_status(run_ids[2], "finished")  # with an evaluation where it was stopped
+    points, twin = workbench.metrics(run_ids[2]), workbench.metrics(lab.twin_id)
+    assert all(points[step].items() >= values.items() for step, values in twin.items())
+    assert_same_tensors(workbench.folder(run_ids[2]).sae, workbench.folder(lab.twin_id).sae)
 
 
 def test_a_run_whose_node_dies_goes_on_elsewhere_by_itself(lab: Lab) -> None:
