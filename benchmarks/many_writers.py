@@ -1,22 +1,22 @@
 """How long many jobs that train at the same time wait for the database.
 
     python benchmarks/many_writers.py --database-url postgresql://user@/name?host=/socket
-        [--writers 100] [--batch-seconds 2] [--seconds 60] [--processes 4]
+        [--writers 100] [--batch-seconds 2] [--poll-seconds 0.25] [--seconds 60]
 
-Every writer is a thread with its own run and connections, spread over some processes. It measures
-twelve metrics ten times a second, as training does, asks for stop requests four times a second, and
-stores through `Recorder`. The server needs two connections for each writer (`max_connections = 250`).
-Prints the machine, the writes per second, the time that a write takes, and the share of the
-writers' time that writing takes.
+Every writer is a process with its own run, as a job is, but on this machine, which has to be quick
+enough for all of them. It measures twelve metrics ten times a second, asks for stop requests every
+`--poll-seconds`, and stores through `Recorder`. The server needs two connections for each: start
+it with `-c max_connections=250`. Prints the machine with its load, the writes per second, how long
+a write takes, and the share of the writers' time that writing takes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
-import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,41 +53,26 @@ class TimedDatabase(Database):
         self._writes.append(time.monotonic() - began)
 
 
-def write(url: str, run_id: str, batch_seconds: float, until: float, writes: list[float]) -> None:
-    """Report measurements of a run until a time; adds the seconds that each write took."""
+def write(
+    url: str, run_id: str, batch_seconds: float, poll_seconds: float, until: float
+) -> list[float]:
+    """Report measurements of a run until a time; returns the seconds that each write took."""
     values = {f"metric_{i}": 0.1 * i for i in range(NUM_METRICS)}
+    writes: list[float] = []
     with TemporaryDirectory() as folder, closing(TimedDatabase(url, writes)) as database:
         member = Member(resolve_config("tiny", {}), RunFolder(Path(folder)))
         recorder = Recorder(database, run_id, member, job=run_id, batch_seconds=batch_seconds)
-        time.sleep(np.random.default_rng().random() * batch_seconds)  # not all at the same time
+        time.sleep(batch_seconds * (hash(run_id) % 100) / 100)  # not all at the same time
         next_poll = 0.0
         step = 0
         while (began := time.monotonic()) < until:
             step += 1
-            measured = MetricsRecord(step=step, tokens=step, time=began, values=values)
-            recorder.record(measured)
-            ended = time.monotonic()
-            if ended >= next_poll:
-                next_poll = ended + POLL_SECONDS
+            recorder.record(MetricsRecord(step=step, tokens=step, time=began, values=values))
+            if began >= next_poll:
+                next_poll = began + poll_seconds
                 with database.reading() as session:
                     store.stop_requests(session, [run_id], run_id)
             time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
-
-
-def write_all(
-    url: str, run_ids: Sequence[str], batch_seconds: float, seconds: float
-) -> list[float]:
-    """Writers of some runs in this process, as threads; the seconds that each write took."""
-    writes: list[float] = []
-    until = time.monotonic() + seconds
-    threads = [
-        threading.Thread(target=write, args=(url, run_id, batch_seconds, until, writes))
-        for run_id in run_ids
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
     return writes
 
 
@@ -96,8 +81,8 @@ def main() -> None:
     arguments.add_argument("--database-url", required=True)
     arguments.add_argument("--writers", type=int, default=100)
     arguments.add_argument("--batch-seconds", type=float, default=2.0)
+    arguments.add_argument("--poll-seconds", type=float, default=POLL_SECONDS)
     arguments.add_argument("--seconds", type=float, default=60.0)
-    arguments.add_argument("--processes", type=int, default=4)
     options = arguments.parse_args()
     config = resolve_config("tiny", {})
     run_ids: list[str] = []
@@ -106,14 +91,17 @@ def main() -> None:
             row = store.add_run(session, config=config, status="running")
             row.job = row.id
             run_ids.append(row.id)
-    parts = [run_ids[i :: options.processes] for i in range(options.processes)]
-    work = [(options.database_url, part, options.batch_seconds, options.seconds) for part in parts]
-    with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-        writes = np.array([taken for part in pool.starmap(write_all, work) for taken in part])
+    until = time.monotonic() + options.seconds
+    url, batch, poll = options.database_url, options.batch_seconds, options.poll_seconds
+    work = [(url, run_id, batch, poll, until) for run_id in run_ids]
+    with multiprocessing.get_context("fork").Pool(options.writers) as pool:
+        found = pool.starmap(write, work, chunksize=1)
+    writes = np.array([taken for each in found for taken in each])
     p50, p99 = np.percentile(writes, [50, 99])
-    print(f"{platform.machine()}, Python {platform.python_version()}")
+    load = os.getloadavg()[0]
+    print(f"{platform.machine()}, Python {platform.python_version()}, load {load:.0f}")
     print(
-        f"{options.writers} writers, a batch every {options.batch_seconds:g} s: "
+        f"{options.writers} writers, a batch every {batch:g} s, a poll every {poll:g} s: "
         f"{len(writes) / options.seconds:.0f} writes/s, p50 {1000 * p50:.0f} ms, "
         f"p99 {1000 * p99:.0f} ms, longest {1000 * writes.max():.0f} ms, "
         f"{writes.sum() / options.seconds / options.writers:.2%} of the writers' time"

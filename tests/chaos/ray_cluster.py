@@ -20,11 +20,12 @@ HEAD_PORT, DASHBOARD_PORT = 26379, 28265
 RAY = Path(sys.executable).with_name("ray")
 QUICK_CHECKS = {
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "5000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Ray takes 64 s to notice that a node does not answer; these make it about 5."""
-DEATH_SECONDS = 60.0
+"""Ray takes 64 s to notice that a node does not answer; these make it about 20."""
+START_SECONDS = 600.0
+"""On a machine with other work; otherwise a node takes ten."""
 
 
 def is_installed() -> bool:
@@ -121,8 +122,9 @@ class RayCluster:
                 node.start()
             return node.name in self.alive()
 
-        for node in self.nodes:
-            wait_until(lambda node=node: is_in(node), f"node {node.name}")
+        head, *others = self.nodes
+        wait_until(lambda: is_in(head), "the head", START_SECONDS)
+        wait_until(lambda: {is_in(node) for node in others} == {True}, "the nodes", START_SECONDS)
 
     def alive(self) -> set[str]:
         with suppress(ClusterError):

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from backend.jobs.ray_api import ClusterError
+from backend.store.states import FIRST_PHASE
 from sae_engine.schema.machine import System
 from tests.backend.postgres import MISSING, find_programs, running_server
 from tests.chaos import ray_cluster
@@ -160,7 +161,7 @@ def test_a_run_goes_on_while_ray_calls_it_failed_and_is_fenced_once_it_was_repla
 ) -> None:
     workbench, cluster = lab.workbench, lab.cluster
     run_id = workbench.create("frozen", LONG)
-    workbench.wait_for_step(run_id, 1)
+    wait_until(lambda: workbench.run(run_id).progress.phase == FIRST_PHASE, "its first report")
     node, job = node_of(lab, run_id), process_of(lab, run_id)
     name = next(part for part in job.cmdline() if part.startswith(run_id))
     began = time.monotonic()
