@@ -36,6 +36,8 @@ from sae_engine.training.member import Member
 
 STEP_SECONDS = 0.1
 NUM_METRICS = 12
+WARM_UP_SECONDS = 20.0
+"""In which the writers start, and nothing is measured."""
 
 
 class TimedDatabase(Database):
@@ -54,7 +56,12 @@ class TimedDatabase(Database):
 
 
 def write(
-    url: str, run_id: str, batch_seconds: float, poll_seconds: float, until: float
+    url: str,
+    run_id: str,
+    batch_seconds: float,
+    poll_seconds: float,
+    measured_from: float,
+    until: float,
 ) -> list[float]:
     """Report measurements of a run until a time; returns the seconds that each write took."""
     values = {f"metric_{i}": 0.1 * i for i in range(NUM_METRICS)}
@@ -73,6 +80,8 @@ def write(
                 with database.reading() as session:
                     store.stop_requests(session, [run_id], run_id)
             time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
+            if began < measured_from:
+                writes.clear()
     return writes
 
 
@@ -91,9 +100,10 @@ def main() -> None:
             row = store.add_run(session, config=config, status="running")
             row.job = row.id
             run_ids.append(row.id)
-    until = time.monotonic() + options.seconds
+    measured_from = time.monotonic() + WARM_UP_SECONDS
+    until = measured_from + options.seconds
     url, batch, poll = options.database_url, options.batch_seconds, options.poll_seconds
-    work = [(url, run_id, batch, poll, until) for run_id in run_ids]
+    work = [(url, run_id, batch, poll, measured_from, until) for run_id in run_ids]
     with multiprocessing.get_context("fork").Pool(options.writers) as pool:
         found = pool.starmap(write, work, chunksize=1)
     writes = np.array([taken for each in found for taken in each])
