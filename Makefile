@@ -28,7 +28,7 @@ test: .venv/installed-dev  ## install what is missing and run the whole test sui
 coverage: .venv/installed-dev  ## run the test suite and list the lines it does not reach
 	@$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-chaos: .venv/installed-dev  ## kill jobs and servers 50 times (about an hour); make test does so 3 times
+chaos: .venv/installed-dev  ## kill jobs, servers and machines, 50 times (about an hour); make test does so 3 times
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 check: .venv/installed-dev  ## check style, formatting, types and the rules for imports

@@ -46,6 +46,7 @@ def serve(settings: Settings, console: Console, *, command: JobCommand | None = 
             "your choice, or listen on 127.0.0.1."
         )
     _check_data(settings)
+    _check_cluster(settings)
     listener = listen(settings)
     port: int = listener.getsockname()[1]
     os.environ |= {
@@ -82,6 +83,14 @@ def _check_data(settings: Settings) -> None:
             f"Cannot use the database in '{settings.data_dir}' ({error.orig}); restore it from a "
             "copy, or choose another folder with --data-dir."
         ) from None
+
+
+def _check_cluster(settings: Settings) -> None:
+    """Raise `UserError` if the machines of a cluster could not reach the database."""
+    if settings.ray_url is not None:
+        from backend.jobs.executors import require_shared_database
+
+        require_shared_database(settings)
 
 
 def _run(

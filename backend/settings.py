@@ -57,6 +57,10 @@ class Settings(BaseSettings):
     """Devices to train on, separated by commas, such as `cpu,cuda:0`; a device named twice trains
     two runs at a time. By default every GPU and the CPU, one run each.
     """
+    ray_url: str | None = Field(None, pattern=r"^https?://")
+    """URL of the dashboard of a Ray cluster; runs train on its machines instead of this one."""
+    ray_token: SecretStr | None = None
+    """Token of the cluster."""
     niceness: int = Field(10, ge=0, le=19)
     """Niceness of processes that compute on the CPU, in favor of the pages and other programs."""
     changes_per_minute: int = Field(1_200, ge=1)
@@ -94,7 +98,7 @@ class Settings(BaseSettings):
         path = value.strip().strip("/") if isinstance(value, str) else value
         return f"/{path}" if path else path
 
-    @field_validator("token", "labels_api_key", mode="before")
+    @field_validator("token", "ray_token", "labels_api_key", mode="before")
     @classmethod
     def _stripped(cls, value: object) -> object:
         return value.strip() or None if isinstance(value, str) else value
@@ -171,7 +175,7 @@ class Settings(BaseSettings):
 
     def environment(self) -> dict[str, str]:
         """The environment of our child processes: same code and data, without secrets."""
-        secrets = {f"{PREFIX}TOKEN", f"{PREFIX}LABELS_API_KEY"}
+        secrets = {f"{PREFIX}{name}" for name in ("TOKEN", "RAY_TOKEN", "LABELS_API_KEY")}
         environment = {name: v for name, v in os.environ.items() if name not in secrets}
         environment[f"{PREFIX}DATA_DIR"] = str(self.data_dir)
         environment[f"{PREFIX}DATABASE_URL"] = self.resolved_database_url

@@ -3,6 +3,8 @@ FROM python:3.11-slim
 
 # Extra options for pip, such as the index of a smaller build of PyTorch.
 ARG PIP_ARGS=""
+# Those of a cluster's machines also have `ray`.
+ARG EXTRAS="app,map,postgresql"
 
 # Triton, which trains on GPUs, compiles its link to the driver with gcc.
 # hadolint ignore=DL3008
@@ -19,7 +21,7 @@ COPY frontend/style.css frontend/style.css
 COPY data/tiny_gemma2 data/tiny_gemma2
 # hadolint ignore=DL3042,SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip install ${PIP_ARGS} --constraint constraints.txt --editable ".[app,map,postgresql]"
+    python -m pip install ${PIP_ARGS} --constraint constraints.txt --editable ".[${EXTRAS}]"
 
 RUN useradd --uid 10001 --create-home workbench && install -d -o workbench /data \
     /home/workbench/.cache /home/workbench/.cache/huggingface

@@ -83,11 +83,12 @@ def train_here(
     with closing(Database(url, busy_seconds=JOB_BUSY_SECONDS)) as database:
         when_available(partial(_prepare, database))
         for together in by_pass(configs):
+            job = store.new_job("terminal")
             members = dict(
-                _new_run(database, settings, config, group_id, checkpoint, run_dir, console)
+                _new_run(database, settings, config, job, group_id, checkpoint, run_dir, console)
                 for config in together
             )
-            statuses += _execute_here(database, members, train, console, interrupts)
+            statuses += _execute_here(database, members, train, job, console, interrupts)
             if "interrupted" in statuses or interrupts.asked() is not StopRequest.NONE:
                 break
     if len(statuses) < len(configs):
@@ -110,6 +111,7 @@ def _execute_here(
     database: Database,
     members: Mapping[str, Member],
     train: Train,
+    job: str,
     console: Console,
     interrupts: _Interrupts,
 ) -> Sequence[RunStatus]:
@@ -124,7 +126,7 @@ def _execute_here(
             train,
             asked=interrupts.asked,
             on_record=bar.show,
-            process=this_process(),
+            job=job,
         )
     _print_end(database, members, console)
     return statuses
@@ -134,6 +136,7 @@ def _new_run(
     database: Database,
     settings: Settings,
     config: RunConfig,
+    job: str,
     group_id: str | None,
     checkpoint: RunFolder | None,
     run_dir: Path | None,
@@ -143,9 +146,10 @@ def _new_run(
 
     def add() -> str:
         with database.writing() as session:
-            run_id = store.add_run(session, config=config, status="running", group_id=group_id).id
-            pid, created = this_process()
-            store.set_process(session, run_id, pid=pid, created=created, has_begun=True)
+            run_id = store.add_run(
+                session, config=config, status="running", job=job, group_id=group_id
+            ).id
+            store.take_over(session, job, this_process())
             return run_id
 
     run_id = when_available(add)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from backend.http.curves import metric_value
+from backend.jobs.slots import node_of
 from backend.store import RESUMABLE, now, readable_config
 from backend.store.configs import UNREADABLE
 from backend.store.models import NoticeRow, RunRow, SnapshotRow
@@ -41,7 +42,7 @@ def run_shape(row: RunRow, folder: RunFolder, queued: QueuePlace | None = None) 
             "archived": row.archived,
             "group_id": row.group_id,
             "cloned_from": row.cloned_from,
-            "device": row.device,
+            "device": row.slot if node_of(row.slot) else row.device,
             "queue_position": queued and queued.position,
             "waiting_for": queued and queued.reason,
             "alerts": list(dict.fromkeys(alert.kind for alert in row.alerts)),

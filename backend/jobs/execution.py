@@ -13,7 +13,6 @@ from functools import partial
 from types import FrameType
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.environment import record_environment, this_environment
@@ -22,7 +21,6 @@ from backend.jobs.logs import LOG_TAIL_LINES, tail
 from backend.jobs.recorder import BATCH_SECONDS, Recorder
 from backend.jobs.retry import DatabaseRefusedError, when_available
 from backend.jobs.run_log import RunLog
-from backend.processes import ProcessId
 from backend.store.database import Database, DatabaseGoneError, is_unavailable
 from sae_engine.errors import UserError
 from sae_engine.schema.records import (
@@ -36,7 +34,7 @@ from sae_engine.training.member import Member
 
 POLL_SECONDS = 0.25
 """How often the database is polled for stop requests."""
-REPORT_SECONDS = 60.0
+REPORT_SECONDS = 15.0
 """How often a job tells supervisors on other machines that it is alive."""
 LONGEST_BATCH_SECONDS = 2.0
 """Limit of the time between writes of one run; it grows with the number of runs on the pass."""
@@ -81,33 +79,35 @@ def execute(
     members: Mapping[str, Member],
     train: Train,
     *,
+    job: str,
     asked: Callable[[], StopRequest] = no_request,
     on_record: Callable[[int, AnyRecord], None] = lambda _number, _record: None,
-    process: ProcessId | None = None,
+    batch_seconds: float = BATCH_SECONDS,
 ) -> list[RunStatus]:
     """Run the engine to its end, store what it yields, and return how each run ended.
 
     The `members`, by run id, share a pass of the language model; an error that ends the pass ends
     all runs still on it. `asked` is a stop request from this process, besides those in the
-    database. A run that `process` does not run any more ends at once and stores nothing. While the
-    database is unavailable, training waits. Raises `DiskFullError` or `DatabaseRefusedError` if not
+    database. A run that is not the `job`'s any more ends at once and stores nothing. While the
+    database is unavailable, training waits. Measurements of a run alone on its pass are stored
+    every `batch_seconds`. Raises `DiskFullError` or `DatabaseRefusedError` if not
     even the ends of the runs can be stored.
     """
     run_ids = list(members)
-    batch_seconds = min(BATCH_SECONDS * len(members), LONGEST_BATCH_SECONDS)
+    batch_seconds = min(batch_seconds * len(members), LONGEST_BATCH_SECONDS)
     recorders = [
         Recorder(
             database,
             run_id,
             member,
-            process=process,
+            job=job,
             batch_seconds=batch_seconds,
             load=ProcessLoad(),
         )
         for run_id, member in members.items()
     ]
     logs = [RunLog(run_id) for run_id in run_ids]
-    requests = StopRequests(database, run_ids, asked, process)
+    requests = StopRequests(database, run_ids, asked, job)
     ended: dict[int, RunStatus] = {}
 
     def fail(number: int, status: RunStatus, kind: str, message: str) -> None:
@@ -172,9 +172,9 @@ class StopRequests:
         database: Database,
         run_ids: Sequence[str],
         asked: Callable[[], StopRequest],
-        process: ProcessId | None,
+        job: str,
     ) -> None:
-        self._process = process
+        self._job = job
         self._database = database
         self._asked = asked
         self._stored = StopRequest.NONE
@@ -197,7 +197,7 @@ class StopRequests:
         try:
             self._report_alive()
             with self._database.reading() as session:
-                self._requests = store.stop_requests(session, list(self._requests), self._process)
+                self._requests = store.stop_requests(session, list(self._requests), self._job)
         except DatabaseGoneError:
             pass  # noticed when something is stored
         except DBAPIError as error:
@@ -207,10 +207,10 @@ class StopRequests:
     def _report_alive(self) -> None:
         """Nobody judges the processes of an SQLite database by their reports."""
         at = time.monotonic()
-        if self._process and not self._database.is_sqlite and at >= self._next_report:
+        if not self._database.is_sqlite and at >= self._next_report:
             self._next_report = at + REPORT_SECONDS
             with self._database.writing() as session:
-                store.report_alive(session, list(self._requests), self._process)
+                store.report_alive(session, self._job)
 
     def store_asked(self) -> None:
         """Store a new request from this process, so that others see that the runs are stopping."""
@@ -222,8 +222,5 @@ class StopRequests:
     def _store(self, *, force: bool) -> None:
         with self._database.writing() as session:
             for row in store.active_runs(session):
-                if row.id in self._requests and self._owns(session, row.id):
+                if row.job == self._job:
                     store.request_stop(session, row.id, force=force)
-
-    def _owns(self, session: Session, run_id: str) -> bool:
-        return self._process is None or store.is_run_by(session, run_id, self._process)

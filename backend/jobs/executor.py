@@ -1,75 +1,113 @@
-"""Starts and signals jobs, as processes of this machine: the only module that knows how they run.
+"""The seam between the supervisor and what runs jobs: this machine, or a cluster of machines.
 
-Used by the supervisor. Jobs are detached and outlive the server; one started by an earlier server
-is known only by its process number and start.
+The supervisor asks an `Executor` and knows none of them by name. A job is named by the text in its
+runs' rows, so that any server can ask about a job that another one started.
 """
 
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import NamedTuple, Protocol
 
-from backend.jobs.slots import Slot, environment_of
-from backend.processes import is_alive, send_signal
-from backend.settings import Settings
+from backend.jobs.slots import Slot
+from backend.processes import ProcessId
+from sae_engine.schema.machine import Device
 
-JobCommand = Callable[[Sequence[str]], list[str]]
-"""The command line of a process that trains the runs with some ids."""
+FOREIGN_SILENCE = timedelta(minutes=10)
+"""A run whose job cannot be seen is given up after this long without a report."""
 
-
-def job_command(run_ids: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "backend.jobs.worker", *run_ids]
-
-
-class Job:
-    """A process started by this server; it occupies its slot until it is gone."""
-
-    def __init__(
-        self, process: subprocess.Popen[bytes], slot_id: str, run_ids: Sequence[str]
-    ) -> None:
-        self._process = process
-        self.pid = process.pid
-        self.slot_id = slot_id
-        self.run_ids = run_ids
-
-    def poll(self) -> int | None:
-        """Its exit code, negative if a signal ended it; None while it runs."""
-        code = self._process.poll()
-        return code if code is None or code <= 128 else 128 - code
-
-    def detach(self) -> None:
-        """Forget the process, which continues."""
-        if self._process.poll() is None:
-            self._process.returncode = 0  # or Popen warns when it is garbage-collected
+JobCommand = Callable[[str], list[str]]
+"""The command line of a job's process, given the job's name."""
 
 
-class LocalExecutor:
-    """Runs jobs on this machine."""
+def job_command(job: str) -> list[str]:
+    return [sys.executable, "-m", "backend.jobs.worker", job]
 
-    def __init__(self, settings: Settings, command: JobCommand) -> None:
-        self._settings = settings
-        self._command = command
 
-    def start(self, run_ids: Sequence[str], slot: Slot) -> Job:
-        """Start a job that logs into the folder of its first run; raises `OSError`."""
-        folder = self._settings.run_folder(run_ids[0])
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with folder.log.open("ab") as log:
-            process = subprocess.Popen(
-                self._command(run_ids),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment_of(slot, self._settings.environment()),
-                start_new_session=True,
-            )
-        return Job(process, slot.id, run_ids)
+class Job(NamedTuple):
+    """A job as the rows of its runs describe it."""
 
-    def is_alive(self, pid: int, created: float) -> bool:
-        """Whether a job started by any server is still running."""
-        return is_alive(pid, created)
+    name: str
+    slot: str | None
+    """Id of its slot; None for runs in a terminal."""
+    process: ProcessId | None
+    """The process that took its runs; None before."""
 
-    def signal(self, pid: int, number: signal.Signals) -> None:
-        send_signal(pid, number)
+
+class Alive(NamedTuple):
+    """The job runs, or is about to."""
+
+
+class Ended(NamedTuple):
+    """The job's process is gone for certain."""
+
+    exit_code: int | None = None
+    """Negative if a signal ended it, None if unknown."""
+    last_line: str = ""
+    """The last line that it printed, if it did not print into the log of its run."""
+
+
+class Unknown(NamedTuple):
+    """The job cannot be seen from here, so it counts as gone only after it has reported nothing for
+    as long as `patience`.
+    """
+
+    patience: timedelta
+
+
+JobState = Alive | Ended | Unknown
+
+
+class NotStartedError(Exception):
+    """A job could not be started; the text says why."""
+
+    def __init__(self, message: str, *, may_pass: bool) -> None:
+        """`may_pass` says that the reason lies in the machine, not in the runs, and may be gone
+        later.
+        """
+        super().__init__(message)
+        self.may_pass = may_pass
+
+
+class Executor(Protocol):
+    """Runs jobs, which outlive the server that started them."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why no job can be started at present, as one sentence."""
+        ...
+
+    def refresh(self) -> None:
+        """Look for new machines and for those that are gone; the supervisor's thread waits."""
+        ...
+
+    def devices(self) -> Sequence[Device]:
+        """The current state of the GPUs."""
+        ...
+
+    def slots(self) -> Sequence[Slot]:
+        """The places where jobs can run."""
+        ...
+
+    def held(self) -> Collection[str]:
+        """Ids of slots whose job has not exited, whatever the rows of its runs say."""
+        ...
+
+    def start(self, job: str, slot: Slot, run_ids: Sequence[str]) -> None:
+        """Start a job for some runs in a slot; raises `NotStartedError`."""
+        ...
+
+    def look(self, jobs: Collection[Job]) -> Mapping[str, JobState]:
+        """The state of each of all jobs with active runs, by name."""
+        ...
+
+    def end(self, job: Job, number: signal.Signals) -> None:
+        """Signal a job, with its child processes."""
+        ...
+
+    def close(self) -> None:
+        """Forget the jobs, which continue."""
+        ...

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from backend import store
 from backend.jobs.devices import gpus
 from backend.jobs.machine import memory
-from backend.jobs.slots import Places
+from backend.jobs.slots import Places, Slot
 from sae_engine.estimate import estimate_together
 from sae_engine.schema.config import RunConfig, by_pass
 from sae_engine.schema.machine import Estimate, Forecast
@@ -29,9 +29,10 @@ class Room(NamedTuple):
     disk_free: int
 
 
-def room_on(device: str, folder: Path) -> Room:
+def room_on(slot: Slot, folder: Path) -> Room:
     """What is free now; `folder` holds the runs."""
-    total, free = memory()
+    device = slot.id if slot.node else slot.device
+    total, free = slot.memory or memory()
     for gpu in gpus():
         if gpu.id == device:
             free, total = gpu.memory_total_bytes - gpu.memory_used_bytes, gpu.memory_total_bytes
@@ -50,12 +51,12 @@ def forecast(
     disk = sum(one.estimate.disk_bytes for one in passes)
     times = [one.time for one in passes]
     found = largest.estimate.model_copy(update={"disk_bytes": disk})
-    room = room_on(largest.device, folder)
+    room = room_on(largest.slot, folder)
     return Forecast(
         **found.model_dump(),
         num_runs=len(configs),
         num_passes=len(passes),
-        slot_device=largest.device,
+        slot_device=room.device,
         memory_free_bytes=room.memory_free,
         memory_total_bytes=room.memory_total,
         disk_free_bytes=room.disk_free,
@@ -75,24 +76,25 @@ class _Time(NamedTuple):
 class _Pass(NamedTuple):
     """What runs on one pass of the language model would need."""
 
-    device: str
+    slot: Slot
     estimate: Estimate
     time: _Time | None
 
 
 def _pass(session: Session, configs: Sequence[RunConfig], places: Places) -> _Pass:
-    device = places.require(configs[0].model.device)[0].device
+    slot = places.require(configs[0].model.device)[0]
+    device = slot.device
     found = estimate_together(configs, gpu=device != "cpu")
     measured = store.measured_speed(session, device, configs[0])
     if measured is None or not found.tokens:
-        return _Pass(device, found, None)
+        return _Pass(slot, found, None)
     # Runs share the language model's part of the time; each further run adds its SAE's part.
     alone = found.tokens / measured.tokens_per_second
     seconds = alone * (1 + (len(configs) - 1) * measured.sae_share)
     other = "" if measured.same_size else " (a different SAE)"
     speed = f"{measured.tokens_per_second:,.0f} tokens/s"
     measured_on = f"{speed} of '{measured.run_name}' on {device}{other}"
-    return _Pass(device, found, _Time(seconds, measured_on))
+    return _Pass(slot, found, _Time(seconds, measured_on))
 
 
 def warnings(memory: int, disk: int, room: Room) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,15 @@ def logging_into(paths: Sequence[Path]) -> Generator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
+
+
+def print_into(path: Path) -> None:
+    """Append everything that this process and its children print from now on to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
 
 
 def tail(path: Path, num_lines: int) -> str:

@@ -14,7 +14,6 @@ from backend import store
 from backend.jobs.alerts import Alert, AlertWatch, free_bytes
 from backend.jobs.load import ProcessLoad
 from backend.jobs.retry import when_available
-from backend.processes import ProcessId
 from backend.store.database import Database
 from backend.store.models import RunRow
 from sae_engine.schema.records import (
@@ -53,14 +52,14 @@ class Recorder:
         run_id: str,
         member: Member,
         *,
-        process: ProcessId | None = None,
+        job: str,
         batch_seconds: float = BATCH_SECONDS,
         load: ProcessLoad | None = None,
     ) -> None:
         self.deadline = math.inf
         """Until when (`time.monotonic`) to wait for an unavailable database."""
         self._database = database
-        self._process = process
+        self._job = job
         self._is_superseded = False
         self._run_id = run_id
         self._folder = member.folder
@@ -209,19 +208,21 @@ class Recorder:
         return None if end is None else max(0.0, end - time.monotonic())
 
     def _write(self, action: Callable[[Session], object]) -> None:
-        """Store something, unless this process does not run the run any more."""
+        """Store something, unless the run is not this job's any more. Writers take turns, so that
+        does not change before it is stored.
+        """
 
         def transaction() -> None:
             with self._database.writing() as session:
-                if self._process and not store.is_run_by(session, self._run_id, self._process):
-                    self._is_superseded = True
-                else:
+                if store.is_run_by(session, self._run_id, self._job):
                     action(session)
+                else:
+                    self._is_superseded = True
 
         if not self._is_superseded:
             when_available(transaction, deadline=self.deadline)
             if self._is_superseded:
-                _log.warning("run %s is not run by this process any more", self._run_id)
+                _log.warning("run %s is not run by job %s any more", self._run_id, self._job)
 
 
 def _speed(first: MetricsRecord, last: MetricsRecord) -> float | None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import psutil
 
+from backend.errors import UnavailableError
 from backend.jobs.devices import visible_gpus
-from backend.jobs.machine import num_cpus
+from backend.jobs.machine import Memory, num_cpus
 from backend.settings import Settings
 from backend.store.models import RunRow
 from sae_engine.errors import ConfigError
 
 ALL_GPUS = "cuda"
-"""The slot of a run that spreads a language model over all GPUs."""
+"""The slot of a run that spreads a language model over all GPUs of a machine."""
+NODE_END = "/"
+"""Ends the node's name in the id of a slot on another machine."""
 SHOWN_NAMES = 3
 
 
@@ -25,18 +29,41 @@ class Slot(NamedTuple):
     device: str
     environment: Mapping[str, str]
     """Variables that make this device the only visible one."""
+    node: str = ""
+    """Name of the machine in a cluster; empty for this machine."""
+    memory: Memory | None = None
+    """Of the device, if it is on another machine and reports it."""
+
+
+def node_of(slot_id: str | None) -> str:
+    """Name of the machine that a slot is on; empty for this machine."""
+    return (slot_id or "").rpartition(NODE_END)[0]
+
+
+def slot_on(node: str, name: str) -> str:
+    """Id of a node's slot."""
+    return f"{node}{NODE_END}{name}" if node else name
 
 
 def find_slots(settings: Settings) -> list[Slot]:
     """The slots named by the settings; by default one for each GPU and one for the CPU."""
     gpus = visible_gpus()
     devices = settings.devices or [*(f"cuda:{number}" for number in range(len(gpus))), "cpu"]
-    slots: list[Slot] = []
+    return [
+        Slot(name, device, _environment(device, gpus, devices.count(device)))
+        for name, device in distinct(devices)
+    ]
+
+
+def distinct(devices: Sequence[str]) -> list[tuple[str, str]]:
+    """Devices of one machine with a name for each, such as `cpu` and `cpu#2`."""
+    counts = Counter[str]()
+    named: list[tuple[str, str]] = []
     for device in devices:
-        number = 1 + sum(slot.device == device for slot in slots)
-        name = device if number == 1 else f"{device}#{number}"
-        slots.append(Slot(name, device, _environment(device, gpus, devices.count(device))))
-    return slots
+        counts[device] += 1
+        number = counts[device]
+        named.append((device if number == 1 else f"{device}#{number}", device))
+    return named
 
 
 def _environment(device: str, gpus: Sequence[str], num_slots: int) -> dict[str, str]:
@@ -62,11 +89,13 @@ class Places:
         active: Collection[RunRow],
         held: Collection[str] = (),
         pause: str | None = None,
+        problem: str | None = None,
     ) -> None:
-        """`held` are ids of slots whose process has not exited yet; `pause` is why no run is
-        started at present.
+        """`held` are ids of slots whose process has not exited yet; `pause` is why the next start
+        waits, `problem` why there is no start in any slot.
         """
         self.slots = slots
+        self.problem = problem
         self._pause = pause
         self._held = held
         self._has_gpu = any(slot.device != "cpu" for slot in slots)
@@ -76,14 +105,12 @@ class Places:
                 self._taken[slot_id].append(row)
 
     def _slots_of(self, row: RunRow) -> list[str]:
-        if row.slot == ALL_GPUS:
-            return [slot.id for slot in self.slots if slot.device != "cpu"]
         if row.slot is not None:
-            return [row.slot] if row.slot in self._taken else []
+            return [slot.id for slot in self.slots if row.slot in (slot.id, _all_gpus_with(slot))]
         # A run in a terminal takes a slot of its device, or the first until its device is known.
-        device = row.device or self.slots[0].device
-        free = [s.id for s in self.slots if s.device.split(":")[0] == device.split(":")[0]]
-        return free[:1]
+        here = [slot for slot in self.slots if not slot.node]
+        kind = (row.device or here[0].device).split(":")[0] if here else ""
+        return [slot.id for slot in here if slot.device.split(":")[0] == kind][:1]
 
     def runs_in(self, slot: Slot) -> Sequence[RunRow]:
         return self._taken[slot.id]
@@ -92,7 +119,7 @@ class Places:
         return [slot for slot in self.slots if not self._is_taken(slot)]
 
     def _is_taken(self, slot: Slot) -> bool:
-        held = slot.id in self._held or (ALL_GPUS in self._held and slot.device != "cpu")
+        held = slot.id in self._held or _all_gpus_with(slot) in self._held
         return held or bool(self._taken[slot.id])
 
     @property
@@ -109,8 +136,10 @@ class Places:
         return [slot for slot in self.slots if slot.device == device]
 
     def require(self, device: str) -> list[Slot]:
-        """The same; raises `ConfigError` if there are none."""
+        """The same; raises `ConfigError` if there are none, `UnavailableError` if none is known."""
         usable = self.usable(device)
+        if not usable and self.problem is not None:
+            raise UnavailableError(self.problem, kind="no-machines")
         if not usable:
             raise ConfigError.of(
                 "model.device",
@@ -119,7 +148,7 @@ class Places:
         return usable
 
     def spreads(self, row: RunRow) -> bool:
-        """Whether a run needs all GPUs at once."""
+        """Whether a run needs all GPUs of a machine at once."""
         return self._has_gpu and _model_settings(row).get("device_map") is not None
 
     def place_for(self, row: RunRow) -> Slot | None:
@@ -127,8 +156,16 @@ class Places:
         usable = self.usable(_device(row))
         free = [slot for slot in self.free() if slot in usable]
         if self.spreads(row):
-            return _together(free) if len(free) == len(usable) else None
+            return self._whole_machine(usable, free)
         return free[0] if free else None
+
+    def _whole_machine(self, usable: Sequence[Slot], free: Sequence[Slot]) -> Slot | None:
+        """All GPUs of the first machine on which all are free."""
+        for node in dict.fromkeys(slot.node for slot in free):
+            slots = [slot for slot in usable if slot.node == node]
+            if all(slot in free for slot in slots):
+                return _together(slots)
+        return None
 
     def next_of(self, queue: Sequence[RunRow]) -> tuple[RunRow, Slot] | None:
         """The first run of the queue that can start now, and its slot.
@@ -145,6 +182,8 @@ class Places:
 
     def why_waiting(self, row: RunRow) -> str:
         """Why a queued run has not started, as one sentence."""
+        if self.problem is not None:
+            return self.problem
         device = _device(row)
         usable = self.usable(device)
         if not usable:
@@ -173,10 +212,16 @@ def _model_settings(row: RunRow) -> Mapping[str, Any]:
 
 
 def _together(slots: Sequence[Slot]) -> Slot:
-    """One slot that shows its process the devices of several."""
-    names = ",".join(slot.environment["CUDA_VISIBLE_DEVICES"] for slot in slots)
+    """One slot that shows its process the devices of several of one machine."""
+    names = ",".join(slot.environment.get("CUDA_VISIBLE_DEVICES", "") for slot in slots)
     environment = dict(slots[0].environment) | {"CUDA_VISIBLE_DEVICES": names}
-    return Slot(ALL_GPUS, ALL_GPUS, environment)
+    node = slots[0].node
+    return Slot(slot_on(node, ALL_GPUS), ALL_GPUS, environment, node)
+
+
+def _all_gpus_with(slot: Slot) -> str | None:
+    """Id of the slot that has all GPUs of a GPU's machine."""
+    return None if slot.device == "cpu" else slot_on(slot.node, ALL_GPUS)
 
 
 def environment_of(slot: Slot, base: Mapping[str, str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 job disappeared.
 
 One thread in the web process. Of several servers on one database only the holder of a lock
-supervises; another takes over when it exits. Jobs are detached and outlive their supervisor;
-the next one recognizes them by process number and start.
+supervises; another takes over when it exits. Jobs outlive their supervisor, and an executor runs
+them; what their runs' rows say counts more than what the executor sees.
 """
 
 from __future__ import annotations
@@ -12,69 +12,43 @@ import logging
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
-from datetime import datetime, timedelta
-from typing import NamedTuple
+from datetime import timedelta
 
-import psutil
 from sqlalchemy.orm import Session
 
 from backend import store
-from backend.jobs.executor import Job, JobCommand, LocalExecutor, job_command
+from backend.jobs.executor import (
+    Alive,
+    Ended,
+    Job,
+    JobCommand,
+    JobState,
+    NotStartedError,
+    Unknown,
+    job_command,
+)
+from backend.jobs.executors import executor_for
 from backend.jobs.logs import LOG_TAIL_LINES, tail
-from backend.jobs.shortage import SHORTAGES, StartPause
-from backend.jobs.slots import Places, Slot, find_slots
+from backend.jobs.losses import queue_again_after_loss
+from backend.jobs.shortage import StartPause
+from backend.jobs.silence import Report
+from backend.jobs.slots import Places, Slot, node_of
 from backend.jobs.supervisor_lock import supervisor_lock
 from backend.jobs.verdicts import verdict
-from backend.processes import is_elsewhere, start_of
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
+from sae_engine.schema.machine import Device
 
-START_GRACE = timedelta(seconds=30)
-"""How long a claimed run may lack a process: its supervisor may have died while starting it."""
-FOREIGN_SILENCE = timedelta(minutes=10)
-"""A run on another machine is given up after this long without a report."""
 CLOSING_SECONDS = 15.0
 """How long a server that ends waits for the transaction in progress."""
 KILL_AFTER = timedelta(seconds=5)
 NEVER_STARTED = "A run was claimed, but no process was started for it"
 
 _log = logging.getLogger(__name__)
-
-
-class _Report(NamedTuple):
-    """A run's latest report, and since when (`time.monotonic`) it has been the latest."""
-
-    reported_at: datetime | None
-    reported: float
-    progress: tuple[object, ...]
-    """Phase, step and tokens; a run that is only alive reports the same ones again."""
-    progressed: float
-    is_noted: bool = False
-
-    @classmethod
-    def next(cls, earlier: _Report | None, row: RunRow) -> _Report:
-        at = time.monotonic()
-        progress = (row.phase, row.step, row.tokens)
-        if earlier is None or earlier.progress != progress:
-            return cls(row.reported_at, at, progress, at)
-        if earlier.reported_at != row.reported_at:
-            return earlier._replace(reported_at=row.reported_at, reported=at)
-        return earlier
-
-    def silence(self, row: RunRow) -> timedelta:
-        """How long the run has not reported anything, by a clock that neither jumps nor runs while
-        the machine sleeps.
-        """
-        if row.reported_at != self.reported_at:
-            return timedelta(0)
-        return timedelta(seconds=time.monotonic() - self.reported)
-
-    def standstill(self) -> timedelta:
-        """How long the run has not made any progress, by the same clock."""
-        return timedelta(seconds=time.monotonic() - self.progressed)
 
 
 class Supervisor:
@@ -96,18 +70,18 @@ class Supervisor:
         """
         self._settings = settings
         self._database = database
-        self._executor = LocalExecutor(settings, command)
-        self._slots = find_slots(settings)
+        self._executor = executor_for(settings, database, command)
         self._poll_seconds = poll_seconds
         self._patience = patience
         self._silence = silence
-        self._jobs: list[Job] = []
-        self._starting: set[int] = set()
-        """Processes that were started and have not begun to run anything yet."""
+        self._failures = Counter[str]()
+        """Starts that failed on each machine; those with fewer come first."""
+        self._starting: set[str] = set()
+        """Jobs that were started and have not begun to run anything yet."""
         self._readable: set[str] = set()
-        self._forced_since: dict[int, float] = {}
-        self._terminated: set[int] = set()
-        self._reports: dict[str, _Report] = {}
+        self._forced_since: dict[str, float] = {}
+        self._terminated: set[str] = set()
+        self._reports: dict[str, Report] = {}
         self._last_error = ""
         self._lock = supervisor_lock(settings, database)
         self._supervises = False
@@ -129,8 +103,7 @@ class Supervisor:
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSING_SECONDS)
-        for job in self._jobs:
-            job.detach()
+        self._executor.close()
         self._lock.release()
 
     @property
@@ -142,9 +115,10 @@ class Supervisor:
         while not self._closing:
             self._wake.clear()
             try:
+                self._executor.refresh()
                 if self._acquire():
                     self._judge_and_end()
-                    if self._pause.is_over:
+                    if self._pause.is_over and self._executor.problem is None:
                         self._start_next()
                 self._last_error = ""
             except Exception as error:
@@ -163,7 +137,9 @@ class Supervisor:
                 "no runs, and takes over when the other ends",
                 self._settings.data_dir,
             )
-        if self._supervises and not before and self._deferred:
+        if self._supervises and not before:
+            self._reports = {}
+        if self._supervises and self._deferred:
             self._deferred = False
             _log.warning("this server supervises the runs in %s now", self._settings.data_dir)
         return self._supervises
@@ -171,61 +147,46 @@ class Supervisor:
     # Judging and ending
 
     def _judge_and_end(self) -> None:
-        codes = [job.poll() for job in self._jobs]
-        exits: dict[tuple[str, int | None], tuple[int, int | None]] = {}
-        for job, code in zip(self._jobs, codes, strict=True):
-            for run_id in job.run_ids:
-                exits[run_id, job.pid] = exits[run_id, None] = job.pid, code
         with self._database.reading() as session:
             rows = store.active_runs(session)
-        working: list[RunRow] = []
-        elsewhere: list[RunRow] = []
-        failed: dict[tuple[int | None, str], list[str]] = {}
+        self._reports = {row.id: Report.next(self._reports.get(row.id), row) for row in rows}
+        jobs = {job.name: job for job in map(_job_of, rows)}
+        states = self._executor.look(jobs.values())
+        alive: list[RunRow] = []
+        unseen: list[RunRow] = []
+        failed: dict[tuple[str, str], list[str]] = {}
         for row in rows:
-            pid, code = exits.get((row.id, row.pid), (None, None))
-            if pid is not None:
-                is_working = code is None
-            elif row.process is None:
-                if row.started_at and abs(store.now() - row.started_at) > START_GRACE:
-                    failed.setdefault((None, NEVER_STARTED), []).append(row.id)
-                continue
+            job, state = _job_of(row).name, self._settled(row, states[_job_of(row).name])
+            if isinstance(state, Alive):
+                alive.append(row)
+            elif isinstance(state, Unknown):
+                unseen.append(row)
+            elif not row.has_begun and (why := _why_not_begun(row, state)) is not None:
+                failed.setdefault((job, why), []).append(row.id)
+                self._failures[node_of(row.slot)] += 1
+            elif isinstance(states[job], Unknown) and (node := node_of(row.slot)):
+                self._give_up(row, node)
             else:
-                is_working = self._executor.is_alive(*row.process)
-            if is_working:
-                working.append(row)
-            elif self._may_work_elsewhere(row):
-                elsewhere.append(row)
-            elif code is not None and code > 0 and not row.has_begun:
-                why = f"The run's process ended with exit code {code} at once"
-                failed.setdefault((pid, why), []).append(row.id)
-            else:
-                self._judge(row, code)
-        begun = {row.pid for row in working if row.has_begun}
-        ended = {job.pid for job, code in zip(self._jobs, codes, strict=True) if code is not None}
+                self._judge(row, state.exit_code)
+        begun = {_job_of(row).name for row in alive if row.has_begun}
+        ended = {name for name, state in states.items() if isinstance(state, Ended)}
         self._settle_starts(begun | ended, failed)
-        self._end_overdue(working)
-        self._note_silence([*working, *elsewhere])
-        self._jobs = [job for job, code in zip(self._jobs, codes, strict=True) if code is None]
+        self._end_overdue(alive, jobs)
+        self._note_silence([*alive, *unseen])
 
-    def _may_work_elsewhere(self, row: RunRow) -> bool:
-        """Whether a run may have a process on another machine: its reports can be seen from here,
-        its process cannot.
-        """
-        created = row.pid_created
-        if self._database.is_sqlite or created is None or not is_elsewhere(created):
-            return False
-        report = self._reports.get(row.id)
-        patience = self._patience if row.force_stop_at else FOREIGN_SILENCE
-        return report is None or report.silence(row) < patience
+    def _settled(self, row: RunRow, state: JobState) -> JobState:
+        """A job that cannot be seen counts as gone once its run has been silent for too long."""
+        if not isinstance(state, Unknown):
+            return state
+        patience = self._patience if row.force_stop_at else state.patience
+        return Ended() if self._reports[row.id].silence() >= patience else state
 
     def _judge(self, row: RunRow, exit_code: int | None) -> None:
         """Record how a run ended, unless its job already did."""
         status, kind, message = verdict(exit_code, was_forced=row.force_stop_at is not None)
         log_tail = tail(self._settings.run_folder(row.id).log, LOG_TAIL_LINES)
         with self._database.writing() as session:
-            judged = (
-                row.process is None or store.is_run_by(session, row.id, row.process)
-            ) and store.fail_run(
+            judged = store.is_run_by(session, row.id, row.job) and store.fail_run(
                 session, row.id, status, kind=kind, message=message, log_tail=log_tail
             )
         if judged:
@@ -233,33 +194,39 @@ class Supervisor:
             with suppress(OSError):
                 self._settings.run_folder(row.id).remove_leftovers()
 
+    def _give_up(self, row: RunRow, node: str) -> None:
+        """Record that a run's node was lost, and queue the run again unless that is hopeless."""
+        folder = self._settings.run_folder(row.id)
+        with self._database.writing() as session:
+            if store.is_run_by(session, row.id, row.job):
+                queue_again_after_loss(session, store.get_run(session, row.id), folder, node)
+
     def _settle_starts(
-        self, known: Set[int | None], failed: Mapping[tuple[int | None, str], Sequence[str]]
+        self, known: Set[str], failed: Mapping[tuple[str, str], Sequence[str]]
     ) -> None:
-        """End the pause if a process has begun to run something; put back the runs of each that
-        ended before. `known` are processes that have begun or ended, `failed` names the runs that
-        a process did not begin, and why.
+        """End the pause if a job has begun to run something; put back the runs of each that ended
+        before. `known` are jobs that have begun or ended, `failed` names the runs that a job did
+        not begin, and why.
         """
-        if self._starting & known - {pid for pid, _ in failed}:
+        if self._starting & known - {job for job, _ in failed}:
             self._pause.end()
         self._starting -= known
         for (_, why), run_ids in failed.items():
             self._put_back(run_ids, why)
 
     def _put_back(self, run_ids: Sequence[str], why: str) -> None:
-        """Queue runs again whose process could not start, and wait before the next start."""
+        """Queue runs again whose job could not start, and wait before the next start."""
         self._pause.begin(why)
         with self._database.writing() as session:
             store.put_back(session, run_ids)
 
     def _note_silence(self, rows: Sequence[RunRow]) -> None:
         """Alert once about every run that has made no progress for too long."""
-        earlier, self._reports = self._reports, {}
         for row in rows:
-            report = _Report.next(earlier.get(row.id), row)
+            report = self._reports[row.id]
             silence = report.standstill()
             if not report.is_noted and silence >= self._silence:
-                report = report._replace(is_noted=True)
+                self._reports[row.id] = report._replace(is_noted=True)
                 message = (
                     f"No progress for {silence.total_seconds() / 60:.0f} minutes "
                     f"({row.phase or 'no phase'}); check its log, or stop it."
@@ -269,28 +236,32 @@ class Supervisor:
                         session, row.id, level="warning", kind="no_progress", message=message,
                         step=row.step,
                     )  # fmt: skip
-            self._reports[row.id] = report
 
-    def _end_overdue(self, rows: Sequence[RunRow]) -> None:
+    def _end_overdue(self, rows: Sequence[RunRow], jobs: Mapping[str, Job]) -> None:
         """Signal a job whose runs were all forced to stop but did not within `patience`."""
-        unforced = {row.pid for row in rows if row.force_stop_at is None}
-        forced = {row.pid for row in rows if row.pid is not None} - unforced
+        unforced = {_job_of(row).name for row in rows if row.force_stop_at is None}
+        forced = {_job_of(row).name for row in rows} - unforced
         now = time.monotonic()  # the wall clock may jump
-        self._forced_since = {pid: self._forced_since.get(pid, now) for pid in forced}
-        for pid, since in self._forced_since.items():
+        self._forced_since = {name: self._forced_since.get(name, now) for name in forced}
+        for name, since in self._forced_since.items():
             overdue = timedelta(seconds=now - since) - self._patience
             if overdue > KILL_AFTER:
-                self._executor.signal(pid, signal.SIGKILL)
-            elif overdue > timedelta(0) and pid not in self._terminated:
-                self._terminated.add(pid)
-                self._executor.signal(pid, signal.SIGTERM)
+                self._executor.end(jobs[name], signal.SIGKILL)
+            elif overdue > timedelta(0) and name not in self._terminated:
+                self._terminated.add(name)
+                self._executor.end(jobs[name], signal.SIGTERM)
 
     # Starting
 
     def places(self, active: Sequence[RunRow]) -> Places:
         """The slots and the active runs in them."""
-        held = {job.slot_id for job in list(self._jobs)}
-        return Places(self._slots, active, held, self._pause.reason)
+        executor = self._executor
+        slots = sorted(executor.slots(), key=lambda slot: self._failures[slot.node])
+        return Places(slots, active, executor.held(), self._pause.reason, executor.problem)
+
+    def devices(self) -> Sequence[Device]:
+        """The GPUs that jobs can use."""
+        return self._executor.devices()
 
     def _start_next(self) -> None:
         while self._pause.is_over and (claimed := self._claim()) is not None:
@@ -322,26 +293,31 @@ class Supervisor:
 
     def _start(self, slot: Slot, rows: Sequence[RunRow]) -> None:
         run_ids = [row.id for row in rows]
+        job = _job_of(rows[0]).name
         try:
-            job = self._executor.start(run_ids, slot)
-        except OSError as error:
-            message = f"The run's process could not be started: {error}"
-            if error.errno in SHORTAGES:
-                self._put_back(run_ids, message)
+            self._executor.start(job, slot, run_ids)
+        except NotStartedError as error:
+            if error.may_pass:
+                self._put_back(run_ids, str(error))
                 return
-            message += "."
             with self._database.writing() as session:
-                for row in rows:
+                for run_id in run_ids:
                     store.fail_run(
-                        session, row.id, "failed", kind="NotStarted", message=message, log_tail=""
-                    )
+                        session, run_id, "failed", kind="NotStarted", message=f"{error}.",
+                        log_tail="",
+                    )  # fmt: skip
             return
-        self._starting.add(job.pid)
-        self._jobs.append(job)
-        try:
-            created = start_of(job.pid)
-        except psutil.NoSuchProcess:
-            return
-        with self._database.writing() as session:
-            for row in rows:
-                store.set_process(session, row.id, pid=job.pid, created=created)
+        self._starting.add(job)
+
+
+def _job_of(row: RunRow) -> Job:
+    """The job that runs an active run; earlier versions started runs without a job's name."""
+    return Job(row.job or row.id, row.slot, row.process)
+
+
+def _why_not_begun(row: RunRow, state: Ended) -> str | None:
+    """Why a job ended before it began to run anything; None if its end is a run's own."""
+    if state.exit_code is not None and state.exit_code > 0:
+        why = f"The run's process ended with exit code {state.exit_code} at once"
+        return f"{why} ({state.last_line.rstrip('.')})" if state.last_line else why
+    return NEVER_STARTED if row.process is None and state.exit_code is None else None

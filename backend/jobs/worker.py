@@ -1,21 +1,24 @@
 """A job: the process that trains one run, or several on one pass of the language model.
-`python -m backend.jobs.worker <run_id> [<run_id> ...]`.
+`python -m backend.jobs.worker <job> [<node of a cluster>]`.
 
-Started by the supervisor and detached from it: it continues when the server is gone, and writes the
-end of its runs into their rows. The supervisor judges only runs whose job could not write.
+Started by the supervisor's executor and detached from it: it continues when the server is gone, and
+writes the end of its runs into their rows. The supervisor judges only runs whose job could not.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from backend import store
 from backend.jobs.execution import Terminated, Train, engine, execute, exit_code, raise_terminated
-from backend.jobs.logs import log_plainly, logging_into
+from backend.jobs.logs import log_plainly, logging_into, print_into
+from backend.jobs.recorder import BATCH_SECONDS
 from backend.jobs.retry import JOB_BUSY_SECONDS, DatabaseRefusedError, when_available
+from backend.jobs.shared_folder import UnsharedFolderError, check_folder
 from backend.processes import EXIT_DATABASE_REFUSED, EXIT_DISK_FULL, lower_priority, this_process
 from backend.settings import Settings, load_settings
 from backend.store.database import Database
@@ -24,31 +27,40 @@ from sae_engine.errors import DiskFullError
 from sae_engine.interrupt import exit_if_abandoned
 from sae_engine.training.member import Member
 
+REMOTE_BATCH_SECONDS = 2.0
+"""Time between writes of a job in a cluster, whose many jobs share one database."""
+
 _log = logging.getLogger(__name__)
 
 
-def main(run_ids: Sequence[str], *, train: Train = engine) -> int:
-    """Train runs of the database; returns the process's exit code."""
+def main(job: str, node: str = "", *, train: Train = engine) -> int:
+    """Train the runs that were claimed for a job; returns the process's exit code."""
     log_plainly()
     signal.signal(signal.SIGTERM, raise_terminated)
     settings = load_settings()
     database = Database(settings.resolved_database_url, busy_seconds=JOB_BUSY_SECONDS)
-    members: dict[str, Member] = {}
     try:
-        for run_id in run_ids:
-            row = when_available(lambda run_id=run_id: _take_over(database, run_id))
-            if row is not None:
-                members[run_id] = _member(settings, row)
-        if not members:
-            return 0
+        if node:
+            when_available(lambda: check_folder(database, settings.data_dir, node))
+        rows = when_available(lambda: _take_over(database, job))
+        if not rows:
+            print(f"The database has no runs of the job {job}, or none any more.", file=sys.stderr)
+            return os.EX_NOINPUT
+        if node:
+            print_into(settings.run_folder(rows[0].id).log)
+        members = {row.id: _member(settings, row) for row in rows}
         logs = [member.folder.log for member in members.values()]
         with logging_into(logs[1:]):  # the first one receives this process's output
-            statuses = execute(database, members, train, process=this_process())
+            seconds = REMOTE_BATCH_SECONDS if node else BATCH_SECONDS
+            statuses = execute(database, members, train, job=job, batch_seconds=seconds)
             for run_id, status in zip(members, statuses, strict=True):
                 _log.info("run %s %s", run_id, status)
         return exit_code(statuses)
     except Terminated:
         return exit_code(["interrupted"])
+    except UnsharedFolderError as error:
+        print(error, file=sys.stderr)
+        return os.EX_CONFIG
     except DiskFullError as error:
         _log.error("%s", error)
         return EXIT_DISK_FULL
@@ -59,15 +71,9 @@ def main(run_ids: Sequence[str], *, train: Train = engine) -> int:
         database.close()
 
 
-def _take_over(database: Database, run_id: str) -> RunRow | None:
-    """Record in a run's row that this process runs it; None if the run is not active any more."""
-    pid, created = this_process()
+def _take_over(database: Database, job: str) -> Sequence[RunRow]:
     with database.writing() as session:
-        row = store.get_run(session, run_id)
-        if store.set_process(session, run_id, pid=pid, created=created, has_begun=True):
-            return row
-    _log.warning("run %s is %s, or has another process; nothing to do", run_id, row.status)
-    return None
+        return store.take_over(session, job, this_process())
 
 
 def _member(settings: Settings, row: RunRow) -> Member:
@@ -83,6 +89,6 @@ def _member(settings: Settings, row: RunRow) -> Member:
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
+    code = main(*sys.argv[1:])
     exit_if_abandoned(code)
     sys.exit(code)

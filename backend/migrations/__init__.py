@@ -21,8 +21,8 @@ class UnknownRevisionError(Exception):
     """The tables are of a revision that this program does not have; the text names it."""
 
 
-def upgrade(connection: Connection) -> None:
-    """Migrate an empty or older database to the newest revision, in the caller's transaction.
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Migrate an empty or older database to a revision, in the caller's transaction.
 
     Imports Alembic, which jobs, whose server has prepared the database, do not need.
     """
@@ -36,7 +36,7 @@ def upgrade(connection: Connection) -> None:
     if current is not None and current not in known:
         raise UnknownRevisionError(current)
     with Operations.context(context):
-        missing = list(revisions.iterate_revisions("head", current or "base"))
+        missing = list(revisions.iterate_revisions(revision, current or "base"))
         for script in reversed(missing):
             script.module.upgrade()
         if missing:

@@ -12,7 +12,6 @@ from backend import store
 from backend.errors import UnprocessableError
 from backend.http.configs import check_paths
 from backend.http.services import ServicesDep
-from backend.jobs.devices import gpus
 from backend.jobs.forecast import forecast
 from backend.jobs.machine import memory, num_cpus
 from backend.jobs.texts import in_data_folder
@@ -91,7 +90,8 @@ def system(services: ServicesDep) -> System:
         {
             "version": VERSION,
             "supervises": services.supervisor.supervises,
-            "devices": gpus(),
+            "devices": services.supervisor.devices(),
+            "problem": places.problem,
             "slots": [
                 Slot(id=slot.id, device=slot.device, runs=[row.id for row in places.runs_in(slot)])
                 for slot in places.slots

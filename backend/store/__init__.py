@@ -4,7 +4,7 @@ Fed by `jobs`, `labels`, `routes` and `cli`; read by all of them and `http`. Fun
 session and return rows; the caller opens the session and thereby delimits the transaction.
 """
 
-from backend.store.common import ACTIVE, RESUMABLE, now
+from backend.store.common import ACTIVE, RESUMABLE, folder_id, now, set_folder_id
 from backend.store.configs import config_of, readable_config
 from backend.store.labels import (
     label,
@@ -45,12 +45,13 @@ from backend.store.states import (
     fail_run,
     fail_unreadable,
     is_run_by,
+    new_job,
     put_back,
     report_alive,
     request_stop,
     requeue,
-    set_process,
     stop_requests,
+    take_over,
     update_metrics,
     update_run,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "fail_run",
     "fail_unreadable",
     "find_run",
+    "folder_id",
     "forget_after",
     "get_run",
     "group",
@@ -87,6 +89,7 @@ __all__ = [
     "measured_speed",
     "metrics",
     "metrics_between",
+    "new_job",
     "notices",
     "now",
     "patch_labels",
@@ -99,11 +102,12 @@ __all__ = [
     "request_stop",
     "requeue",
     "resolve_snapshot",
+    "set_folder_id",
     "set_label",
-    "set_process",
     "snapshots",
     "stars",
     "stop_requests",
+    "take_over",
     "update_metrics",
     "update_run",
     "written_labels",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, update
+from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
-from backend.store.models import RunRow
+from backend.store.models import DataFolderRow, RunRow
 from sae_engine.schema.runs import RunStatus
 
 ACTIVE: tuple[RunStatus, ...] = ("running", "stopping")
@@ -17,6 +17,15 @@ RESUMABLE: tuple[RunStatus, ...] = ("stopped", "failed", "interrupted")
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def folder_id(session: Session) -> str | None:
+    """Id of the data folder that belongs to this database; None outside of clusters."""
+    return session.scalar(select(DataFolderRow.id))
+
+
+def set_folder_id(session: Session, folder_id: str) -> None:
+    session.add(DataFolderRow(id=folder_id))
 
 
 def changes_rows(session: Session, statement: Any) -> bool:

@@ -92,6 +92,9 @@ class RunRow(Base):
     error_message: Mapped[str | None] = mapped_column(Text)
     error_log_tail: Mapped[str | None] = mapped_column(Text)
 
+    job: Mapped[str | None]
+    """The job that runs it; every claim names a new one, and what an earlier one writes is refused.
+    """
     pid: Mapped[int | None]
     pid_created: Mapped[float | None]
     """`processes.start_of(pid)`: distinguishes it from a later process with the same number."""
@@ -116,7 +119,7 @@ class RunRow(Base):
 
     @property
     def process(self) -> ProcessId | None:
-        """The process that runs it; None before one has started."""
+        """The job's process; None before it has taken the run."""
         if self.pid is None or self.pid_created is None:
             return None
         return ProcessId(self.pid, self.pid_created)
@@ -136,6 +139,14 @@ class RunRow(Base):
     def latest_metrics(self) -> dict[str, float]:
         """`metrics`, parsed."""
         return json.loads(self.metrics)
+
+
+class DataFolderRow(Base):
+    """The data folder that belongs to the database of a cluster; no row elsewhere."""
+
+    __tablename__ = "data_folder"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
 
 
 class TagRow(Base):

@@ -29,12 +29,15 @@ def add_run(
     tags: Sequence[str] = (),
     notes: str = "",
     status: RunStatus = "queued",
+    job: str | None = None,
     group_id: str | None = None,
     cloned_from: str | None = None,
     idempotency_key: str | None = None,
     request_digest: str | None = None,
 ) -> RunRow:
-    """Store a new run under its config's name; `running` is for callers that run it themselves."""
+    """Store a new run under its config's name; `running`, as a `job`, is for callers that run it
+    themselves.
+    """
     at = now()
     row = RunRow(
         id=secrets.token_hex(5),
@@ -42,6 +45,7 @@ def add_run(
         status=status,
         config=config.model_dump(mode="json"),
         notes=notes,
+        job=job,
         group_id=group_id,
         cloned_from=cloned_from,
         idempotency_key=idempotency_key,

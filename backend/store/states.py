@@ -6,14 +6,15 @@ Each is one conditional UPDATE, so that only one of two competing processes succ
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, func, select, update
+from sqlalchemy import Update, func, select, update
 from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError
-from backend.processes import ProcessId, start_tolerance
+from backend.processes import ProcessId
 from backend.store.common import ACTIVE, RESUMABLE, changes_rows, now
 from backend.store.configs import UNREADABLE, readable_config
 from backend.store.listing import sorted_values
@@ -46,18 +47,18 @@ def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
     return row
 
 
-def requeue(session: Session, run_id: str) -> RunRow:
-    """Queue an ended run again; it continues from its checkpoint if it has one."""
+def requeue(session: Session, run_id: str, *, first: bool = False) -> RunRow:
+    """Queue an ended run again, last or first; it continues from its checkpoint if it has one."""
     row = get_run(session, run_id)
     if row.status not in RESUMABLE:
         raise ConflictError(f"The run '{row.name}' is {row.status}; there is nothing to resume.")
-    row.queue_rank = last_rank(session) + 1
+    row.queue_rank = first_rank(session) - 1 if first else last_rank(session) + 1
     _change_status(row, "queued")
     row.queued_at = now()
     row.started_at = row.ended_at = row.force_stop_at = None
     row.error_type = row.error_message = row.error_log_tail = None
-    row.pid = row.pid_created = row.eta_seconds = row.tokens_per_second = row.phase = None
-    row.slot = None
+    row.job = row.pid = row.pid_created = row.slot = None
+    row.eta_seconds = row.tokens_per_second = row.phase = None
     session.flush()
     return row
 
@@ -80,7 +81,8 @@ def fail_unreadable(session: Session, row: RunRow) -> bool:
 def claim(
     session: Session, first: RunRow, queue: Sequence[RunRow], *, slot: str, device: str
 ) -> Sequence[RunRow]:
-    """Assign a queued run to a slot, together with the runs of its sweep that can share its pass.
+    """Assign a queued run to a slot and a new job, together with the runs of its sweep that can
+    share its pass.
 
     Only one of several claimants gets them. A run that resumes is taken alone, because others of
     its sweep stopped at other steps, and so is one that trains nothing.
@@ -95,12 +97,17 @@ def claim(
         .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(
             **_status("running"), slot=slot, device=device, started_at=at, reported_at=at,
-            pid=None, pid_created=None, phase="starting", queue_rank=None,
+            job=new_job(first.id), pid=None, pid_created=None, phase="starting", queue_rank=None,
         )
         .returning(RunRow)
         .execution_options(populate_existing=True)
     ).all()  # fmt: skip
     return sorted(claimed, key=lambda row: row.seq)
+
+
+def new_job(run_id: str) -> str:
+    """A name for a job that starts with this run, different from those of all earlier jobs."""
+    return f"{run_id}-{secrets.token_hex(4)}"
 
 
 def _shared_pass(row: RunRow) -> str | None:
@@ -136,7 +143,7 @@ def put_back(session: Session, run_ids: Sequence[str]) -> None:
     )
     rows = session.scalars(select(RunRow).where(*unstarted).order_by(RunRow.seq.desc())).all()
     for row in rows:
-        row.slot = row.phase = row.started_at = row.pid = row.pid_created = None
+        row.slot = row.phase = row.started_at = row.job = row.pid = row.pid_created = None
         if row.status == "stopping":
             _change_status(row, "stopped")
             row.ended_at = now()
@@ -146,45 +153,44 @@ def put_back(session: Session, run_ids: Sequence[str]) -> None:
         session.flush()
 
 
-def set_process(
-    session: Session, run_id: str, *, pid: int, created: float, has_begun: bool = False
-) -> bool:
-    """Record which process runs a run; returns False if the run is not active or has another.
-
-    `has_begun` says that the process itself reports it.
+def take_over(session: Session, job: str, process: ProcessId) -> Sequence[RunRow]:
+    """Record that a process runs a job; returns the job's active runs, none if another process
+    took them or another job has them now.
     """
-    unclaimed = RunRow.pid.is_(None) | _is_run_by(ProcessId(pid, created))
-    values: dict[str, Any] = {"pid": pid, "pid_created": created}
-    if has_begun:
-        values |= {"reported_at": now(), "phase": FIRST_PHASE}
-    return changes_rows(session, _active(run_id).where(unclaimed).values(values))
+    unclaimed = RunRow.pid.is_(None) | (
+        (RunRow.pid == process.pid) & (RunRow.pid_created == process.created)
+    )
+    taken = session.scalars(
+        update(RunRow)
+        .where(RunRow.job == job, RunRow.status.in_(ACTIVE), unclaimed)
+        .values(pid=process.pid, pid_created=process.created, reported_at=now(), phase=FIRST_PHASE)
+        .returning(RunRow)
+        .execution_options(populate_existing=True)
+    ).all()
+    return sorted(taken, key=lambda row: row.seq)
 
 
-def is_run_by(session: Session, run_id: str, process: ProcessId) -> bool:
-    """Whether a run is active and this is its process."""
-    active = (RunRow.id == run_id, RunRow.status.in_(ACTIVE))
-    return session.scalar(select(RunRow.seq).where(*active, _is_run_by(process))) is not None
+def is_run_by(session: Session, run_id: str, job: str | None) -> bool:
+    """Whether a run is active and this is its job."""
+    mine = (RunRow.id == run_id, RunRow.job == job, RunRow.status.in_(ACTIVE))
+    return session.scalar(select(RunRow.seq).where(*mine)) is not None
 
 
-def report_alive(session: Session, run_ids: Sequence[str], process: ProcessId) -> None:
-    """Note that a process still works on those of the runs that are its own."""
-    active = (RunRow.id.in_(run_ids), RunRow.status.in_(ACTIVE))
+def report_alive(session: Session, job: str) -> None:
+    """Note that a job still works on its runs."""
     at = now()
-    for row in session.scalars(select(RunRow).where(*active, _is_run_by(process))):
+    mine = (RunRow.job == job, RunRow.status.in_(ACTIVE))
+    for row in session.scalars(select(RunRow).where(*mine)):
         row.eta_seconds, row.reported_at = row.remaining_seconds(at), at
 
 
-def stop_requests(
-    session: Session, run_ids: Sequence[str], process: ProcessId | None = None
-) -> dict[str, StopRequest]:
-    """The stop request of each run. `process` is to stop at once what it does not run any more: a
-    run that was deleted, given up or started again.
+def stop_requests(session: Session, run_ids: Sequence[str], job: str) -> dict[str, StopRequest]:
+    """The stop request of each run. The job is to stop at once what it does not run any more: a run
+    that was deleted, given up or started again.
     """
     requests = dict.fromkeys(run_ids, StopRequest.FORCE)
-    held = RunRow.id.in_(run_ids)
-    if process is not None:
-        held &= _is_run_by(process) & RunRow.status.in_(ACTIVE)
-    for row in session.execute(select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(held)):
+    mine = (RunRow.id.in_(run_ids), RunRow.job == job, RunRow.status.in_(ACTIVE))
+    for row in session.execute(select(RunRow.id, RunRow.status, RunRow.force_stop_at).where(*mine)):
         if row.force_stop_at is None:
             stopping = row.status == "stopping"
             requests[row.id] = StopRequest.STOP if stopping else StopRequest.NONE
@@ -215,12 +221,6 @@ def update_metrics(
     """Set an active run's latest metrics and other columns."""
     columns = {"metrics": json.dumps(latest), **sorted_values(latest)}
     update_run(session, run_id, **columns, **values)
-
-
-def _is_run_by(process: ProcessId) -> ColumnElement[bool]:
-    tolerance = start_tolerance(process.created)
-    earliest, latest = process.created - tolerance, process.created + tolerance
-    return (RunRow.pid == process.pid) & RunRow.pid_created.between(earliest, latest)
 
 
 def _active(run_id: str) -> Update:

@@ -46,6 +46,8 @@ def _system() -> None:
     if not system.supervises:
         text = "Another server uses this data folder and starts the queued runs."
         html_block(notice(text, level="warning", title="This server does not start runs"))
+    if system.problem:
+        html_block(notice(system.problem, level="warning", title="Queued runs wait"))
     left, right = st.columns([2.4, 1], gap="large")
     with left:
         section_title("Devices")

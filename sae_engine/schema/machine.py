@@ -124,7 +124,9 @@ class Slot(Shape):
     """A place for one training process."""
 
     id: str
-    """Device, with a number if it has several slots: `cuda:0`, `cpu`, `cpu#2`."""
+    """Device, with a number if it has several slots: `cuda:0`, `cpu`, `cpu#2`; on a machine of a
+    cluster after its name: `gpu1/cuda:0`.
+    """
     device: str
     runs: list[str]
     """Ids of the runs training there now."""
@@ -136,7 +138,10 @@ class System(Shape):
     version: str
     supervises: bool
     """Whether this server starts queued runs; only one server per data folder does."""
+    problem: str | None
+    """Why no run can be started at present, as one sentence; null if runs can be started."""
     devices: list[Device]
+    """The GPUs that runs can use; those of a cluster if runs train on one."""
     slots: list[Slot]
     num_cpus: int
     cpu_utilization: float

@@ -22,6 +22,7 @@ AlertKind = Literal[
     "throughput",
     "disk",
     "no_progress",
+    "node_lost",
 ]
 """Kinds of alerts that a run can raise."""
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from backend import store
 from backend.app import create_app
+from backend.processes import is_alive
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
@@ -76,12 +77,21 @@ def database(settings: Settings) -> Iterator[Database]:
     database.prepare()
     yield database
     with database.reading() as session:
-        pids = [row.pid for row in store.active_runs(session) if row.pid is not None]
-    for pid in pids:
-        if pid != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        rows = store.active_runs(session)
+    kill_jobs(rows)
     database.close()
+
+
+def kill_jobs(rows: Collection[RunRow]) -> None:
+    """Kill jobs that a test left behind, also those that have not taken their runs yet."""
+    jobs = {row.job for row in rows}
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if not jobs.isdisjoint(child.cmdline()):
+                child.kill()
+    for process in {row.process for row in rows if row.process is not None}:
+        if process.pid != os.getpid() and is_alive(*process):
+            psutil.Process(process.pid).kill()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """An engine without torch that takes milliseconds and behaves as the run's name says.
 
-`python -c "from tests.backend.fake_engine import main; main()" <run_id> ...` is a job that uses it.
+`python -c "from tests.backend.fake_engine import main; main()" <job>` is a job that uses it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ POURED_STEPS = 2000
 """Steps of a run named `pour`, one per millisecond."""
 
 
-def fake_job(run_ids: Sequence[str]) -> list[str]:
+def fake_job(job: str) -> list[str]:
     """The command line of a job that uses this engine."""
-    return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", *run_ids]
+    return [sys.executable, "-c", "from tests.backend.fake_engine import main; main()", job]
 
 
 def main() -> None:
-    sys.exit(worker.main(sys.argv[1:], train=train))
+    sys.exit(worker.main(*sys.argv[1:], train=train))
 
 
 def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:

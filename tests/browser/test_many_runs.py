@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from backend import store
-from backend.processes import start_of
+from backend.processes import ProcessId, start_of
 from backend.settings import Settings
 from backend.store.database import open_database
 from sae_engine.presets import resolve_config
@@ -47,9 +47,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ]
             store.add_metrics(session, row.id, measured)
         config = resolve_config("quick-test", {"name": "long"})
-        long = store.add_run(session, config=config, status="running")
-        long.slot = "cpu"
-        store.set_process(session, long.id, pid=sleeping.pid, created=start_of(sleeping.pid))
+        store.add_run(session, config=config, status="running", job="long").slot = "cpu"
+        store.take_over(session, "long", ProcessId(sleeping.pid, start_of(sleeping.pid)))
     environment = pytest.MonkeyPatch()
     environment.setenv("SAE_WORKBENCH_DEVICES", "cpu")
     try:

@@ -205,7 +205,7 @@ class Workbench:
         """The process that trains a run."""
         for process in self.processes():
             with suppress(psutil.NoSuchProcess):
-                if run_id in process.cmdline():
+                if any(part.startswith(run_id) for part in process.cmdline()):
                     return process
         return None
 
@@ -253,9 +253,14 @@ def assert_like_its_twin(workbench: Workbench, run_id: str, twin: Workbench, twi
     assert_whole(workbench, run_id)
     mine, theirs = workbench.folder(run_id), twin.folder(twin_id)
     for one, other in ((mine.sae, theirs.sae), (mine.best.sae, theirs.best.sae)):
-        weights = load_file(other)
-        assert load_file(one).keys() == weights.keys()
-        for name, values in load_file(one).items():
-            np.testing.assert_array_equal(values, weights[name])
+        assert_same_tensors(one, other)
     leftovers = [*mine.path.rglob(".*.tmp"), *mine.path.rglob(".*.old"), mine.index_corpus]
     assert not [path for path in leftovers if path.exists()]
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    """Two files hold the same tensors, bit for bit."""
+    weights = load_file(other)
+    assert load_file(one).keys() == weights.keys()
+    for name, values in load_file(one).items():
+        np.testing.assert_array_equal(values, weights[name])

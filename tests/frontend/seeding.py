@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from backend import store
-from backend.processes import start_of
+from backend.processes import this_process
 from backend.settings import Settings
 from backend.store.database import open_database
 from sae_engine.presets import resolve_config
@@ -47,7 +46,7 @@ def seed(settings: Settings, indexes: Path) -> None:
         add_run(session, "finished", "tiny baseline", minutes=90, steps=FINAL_STEP)
         add_run(session, "failed", "lr too high", status="failed", minutes=60, steps=120)
         add_run(session, "live", f"live {NASTY}", status="running", steps=60, slot="cuda:0")
-        store.set_process(session, "live", pid=os.getpid(), created=start_of(os.getpid()))
+        store.take_over(session, "live", this_process())
         add_snapshots(session, settings, "finished", indexes / "a", STEPS)
         add_snapshots(session, settings, "failed", indexes / "b", STEPS[:1])
         store.set_label(session, "finished", 3, LabelUpdate(label=f"{NASTY} $x$", starred=True))
@@ -67,7 +66,7 @@ def add_run(
     """Store a run of the preset `tiny` that started `minutes` ago and reported `steps` steps."""
     config = resolve_config("tiny", {"name": name})
     first = "queued" if status == "queued" else "running"
-    row = store.add_run(session, config=config, status=first)
+    row = store.add_run(session, config=config, status=first, job=run_id)
     row.id = run_id
     session.flush()
     if status == "queued":

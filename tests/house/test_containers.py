@@ -70,11 +70,27 @@ def test_the_backend_compiles_kernels_into_a_cache_that_its_user_can_write() -> 
 
 
 @pytest.mark.parametrize("service", _SERVICES)
-def test_a_service_has_a_dockerfile_and_is_published_on_loopback_only(
+def test_a_service_is_built_from_a_dockerfile_and_published_on_loopback_only(
     service: str,
 ) -> None:
-    assert (ROOT / _SERVICES[service]["build"]["dockerfile"]).is_file()
-    assert all(port.startswith("127.0.0.1:") for port in _SERVICES[service]["ports"])
+    build = _SERVICES[service].get("build")
+    assert build is None or (ROOT / build["dockerfile"]).is_file()
+    assert all(port.startswith("127.0.0.1:") for port in _SERVICES[service].get("ports", ()))
+
+
+def test_services_of_a_cluster_start_only_on_demand_and_share_its_secrets() -> None:
+    cluster = {name for name, service in _SERVICES.items() if "profiles" in service}
+    assert cluster == {"postgres", "ray-head", "ray-worker"}
+    assert all(_SERVICES[name]["profiles"] == ["cluster"] for name in cluster)
+    backend = _SERVICES["backend"]["environment"]
+    ray = _SERVICES["ray-worker"]["environment"]
+    assert ray["RAY_AUTH_MODE"] == "token"
+    assert ray["RAY_AUTH_TOKEN"] == backend["SAE_WORKBENCH_RAY_TOKEN"]
+    assert ray["SAE_WORKBENCH_DATABASE_URL"] == backend["SAE_WORKBENCH_DATABASE_URL"]
+    assert _SERVICES["ray-worker"]["volumes"] == _SERVICES["backend"]["volumes"]
+    named = (ROOT / "docker/cluster.env").read_text("utf-8")
+    assert "@postgres/" in named
+    assert "http://ray-head:8265" in named
 
 
 def test_the_containers_do_not_start_without_a_token() -> None:

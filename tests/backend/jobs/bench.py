@@ -14,6 +14,8 @@ from sae_engine.presets import resolve_config
 from sae_engine.schema.records import AnyRecord, StopRequest
 from sae_engine.training.member import Member
 
+JOB = "bench"
+"""The job of all runs made here."""
 ShouldStop = Callable[[], StopRequest]
 
 
@@ -24,7 +26,7 @@ class Bench:
         self.database = database
         self.config = resolve_config("quick-test", {"name": name})
         with database.writing() as session:
-            self.id = store.add_run(session, config=self.config, status="running").id
+            self.id = store.add_run(session, config=self.config, status="running", job=JOB).id
         self.folder = settings.run_folder(self.id)
         self.folder.path.mkdir(parents=True)
 
@@ -33,7 +35,7 @@ class Bench:
             [member] = members
             return ((0, record) for record in records(member.should_stop))
 
-        [status] = execute(self.database, {self.id: self.member}, train)
+        [status] = execute(self.database, {self.id: self.member}, train, job=JOB)
         return status
 
     @property
@@ -41,7 +43,7 @@ class Bench:
         return Member(self.config, self.folder)
 
     def recorder(self) -> Recorder:
-        return Recorder(self.database, self.id, self.member)
+        return Recorder(self.database, self.id, self.member, job=JOB)
 
     def row(self) -> RunRow:
         with self.database.reading() as session:

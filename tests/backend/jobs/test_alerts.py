@@ -128,10 +128,10 @@ def test_a_disk_without_room_for_more_checkpoints_raises_one_alert(
 
 def test_alerts_are_stored_with_the_run(database: Database, settings: Settings) -> None:
     with database.writing() as session:
-        run_id = store.add_run(session, config=CONFIG, status="running").id
+        run_id = store.add_run(session, config=CONFIG, status="running", job="mine").id
     folder = settings.run_folder(run_id)
     folder.path.mkdir(parents=True)
-    recorder = Recorder(database, run_id, Member(CONFIG, folder), batch_seconds=0)
+    recorder = Recorder(database, run_id, Member(CONFIG, folder), job="mine", batch_seconds=0)
     measurements: Iterable[float] = (0.3, math.nan, math.nan)
     for step, loss in enumerate(measurements, 1):
         record = MetricsRecord(step=step, tokens=step, time=float(step), values={"loss": loss})

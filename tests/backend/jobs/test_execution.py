@@ -20,7 +20,6 @@ from backend.http.curves import metrics_series
 from backend.jobs import execution
 from backend.jobs.execution import Terminated, execute, exit_code, raise_terminated
 from backend.jobs.recorder import BATCH_SECONDS
-from backend.processes import ProcessId
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import ConfigError, DiskFullError
@@ -28,7 +27,7 @@ from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopReq
 from sae_engine.training.member import Member
 from tests.backend.fake_engine import TOTAL_STEPS, measured
 from tests.backend.fake_engine import train as fake_train
-from tests.backend.jobs.bench import Bench, ShouldStop
+from tests.backend.jobs.bench import JOB, Bench, ShouldStop
 from tests.backend.postgres import Postgres
 
 both_databases = pytest.mark.both_databases
@@ -44,7 +43,7 @@ def raising(error: BaseException) -> Callable[[ShouldStop], Iterator[AnyRecord]]
 
 @both_databases
 def test_a_finished_run_leaves_its_curve_snapshots_notices_and_figures(bench: Bench) -> None:
-    [status] = execute(bench.database, {bench.id: bench.member}, fake_train)
+    [status] = execute(bench.database, {bench.id: bench.member}, fake_train, job=JOB)
     row = bench.row()
     assert status == row.status == "finished"
     assert (row.step, row.tokens, row.total_steps, row.total_tokens) == (20, 2000, 20, 2000)
@@ -131,12 +130,9 @@ def test_a_job_reports_from_long_work_that_it_is_alive(
     """Only where a supervisor on another machine may read it, and only for its own runs."""
     monkeypatch.setattr(execution, "REPORT_SECONDS", 0.4)
     monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
-    process = ProcessId(os.getpid(), 100.0)
     reported: list[object] = []
     with bench.database.writing() as session:
-        store.set_process(session, bench.id, pid=process.pid, created=process.created)
-        other = store.add_run(session, config=bench.config, status="running").id
-        store.set_process(session, other, pid=process.pid, created=200.0)
+        other = store.add_run(session, config=bench.config, status="running", job="other").id
 
     def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
         yield 0, PhaseRecord(phase="loading")
@@ -152,7 +148,7 @@ def test_a_job_reports_from_long_work_that_it_is_alive(
             yield number, EndRecord(reason="stopped", step=0, tokens=0)
 
     members = dict.fromkeys((bench.id, other), bench.member)
-    execute(bench.database, members, train, process=process)
+    execute(bench.database, members, train, job=JOB)
     assert len(reported) in ([0] if bench.database.is_sqlite else [1, 2])
     with bench.database.reading() as session:
         assert store.get_run(session, other).reported_at is None
@@ -185,7 +181,7 @@ def test_quick_measurements_are_stored_with_the_next_record(
 @both_databases
 def test_each_run_on_a_pass_ends_in_its_own_way(database: Database, settings: Settings) -> None:
     benches = [Bench(database, settings, name) for name in ("finish", "diverge", "finish too")]
-    assert execute(database, {b.id: b.member for b in benches}, fake_train) == [
+    assert execute(database, {b.id: b.member for b in benches}, fake_train, job=JOB) == [
         "finished",
         "failed",
         "finished",
@@ -202,7 +198,9 @@ def test_an_error_of_the_pass_ends_the_runs_still_on_it(
     database: Database, settings: Settings
 ) -> None:
     benches = [Bench(database, settings, name) for name in ("diverge", "refuse", "finish")]
-    assert execute(database, {b.id: b.member for b in benches}, fake_train) == ["failed"] * 3
+    assert (
+        execute(database, {b.id: b.member for b in benches}, fake_train, job=JOB) == ["failed"] * 3
+    )
     kinds = [bench.row().error_type for bench in benches]
     assert kinds == ["NonFiniteLossError", "UserError", "UserError"]
 
@@ -223,7 +221,7 @@ def test_each_run_on_a_pass_gets_its_own_stop_request(
         for number in range(len(members)):
             yield number, EndRecord(reason="stopped", step=1, tokens=1)
 
-    assert execute(database, {b.id: b.member for b in benches}, train) == ["stopped"] * 3
+    assert execute(database, {b.id: b.member for b in benches}, train, job=JOB) == ["stopped"] * 3
 
 
 def ending(status: str = "finished") -> EndRecord:
@@ -363,7 +361,7 @@ def test_a_stop_request_of_this_process_is_stored_with_the_next_record(bench: Be
         yield 0, ending("stopped")
 
     members = {bench.id: bench.member}
-    assert execute(bench.database, members, train, asked=lambda: request) == ["stopped"]
+    assert execute(bench.database, members, train, job=JOB, asked=lambda: request) == ["stopped"]
     assert statuses == ["running", "stopping", "stopping", "stopping"]
     assert bench.row().status == "stopped"
 

@@ -1,4 +1,4 @@
-"""A run has one process and one supervisor, however many servers share its database."""
+"""A run has one job and one supervisor, however many servers share its database."""
 
 from __future__ import annotations
 
@@ -12,28 +12,36 @@ import pytest
 from sqlalchemy import text, update
 
 from backend import store
-from backend.jobs.execution import StopRequests, execute
+from backend.jobs.execution import StopRequests, Terminated, execute
 from backend.jobs.supervisor import Supervisor
 from backend.processes import ProcessId, is_elsewhere, start_of, this_process
 from backend.settings import Settings
 from backend.store import label_jobs
 from backend.store.database import Database
 from backend.store.models import RunRow
-from sae_engine.schema.records import AnyRecord, EndRecord, PhaseRecord, StopRequest
+from sae_engine.schema.records import (
+    AnyRecord,
+    EndRecord,
+    NoticeRecord,
+    PhaseRecord,
+    SnapshotRecord,
+    StopRequest,
+)
 from tests.backend.conftest import claim_next, wait_for
 from tests.backend.fake_engine import fake_job, measured
-from tests.backend.jobs.bench import Bench
+from tests.backend.jobs.bench import JOB, Bench
 from tests.backend.jobs.test_supervisor import add, row_of
 
 both_databases = pytest.mark.both_databases
 OTHER_BOOT = 2.0**33
 """Added to a start, it makes it one of another machine; starts below are times."""
+NOBODY = ProcessId(2**22 - 1, OTHER_BOOT)
 MINE = ProcessId(os.getpid(), OTHER_BOOT)
 
 
 def taken_over(bench: Bench) -> None:
     with bench.database.writing() as session:
-        session.execute(update(RunRow).values(pid=MINE.pid, pid_created=MINE.created + 1))
+        session.execute(update(RunRow).values(job=store.new_job(bench.id)))
 
 
 def given_up(bench: Bench) -> None:
@@ -50,19 +58,16 @@ def queued_again(bench: Bench) -> None:
 def started_again(bench: Bench) -> None:
     queued_again(bench)
     with bench.database.writing() as session:
-        claim_next(session)
-        assert store.set_process(
-            session, bench.id, pid=MINE.pid, created=MINE.created + 2, has_begun=True
-        )
+        [row] = claim_next(session)
+        assert row.job is not None
+        assert store.take_over(session, row.job, NOBODY)
 
 
 @both_databases
 @pytest.mark.parametrize("lose", [taken_over, given_up, queued_again, started_again])
-def test_a_process_that_lost_its_run_ends_and_changes_no_row(
+def test_a_superseded_job_ends_and_changes_no_row(
     bench: Bench, lose: Callable[[Bench], None]
 ) -> None:
-    with bench.database.writing() as session:
-        assert store.set_process(session, bench.id, pid=MINE.pid, created=MINE.created)
     before: list[object] = []
 
     def snapshot() -> list[object]:
@@ -82,56 +87,82 @@ def test_a_process_that_lost_its_run_ends_and_changes_no_row(
         before[:] = snapshot()
         wait_for(lambda: member.should_stop() is StopRequest.FORCE)
         yield 0, measured(7)
+        yield 0, NoticeRecord(level="warning", message="Nobody reads this.", step=7)
+        yield 0, SnapshotRecord(step=7, tokens=700, index_tokens=50, seconds=0.1, final=False)
         yield 0, PhaseRecord(phase="not training any more")
         yield 0, EndRecord(reason="stopped", step=7, tokens=700)
 
-    execute(bench.database, {bench.id: bench.member}, train, process=MINE)
+    execute(bench.database, {bench.id: bench.member}, train, job=JOB)
     assert before[1] == [1]
     assert snapshot() == before
 
 
 @both_databases
-def test_only_the_first_of_two_processes_takes_a_run(database: Database) -> None:
-    [run_id] = add(database, "finish")
-    with database.writing() as session:
-        claim_next(session)
-        pid, created = MINE
-        assert store.set_process(session, run_id, pid=pid, created=created)
-        assert not store.set_process(session, run_id, pid=pid + 1, created=created)
-        assert not store.set_process(session, run_id, pid=pid, created=created + 1)
-        assert store.set_process(session, run_id, pid=pid, created=created, has_begun=True)
-    assert row_of(database, run_id).process == MINE
+@pytest.mark.parametrize("ends", ["failed", "interrupted"])
+def test_a_superseded_job_that_fails_or_is_ended_changes_no_row(bench: Bench, ends: str) -> None:
+    def train(_) -> Iterator[tuple[int, AnyRecord]]:
+        yield 0, PhaseRecord(phase="training")
+        started_again(bench)
+        raise Terminated("SIGTERM") if ends == "interrupted" else ZeroDivisionError("a bug")
+
+    execute(bench.database, {bench.id: bench.member}, train, job=JOB)
+    assert (bench.row().status, bench.row().error_type) == ("running", None)
+    assert bench.row().process == NOBODY
 
 
 @both_databases
-@pytest.mark.parametrize(
-    ("start", "shift", "is_same"),
-    [
-        (1.8e9, 1.5, True),
-        (1.8e9, -1.5, True),
-        (1.8e9, 2.5, False),
-        (1.8e9, -2.5, False),
-        (MINE.created, 0, True),
-        (MINE.created, 1, False),
-        (2.0**52 + 7, -1, False),
-    ],
-)
-def test_a_start_that_is_a_time_may_differ_by_an_adjustment_of_the_clock(
-    database: Database, start: float, shift: float, is_same: bool
-) -> None:
+def test_a_run_of_a_pass_is_lost_alone(database: Database, settings: Settings) -> None:
+    lost, kept = [Bench(database, settings) for _ in range(2)]
+    members = {bench.id: bench.member for bench in (lost, kept)}
+
+    def train(members) -> Iterator[tuple[int, AnyRecord]]:
+        given_up(lost)
+        wait_for(lambda: members[0].should_stop() is StopRequest.FORCE)
+        assert members[1].should_stop() is StopRequest.NONE
+        for number in (0, 1):
+            yield number, EndRecord(reason="finished", step=7, tokens=700)
+
+    execute(database, members, train, job=JOB)
+    assert [bench.row().status for bench in (lost, kept)] == ["interrupted", "finished"]
+
+
+@both_databases
+def test_only_the_first_process_of_the_current_job_takes_its_runs(database: Database) -> None:
     [run_id] = add(database, "finish")
-    again = ProcessId(MINE.pid, start + shift)
     with database.writing() as session:
-        claim_next(session)
-        assert store.set_process(session, run_id, pid=MINE.pid, created=start)
-        assert store.is_run_by(session, run_id, again) == is_same
-        [request] = store.stop_requests(session, [run_id], again).values()
-        assert request is (StopRequest.NONE if is_same else StopRequest.FORCE)
-        requests = StopRequests(database, [run_id], lambda: StopRequest.STOP, again)
+        [row] = claim_next(session)
+        first = row.job
+        store.put_back(session, [run_id])
+        [row] = claim_next(session)
+        second = row.job
+        assert first != second
+        assert first is not None
+        assert second is not None
+        assert store.take_over(session, first, MINE) == []
+        assert [row.id for row in store.take_over(session, second, MINE)] == [run_id]
+        assert store.take_over(session, second, MINE._replace(pid=MINE.pid + 1)) == []
+        assert store.take_over(session, second, MINE._replace(created=MINE.created + 1)) == []
+        assert store.take_over(session, second, MINE)  # again, if it got no answer
+    assert row_of(database, run_id).process == MINE
+
+
+def test_a_stop_request_of_a_superseded_process_is_not_stored(bench: Bench) -> None:
+    requests = StopRequests(bench.database, [bench.id], lambda: StopRequest.STOP, "another")
     requests.store_asked()
-    assert row_of(database, run_id).status == ("stopping" if is_same else "running")
-    with database.writing() as session:
-        assert store.set_process(session, run_id, pid=again.pid, created=again.created) == is_same
+    assert bench.row().status == "running"
+    StopRequests(bench.database, [bench.id], lambda: StopRequest.STOP, JOB).store_asked()
+    assert bench.row().status == "stopping"
+
+
+@both_databases
+def test_a_superseded_job_does_not_report_that_it_is_alive(bench: Bench) -> None:
+    reported_at = bench.row().reported_at
+    with bench.database.writing() as session:
+        store.report_alive(session, "another")
+    assert bench.row().reported_at == reported_at
+    with bench.database.writing() as session:
+        store.report_alive(session, JOB)
+    assert bench.row().reported_at != reported_at
 
 
 @both_databases
@@ -189,10 +220,9 @@ def test_a_run_on_another_machine_is_judged_by_its_reports(
             (own, dead),
             (foreign, dead._replace(created=dead.created + OTHER_BOOT)),
         ):
-            claim_next(session, f"cpu#{run_id}")
-            assert store.set_process(
-                session, run_id, pid=process.pid, created=process.created, has_begun=True
-            )
+            [row] = claim_next(session, f"cpu#{run_id}")
+            assert row.job is not None
+            assert store.take_over(session, row.job, process)
     supervisor = Supervisor(
         settings, database, command=fake_job, poll_seconds=0.02, patience=timedelta(seconds=0)
     )

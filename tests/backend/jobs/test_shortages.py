@@ -6,19 +6,19 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import update
 
 from backend import store
+from backend.jobs import local_executor
 from backend.jobs.shortage import StartPause
-from backend.jobs.supervisor import START_GRACE, Supervisor
+from backend.jobs.supervisor import Supervisor
+from backend.processes import ProcessId
 from backend.settings import Settings
 from backend.store.database import Database
-from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from sae_engine.schema.runs import RunStatus
 from tests.backend.conftest import claim_next, wait_for
@@ -75,11 +75,11 @@ def test_queued_runs_survive_a_shortage_and_keep_their_order(
     started: list[str] = []
     is_short = True
 
-    def command(run_ids: Sequence[str]) -> list[str]:
+    def command(job: str) -> list[str]:
         if is_short:
             tries.append(time.monotonic())
             return fail(number)
-        started.extend(run_ids)
+        started.append(job.partition("-")[0])
         return [sys.executable, "-c", ""]
 
     pause = StartPause(first_seconds=0.02)
@@ -107,8 +107,12 @@ def test_queued_runs_survive_a_shortage_and_keep_their_order(
 
 @pytest.mark.parametrize("never_started", [False, True])
 def test_a_pass_of_eight_runs_that_does_not_start_is_one_failure(
-    settings: Settings, database: Database, never_started: bool
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    never_started: bool,
 ) -> None:
+    monkeypatch.setattr(local_executor, "START_GRACE", timedelta(seconds=0.1))
     config = resolve_config("quick-test", {"name": "finish"})
     with database.writing() as session:
         for seed in range(8):
@@ -116,8 +120,6 @@ def test_a_pass_of_eight_runs_that_does_not_start_is_one_failure(
             store.add_run(session, config=each, group_id="g")
         if never_started:
             assert len(claim_next(session)) == 8
-            long_ago = store.now() - START_GRACE - timedelta(seconds=1)
-            session.execute(update(RunRow).values(started_at=long_ago, reported_at=long_ago))
     pause = CountedPause(first_seconds=60)
     supervisor = Supervisor(
         settings, database, command=lambda _: exits_at_once(0), poll_seconds=0.02, pause=pause
@@ -137,7 +139,7 @@ def test_a_run_that_works_does_not_end_the_pause_of_one_that_cannot_start(
     supervisor = Supervisor(
         settings,
         database,
-        command=lambda ids: fake_job(ids) if works in ids else exits_at_once(0),
+        command=lambda job: fake_job(job) if job.startswith(works) else exits_at_once(0),
         poll_seconds=0.02,
         pause=pause,
     )
@@ -176,7 +178,7 @@ def test_a_run_put_back_is_next_again_unless_it_was_asked_to_stop(
             store.request_stop(session, first, force=asked)
         store.put_back(session, [first])
     row = row_of(database, first)
-    assert (row.status, row.slot, row.pid, row.started_at) == (expected, None, None, None)
+    assert (row.status, row.slot, row.job, row.started_at) == (expected, None, None, None)
     assert (row.ended_at is None) == (expected == "queued")
     with database.reading() as session:
         queue = [row.id for row in store.queued_runs(session)]
@@ -186,20 +188,24 @@ def test_a_run_put_back_is_next_again_unless_it_was_asked_to_stop(
 def test_a_run_that_its_process_has_taken_is_not_put_back(database: Database) -> None:
     [run_id] = add(database, "finish")
     with database.writing() as session:
-        claim_next(session)
-        assert store.set_process(session, run_id, pid=7, created=7.0, has_begun=True)
+        [row] = claim_next(session)
+        assert row.job is not None
+        assert store.take_over(session, row.job, ProcessId(7, 7.0))
         store.put_back(session, [run_id])
     assert (row_of(database, run_id).status, row_of(database, run_id).pid) == ("running", 7)
 
 
+@pytest.mark.parametrize("clock", [timedelta(0), timedelta(minutes=5), timedelta(minutes=-5)])
 def test_a_run_claimed_by_a_server_that_died_before_starting_it_is_started(
-    settings: Settings, database: Database
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch, clock: timedelta
 ) -> None:
+    """Whatever the clock of that server said."""
+    monkeypatch.setattr(local_executor, "START_GRACE", timedelta(seconds=0.1))
     [run_id] = add(database, "finish")
     with database.writing() as session:
-        claim_next(session)
-        long_ago = store.now() - START_GRACE - timedelta(seconds=1)
-        session.execute(update(RunRow).values(started_at=long_ago, reported_at=long_ago))
+        [row] = claim_next(session)
+        assert row.started_at is not None
+        row.started_at = row.reported_at = row.started_at + clock
     supervisor = Supervisor(
         settings, database, command=fake_job, poll_seconds=0.02, pause=StartPause(0.02)
     )

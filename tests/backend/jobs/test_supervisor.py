@@ -16,7 +16,9 @@ from starlette.testclient import TestClient
 
 from backend import store
 from backend.app import create_app
-from backend.jobs.supervisor import Supervisor, _Report
+from backend.jobs.silence import Report
+from backend.jobs.supervisor import Supervisor
+from backend.processes import ProcessId
 from backend.settings import Settings
 from backend.store.database import Database
 from backend.store.models import RunRow
@@ -165,16 +167,16 @@ def test_a_run_without_progress_for_long_gets_one_alert(
 @pytest.mark.parametrize("change", ["reported_at", "phase", "step", "tokens"])
 def test_a_run_that_is_only_alive_makes_no_progress(database: Database, change: str) -> None:
     [run_id] = add(database, "mute")
-    earlier = _Report.next(None, row_of(database, run_id))
+    earlier = Report.next(None, row_of(database, run_id))
     with database.writing() as session:
         value = {"reported_at": store.now(), "phase": "training"}.get(change, 5)
         session.execute(update(RunRow).values({change: value}))
     row = row_of(database, run_id)
-    later = _Report.next(earlier, row)
+    later = Report.next(earlier, row)
     assert (later.progressed > earlier.progressed) == (change != "reported_at")
     assert later.reported > earlier.reported
     assert later.reported_at == row.reported_at
-    assert _Report.next(later, row) == later
+    assert Report.next(later, row) == later
 
 
 def test_a_queued_run_is_stopped_without_starting(client: TestClient) -> None:
@@ -268,8 +270,9 @@ def test_a_process_with_the_number_of_a_dead_job_is_not_mistaken_for_it(
 ) -> None:
     [run_id] = add(database, "wait")
     with database.writing() as session:
-        assert claim_next(session) is not None
-        store.set_process(session, run_id, pid=os.getpid(), created=1.0)
+        [row] = claim_next(session)
+        assert row.job is not None
+        assert store.take_over(session, row.job, ProcessId(os.getpid(), 1.0))
     with supervised(settings, database):
         wait_for(lambda: row_of(database, run_id).status == "interrupted")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import select, text
+from sqlalchemy.orm import Session
 
-from backend.migrations import head, scripts
+from backend.migrations import head, scripts, upgrade
 from backend.store.database import Database, open_database
-from backend.store.models import Base
+from backend.store.models import Base, RunRow
 from sae_engine.errors import UserError
 from tests.backend.postgres import Postgres
 
@@ -130,3 +131,30 @@ def test_a_database_from_before_the_first_revision_is_refused(path: Path, earlie
         raw.execute("UPDATE alembic_version SET version_num = ?", (earlier,))
     with pytest.raises(UserError, match=f"revision {earlier}, but the newest .* is {head()}"):
         prepare(path)
+
+
+def test_active_runs_of_the_first_version_get_the_job_of_their_process(empty_url: str) -> None:
+    columns = (
+        "id, name, status, config, notes, archived, created_at, queued_at, step, tokens, metrics, "
+        "revision, status_revision, pid, pid_created"
+    )
+    runs = [("one", 7), ("its sister", 7), ("other", 8), ("claimed", None), ("ended", 7)]
+    with closing(Database(empty_url)) as database:
+        with Session(database.engine) as session, session.begin():
+            upgrade(session.connection(), "20261129")
+            for name, pid in runs:
+                status = "failed" if name == "ended" else "running"
+                start = None if pid is None else 2.0**52 + 1
+                session.execute(
+                    text(
+                        f"INSERT INTO runs ({columns}) VALUES (:id, :id, :status, '{{}}', '', "
+                        "false, '2026-11-29', '2026-11-29', 0, 0, '{}', 0, 0, :pid, :start)"
+                    ),
+                    {"id": name, "status": status, "pid": pid, "start": start},
+                )
+        database.prepare()
+        assert difference_from_models(database) == []
+        with database.reading() as session:
+            jobs = {row.id: row.job for row in session.scalars(select(RunRow))}
+    assert jobs["one"] == jobs["its sister"] != jobs["other"]
+    assert (jobs["claimed"], jobs["ended"]) == ("claimed", None)

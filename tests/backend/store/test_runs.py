@@ -177,19 +177,22 @@ def test_only_an_active_run_can_end(database: Database, status: RunStatus) -> No
 
 def test_a_job_reads_stop_and_force(database: Database) -> None:
     with database.writing() as session:
-        run_id = add(session, status="running").id
+        row = add(session, status="running")
+        row.job, run_id = "mine", row.id
     for force, expected in [(None, "none"), (False, "stop"), (True, "force"), (False, "force")]:
         with database.writing() as session:
             if force is not None:
                 store.request_stop(session, run_id, force=force)
         with database.reading() as session:
-            requests = store.stop_requests(session, [run_id])
+            requests = store.stop_requests(session, [run_id], "mine")
+            others = store.stop_requests(session, [run_id], "another")
         assert requests == {run_id: StopRequest(expected)}
+        assert others == {run_id: StopRequest.FORCE}
 
 
 def test_a_job_whose_run_was_deleted_is_forced_to_stop(database: Database) -> None:
     with database.reading() as session:
-        assert store.stop_requests(session, ["gone"]) == {"gone": StopRequest.FORCE}
+        assert store.stop_requests(session, ["gone"], "mine") == {"gone": StopRequest.FORCE}
 
 
 def test_deleting_a_run_deletes_everything_stored_about_it(database: Database) -> None:

@@ -24,6 +24,7 @@ def system() -> System:
     return System(
         version="0.1.0",
         supervises=True,
+        problem=None,
         devices=[gpu],
         slots=[],
         num_cpus=4,

@@ -1,0 +1,60 @@
+"""Runs whose machine was lost: they are queued again by themselves, but not without end.
+
+Called by the supervisor. Each loss is stored as a notice at the step of the newest checkpoint, so
+that losses without any progress between them can be counted, by any server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, cast
+
+from safetensors import SafetensorError, safe_open
+from sqlalchemy.orm import Session
+
+from backend import store
+from backend.jobs.logs import LOG_TAIL_LINES, tail
+from backend.store.models import RunRow
+from sae_engine.files import RunFolder
+
+MOST_LOSSES = 3
+"""How often a run is queued again without a new checkpoint."""
+
+_log = logging.getLogger(__name__)
+
+
+def queue_again_after_loss(session: Session, row: RunRow, folder: RunFolder, node: str) -> None:
+    """Record that an active run was interrupted, and queue it again unless it was asked to stop or
+    its machine was lost too often.
+    """
+    step, was_stopping = checkpoint_step(folder), row.status == "stopping"
+    losses = 1 + sum(
+        n.kind == "node_lost" and n.step == step for n in store.notices(session, row.id)
+    )
+    message = f"The node {node} was lost, or its connection."
+    if losses > MOST_LOSSES:
+        message += f" The run was queued again {MOST_LOSSES} times without a new checkpoint."
+    store.fail_run(
+        session, row.id, "interrupted", kind="NodeLost", message=message,
+        log_tail=tail(folder.log, LOG_TAIL_LINES),
+    )  # fmt: skip
+    _log.warning("run %s is interrupted: %s", row.id, message)
+    if losses > MOST_LOSSES or was_stopping:
+        return
+    store.requeue(session, row.id, first=True)
+    store.add_notice(
+        session, row.id, level="warning", kind="node_lost", step=step,
+        message=f"{message} The run was queued again ({losses} of {MOST_LOSSES} times).",
+    )  # fmt: skip
+
+
+def checkpoint_step(folder: RunFolder) -> int:
+    """The step of the newest readable checkpoint; 0 without one."""
+    for path in (folder.checkpoint, folder.previous_checkpoint):
+        try:
+            with cast(Any, safe_open(path, "np")) as file:
+                return int(json.loads(file.metadata()["state"])["step"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            continue
+    return 0
