@@ -28,7 +28,7 @@ test: .venv/installed-dev  ## install what is missing and run the whole test sui
 coverage: .venv/installed-dev  ## run the test suite and list the lines it does not reach
 	@$(BIN)/python -m pytest -n $(WORKERS) $(BY_FILE) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-chaos: .venv/installed-dev  ## kill jobs, servers and machines, 50 times (about an hour); make test does so 3 times
+chaos: .venv/installed-ray  ## kill jobs, servers and machines, 50 times (about an hour); make test does so 3 times
 	@CHAOS_ROUNDS=50 $(BIN)/python -m pytest -s tests/chaos $(ARGS)
 
 check: .venv/installed-dev  ## check style, formatting, types and the rules for imports
@@ -46,6 +46,10 @@ check: .venv/installed-dev  ## check style, formatting, types and the rules for 
 	$(INSTALL) ".[dev]"
 	@$(COMPILE)
 	@touch .venv/installed $@
+
+.venv/installed-ray: .venv/installed-dev
+	$(INSTALL) ".[dev,ray]"
+	@touch .venv/installed .venv/installed-dev $@
 
 # The first Python that runs and is new enough; a shim of a version manager may exist and still fail.
 $(BIN)/python:

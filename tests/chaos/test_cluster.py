@@ -23,7 +23,6 @@ from tests.chaos.ray_cluster import RayCluster, frozen, problem_of, running_ray
 from tests.chaos.workbench import (
     CONFIG,
     QUICK,
-    ROUNDS,
     Workbench,
     assert_like_its_twin,
     assert_prefix,
@@ -32,10 +31,7 @@ from tests.chaos.workbench import (
     wait_until,
 )
 
-pytestmark = [
-    pytest.mark.skipif(ROUNDS <= 3, reason="only in make chaos"),
-    pytest.mark.timeout(1200),
-]
+pytestmark = pytest.mark.timeout(1200)
 LONG: Mapping[str, Any] = {
     **CONFIG,
     "model": {"device": "cpu"},

@@ -109,9 +109,9 @@ def test_the_pages_need_nothing_that_the_program_does_not_bring() -> None:
     assert set(_FRONTEND) <= {*_DEPENDENCIES, *_EXTRAS["app"]}
 
 
-def test_development_installs_every_extra() -> None:
+def test_development_installs_every_extra_but_that_of_a_cluster() -> None:
     (own,) = [r for r in map(Requirement, _EXTRAS["dev"]) if r.name == _NAME]
-    assert own.extras == set(_EXTRAS) - {"dev"}
+    assert own.extras == set(_EXTRAS) - {"dev", "ray"}
 
 
 def test_every_package_that_an_installation_brings_is_pinned() -> None:
