@@ -16,7 +16,7 @@ from backend.store.models import RunRow
 from sae_engine.errors import ConfigError
 
 ALL_GPUS = "cuda"
-"""The slot of a run that spreads a language model over all GPUs of a machine."""
+"""The slot of a run that spreads a language model over all GPUs of a machine, or reads on them."""
 NODE_END = "/"
 """Ends the node's name in the id of a slot on another machine."""
 SHOWN_NAMES = 3
@@ -149,7 +149,9 @@ class Places:
 
     def spreads(self, row: RunRow) -> bool:
         """Whether a run needs all GPUs of a machine at once."""
-        return self._has_gpu and _model_settings(row).get("device_map") is not None
+        model = _model_settings(row)
+        is_shared = model.get("device_map") is not None or model.get("readers") not in (None, 1)
+        return self._has_gpu and is_shared and _device(row) != "cpu"
 
     def place_for(self, row: RunRow) -> Slot | None:
         """The free slot in which a run could start now."""

@@ -97,8 +97,9 @@ def test_a_slot_is_occupied_until_its_process_has_exited() -> None:
     assert words == "Waiting for cuda:0; the previous run is finishing."
 
 
-def test_a_model_spread_over_all_gpus_waits_for_all_and_keeps_later_runs_off_them() -> None:
-    spread = row("spread", device_map="auto")
+@pytest.mark.parametrize("model", [{"device_map": "auto"}, {"readers": 2}])
+def test_a_run_on_all_gpus_waits_for_all_and_keeps_later_runs_off_them(model: dict) -> None:
+    spread = row("spread", **model)
     half = places([*GPUS, "cpu"], [row("a", "cuda:0")])
     assert half.place_for(spread) is None
     assert half.next_of([spread, row("later")]) is None
@@ -109,6 +110,13 @@ def test_a_model_spread_over_all_gpus_waits_for_all_and_keeps_later_runs_off_the
     assert whole is not None
     assert (whole.id, whole.environment["CUDA_VISIBLE_DEVICES"]) == (ALL_GPUS, "0,1")
     assert [slot.id for slot in places([*GPUS, "cpu"], [row("s", ALL_GPUS)]).free()] == ["cpu"]
+
+
+def test_readers_on_the_cpu_take_one_slot() -> None:
+    on_cpu = places([*GPUS, "cpu"]).place_for(row("a", readers=2, device="cpu"))
+    assert on_cpu is not None
+    assert on_cpu.id == "cpu"
+    assert not places([*GPUS, "cpu"]).spreads(row("a", readers=1))
 
 
 def test_a_run_in_a_terminal_occupies_a_slot_of_its_device() -> None:
