@@ -20,9 +20,15 @@ CHECK_SECONDS = 0.25
 THREAD_NAME = "interruptible"
 
 CheckStop = Callable[[], None]
-"""Returns while work should continue and raises to abort it."""
+"""Returns while work should continue and raises to abort it, an `Interruption` if it was asked
+to end.
+"""
 
 _Item = TypeVar("_Item")
+
+
+class Interruption(Exception):  # noqa: N818 - it is not an error
+    """Work was asked to end; no error of that work, and never turned into one."""
 
 
 def never_stop() -> None:

@@ -40,6 +40,11 @@ CONNECTION_TIMEOUTS = {
 """For libpq, in seconds, the last one in milliseconds: a PostgreSQL host that vanishes is noticed
 within about 20 seconds.
 """
+FROZEN_SECONDS = 10
+"""A writer that sends nothing for so long in the middle of a transaction, as that of a frozen
+machine, loses its connection, or it would hold up all others.
+"""
+IDLE_TIMEOUT = "idle_in_transaction_session_timeout"
 READERS = {"pool_size": 5, "max_overflow": 20, "pool_timeout": 10}
 WRITERS = {"pool_size": 2, "max_overflow": 23, "pool_timeout": 10}
 """Connections kept open, those opened on top, and the seconds that a transaction waits for one."""
@@ -280,6 +285,7 @@ def _take_turns(engine: Engine, busy_seconds: float) -> None:
         if connection.get_execution_options().get("writes", False):
             milliseconds = round(1000 * busy_seconds)
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+            connection.exec_driver_sql(f"SET LOCAL {IDLE_TIMEOUT} = {1000 * FROZEN_SECONDS}")
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS_LOCK})")
 
 

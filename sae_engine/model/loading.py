@@ -27,7 +27,7 @@ from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from sae_engine import hub
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import user_path
-from sae_engine.interrupt import CheckStop, call_interruptibly, never_stop
+from sae_engine.interrupt import CheckStop, Interruption, call_interruptibly, never_stop
 from sae_engine.model.attention import EAGER, choose_attention
 from sae_engine.model.choices import causal_class, check_tokenizer, first_layers
 from sae_engine.model.hook_points import layers_needed, text_config, truncate
@@ -255,7 +255,7 @@ def _one_sentence_errors(name: str) -> Generator[None]:
     try:
         with hub.room_for_downloads():
             yield
-    except (UserError, torch.OutOfMemoryError, MemoryError):
+    except (UserError, Interruption, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         is_expected = isinstance(error, OSError | ValueError | KeyError | ImportError)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sae_engine.interrupt import Interruption
 from sae_engine.schema.records import StopRequest
 
 
-class Halted(Exception):  # noqa: N818 - it is not an error
+class Halted(Interruption):
     """Unwinds long work, such as an evaluation, when a run is asked to end."""
 
 

@@ -81,7 +81,7 @@ def test_parameters_and_checkpoint_size_match_what_is_written(tmp_path, tied):
 
 def test_steps_and_tokens_are_whole_batches_and_unknown_for_epochs():
     found = estimate(resolve_config("tiny", {}), gpu=False)
-    assert (found.steps, found.tokens) == (976, 976 * 512)
+    assert (found.steps, found.tokens) == (1171, 1171 * 512)
     found = estimate(resolve_config("tiny", {"train": {"num_epochs": 1}}), gpu=False)
     assert (found.steps, found.tokens) == (None, None)
 

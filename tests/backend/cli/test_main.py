@@ -147,9 +147,9 @@ def test_a_wrong_option_of_train_is_reported(
     [
         (["train", "nope"], "There is no preset 'nope'"),
         (["train", "tiny", "--sae.kk", "1"], "did you mean sae.k?"),
-        (["train", "tiny", "--sae.k", "4096"], "lower k or raise d_sae"),
+        (["train", "tiny", "--sae.k", "5000"], "lower k or raise d_sae"),
         (["train", "tiny", "--model.layer", "99"], "Layer 99 does not exist"),
-        (["train", "--sae.k", "4096", "tiny"], "lower k or raise d_sae"),
+        (["train", "--sae.k", "5000", "tiny"], "lower k or raise d_sae"),
         (["train", "--quick-test", "--model.layer", "98"], "Layer 98 does not exist"),
         (["train", "--model.layer=97", "--name", "x", "--quick-test"], "Layer 97 does not exist"),
         (["lookup", "nobody", "the"], "There is no run 'nobody'"),

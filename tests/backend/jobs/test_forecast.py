@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 def measured(
-    database: Database, name: str, *, k: int = 32, layer: int = 2, status: str, seconds: int
+    database: Database, name: str, *, k: int = 16, layer: int = 2, status: str, seconds: int
 ) -> None:
     """Add a run that trained 400,000 tokens in `seconds`, finally at 1,000 tokens/s."""
     overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}}
@@ -46,7 +46,7 @@ def test_the_time_is_based_on_the_last_run_of_the_same_size(
 ) -> None:
     assert seconds_of(database, CONFIG, tmp_path) == (None, "")
     measured(database, "other size", k=8, status="finished", seconds=400)
-    total = 499_712  # whole batches of 512 in 500,000
+    total = 599_552  # whole batches of 512 in 600,000
     seconds, words = seconds_of(database, CONFIG, tmp_path)
     assert seconds == pytest.approx(total / 1_000)
     assert words == "1,000 tokens/s of 'other size' on cpu (a different SAE)"
@@ -79,7 +79,7 @@ def test_runs_of_a_sweep_share_the_cost_of_a_pass(database: Database, tmp_path: 
         1,
         "1,000 tokens/s of 'alone' on cpu",
     )
-    together = forecast_of(database, {"sae.k": [32, 16, 8]}, tmp_path)
+    together = forecast_of(database, {"sae.k": [16, 32, 8]}, tmp_path)
     assert (together.num_runs, together.num_passes) == (3, 1)
     assert together.seconds == pytest.approx((one.seconds or 0) * (1 + 2 * 0.25))
     assert together.disk_bytes > 2 * one.disk_bytes

@@ -11,14 +11,14 @@ from tests.frontend.workbench import Workbench
 
 def test_the_page_shows_the_servers_forecast(open_page: Open) -> None:
     text = shown(open_page("launch", preset="tiny"))
-    assert f"about {duration(500_000 / 9_000)}" in text
+    assert f"about {duration(600_000 / 9_000)}" in text
     assert f"based on 9,000 tokens/s of &#x27;live {ESCAPED}&#x27; on cuda:0" in text
 
 
 def test_the_number_of_steps_leaves_out_a_partial_batch(open_page: Open) -> None:
-    """500,000 tokens fill 976 batches of 512; the rest of a batch is left out."""
+    """600,000 tokens fill 1,171 batches of 512; the rest of a batch is left out."""
     text = shown(open_page("launch", preset="tiny"))
-    assert "500,000 tokens in batches of 512: 976 steps." in text
+    assert "600,000 tokens in batches of 512: 1,171 steps." in text
 
 
 def test_a_run_that_does_not_fit_is_warned_about(open_page: Open) -> None:

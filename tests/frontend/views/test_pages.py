@@ -212,7 +212,7 @@ def test_an_imported_sae_shows_no_k(open_page: Open, workbench: Workbench) -> No
     workbench.configure("finished", "sae", pretrained="/saes/theirs")
     text = shown(open_page("runs", q="baseline"))
     assert "<small>imported</small>" in text
-    assert "k 32" not in text
+    assert "k 16" not in text
 
 
 @pytest.mark.parametrize("source", ["/saes/theirs", "hub:google/scope/layer_12"])

@@ -140,7 +140,7 @@ def test_runs_are_grouped_by_what_they_share_across_all_pages(
     workbench.configure("failed", "sae", k=7)
     app = open_page("runs", group="k")
     titles = re.findall(r"<strong>(k \d+)</strong> (\d+) runs?( · best FVU [\d.]+)?", shown(app))
-    assert titles == [("k 32", "62", " · best FVU 0.285"), ("k 7", "1", " · best FVU 0.480")]
+    assert titles == [("k 16", "62", " · best FVU 0.285"), ("k 7", "1", " · best FVU 0.480")]
     assert order_of(app)[-1] == "failed"
     assert len(order_of(app)) == 63
     app.selectbox(key="url:group").set_value("status").run()
@@ -151,7 +151,7 @@ def test_runs_are_grouped_by_what_they_share_across_all_pages(
 def test_a_group_or_a_page_is_selected_at_once(open_page: Open, workbench: Workbench) -> None:
     workbench.configure("failed", "sae", k=7)
     text = shown(open_page("runs", group="k", pick="failed"))
-    assert 'data-set="pick=failed%2Clive%2Cfinished"' in text  # the group k 32, and all
+    assert 'data-set="pick=failed%2Clive%2Cfinished"' in text  # the group k 16, and all
     assert 'data-set="pick="' in text  # deselects the group k 7
 
 

@@ -34,7 +34,7 @@ def test_all_settings_are_listed_and_those_that_differ_from_the_preset_marked(
     assert rows(app) == [name for name in field_names() if name != "name"]
     assert changed(app) == ["sae.k", "train.lr"]
     assert "2 settings of" in shown(app)
-    assert "<td>7</td><td>32</td>" in shown(app)  # this run's value and that of `tiny`
+    assert "<td>7</td><td>16</td>" in shown(app)  # this run's value and that of `tiny`
 
 
 @pytest.mark.parametrize(
