@@ -13,15 +13,15 @@ from sae_engine.training.loop import train
 
 
 def test_preset_quick_test_reaches_its_fvu_and_ce_delta(tmp_path: Path):
-    """Another seed changes FVU by .0003 and CE delta by .07 (on 4,096 tokens); a broken loss term,
+    """Another seed changes FVU by .0011 and CE delta by .01 (on 4,096 tokens); a broken loss term,
     scaling or exclusion of positions changes them by far more.
     """
     measured: dict[str, float] = {}
     for record in train(resolve_config("quick-test", {}), RunFolder(tmp_path)):
         if isinstance(record, MetricsRecord):
             measured |= record.values
-    assert measured["eval_fvu"] == pytest.approx(0.367, abs=0.01)
-    assert measured["ce_delta"] == pytest.approx(0.70, abs=0.12)
-    assert measured["ce_loss_score"] == pytest.approx(0.865, abs=0.03)
+    assert measured["eval_fvu"] == pytest.approx(0.302, abs=0.01)
+    assert measured["ce_delta"] == pytest.approx(0.56, abs=0.06)
+    assert measured["ce_loss_score"] == pytest.approx(0.88, abs=0.015)
     assert measured["eval_l0"] == 16
     assert measured["frac_alive"] >= 0.99
