@@ -359,6 +359,8 @@ def test_a_job_that_ray_has_lost_goes_on_while_it_reports_and_is_replaced_when_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ray_executor, "LOST_SILENCE", timedelta(seconds=2))
+    # As usual, a node is known to be gone before a run on it is given up.
+    monkeypatch.setattr(ray_executor, "NODES_SECONDS", 0.25)
     with server(settings, cluster) as client:
         run = create(client, "wait")
         wait_for(lambda: read(client, run.id).progress.step == 20)
