@@ -22,8 +22,9 @@ class UnsharedFolderError(UserError):
 
 
 def claim_folder(database: Database, data_dir: Path) -> None:
-    """Connect a new database with a data folder; raises
-    `UnsharedFolderError` if it has another one.
+    """Connect a new database with a data folder.
+
+    Raises `UnsharedFolderError` if it has another one.
     """
     with database.writing() as session:
         known, found = store.folder_id(session), found_id(data_dir)

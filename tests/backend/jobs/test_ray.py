@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -12,23 +11,20 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from backend import store
 from backend.app import create_app
-from backend.jobs import losses, ray_executor
+from backend.jobs import ray_executor
 from backend.jobs.executor import Alive, Ended, Job, NotStartedError, Unknown, job_command
 from backend.jobs.executors import executor_for
 from backend.jobs.local_executor import LocalExecutor
-from backend.jobs.ray_api import Node, RayApi
-from backend.jobs.ray_executor import LOST_SILENCE, RayExecutor, slots_of
-from backend.jobs.slots import ALL_GPUS, Places, Slot
+from backend.jobs.ray_api import RayApi
+from backend.jobs.ray_executor import LOST_SILENCE, RayExecutor
+from backend.jobs.slots import ALL_GPUS, Slot
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import UserError
-from sae_engine.presets import resolve_config
 from tests.backend.conftest import URL, create, read, wait_for, wait_for_status
 from tests.backend.fake_cluster import MIB, TOKEN, FakeCluster, running_cluster
 from tests.backend.fake_engine import fake_job
-from tests.backend.jobs.test_slots import row
 
 
 @pytest.fixture
@@ -122,51 +118,6 @@ def test_without_a_cluster_this_machine_runs_the_jobs(
     settings: Settings, database: Database
 ) -> None:
     assert isinstance(executor_for(settings, database, job_command), LocalExecutor)
-
-
-def node(name: str, **resources: float) -> Node:
-    raylet = {"nodeId": "id", "nodeName": name, "state": "ALIVE", "resourcesTotal": resources}
-    return Node.model_validate({"raylet": raylet})
-
-
-@pytest.mark.parametrize(
-    ("resources", "devices", "ids"),
-    [
-        ({"GPU": 2.0, "CPU": 8.0}, [], ["n/cuda:0", "n/cuda:1", "n/cpu"]),
-        ({"GPU": 1.0}, [], ["n/cuda:0"]),
-        ({"memory": 1.0}, [], []),
-        ({"GPU": 1.0, "CPU": 8.0}, ["cpu", "cpu"], ["n/cpu", "n/cpu#2"]),
-        ({"GPU": 1.0, "CPU": 8.0}, ["cuda:0", "cuda:1"], ["n/cuda:0"]),
-    ],
-)
-def test_a_node_has_a_slot_for_each_gpu_and_one_for_its_cpus(
-    resources: dict[str, float], devices: list[str], ids: list[str]
-) -> None:
-    slots = slots_of(node("n", **resources), Settings(devices=devices))
-    assert [slot.id for slot in slots] == ids
-    assert {slot.node for slot in slots} <= {"n"}
-
-
-def test_the_runs_of_a_node_without_a_gpu_of_its_own_share_its_threads() -> None:
-    slots = slots_of(node("n", CPU=8), Settings(devices=["cpu", "cpu", "cpu"]))
-    assert [slot.environment["OMP_NUM_THREADS"] for slot in slots] == ["2", "2", "2"]
-
-
-def test_a_model_spread_over_gpus_stays_on_one_machine() -> None:
-    slots = [s for name in "ab" for s in slots_of(node(name, GPU=2, CPU=4), Settings())]
-    spread = row("spread", device_map="auto")
-    whole = Places(slots, [row("other", "a/cuda:1")]).place_for(spread)
-    assert whole is not None
-    assert (whole.id, whole.device, whole.node) == ("b/cuda", ALL_GPUS, "b")
-    busy = [row("one", "a/cuda:1"), row("two", "b/cuda:0")]
-    assert Places(slots, busy).place_for(spread) is None
-    free = Places(slots, [row("spread", "b/cuda")]).free()
-    assert [slot.id for slot in free] == ["a/cuda:0", "a/cuda:1", "a/cpu", "b/cpu"]
-
-
-def test_a_run_in_a_terminal_takes_no_slot_of_a_cluster() -> None:
-    slots = slots_of(node("a", CPU=4), Settings())
-    assert [slot.id for slot in Places(slots, [row("terminal")]).free()] == ["a/cpu"]
 
 
 def test_the_gpus_of_all_nodes_are_listed(cluster: FakeCluster, executor: RayExecutor) -> None:
@@ -407,56 +358,3 @@ def test_a_run_goes_to_the_node_that_sees_the_data_folder(
     words = f"The node a does not see the data folder of the database at '{elsewhere}'"
     assert any(words in reason for reason in reasons)
     assert not any(elsewhere.iterdir())
-
-
-# Losses
-
-
-@pytest.mark.both_databases
-def test_a_run_is_queued_again_three_times_for_each_checkpoint(
-    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = 0
-    monkeypatch.setattr(losses, "checkpoint_step", lambda _: step)
-    with database.writing() as session:
-        blocking = store.add_run(session, config=resolve_config("quick-test", {"name": "first"})).id
-        run_id = store.add_run(session, config=resolve_config("quick-test", {"name": "lost"})).id
-
-    def status_after_loss() -> str:
-        with database.writing() as session:
-            queued = store.get_run(session, run_id)
-            store.claim(session, queued, [], slot="a/cpu", device="cpu")
-            row = store.get_run(session, run_id)
-            losses.queue_again_after_loss(session, row, settings.run_folder(run_id), "a")
-        with database.reading() as session:
-            queue = [row.id for row in store.queued_runs(session)]
-            status = store.get_run(session, run_id).status
-            assert queue == ([run_id, blocking] if status == "queued" else [blocking])
-            return status
-
-    assert [status_after_loss() for _ in range(3)] == ["queued"] * 3
-    step = 8
-    assert [status_after_loss() for _ in range(4)] == [*["queued"] * 3, "interrupted"]
-    with database.reading() as session:
-        message = store.get_run(session, run_id).error_message or ""
-    assert message.endswith("The run was queued again 3 times without a new checkpoint.")
-
-
-def test_a_run_that_was_asked_to_stop_is_not_queued_again(
-    settings: Settings, database: Database, client: TestClient
-) -> None:
-    run = create(client, "wait")
-    wait_for_status(client, run.id, "running")
-    with database.writing() as session:
-        store.request_stop(session, run.id, force=False)
-        row = store.get_run(session, run.id)
-        losses.queue_again_after_loss(session, row, settings.run_folder(run.id), "a")
-    assert read(client, run.id).status == "interrupted"
-
-
-def test_a_missing_or_damaged_checkpoint_counts_as_none(settings: Settings) -> None:
-    folder = settings.run_folder("r")
-    assert losses.checkpoint_step(folder) == 0
-    folder.checkpoints.mkdir(parents=True)
-    folder.checkpoint.write_bytes(os.urandom(100))
-    assert losses.checkpoint_step(folder) == 0

@@ -1,4 +1,4 @@
-"""A model is told from another of the same name, and from itself by nothing."""
+"""Another model of the same name is noticed; another dtype or depth of the same model is not."""
 
 from __future__ import annotations
 
