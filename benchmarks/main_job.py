@@ -129,7 +129,7 @@ def measure(base: str, preset: str, navigations: int) -> dict[str, str]:
                 "run": (f"{base}/run?id={run}", "text=Held-out FVU"),
                 "features": (f"{base}/features?id={run}", "text=Density"),
                 "feature": (f"{base}/feature?id={run}&index=7", "text=Top activations"),
-                "lookup": (f"{base}/lookup?id={run}&q=import", "text=positions"),
+                "lookup": (f"{base}/lookup?id={run}&q=import", "th:has-text('Recall')"),
             },
         )
         for name, taken in cold.items():

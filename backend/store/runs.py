@@ -151,7 +151,8 @@ class Measured(NamedTuple):
 
 def measured_speed(session: Session, device: str, config: RunConfig) -> Measured | None:
     """The latest speed measured on a device with the same model and site, preferably with an SAE
-    of the same size.
+    of the same size. With `data.train_roles`, only runs on the same conversations count, because
+    their share of tokens that are read but not trained on decides the speed.
     """
     rows = session.scalars(
         select(RunRow)
@@ -165,7 +166,7 @@ def measured_speed(session: Session, device: str, config: RunConfig) -> Measured
             other = config_of(row)
         except UnreadableConfigError:
             continue
-        if (other.model.name, other.hook_name) != (config.model.name, config.hook_name):
+        if _reading(other) != _reading(config):
             continue
         same_size = _size(other) == _size(config)
         speed = _speed(row)
@@ -191,6 +192,12 @@ def _speed(row: RunRow) -> float | None:
 def _sae_share(row: RunRow) -> float:
     share = row.latest_metrics.get("sae_share")
     return share if isinstance(share, float) and 0 <= share <= 1 else 1.0
+
+
+def _reading(config: RunConfig) -> tuple[object, ...]:
+    """What decides the time to read a token that is trained on."""
+    roles = config.data.train_roles
+    return config.model.name, config.hook_name, roles, roles and config.data.title
 
 
 def _size(config: RunConfig) -> tuple[int | None, float | None, int]:

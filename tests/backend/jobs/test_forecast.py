@@ -22,10 +22,17 @@ GIB = 2**30
 
 
 def measured(
-    database: Database, name: str, *, k: int = 16, layer: int = 2, status: str, seconds: int
+    database: Database,
+    name: str,
+    *,
+    k: int = 16,
+    layer: int = 2,
+    data: dict[str, object] | None = None,
+    status: str,
+    seconds: int,
 ) -> None:
     """Add a run that trained 400,000 tokens in `seconds`, finally at 1,000 tokens/s."""
-    overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}}
+    overrides = {"name": name, "sae": {"k": k}, "model": {"layer": layer}, "data": data or {}}
     start = datetime.now(UTC)
     with database.writing() as session:
         row = store.add_run(session, config=resolve_config("tiny", overrides))
@@ -59,6 +66,21 @@ def test_the_time_is_based_on_the_last_run_of_the_same_size(
     measured(database, "stopped", status="stopped", seconds=10)  # how long it trained is not known
     seconds, words = seconds_of(database, CONFIG, tmp_path)
     assert (seconds, words) == (pytest.approx(total / 1_000), "1,000 tokens/s of 'stopped' on cpu")
+
+
+def test_a_run_on_some_roles_is_timed_by_runs_on_the_same_conversations(
+    database: Database, tmp_path: Path
+) -> None:
+    def chats(dataset: str, *roles: str) -> dict[str, object]:
+        return {"dataset": dataset, "messages_column": "messages", "train_roles": roles or None}
+
+    wanted = resolve_config("tiny", {"data": chats("support", "assistant")})
+    measured(database, "every token", data=chats("support"), status="finished", seconds=100)
+    measured(database, "user", data=chats("support", "user"), status="finished", seconds=100)
+    measured(database, "other", data=chats("forum", "assistant"), status="finished", seconds=100)
+    assert seconds_of(database, wanted, tmp_path) == (None, "")
+    measured(database, "same", data=chats("support", "assistant"), status="finished", seconds=800)
+    assert seconds_of(database, wanted, tmp_path)[1] == "500 tokens/s of 'same' on cpu"
 
 
 def forecast_of(database: Database, grid: dict[str, list[object]], folder: Path) -> Forecast:
