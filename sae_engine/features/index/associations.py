@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.schema.lookup import LookupRank
 
-CHUNK_POSITIONS = 2**16
-"""Positions whose codes are in memory at once."""
+CHUNK_POSITIONS = 2**13
+"""Positions whose codes are in memory at once, few enough for the processor's cache."""
 
 
 class Associations(NamedTuple):
