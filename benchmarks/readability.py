@@ -12,6 +12,8 @@ phrases:
 - `middle`: share of latents for which at least half of the activations between a third and two
   thirds of the largest stand on one of the groups of their ten top tokens.
 - `both`: share of latents with both.
+- `plain`: share of live latents that one word explains as a reader would judge: 7 of the ten
+  strongest activations and 60 % of those in the middle stand on it, before it or after it.
 - `median`: median over the tokens seen at least 50 times of the F1 of the best latent.
 - `dead`: share of latents that fire on no token of the index.
 - `again`, with `--consistency`: mean over live latents of the largest cosine with a live latent of
@@ -42,6 +44,11 @@ from sae_engine.schema.records import MetricsRecord
 from sae_engine.training.loop import train
 
 FREQUENT = 50
+STRONGEST = 10
+PLAIN_STRONGEST, PLAIN_MIDDLE = 0.7, 0.6
+"""Shares of a plain latent's activations that stand on its word. A reader of 30 features of `small`
+called 17 % plain, this 14 %.
+"""
 TOKENS = (
     *(
         "import",
@@ -81,6 +88,27 @@ def middle_precision(index: FeatureIndex, groups: Groups, tops: NDArray[np.int64
     return precision
 
 
+def is_plain(index: FeatureIndex, groups: Groups, latent: int) -> bool:
+    """Whether one word stands at the same place beside most strong and middle activations."""
+    arrays = index.arrays
+    where = slice(*arrays.latent_starts[latent : latent + 2])
+    acts = arrays.latent_acts[where].astype(np.float32)
+    positions = arrays.latent_positions[where].astype(np.int64)
+    middle = positions[(acts > acts[0] / 3) & (acts <= 2 * acts[0] / 3)]
+    if len(positions) < STRONGEST:
+        return False
+    for beside in (-1, 0, 1):
+        strongest, others = (
+            groups.of_token[arrays.token_ids[(some + beside).clip(0, index.num_tokens - 1)]]
+            for some in (positions[:STRONGEST], middle)
+        )
+        words, counts = np.unique(strongest, return_counts=True)
+        holds = len(others) == 0 or (others == words[counts.argmax()]).mean() >= PLAIN_MIDDLE
+        if counts.max() >= PLAIN_STRONGEST * STRONGEST and holds:
+            return True
+    return False
+
+
 def report(name: str, index: FeatureIndex, last: dict[str, float], taken: float) -> None:
     arrays = index.arrays
     tops = top_token_ids(arrays, NUM_TOP_TOKENS)
@@ -90,13 +118,15 @@ def report(name: str, index: FeatureIndex, last: dict[str, float], taken: float)
     scores = 2 * together / (groups.counts[chosen] + arrays.fired[latents])
     np.maximum.at(f1, latents, scores)
     middle = middle_precision(index, groups, tops) >= 0.5
+    plain = [is_plain(index, groups, n) for n in np.flatnonzero(arrays.fired).tolist()]
     frequent = np.flatnonzero(arrays.token_counts >= FREQUENT).tolist()
     best = [
         max((m.f1 for m in lookup(index, t, "exact")), default=0) for t in texts(index, frequent)
     ]
     print(
         f"{name}: clear {(f1 >= 0.5).mean():.0%}, middle {middle.mean():.0%}, "
-        f"both {((f1 >= 0.5) & middle).mean():.0%}, median {np.median(best):.2f} of {len(best)} "
+        f"both {((f1 >= 0.5) & middle).mean():.0%}, plain {np.mean(plain):.0%}, "
+        f"median {np.median(best):.2f} of {len(best)} "
         f"tokens, dead {(arrays.fired == 0).mean():.0%}, "
         + ", ".join(f"{key} {value:.3f}" for key, value in last.items())
         + f", {taken:.0f} s"

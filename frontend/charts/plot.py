@@ -34,6 +34,7 @@ const themed = (layout, box) => {
     font: { family: getComputedStyle(box).fontFamily, size: 12, color: text },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     hoverlabel: { bgcolor: ground, bordercolor: line, font: { color: text } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: text, activecolor: text },
     xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
     annotations: layout.annotations?.map((note) => ({ bgcolor: ground, ...note })),
   };
