@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +19,7 @@ import pytest
 from backend.jobs.ray_api import ClusterError
 from backend.store.states import FIRST_PHASE
 from sae_engine.schema.machine import System
+from sae_engine.schema.runs import ENDED
 from tests.backend.postgres import MISSING, find_programs, running_server
 from tests.chaos import ray_cluster
 from tests.chaos.ray_cluster import RayCluster, frozen, problem_of, running_ray
@@ -32,6 +35,7 @@ from tests.chaos.workbench import (
 )
 
 pytestmark = pytest.mark.timeout(1200)
+NUM_KILLS = 20
 LONG: Mapping[str, Any] = {
     **CONFIG,
     "model": {"device": "cpu"},
@@ -200,6 +204,58 @@ def test_a_run_survives_the_death_of_the_head(lab: Lab) -> None:
     lab.cluster.start_missing()
     for each in (run_id, waiting):
         assert_like_its_twin(lab.workbench, each, lab.workbench, lab.twin_id)
+
+
+@pytest.mark.timeout(180 * NUM_KILLS)
+def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
+    """Nodes, the head, the server and jobs, with a printed seed, while two runs are active."""
+    seed = int.from_bytes(os.urandom(4), "big")
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    run_ids: list[str] = []
+    for number in range(NUM_KILLS):
+        _keep_two_active(lab, run_ids)
+        wait_until(lambda: any(map(lab.workbench.job_of, run_ids)), "a job")
+        time.sleep(chance.uniform(0, 10))
+        what = chance.choice(["node", "head", "server", "job"])
+        print(f"{number}: {what}, with", {i: lab.workbench.run(i).progress.step for i in run_ids})
+        _kill(lab, what, run_ids, chance)
+        lab.cluster.start_missing()
+    for run_id in run_ids:
+        wait_until(lambda run_id=run_id: _is_finished(lab, run_id), f"the end of {run_id}", 600)
+        assert_like_its_twin(lab.workbench, run_id, lab.workbench, lab.twin_id)
+
+
+def _keep_two_active(lab: Lab, run_ids: list[str]) -> None:
+    while sum(not _is_finished(lab, run_id) for run_id in run_ids) < 2:
+        run_ids.append(lab.workbench.create(f"disturbed {len(run_ids)}", LONG))
+
+
+def _is_finished(lab: Lab, run_id: str) -> bool:
+    """Also resumes the run if it was interrupted, as its owner would."""
+    run = lab.workbench.run(run_id)
+    assert run.status != "failed", run.error
+    if run.status in ENDED and run.status != "finished":
+        assert run.status == "interrupted", run.error
+        lab.workbench.resume(run_id)
+    return run.status == "finished"
+
+
+def _kill(lab: Lab, what: str, run_ids: list[str], chance: random.Random) -> None:
+    head, *others = lab.cluster.nodes
+    match what:
+        case "node":
+            chance.choice(others).kill()
+        case "head":
+            for node in (head, *others):  # nodes belong to the head that they were started with
+                node.kill()
+        case "server":
+            lab.workbench.kill()
+            lab.workbench.start()
+        case _:
+            jobs = [job for job in map(lab.workbench.job_of, run_ids) if job is not None]
+            for job in jobs[:1]:
+                job.kill()
 
 
 def test_a_wrong_token_and_an_open_cluster_are_one_sentence(lab: Lab) -> None:
