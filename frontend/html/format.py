@@ -69,7 +69,7 @@ def gibibytes(size: float) -> str:
 
 def is_share(metric: str) -> bool:
     """Whether a metric's values are shares, shown in percent; their names say so."""
-    return metric.startswith("frac_") or metric.endswith("_share")
+    return metric.startswith("frac_") or metric.endswith(("_share", "_overlap"))
 
 
 def metric_text(metric: str, value: float | str | None) -> str:

@@ -29,7 +29,7 @@ from frontend.runs.tables import comparison_csv, curves_csv, measured_names
 from frontend.shell.problems import live
 from frontend.shell.url import bound, choice_param
 from sae_engine.schema.analysis import Comparison
-from sae_engine.schema.records import METRICS
+from sae_engine.schema.records import METRICS, Metric
 from sae_engine.schema.runs import ENDED, Run
 
 MAX_POINTS = 600
@@ -43,7 +43,9 @@ def show_training(run_ids: Sequence[str]) -> None:
     def body() -> None:
         found = client().compare(run_ids, max_points=MAX_POINTS)
         stacked = len(found.runs) > MOST_BESIDE
-        left, right = (st.container(), st.container()) if stacked else st.columns(2, gap="large")
+        with st.container(key="beside"):
+            tables = (st.container(), st.container()) if stacked else st.columns(2, gap="large")
+        left, right = tables
         with left:
             show_linked(_differences(found), key="differences")
         with right:
@@ -151,12 +153,17 @@ def _metrics(found: Comparison) -> str:
     if not names:
         return title + notice("These runs have no metrics yet.")
     rows = "".join(
-        f'<tr><td title="{escaped(METRICS[name].help)}">{escaped(METRICS[name].title)}</td>'
+        f'<tr><td title="{escaped(METRICS[name].help)}">{_title(METRICS[name])}</td>'
         + "".join(_last_and_best(found, place, name) for place in range(len(found.runs)))
         + "</tr>"
         for name in names
     )
     return title + _table("Metric", found.runs, rows)
+
+
+def _title(metric: Metric) -> str:
+    unit = f" <small>{escaped(metric.unit)}</small>" if metric.unit else ""
+    return escaped(metric.title) + unit
 
 
 def _last_and_best(found: Comparison, place: int, name: str) -> str:

@@ -158,7 +158,6 @@ METRICS: dict[str, Metric] = {
         "AuxK loss",
         "Squared error of the dead latents' reconstruction of what the live ones miss, over that "
         "residual's variance; 0 when no latent is dead.",
-        better="lower",
     ),
     "l1_loss": Metric("L1", "Mean sum of the kept activations per token, without its weight."),
     "frac_dead": Metric(
@@ -240,7 +239,6 @@ METRICS: dict[str, Metric] = {
         "Held-out text also trained on",
         "Share of the held-out runs of 13 tokens that also stand in the training text read so far. "
         "If it is large, the held-out metrics are better than those on new text.",
-        better="lower",
     ),
     "cpu_share": Metric(
         "CPU", "Share of the CPUs that the run's process used since the reading before."
