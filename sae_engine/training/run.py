@@ -24,7 +24,7 @@ from sae_engine.model.identity import ModelIdentity, require_same_model
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import ROUNDING
 from sae_engine.sae.published import publish_sae
-from sae_engine.sae.trainer import Budget, SAETrainer
+from sae_engine.sae.trainer import Budget
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -33,9 +33,14 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
 )
-from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from sae_engine.training.checkpoint import (
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
 from sae_engine.training.clock import Clock
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
+from sae_engine.training.steps import Steps, new_trainer
 from sae_engine.training.stopping import StopSwitch
 from sae_engine.training.trackers import open_trackers
 
@@ -61,14 +66,14 @@ class TrainingRun:
         self.hook = feed.hook_of(config)
         self._hook_name = feed.hook_name(self.hook)
         d_in = feed.d_in(self.hook)
-        d_sae = config.sae.num_latents(d_in)
-        sae = TopKSAE(d_in, d_sae, config.sae.k, tied=config.sae.tied_weights).to(feed.device)
-        self.trainer = SAETrainer(sae, config.sae, config.train, _budget(config, feed))
+        self.trainer = new_trainer(config, d_in, _budget(config, feed), feed.device)
+        self._ordinary = OutlierFilter(config.data.max_norm_multiple)
+        self.steps = Steps(self.trainer, self._ordinary)
         self.plan = PlanRecord(
             total_steps=self.trainer.budget.total_steps,
             total_tokens=self.trainer.budget.total_tokens,
             d_in=d_in,
-            d_sae=d_sae,
+            d_sae=self.trainer.sae.d_sae,
             lr=self.trainer.peak_lr,
             device=str(feed.device),
         )
@@ -77,7 +82,6 @@ class TrainingRun:
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop)
         self._trackers = open_trackers(config, folder)
-        self._ordinary = OutlierFilter(config.data.max_norm_multiple)
         self._announced_outliers = False
         self._best_fvu = math.inf
         self._seconds_before = 0.0
@@ -149,24 +153,23 @@ class TrainingRun:
         """
         config, trainer = self.config.train, self.trainer
         self._began = clock.began
-        lr, step = trainer.lr, trainer.steps_done + 1
+        step = trainer.steps_done + 1
         is_last = step == trainer.budget.total_steps
-        is_logged = step == 1 or is_last or step % config.log_every == 0
-        with clock.sae_step():
-            result = trainer.step(self._ordinary(batch), measured=is_logged)
-        self._measured = {}
+        is_logged = self.steps.is_logged(step)
         # What is due at the last step is done once, by `finish`.
         looks = not is_last and _due(
             step, config.eval_every, config.ce_every, config.snapshot_every
         )
         saves = not is_last and _due(step, config.save_every)
-        if not (is_logged or looks or saves):
+        is_read = is_logged or looks or saves
+        with clock.sae_step():
+            self.steps.take(batch, is_read=is_read)
+        self._measured = {}
+        if not is_read:
             return
         with clock.pause():
             if is_logged:
-                values = {n: v.item() for n, v in result.metrics()._asdict().items()}
-                values |= {"lr": lr, "frac_dead": trainer.frac_dead}
-                values["outlier_tokens"] = self._ordinary.num_tokens
+                values = self.steps.metrics()
                 yield self._metrics(values | clock.read())
                 yield from self._outlier_notice()
                 if not math.isfinite(values["loss"]):
@@ -277,6 +280,7 @@ class TrainingRun:
         Raises `NonFiniteLossError` unless all its weights are finite; the loss, which is looked at
         only at logged steps, shows that too late or not at all.
         """
+        self.steps.fetch()
         sae = self.trainer.sae.folded(self.trainer.scale)
         if not sae.is_finite():
             raise self._non_finite("The SAE's weights became NaN or infinite")
