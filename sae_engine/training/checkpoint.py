@@ -49,10 +49,22 @@ class TrainState(NamedTuple):
     """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
     overlap: str = ""
     """Which held-out text has been seen in training text; see `TextOverlap`."""
+    device: str = ""
+    """`device_kind` of the device that it was trained on; empty if written before kinds were kept.
+    """
 
 
 class UnreadableCheckpointError(UserError):
     """A checkpoint is missing or damaged."""
+
+
+def device_kind(device: torch.device) -> str:
+    """What the bits of a run depend on besides its configuration: a GPU's name, or the vector
+    instructions of a CPU.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:

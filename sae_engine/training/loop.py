@@ -221,10 +221,10 @@ class _Pass:
         """
         states: set[StreamState | None] = set()
         for number, run in self._active.items():
-            state, notice = run.restore() if resume[number] else (None, None)
+            state, notices = run.restore() if resume[number] else (None, [])
             states.add(state)
             yield number, StartRecord(step=run.trainer.steps_done, tokens=run.tokens)
-            if notice is not None:
+            for notice in notices:
                 yield number, NoticeRecord(level="warning", message=notice)
         if len(states) > 1:
             raise UserError(

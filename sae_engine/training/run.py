@@ -35,6 +35,7 @@ from sae_engine.schema.records import (
 )
 from sae_engine.training.checkpoint import (
     TrainState,
+    device_kind,
     load_checkpoint,
     save_checkpoint,
 )
@@ -116,12 +117,12 @@ class TrainingRun:
                 "there is nothing to learn; choose another model.layer or model.site.",
             )
 
-    def restore(self) -> tuple[StreamState, str | None]:
-        """Load the checkpoint. Return the stream's position, and a sentence about the damage if the
-        newest checkpoint could not be read.
+    def restore(self) -> tuple[StreamState, list[str]]:
+        """Load the checkpoint. Return the stream's position, and a sentence each if the newest
+        checkpoint could not be read and if this is another kind of device.
         """
         trainer = self.trainer
-        state, notice = load_checkpoint(self.folder, trainer)
+        state, damage = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self._fingerprint:
             raise UserError(
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
@@ -136,7 +137,8 @@ class TrainingRun:
         self._heldout.norm_limit = self._ordinary.limit
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         self._overlap = state.overlap
-        return state.stream, notice
+        moved = _moved(state.device, device_kind(self._feed.device))
+        return state.stream, [sentence for sentence in (damage, moved) if sentence is not None]
 
     def announce_heldout(self) -> Iterator[AnyRecord]:
         """Say what is missing from the held-out text; reads it unless another run has."""
@@ -271,6 +273,7 @@ class TrainingRun:
             stream=stream.state,
             fingerprint=self._fingerprint,
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
+            device=device_kind(self._feed.device),
         )
         save_checkpoint(self.folder, trainer, state)
 
@@ -297,6 +300,16 @@ class TrainingRun:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
+
+
+def _moved(before: str, now: str) -> str | None:
+    """A sentence if a run continues on another kind of device; None if that is not known."""
+    if before in ("", now):
+        return None
+    return (
+        f"The run was trained on {before} so far and continues on {now}, which rounds differently; "
+        "from here on its numbers differ slightly from those of a run that never moved."
+    )
 
 
 def _due(step: int, *intervals: int | None) -> bool:
