@@ -47,9 +47,11 @@ class Steps:
         """Of the last step, which is logged; to be read once."""
         result, self._result = self._result, None
         assert result is not None, "this step is not logged"
-        values = {name: value.item() for name, value in result.metrics()._asdict().items()}
+        measured = result.metrics()._asdict().items()
+        values: dict[str, float] = {name: value.item() for name, value in measured}
         values |= {"lr": self._lr, "frac_dead": self.trainer.frac_dead}
-        return values | {"outlier_tokens": self.ordinary.num_tokens}
+        values["outlier_tokens"] = self.ordinary.num_tokens
+        return values
 
     def fetch(self) -> None:
         """Bring the trainer's tensors and the filter's count up to date. Nothing to do here."""
