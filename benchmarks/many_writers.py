@@ -26,8 +26,8 @@ from _common import parser
 from sqlalchemy.orm import Session
 
 from backend import store
-from backend.jobs.execution import POLL_SECONDS
 from backend.jobs.recorder import Recorder
+from backend.jobs.worker import pace_on
 from backend.store.database import Database, open_database
 from sae_engine.files import RunFolder
 from sae_engine.presets import resolve_config
@@ -89,8 +89,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--database-url", required=True)
     arguments.add_argument("--writers", type=int, default=100)
-    arguments.add_argument("--batch-seconds", type=float, default=2.0)
-    arguments.add_argument("--poll-seconds", type=float, default=POLL_SECONDS)
+    arguments.add_argument("--batch-seconds", type=float, default=pace_on("a node").batch_seconds)
+    arguments.add_argument("--poll-seconds", type=float, default=pace_on("a node").poll_seconds)
     arguments.add_argument("--seconds", type=float, default=60.0)
     options = arguments.parse_args()
     config = resolve_config("tiny", {})

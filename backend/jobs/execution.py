@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 from sqlalchemy.exc import DBAPIError
 
@@ -32,8 +33,6 @@ from sae_engine.schema.records import (
 from sae_engine.schema.runs import RunStatus
 from sae_engine.training.member import Member
 
-POLL_SECONDS = 0.25
-"""How often the database is polled for stop requests."""
 REPORT_SECONDS = 15.0
 """How often a job tells supervisors on other machines that it is alive."""
 LONGEST_BATCH_SECONDS = 2.0
@@ -70,6 +69,18 @@ def exit_code(statuses: Sequence[RunStatus], number: signal.Signals = signal.SIG
     return max((codes[status] for status in statuses), default=0)
 
 
+class Pace(NamedTuple):
+    """How often a job uses the database."""
+
+    batch_seconds: float = BATCH_SECONDS
+    """Time between writes of the measurements of a run alone on its pass."""
+    poll_seconds: float = 0.25
+    """Time between looks for stop requests."""
+
+
+LOCAL = Pace()
+
+
 def no_request() -> StopRequest:
     return StopRequest.NONE
 
@@ -82,19 +93,18 @@ def execute(
     job: str,
     asked: Callable[[], StopRequest] = no_request,
     on_record: Callable[[int, AnyRecord], None] = lambda _number, _record: None,
-    batch_seconds: float = BATCH_SECONDS,
+    pace: Pace = LOCAL,
 ) -> list[RunStatus]:
     """Run the engine to its end, store what it yields, and return how each run ended.
 
     The `members`, by run id, share a pass of the language model; an error that ends the pass ends
     all runs still on it. `asked` is a stop request from this process, besides those in the
     database. A run that is not the `job`'s any more ends at once and stores nothing. While the
-    database is unavailable, training waits. Measurements of a run alone on its pass are stored
-    every `batch_seconds`. Raises `DiskFullError` or `DatabaseRefusedError` if not
+    database is unavailable, training waits. Raises `DiskFullError` or `DatabaseRefusedError` if not
     even the ends of the runs can be stored.
     """
     run_ids = list(members)
-    batch_seconds = min(batch_seconds * len(members), LONGEST_BATCH_SECONDS)
+    batch_seconds = min(pace.batch_seconds * len(members), LONGEST_BATCH_SECONDS)
     recorders = [
         Recorder(
             database,
@@ -107,7 +117,7 @@ def execute(
         for run_id, member in members.items()
     ]
     logs = [RunLog(run_id) for run_id in run_ids]
-    requests = StopRequests(database, run_ids, asked, job)
+    requests = StopRequests(database, run_ids, asked, job, pace)
     ended: dict[int, RunStatus] = {}
 
     def fail(number: int, status: RunStatus, kind: str, message: str) -> None:
@@ -173,8 +183,10 @@ class StopRequests:
         run_ids: Sequence[str],
         asked: Callable[[], StopRequest],
         job: str,
+        pace: Pace = LOCAL,
     ) -> None:
         self._job = job
+        self._poll_seconds = pace.poll_seconds
         self._database = database
         self._asked = asked
         self._stored = StopRequest.NONE
@@ -188,7 +200,7 @@ class StopRequests:
         """
         asked, at = self._asked(), time.monotonic()
         if asked is not StopRequest.FORCE and at >= self._next_poll:
-            self._next_poll = at + POLL_SECONDS
+            self._next_poll = at + self._poll_seconds
             self._poll()
         return max(self._requests[run_id], asked, key=_STRENGTH)
 

@@ -14,9 +14,17 @@ import sys
 from collections.abc import Sequence
 
 from backend import store
-from backend.jobs.execution import Terminated, Train, engine, execute, exit_code, raise_terminated
+from backend.jobs.execution import (
+    LOCAL,
+    Pace,
+    Terminated,
+    Train,
+    engine,
+    execute,
+    exit_code,
+    raise_terminated,
+)
 from backend.jobs.logs import log_plainly, logging_into, print_into
-from backend.jobs.recorder import BATCH_SECONDS
 from backend.jobs.retry import JOB_BUSY_SECONDS, DatabaseRefusedError, when_available
 from backend.jobs.shared_folder import UnsharedFolderError, check_folder
 from backend.processes import EXIT_DATABASE_REFUSED, EXIT_DISK_FULL, lower_priority, this_process
@@ -26,9 +34,6 @@ from backend.store.models import RunRow
 from sae_engine.errors import DiskFullError
 from sae_engine.interrupt import exit_if_abandoned
 from sae_engine.training.member import Member
-
-REMOTE_BATCH_SECONDS = 2.0
-"""Time between writes of a job in a cluster, whose many jobs share one database."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +56,7 @@ def main(job: str, node: str = "", *, train: Train = engine) -> int:
         members = {row.id: _member(settings, row) for row in rows}
         logs = [member.folder.log for member in members.values()]
         with logging_into(logs[1:]):  # the first one receives this process's output
-            seconds = REMOTE_BATCH_SECONDS if node else BATCH_SECONDS
-            statuses = execute(database, members, train, job=job, batch_seconds=seconds)
+            statuses = execute(database, members, train, job=job, pace=pace_on(node))
             for run_id, status in zip(members, statuses, strict=True):
                 _log.info("run %s %s", run_id, status)
         return exit_code(statuses)
@@ -69,6 +73,11 @@ def main(job: str, node: str = "", *, train: Train = engine) -> int:
         return EXIT_DATABASE_REFUSED
     finally:
         database.close()
+
+
+def pace_on(node: str) -> Pace:
+    """In a cluster, many jobs share one database."""
+    return Pace(batch_seconds=2.0, poll_seconds=1.0) if node else LOCAL
 
 
 def _take_over(database: Database, job: str) -> Sequence[RunRow]:

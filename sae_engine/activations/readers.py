@@ -8,24 +8,19 @@ on in the order of the text. So a run's bits do not depend on the number of read
 
 from __future__ import annotations
 
-import logging
-import mmap
 import os
-import signal
 from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
-from multiprocessing.reduction import DupFd
-from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_engine.activations.processes import Helper, Shipped
 from sae_engine.activations.stream import ModelSource, TextBlock, TimeCall, extract
-from sae_engine.errors import ConfigError, UserError
+from sae_engine.errors import ConfigError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import ModelConfig
@@ -34,7 +29,6 @@ from sae_engine.text.order import RowCursor
 BLOCKS_AHEAD = 2
 """Blocks that a reader is given at a time, so that it never waits for the next."""
 POLL_SECONDS = 0.1
-CLOSE_SECONDS = 5
 
 
 def reader_devices(config: ModelConfig, own: torch.device) -> list[str]:
@@ -62,25 +56,17 @@ def reader_devices(config: ModelConfig, own: torch.device) -> list[str]:
 
 
 class Reader:
-    """A process with the language model on one device.
-
-    It loads the model while the trainer goes on, and ends when the trainer's end of the pipe
-    closes, however that comes about.
-    """
+    """A process with the language model on one device, which it loads while the trainer goes on."""
 
     def __init__(self, configs: Sequence[ModelConfig], ctx_len: int, device: str) -> None:
-        context = get_context("spawn")  # CUDA does not survive a fork
-        self.connection, theirs = context.Pipe()
         on_device = [config.model_copy(update={"device": device}) for config in configs]
-        self._process = context.Process(
-            target=_serve,
-            args=(theirs, on_device, ctx_len, torch.get_num_threads()),
-            name=f"reader on {device}",
-            daemon=True,
-        )
-        self._process.start()
-        theirs.close()
+        self._helper = Helper("reader", device, _serve, on_device, ctx_len)
         self._given: deque[_Pending] = deque()
+
+    @property
+    def connection(self) -> Connection:
+        """Ready when there is something to receive."""
+        return self._helper.connection
 
     @property
     def has_room(self) -> bool:
@@ -88,34 +74,15 @@ class Reader:
 
     def give(self, block: _Pending) -> None:
         self._given.append(block)
-        try:
-            self.connection.send(block.text)
-        except OSError:
-            raise self._lost() from None
+        self._helper.send(block.text)
 
     def receive(self, device: torch.device) -> None:
-        """Complete the oldest block that was given; raises `UserError` if it failed."""
-        try:
-            answer = self.connection.recv()
-            if isinstance(answer, str):
-                raise UserError(f"The {self._process.name} failed: {answer}")
-            hooks = [hook.tensor().to(device) for hook in answer]
-        except (EOFError, OSError):
-            raise self._lost() from None
-        self._given.popleft().activations = hooks
+        """Complete the oldest block that was given; raises `LostHelperError` if it failed."""
+        hooks = self._helper.receive_tensors()
+        self._given.popleft().activations = [hook.to(device) for hook in hooks]
 
     def close(self) -> None:
-        self.connection.close()
-        self._process.join(CLOSE_SECONDS)
-        self._process.kill()
-        self._process.join()
-
-    def _lost(self) -> UserError:
-        self._process.join(CLOSE_SECONDS)
-        return UserError(
-            f"The {self._process.name} ended (exit code {self._process.exitcode}); the log may say "
-            "why. Resume the run to go on from its last checkpoint."
-        )
+        self._helper.close()
 
 
 class SharedReading:
@@ -185,57 +152,10 @@ class _Pending:
         self.activations: list[Tensor] | None = None
 
 
-class _Shipped(NamedTuple):
-    """A tensor in memory that is passed on by its descriptor, and so neither copied through the
-    pipe nor limited by the size of /dev/shm.
-    """
-
-    memory: Any
-    num_bytes: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Shipped:
-        held = tensor.contiguous().cpu()
-        values = held.view(torch.uint8).numpy()
-        descriptor = os.memfd_create("activations")
-        try:
-            with open(descriptor, "wb", closefd=False) as file:
-                values.tofile(file)
-            return cls(DupFd(descriptor), values.nbytes, tuple(held.shape), held.dtype)
-        finally:
-            os.close(descriptor)
-
-    def tensor(self) -> Tensor:
-        """On the CPU; to be called once."""
-        descriptor = self.memory.detach()
-        try:
-            if not self.num_bytes:
-                return torch.empty(self.shape, dtype=self.dtype)
-            held = mmap.mmap(descriptor, self.num_bytes)
-        finally:
-            os.close(descriptor)
-        return torch.frombuffer(held, dtype=self.dtype).view(self.shape)
-
-
-def _serve(
-    connection: Connection, configs: Sequence[ModelConfig], ctx_len: int, num_threads: int
-) -> None:
-    """The process of a reader. It uses as many threads as the trainer, because the order of sums
-    depends on them.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer decides what Ctrl+C means
-    torch.set_num_threads(num_threads)
-    try:
-        model = LanguageModel.load(configs[0], also=configs[1:], ctx_len=ctx_len)
-        while True:
-            text: TextBlock = connection.recv()
-            ids, at = torch.from_numpy(text.ids), torch.from_numpy(text.at)
-            connection.send([_Shipped.of(hook) for hook in extract(model, ids, at=at)])
-    except (EOFError, ConnectionError):
-        return
-    except Exception as error:  # whatever architectures and drivers raise
-        logging.getLogger(__name__).exception("a reader failed")
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        connection.send(said)
+def _serve(connection: Connection, configs: Sequence[ModelConfig], ctx_len: int) -> None:
+    """The process of a reader."""
+    model = LanguageModel.load(configs[0], also=configs[1:], ctx_len=ctx_len)
+    while True:
+        text: TextBlock = connection.recv()
+        ids, at = torch.from_numpy(text.ids), torch.from_numpy(text.at)
+        connection.send([Shipped.of(hook) for hook in extract(model, ids, at=at)])

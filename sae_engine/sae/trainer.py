@@ -6,6 +6,7 @@ Fed by `training.run`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -138,6 +139,26 @@ class SAETrainer:
         scaled = x * self.scale
         self.variance = max(total_variance(scaled).item(), 1e-12)
         self.sae.initialize_(seed, geometric_median(scaled[:8192]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that steps change, not copied: `since_fired`, the parameters as `sae.*` and,
+        after the first step, Adam's state as `adam.*`.
+        """
+        tensors = {"since_fired": self.since_fired}
+        tensors |= {f"sae.{name}": p.detach() for name, p in self.sae.named_parameters()}
+        if self.steps_done:
+            tensors |= {f"adam.{name}": t for name, t in self.stepper.state().items()}
+        return tensors
+
+    @torch.no_grad()
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` of another trainer into this one."""
+        for name, parameter in self.sae.named_parameters():
+            parameter.copy_(tensors[f"sae.{name}"])
+        self.since_fired.copy_(tensors["since_fired"])
+        adam = {n.removeprefix("adam."): t for n, t in tensors.items() if n.startswith("adam.")}
+        if adam:
+            self.stepper.load_state(adam)
 
     @property
     def lr(self) -> float:

@@ -68,7 +68,9 @@ class ModelConfig(Section):
     device_map: Literal["auto"] | None = None
     """`auto` splits the language model across all GPUs; if unset, it stays on `device`."""
     readers: int | None = Field(default=None, ge=1, le=64)
-    """Processes that run the language model, the trainer's included; by default, one per GPU."""
+    """Processes that run the language model, the trainer's included; by default, one per GPU. The
+    SAEs of a sweep are trained on the same devices.
+    """
 
     @property
     def deepest_layer(self) -> int | None:

@@ -49,19 +49,29 @@ class TrainState(NamedTuple):
     """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
     overlap: str = ""
     """Which held-out text has been seen in training text; see `TextOverlap`."""
+    device: str = ""
+    """`device_kind` of the device that it was trained on; empty if written before kinds were kept.
+    """
 
 
 class UnreadableCheckpointError(UserError):
     """A checkpoint is missing or damaged."""
 
 
+def device_kind(device: torch.device) -> str:
+    """What the bits of a run depend on besides its configuration: a GPU's name, or the vector
+    instructions of a CPU.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:
     """Publish the state as `checkpoints/last.safetensors`, in one rename; the checkpoint before it
     becomes `previous.safetensors`. Raises `DiskFullError`, and then leaves both unchanged.
     """
-    tensors: dict[str, Tensor] = {"since_fired": trainer.since_fired}
-    tensors |= {f"sae.{name}": p.detach() for name, p in trainer.sae.named_parameters()}
-    tensors |= {f"adam.{name}": tensor for name, tensor in trainer.stepper.state().items()}
+    tensors = trainer.tensors()
     described = {"format": FORMAT, "checksum": _checksum(tensors), **state._asdict()}
     with published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path:
         save_file(tensors, path, metadata={"state": json.dumps(described)})
@@ -83,17 +93,7 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
         described, tensors = _read(folder.previous_checkpoint, device)
         step = described["step"]
         notice = f"{error} The run continues from the previous checkpoint, at step {step}."
-    with torch.no_grad():
-        for name, parameter in trainer.sae.named_parameters():
-            parameter.copy_(tensors[f"sae.{name}"])
-        trainer.since_fired.copy_(tensors["since_fired"])
-    trainer.stepper.load_state(
-        {
-            name.removeprefix("adam."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith("adam.")
-        }
-    )
+    trainer.load_(tensors)
     window, offset, cursor = described.pop("stream")
     stream = StreamState(window, offset, cursor_from_json(cursor))
     return TrainState(stream=stream, **described), notice

@@ -16,6 +16,8 @@ import yaml
 from torch import Tensor
 
 from sae_engine.activations.feed import Feed, new_notices, open_feed
+from sae_engine.activations.processes import LostHelperError
+from sae_engine.activations.readers import reader_devices
 from sae_engine.activations.stream import BEGINNING, ActivationStream, StreamState
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder, published_file
@@ -37,6 +39,7 @@ from sae_engine.training.member import Member, never
 from sae_engine.training.pretrained import inspect_pretrained
 from sae_engine.training.rehearsal import REHEARSING, rehearse
 from sae_engine.training.run import NonFiniteLossError, TrainingRun
+from sae_engine.training.spread import Spread
 from sae_engine.training.stopping import Halted, StopSwitch
 
 
@@ -63,9 +66,10 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
 
     All members must have the same `RunConfig.pass_key`, and resumed members must have stopped at
     the same step. Each member's last record is an `EndRecord` or a `FailureRecord`; a member that
-    stops or fails leaves the pass and the others continue. Every SAE is bit for bit what it would
-    be if trained alone. Members with `sae.pretrained` are not trained; they are handled one after
-    the other. Raises `UserError` if no member can start or continue.
+    stops or fails leaves the pass and the others continue. They are spread over the devices that
+    `model.readers` gives the pass, and every SAE is bit for bit what it would be if trained alone.
+    Members with `sae.pretrained` are not trained; they are handled one after the other. Raises
+    `UserError` if no member can start or continue.
     """
     configs = [member.config for member in members]
     for config in configs:
@@ -122,7 +126,9 @@ def _open_pass(
         run = TrainingRun(member.config, member.folder, feed, heldout, stop)
         runs.append(stack.enter_context(closing(run)))
         yield number, run.plan
-    return _Pass(feed, heldout, runs, reported)
+    devices = reader_devices(configs[0].model, feed.device) if len(runs) > 1 else []
+    spread = stack.enter_context(closing(Spread(devices, runs)))
+    return _Pass(feed, heldout, runs, spread, reported)
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
@@ -142,9 +148,11 @@ class _Pass:
         feed: Feed,
         heldout: SharedHeldout,
         runs: Sequence[TrainingRun],
+        spread: Spread,
         reported: set[str],
     ) -> None:
         self._feed = feed
+        self._spread = spread
         self._heldout = heldout
         self._reported = reported
         """Notices of the feed that all runs have received."""
@@ -191,6 +199,8 @@ class _Pass:
             self._heldout.release()
             batch = next(stream)
             clock.steps += 1
+            with clock.sae_step():
+                self._spread.give(batch, self._active)
             for number, run in list(self._active.items()):
                 yield from self._step(number, run, batch[run.hook])
 
@@ -211,10 +221,10 @@ class _Pass:
         """
         states: set[StreamState | None] = set()
         for number, run in self._active.items():
-            state, notice = run.restore() if resume[number] else (None, None)
+            state, notices = run.restore() if resume[number] else (None, [])
             states.add(state)
             yield number, StartRecord(step=run.trainer.steps_done, tokens=run.tokens)
-            if notice is not None:
+            for notice in notices:
                 yield number, NoticeRecord(level="warning", message=notice)
         if len(states) > 1:
             raise UserError(
@@ -233,6 +243,8 @@ class _Pass:
                 yield number, run.tracked(record)
         except Halted:
             yield from self._end(number, "stopped")
+        except LostHelperError:  # others need it too
+            raise
         except UserError as error:
             yield self._failed(number, error)
 
@@ -250,6 +262,8 @@ class _Pass:
                         yield number, run.tracked(record)
         except Halted:
             reason = "stopped"
+        except LostHelperError:
+            raise
         except UserError as error:
             yield self._failed(number, error)
             return

@@ -24,7 +24,7 @@ from sae_engine.model.identity import ModelIdentity, require_same_model
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import ROUNDING
 from sae_engine.sae.published import publish_sae
-from sae_engine.sae.trainer import Budget, SAETrainer
+from sae_engine.sae.trainer import Budget
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
@@ -33,9 +33,15 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
 )
-from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from sae_engine.training.checkpoint import (
+    TrainState,
+    device_kind,
+    load_checkpoint,
+    save_checkpoint,
+)
 from sae_engine.training.clock import Clock
 from sae_engine.training.heldout import HeldoutWork, SharedHeldout
+from sae_engine.training.steps import Steps, new_trainer
 from sae_engine.training.stopping import StopSwitch
 from sae_engine.training.trackers import open_trackers
 
@@ -61,14 +67,14 @@ class TrainingRun:
         self.hook = feed.hook_of(config)
         self._hook_name = feed.hook_name(self.hook)
         d_in = feed.d_in(self.hook)
-        d_sae = config.sae.num_latents(d_in)
-        sae = TopKSAE(d_in, d_sae, config.sae.k, tied=config.sae.tied_weights).to(feed.device)
-        self.trainer = SAETrainer(sae, config.sae, config.train, _budget(config, feed))
+        self.trainer = new_trainer(config, d_in, _budget(config, feed), feed.device)
+        self._ordinary = OutlierFilter(config.data.max_norm_multiple)
+        self.steps = Steps(self.trainer, self._ordinary)
         self.plan = PlanRecord(
             total_steps=self.trainer.budget.total_steps,
             total_tokens=self.trainer.budget.total_tokens,
             d_in=d_in,
-            d_sae=d_sae,
+            d_sae=self.trainer.sae.d_sae,
             lr=self.trainer.peak_lr,
             device=str(feed.device),
         )
@@ -77,7 +83,6 @@ class TrainingRun:
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop)
         self._trackers = open_trackers(config, folder)
-        self._ordinary = OutlierFilter(config.data.max_norm_multiple)
         self._announced_outliers = False
         self._best_fvu = math.inf
         self._seconds_before = 0.0
@@ -112,12 +117,12 @@ class TrainingRun:
                 "there is nothing to learn; choose another model.layer or model.site.",
             )
 
-    def restore(self) -> tuple[StreamState, str | None]:
-        """Load the checkpoint. Return the stream's position, and a sentence about the damage if the
-        newest checkpoint could not be read.
+    def restore(self) -> tuple[StreamState, list[str]]:
+        """Load the checkpoint. Return the stream's position, and a sentence each if the newest
+        checkpoint could not be read and if this is another kind of device.
         """
         trainer = self.trainer
-        state, notice = load_checkpoint(self.folder, trainer)
+        state, damage = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self._fingerprint:
             raise UserError(
                 "The text, the tokenizer or the SAE's shape is not what this run began with, so "
@@ -132,7 +137,8 @@ class TrainingRun:
         self._heldout.norm_limit = self._ordinary.limit
         self._best_fvu, self._seconds_before = state.best_fvu, state.seconds
         self._overlap = state.overlap
-        return state.stream, notice
+        moved = _moved(state.device, device_kind(self._feed.device))
+        return state.stream, [sentence for sentence in (damage, moved) if sentence is not None]
 
     def announce_heldout(self) -> Iterator[AnyRecord]:
         """Say what is missing from the held-out text; reads it unless another run has."""
@@ -149,24 +155,23 @@ class TrainingRun:
         """
         config, trainer = self.config.train, self.trainer
         self._began = clock.began
-        lr, step = trainer.lr, trainer.steps_done + 1
+        step = trainer.steps_done + 1
         is_last = step == trainer.budget.total_steps
-        is_logged = step == 1 or is_last or step % config.log_every == 0
-        with clock.sae_step():
-            result = trainer.step(self._ordinary(batch), measured=is_logged)
-        self._measured = {}
+        is_logged = self.steps.is_logged(step)
         # What is due at the last step is done once, by `finish`.
         looks = not is_last and _due(
             step, config.eval_every, config.ce_every, config.snapshot_every
         )
         saves = not is_last and _due(step, config.save_every)
-        if not (is_logged or looks or saves):
+        is_read = is_logged or looks or saves
+        with clock.sae_step():
+            self.steps.take(batch, is_read=is_read)
+        self._measured = {}
+        if not is_read:
             return
         with clock.pause():
             if is_logged:
-                values = {n: v.item() for n, v in result.metrics()._asdict().items()}
-                values |= {"lr": lr, "frac_dead": trainer.frac_dead}
-                values["outlier_tokens"] = self._ordinary.num_tokens
+                values = self.steps.metrics()
                 yield self._metrics(values | clock.read())
                 yield from self._outlier_notice()
                 if not math.isfinite(values["loss"]):
@@ -268,6 +273,7 @@ class TrainingRun:
             stream=stream.state,
             fingerprint=self._fingerprint,
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
+            device=device_kind(self._feed.device),
         )
         save_checkpoint(self.folder, trainer, state)
 
@@ -277,6 +283,7 @@ class TrainingRun:
         Raises `NonFiniteLossError` unless all its weights are finite; the loss, which is looked at
         only at logged steps, shows that too late or not at all.
         """
+        self.steps.fetch()
         sae = self.trainer.sae.folded(self.trainer.scale)
         if not sae.is_finite():
             raise self._non_finite("The SAE's weights became NaN or infinite")
@@ -293,6 +300,16 @@ class TrainingRun:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
+
+
+def _moved(before: str, now: str) -> str | None:
+    """A sentence if a run continues on another kind of device; None if that is not known."""
+    if before in ("", now):
+        return None
+    return (
+        f"The run was trained on {before} so far and continues on {now}, which rounds differently; "
+        "from here on its numbers differ slightly from those of a run that never moved."
+    )
 
 
 def _due(step: int, *intervals: int | None) -> bool:

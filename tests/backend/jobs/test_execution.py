@@ -11,14 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import Connection, event
 
 from backend import store
 from backend.http.curves import metrics_series
-from backend.jobs import execution
-from backend.jobs.execution import Terminated, execute, exit_code, raise_terminated
+from backend.jobs import execution, worker
+from backend.jobs.execution import (
+    Pace,
+    StopRequests,
+    Terminated,
+    execute,
+    exit_code,
+    no_request,
+    raise_terminated,
+)
 from backend.jobs.recorder import BATCH_SECONDS
 from backend.settings import Settings
 from backend.store.database import Database
@@ -123,13 +132,28 @@ def test_a_stop_request_in_the_row_reaches_the_engine(bench: Bench) -> None:
     assert bench.row().status == "stopped"
 
 
+@pytest.mark.parametrize(("node", "seconds"), [("", 0.25), ("a", 1.0)])
+def test_a_job_on_a_node_of_a_cluster_looks_for_stop_requests_less_often(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, node: str, seconds: float
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(execution, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    requests = StopRequests(bench.database, [bench.id], no_request, JOB, worker.pace_on(node))
+    assert requests.of(bench.id) is StopRequest.NONE
+    with bench.database.writing() as session:
+        store.request_stop(session, bench.id, force=False)
+    now[0] = 100 + seconds - 0.01
+    assert requests.of(bench.id) is StopRequest.NONE
+    now[0] = 100 + seconds
+    assert requests.of(bench.id) is StopRequest.STOP
+
+
 @both_databases
 def test_a_job_reports_from_long_work_that_it_is_alive(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where a supervisor on another machine may read it, and only for its own runs."""
     monkeypatch.setattr(execution, "REPORT_SECONDS", 0.4)
-    monkeypatch.setattr(execution, "POLL_SECONDS", 0.01)
     reported: list[object] = []
     with bench.database.writing() as session:
         other = store.add_run(session, config=bench.config, status="running", job="other").id
@@ -148,7 +172,7 @@ def test_a_job_reports_from_long_work_that_it_is_alive(
             yield number, EndRecord(reason="stopped", step=0, tokens=0)
 
     members = dict.fromkeys((bench.id, other), bench.member)
-    execute(bench.database, members, train, job=JOB)
+    execute(bench.database, members, train, job=JOB, pace=Pace(poll_seconds=0.01))
     assert len(reported) in ([0] if bench.database.is_sqlite else [1, 2])
     with bench.database.reading() as session:
         assert store.get_run(session, other).reported_at is None

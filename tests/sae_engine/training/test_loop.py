@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from sae_engine.activations.feed import TextFeed
@@ -151,6 +152,49 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert min(losses(second)) == step + 1
     for name, tensor in load_file(whole.folder.sae).items():
         assert torch.equal(load_file(folder.sae)[name], tensor)
+
+
+def _forget_device(folder: RunFolder) -> None:
+    """Make the checkpoint one from before devices were kept."""
+    with safe_open(folder.checkpoint, framework="pt") as file:
+        state = json.loads(file.metadata()["state"])
+    del state["device"]
+    save_file(load_file(folder.checkpoint), folder.checkpoint, {"state": json.dumps(state)})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (
+            "NVIDIA A100",
+            "NVIDIA H100",
+            "trained on NVIDIA A100 so far and continues on NVIDIA H100",
+        ),
+        ("a CPU with AVX2", "a CPU with AVX512", "continues on a CPU with AVX512"),
+        ("NVIDIA A100", "NVIDIA A100", None),
+        (None, "NVIDIA H100", None),
+    ],
+)
+def test_a_run_that_moves_to_another_kind_of_device_says_so(
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str | None,
+    now: str,
+    said: str | None,
+):
+    folder = RunFolder(tmp_path / "run")
+    first: list[AnyRecord] = []
+    monkeypatch.setattr("sae_engine.training.run.device_kind", lambda device: before or "a CPU")
+    collected(train(config, folder, should_stop=stopping_at(1, StopRequest.FORCE, first)), first)
+    if before is None:
+        _forget_device(folder)
+    monkeypatch.setattr("sae_engine.training.run.device_kind", lambda device: now)
+    stop = stopping_at(2, StopRequest.FORCE, first)
+    collected(train(config, folder, should_stop=stop, resume=True), first)
+    notices = [r.message for r in first if isinstance(r, NoticeRecord)]
+    assert len(notices) == (said is not None)
+    assert said is None or said in notices[0]
 
 
 @pytest.mark.parametrize("is_mixture", [False, True])

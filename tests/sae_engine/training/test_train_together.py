@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sae_engine.activations.processes import Helper
 from sae_engine.errors import UserError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
@@ -23,7 +27,7 @@ from sae_engine.schema.records import (
     PhaseRecord,
     StopRequest,
 )
-from sae_engine.training import loop
+from sae_engine.training import loop, spread
 from sae_engine.training.clock import Clock, HostTimer
 from sae_engine.training.loop import train, train_together
 from sae_engine.training.member import Member
@@ -31,7 +35,10 @@ from tests.sae_engine.training.test_loop import Whole, collected, config_of, los
 
 VARIANTS = [
     {"sae": {"k": 2}},
-    {"sae": {"d_sae": 96}, "train": {"total_tokens": 64 * 16}},
+    {
+        "sae": {"d_sae": 96},
+        "train": {"total_tokens": 64 * 16, "log_every": 5, "dead_feature_threshold": 128},
+    },
     {"model": {"layer": 2}},
     {"model": {"layer": 0, "site": "mlp_out"}, "train": {"lr": 1e-3, "auxk_alpha": 0.0}},
 ]
@@ -50,6 +57,31 @@ def alone(configs: list[RunConfig], tmp_path_factory: pytest.TempPathFactory) ->
     """The lone twin of each member."""
     folders = [RunFolder(tmp_path_factory.mktemp("alone")) for _ in configs]
     return [Whole(f, collected(train(c, f))) for c, f in zip(configs, folders, strict=True)]
+
+
+@pytest.fixture(params=[0, 2], ids=["here", "spread"])
+def others(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many other processes take steps of members; here, they are threads."""
+    monkeypatch.setattr(loop, "reader_devices", lambda config, own: ["cpu"] * request.param)
+    monkeypatch.setattr(spread, "Helper", HelperInThread)
+
+
+class HelperInThread(Helper):
+    """Does what a `Helper` does, without seconds of starting a process."""
+
+    def __init__(self, kind: str, device: str, serve: Callable[..., None], *args: object) -> None:
+        self.connection, theirs = Pipe()
+
+        def run() -> None:
+            with theirs, suppress(EOFError):
+                serve(theirs, *args)
+
+        self._thread = Thread(target=run)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.connection.close()
+        self._thread.join()
 
 
 def together(
@@ -75,6 +107,7 @@ def assert_equal_saes(one: RunFolder, other: RunFolder) -> None:
         assert torch.equal(load_file(other.sae)[name], tensor), name
 
 
+@pytest.mark.usefixtures("others")
 def test_members_of_a_sweep_equal_their_lone_twins(
     configs: list[RunConfig], alone: list[Whole], tmp_path: Path
 ):
@@ -93,26 +126,28 @@ def test_members_of_a_sweep_equal_their_lone_twins(
     assert not (tmp_path / "together" / "0" / "index_corpus").exists()
 
 
+@pytest.mark.usefixtures("others")
 def test_a_stopped_member_leaves_and_the_others_continue(
     configs: list[RunConfig], alone: list[Whole], tmp_path: Path
 ):
-    def stop_the_first(number: int, records: list[list[AnyRecord]]) -> StopRequest:
+    def stop_the_second(number: int, records: list[list[AnyRecord]]) -> StopRequest:
         reached = any(isinstance(r, MetricsRecord) and r.step >= 5 for r in records[number])
-        return StopRequest.STOP if number == 0 and reached else StopRequest.NONE
+        return StopRequest.STOP if number == 1 and reached else StopRequest.NONE
 
-    swept = together(configs[:2], tmp_path / "together", stop_the_first)
-    assert swept[0][-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
-    assert RunFolder(tmp_path / "together" / "0").snapshots() == [5]
-    assert losses(swept[1]) == losses(alone[1].records)
-    assert_equal_saes(RunFolder(tmp_path / "together" / "1"), alone[1].folder)
+    swept = together(configs[:2], tmp_path / "together", stop_the_second)
+    assert swept[1][-1] == EndRecord(reason="stopped", step=5, tokens=5 * 64)
+    folder = RunFolder(tmp_path / "together" / "1")
+    assert folder.snapshots() == [5]
+    assert losses(swept[0]) == losses(alone[0].records)
+    assert_equal_saes(RunFolder(tmp_path / "together" / "0"), alone[0].folder)
 
     # Resumed alone, the stopped member equals an uninterrupted run.
-    folder = RunFolder(tmp_path / "together" / "0")
-    rest = collected(train(configs[0], folder, resume=True))
-    assert losses(swept[0]) | losses(rest) == losses(alone[0].records)
-    assert_equal_saes(folder, alone[0].folder)
+    rest = collected(train(configs[1], folder, resume=True))
+    assert losses(swept[1]) | losses(rest) == losses(alone[1].records)
+    assert_equal_saes(folder, alone[1].folder)
 
 
+@pytest.mark.usefixtures("others")
 def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
     configs: list[RunConfig],
     alone: list[Whole],
@@ -127,14 +162,14 @@ def test_a_member_whose_loss_is_not_finite_leaves_and_the_others_continue(
 
     monkeypatch.setattr(trainer, "scheduled_lr", poisoned)
     bad = config_of(model_folders["gemma2"], train={"lr": 0.5})
-    swept = together([bad, configs[0]], tmp_path / "together")
-    failure = swept[0][-1]
+    swept = together([configs[0], bad], tmp_path / "together")
+    failure = swept[1][-1]
     assert isinstance(failure, FailureRecord)
     assert failure.error_type == "NonFiniteLossError"
     assert "weights became NaN or infinite at step 10" in failure.message
-    assert isinstance(swept[1][-1], EndRecord)
-    assert losses(swept[1]) == losses(alone[0].records)
-    assert torch.isfinite(load_file(tmp_path / "together" / "0" / "sae.safetensors")["W_dec"]).all()
+    assert isinstance(swept[0][-1], EndRecord)
+    assert losses(swept[0]) == losses(alone[0].records)
+    assert torch.isfinite(load_file(tmp_path / "together" / "1" / "sae.safetensors")["W_dec"]).all()
 
 
 def test_reading_activations_ends_once_all_members_are_stopped(
