@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,7 +216,10 @@ def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
     for number in range(NUM_KILLS):
         _keep_two_active(lab, run_ids)
         wait_until(lambda: any(map(lab.workbench.job_of, run_ids)), "a job")
-        time.sleep(chance.uniform(0, 10))
+        if chance.random() < 0.3:
+            time.sleep(chance.uniform(0, 10))  # while runs are claimed, start or load
+        else:
+            _wait_for_a_step(lab, run_ids[-2:], chance.randint(1, 350))
         what = chance.choice(["node", "head", "server", "job"])
         print(f"{number}: {what}, with", {i: lab.workbench.run(i).progress.step for i in run_ids})
         _kill(lab, what, run_ids, chance)
@@ -224,6 +227,14 @@ def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
     for run_id in run_ids:
         wait_until(lambda run_id=run_id: _is_finished(lab, run_id), f"the end of {run_id}", 600)
         assert_like_its_twin(lab.workbench, run_id, lab.workbench, lab.twin_id)
+
+
+def _wait_for_a_step(lab: Lab, run_ids: Sequence[str], step: int) -> None:
+    def reached() -> bool:
+        runs = [lab.workbench.run(run_id) for run_id in run_ids]
+        return any(run.progress.step >= step or run.status in ENDED for run in runs)
+
+    wait_until(reached, f"step {step}")
 
 
 def _keep_two_active(lab: Lab, run_ids: list[str]) -> None:
