@@ -219,7 +219,7 @@ def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 10))  # while runs are claimed, start or load
         else:
-            _wait_for_a_step(lab, run_ids[-2:], chance.randint(1, 350))
+            _wait_for_a_step(lab, run_ids, chance.randint(1, 350))
         what = chance.choice(["node", "head", "server", "job"])
         print(f"{number}: {what}, with", {i: lab.workbench.run(i).progress.step for i in run_ids})
         _kill(lab, what, run_ids, chance)
@@ -230,8 +230,10 @@ def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
 
 
 def _wait_for_a_step(lab: Lab, run_ids: Sequence[str], step: int) -> None:
+    active = [run_id for run_id in run_ids if not _is_finished(lab, run_id)]
+
     def reached() -> bool:
-        runs = [lab.workbench.run(run_id) for run_id in run_ids]
+        runs = [lab.workbench.run(run_id) for run_id in active]
         return any(run.progress.step >= step or run.status in ENDED for run in runs)
 
     wait_until(reached, f"step {step}")
