@@ -63,7 +63,6 @@ class AlertWatch:
         self._least_loss = math.inf
         self._dead_points = 0
         self._speeds: deque[float] = deque(maxlen=REFERENCE_POINTS)
-        self._last: MetricsRecord | None = None
 
     def look(self, record: MetricsRecord) -> list[Alert]:
         """Problems that appear with this measurement for the first time."""
@@ -149,10 +148,10 @@ class AlertWatch:
             )
 
     def _slowness(self, record: MetricsRecord) -> Iterator[tuple[AlertKind, str]]:
-        last, self._last = self._last, record
-        if last is None or record.tokens <= last.tokens or record.time <= last.time:
+        speed = record.values.get("tokens_per_second")  # as its curve shows it
+        if speed is None or not math.isfinite(speed):
             return
-        self._speeds.append((record.tokens - last.tokens) / (record.time - last.time))
+        self._speeds.append(speed)
         if len(self._speeds) < FIRST_POINTS + RECENT_POINTS:
             return
         speeds = list(self._speeds)

@@ -41,6 +41,8 @@ def _lifecycle(run: Run) -> None:
         tip = "Stops at once, without building features."
         if st.button("Stop now", icon=":material/stop:", key="force", help=tip):
             _do(lambda: client().stop_run(run.id, force=True))
+        # Where Stop was, so that a second click on it does nothing.
+        st.button("Stop", icon=":material/stop:", key="stopping", disabled=True)
     if run.resumable:
         tip = "Continues from the last checkpoint."
         if st.button("Resume", icon=":material/play_arrow:", key="resume", help=tip):

@@ -10,7 +10,7 @@ from frontend.charts.figure import GRAY, ORANGE, Figure, Trace
 from frontend.charts.series import XAxis, positions
 from frontend.html.format import counted
 from frontend.html.tokens import plotly_text
-from sae_engine.schema.runs import AlertKind, MetricsSeries, Notice, Run
+from sae_engine.schema.runs import ENDED, AlertKind, MetricsSeries, Notice, Run
 
 ALERTS: dict[AlertKind, tuple[str, str]] = {
     "non_finite": ("not finite", "A training metric became NaN or infinite."),
@@ -25,6 +25,8 @@ ALERTS: dict[AlertKind, tuple[str, str]] = {
     "node_lost": ("node lost", "The machine was lost; the run was queued again."),
 }
 """A short name and a sentence for each kind."""
+PASSING: tuple[AlertKind, ...] = ("throughput", "disk", "no_progress")
+"""About the moment and not about the SAE, so they are of no interest once the run has ended."""
 
 
 def alert_badges(run: Run) -> str:
@@ -32,17 +34,22 @@ def alert_badges(run: Run) -> str:
     return "".join(
         f'<span class="wb-badge alert" title="{html.escape(ALERTS[kind][1], quote=True)}">'
         f"{ALERTS[kind][0]}</span>"
-        for kind in run.alerts
+        for kind in _current(run)
     )
 
 
 def alert_count(run: Run) -> str:
     """One small badge for all alerts, with their names on hover."""
-    if not run.alerts:
+    current = _current(run)
+    if not current:
         return ""
-    names = ", ".join(ALERTS[kind][0] for kind in run.alerts)
-    number = counted(len(run.alerts), "alert")
+    names = ", ".join(ALERTS[kind][0] for kind in current)
+    number = counted(len(current), "alert")
     return f'<span class="wb-badge alert" title="{names}">{number}</span>'
+
+
+def _current(run: Run) -> list[AlertKind]:
+    return [kind for kind in run.alerts if kind not in PASSING or run.status not in ENDED]
 
 
 def with_marks(

@@ -19,10 +19,11 @@ def show_place(run: Run) -> None:
     """A run's place in the queue, with buttons to move it; nothing once it has started."""
     if run.queue_position is None:
         return
+    is_last = run.queue_position >= client().runs(status="queued", limit=1).total
     place = f"<strong>{ordinal(run.queue_position)} in queue.</strong>"
     body = (
         f'<div class="wb-notice wb-place"><span>{place} {escaped(run.waiting_for or "")}</span>'
-        f"<span>{_moves(run)}</span></div>"
+        f"<span>{_moves(run, last=is_last)}</span></div>"
     )
     _carry_out(show_acting(body, key="place"), [run])
 
@@ -45,7 +46,7 @@ def show_queue(waiting: Sequence[Run]) -> None:
     _carry_out(show_acting(table(head, rows, css="queue"), key="queue"), waiting)
 
 
-def _moves(run: Run, *, last: bool = False) -> str:
+def _moves(run: Run, *, last: bool) -> str:
     first = run.queue_position == 1
     return (
         act_button("front", run.id, "⤒", "Move to front", enabled=not first)

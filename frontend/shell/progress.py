@@ -59,7 +59,7 @@ def computed(
             st.rerun()
         share = f" · {now.fraction:.0%}" if now.fraction is not None else ""
         html_block(
-            f'<div class="wb-waiting"><span>{escaped(doing)} (first visit only)… '
+            f'<div class="wb-waiting"><span>{escaped(doing)}, once for each snapshot… '
             f"{escaped(now.phase)}{share}</span>{progress_bar(now.fraction)}</div>"
         )
 

@@ -26,15 +26,12 @@ def run(
     *,
     config: RunConfig = CONFIG,
     steps: int = 200,
-    seconds: Callable[[int], float] = lambda _: 1.0,
 ) -> list[Alert]:
-    """The alerts of a run whose steps take `seconds`."""
+    """The alerts of a run."""
     watch = AlertWatch(config)
     found: list[Alert] = []
-    time = 0.0
     for step in range(1, steps + 1):
-        time += seconds(step)
-        record = MetricsRecord(step=step, tokens=100 * step, time=time, values=values(step))
+        record = MetricsRecord(step=step, tokens=100 * step, time=step, values=values(step))
         found += watch.look(record)
     return found
 
@@ -106,12 +103,19 @@ def test_a_metric_that_is_not_defined_raises_no_alert() -> None:
     assert alert.kind == "non_finite"
 
 
-def test_a_lasting_slowdown_raises_an_alert_but_a_pause_does_not() -> None:
-    [alert] = run(healthy, seconds=lambda step: 1.0 if step < 100 else 3.0)
+def test_a_lasting_slowdown_raises_an_alert_with_the_speeds_of_the_curve_but_a_pause_does_not() -> (
+    None
+):
+    def slower(first: int, end: int) -> list[Alert]:
+        return run(
+            lambda step: healthy(step) | {"tokens_per_second": 33.0 if first <= step < end else 100}
+        )
+
+    [alert] = slower(100, 200)
     assert alert.kind == "throughput"
     assert "from 100 to 33 tokens/s" in alert.message
     assert 103 < alert.step < 110
-    assert run(healthy, seconds=lambda step: 60.0 if step in (90, 91, 92) else 1.0) == []
+    assert slower(90, 93) == []
 
 
 @pytest.mark.parametrize(

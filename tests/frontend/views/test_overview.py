@@ -95,7 +95,7 @@ def test_while_a_map_is_computed_the_page_shows_its_progress(
     progress = shlex.quote(json.dumps({"phase": f"comparing {NASTY}", "fraction": 0.25}))
     workbench.compute_analyses(f"echo {progress}; exec sleep 60")
     app = open_page("map", id="finished")
-    words = f"Building the map (first visit only)… comparing {ESCAPED} · 25%"
+    words = f"Building the map, once for each snapshot… comparing {ESCAPED} · 25%"
     wait_for(lambda: words in shown(app.run()))
     assert not plots(app)
     workbench.finish_analyses()
