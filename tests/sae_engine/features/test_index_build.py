@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.features.index import codes as codes_module
-from sae_engine.features.index import invert
+from sae_engine.features.index import invert, parts
 from sae_engine.features.index.build import IndexCorpus, build_index
 from sae_engine.features.index.codes import ActivationRangeError, CorpusEncoder
 from sae_engine.features.index.format import IndexArrays, open_index
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
+from sae_engine.kernels import grouping
 from tests.sae_engine.features.index_reference import (
     D_IN,
     Case,
@@ -107,6 +109,76 @@ def test_sorting_in_small_ranges_and_chunks_gives_the_same_index(
     invert.rank_tokens_by_latent(in_pieces, check_stop=lambda: None, max_entries=50)
     for file in whole.glob("*.npy"):
         assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
+
+
+def test_entries_are_ordered_as_one_sort_of_all_keys_orders_them(tmp_path: Path) -> None:
+    case = random_case(9, num_tokens=400, k=5, d_sae=70)
+    arrays = arrays_of(build(tmp_path, case))
+    positions, places = np.nonzero(arrays.acts)
+    latents, acts = arrays.indices[positions, places], arrays.acts[positions, places]
+    order = np.lexsort((positions, -acts.astype(np.float64), latents))
+    assert np.array_equal(arrays.latent_positions, positions[order])
+    assert np.array_equal(arrays.latent_acts, acts[order])
+    assert np.array_equal(arrays.fired, np.bincount(latents, minlength=70))
+
+
+@pytest.mark.parametrize("max_entries", [20, 150, 10**6])
+def test_codes_and_pairs_are_read_once_however_little_is_sorted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_entries: int
+) -> None:
+    folder = build(tmp_path, random_case(3, num_tokens=200, k=4, d_sae=30))
+    arrays = arrays_of(folder)
+    read: dict[str, int] = {"deal_codes": 0, "deal_pairs": 0}
+
+    def count(name: str) -> None:
+        deal = getattr(grouping, name)
+
+        def counted(first, second, third, *rest) -> None:
+            of_tokens = slice(first, second)  # of deal_pairs
+            read[name] += first.size if name == "deal_codes" else np.diff(third)[of_tokens].sum()
+            deal(first, second, third, *rest)
+
+        monkeypatch.setattr(grouping, name, counted)
+
+    for name in read:
+        count(name)
+    monkeypatch.setattr(invert, "CHUNK_ENTRIES", 37)
+    limits = {"check_stop": lambda: None, "max_entries": max_entries}
+    invert.invert_by_latent(folder, arrays.fired, **limits)
+    invert.rank_tokens_by_latent(folder, **limits)
+    assert read == {"deal_codes": arrays.indices.size, "deal_pairs": len(arrays.pair_latents)}
+
+
+@pytest.mark.parametrize(("rank_bits", "value_bits"), [(16, 46), (32, 32), (16, 20)])
+def test_a_part_has_no_more_latents_than_a_key_can_number(
+    tmp_path: Path, rank_bits: int, value_bits: int
+) -> None:
+    """4 latents, 1, and any number; the entries of latent j are its numbers as ranks and values."""
+    rng = np.random.default_rng(0)
+    latents = rng.integers(0, 23, 500)
+    ranks = rng.integers(0, 2**rank_bits, 500, dtype=np.uint64)
+    starts = invert.group_bounds(np.bincount(latents, minlength=23))
+    largest: list[int] = []
+
+    def deal(made: parts.Parts) -> Iterator[parts.Dealt]:
+        largest.append(int(np.diff(np.append(made.first, 23)).max()))
+        for a in range(0, 500, 60):
+            here = latents[a : a + 60]
+            order = np.argsort(made.of[here], kind="stable")
+            numbers = (here - made.first[made.of[here]]).astype(np.uint64)
+            values = np.arange(a, a + len(here), dtype=np.uint64)
+            keys = (numbers << np.uint64(rank_bits)) | ranks[a : a + 60]
+            keys = (keys << np.uint64(value_bits)) | values
+            bounds = np.searchsorted(made.of[here][order], np.arange(len(made.first) + 1))
+            yield parts.Dealt(keys[order], bounds)
+
+    bits = (rank_bits, value_bits)
+    sorted_ = np.concatenate(list(parts.grouped(tmp_path, starts, deal, bits, lambda: None, 10**6)))
+    order = np.lexsort((np.arange(500), ranks, latents))
+    assert np.array_equal(sorted_ & np.uint64(2**32 - 1), order)
+    assert np.array_equal(sorted_ >> np.uint64(32), ranks[order])
+    assert largest[0] <= 2 ** (64 - rank_bits - value_bits)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("k", [3, None])
