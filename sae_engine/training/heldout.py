@@ -262,7 +262,8 @@ class HeldoutWork:
         """
         if final and self._encoded is not None and self._encoded.step == what.step:
             return self._encoded
-        works, readings = [self], [self._reading(what, final=final)]
+        works: list[HeldoutWork] = [self]
+        readings = [self._reading(what, final=final)]
         for work in self._shared.works if final and self._reads_on() else ():
             other = work._to_index() if work is not self and work._reads_on() else None
             if other is not None:

@@ -89,7 +89,7 @@ def _write_parts(file: IO[bytes], places: NDArray[np.int64], dealt: Iterator[Dea
         for part in np.flatnonzero(np.diff(bounds)):
             some = keys[bounds[part] : bounds[part + 1]]
             file.seek(int(places[part]) * keys.itemsize)
-            file.write(some)
+            file.write(some.data)
             places[part] += len(some)
     file.flush()
 
