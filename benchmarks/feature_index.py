@@ -29,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models
 from torch import Tensor
 
 from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.codes import CorpusEncoder
 from sae_engine.features.index.corpus_text import CorpusText
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
@@ -81,26 +82,29 @@ def build(folder: Path, d_sae: int, num_tokens: int, k: int, vocab: int) -> None
     encoder = SyntheticEncoder(token_ids.astype(np.int64), k, d_sae)
     # Positions serve as activations; float32 represents integers exactly up to 2**24.
     assert num_tokens <= 2**24, "at most 16,777,216 tokens"
-    corpus = IndexCorpus(
-        torch.arange(num_tokens, dtype=torch.float32)[:, None],
-        token_ids,
-        np.append(np.arange(0, num_tokens, ROW_TOKENS), num_tokens),
-    )
-    with MemoryWatch() as memory:
-        record = build_index(
-            RunFolder(folder),
+    activations = torch.arange(num_tokens, dtype=torch.float32)[:, None]
+    row_starts = np.append(np.arange(0, num_tokens, ROW_TOKENS), num_tokens)
+    run = RunFolder(folder)
+    began = time.perf_counter()
+    with (
+        MemoryWatch() as memory,
+        CorpusEncoder(
+            run.index_codes, encoder, d_sae=d_sae, k=k, device=activations.device
+        ) as codes,
+    ):
+        codes.add(activations)
+        build_index(
+            run,
             step=0,
             tokens=0,
-            corpus=corpus,
-            encode=encoder,
+            corpus=IndexCorpus(codes.finish(), token_ids, row_starts),
             W_dec=torch.zeros(d_sae, 1),
-            k=k,
             tokenizer=tokenizer,
             vocab_size=vocab,
             write_sae=Path.touch,
         )
-    taken = record.seconds - encoder.seconds
-    path = RunFolder(folder).feature_index(0)
+    taken = time.perf_counter() - began - encoder.seconds
+    path = run.feature_index(0)
     size = sum(file.stat().st_size for file in path.iterdir())
     print(
         f"build: {taken:.1f} s without the encoder, {num_tokens / taken:,.0f} tokens/s, "

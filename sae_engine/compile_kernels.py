@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models
+from torch import Tensor
 
 from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.codes import CorpusEncoder
 from sae_engine.files import RunFolder
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.compiled_step import CompiledStepper
@@ -33,20 +35,27 @@ def compile_all() -> None:
     objective = StepSettings(4.0, 1 / 32, 0.0, 1.0, normalize_decoder=True)
     CompiledStepper(sae).step(x, objective, DeadLatents.of(torch.arange(16), 32), 0.0)
     open_coder(sae).reconstruct(x)
-    with tempfile.TemporaryDirectory() as folder:
-        for d_sae in (sae.d_sae, WIDE):
+    for d_sae in (sae.d_sae, WIDE):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            CorpusEncoder(Path(folder), _first, d_sae=d_sae, k=1, device=x.device) as encoder,
+        ):
+            encoder.add(x)
             build_index(
-                RunFolder(Path(folder)),
-                step=d_sae,
+                RunFolder(folder),
+                step=0,
                 tokens=0,
-                corpus=IndexCorpus(x, np.zeros(8, np.uint32), np.array([0, 8])),
-                encode=lambda x: (torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)),
+                corpus=IndexCorpus(encoder.finish(), np.zeros(8, np.uint32), np.array([0, 8])),
                 W_dec=torch.zeros(d_sae, 4),
-                k=1,
                 tokenizer=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
                 vocab_size=1,
                 write_sae=Path.touch,
             )
+
+
+def _first(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes in which the first latent is active."""
+    return torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,24 @@ from sae_engine.files import read_json_object, user_path
 from sae_engine.preflight import model_path
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.schema.machine import Estimate, MemoryPart
-from sae_engine.sizes import LOGITS_PER_CHUNK, TOKENS_PER_BLOCK, TOKENS_PER_FORWARD
+from sae_engine.sizes import (
+    ENTRIES_PER_SORT,
+    LOGITS_PER_CHUNK,
+    TOKENS_PER_BLOCK,
+    TOKENS_PER_FORWARD,
+    num_heldout,
+    num_stored,
+)
 
 FLOAT32 = 4
 BYTES_PER_ENTRY = 12
 """Size of an active latent at a token in a feature index, which is stored twice: in order of the
 tokens and sorted by latent.
 """
+BYTES_PER_SORTED_ENTRY = 8
+"""On disk, while a feature index is sorted; in memory, of those sorted at once, twice as many."""
+BYTES_PER_HELDOUT_TOKEN = 13
+"""An id in the rows that were read, whether it counts, and its id in the feature index."""
 BYTES_PER_SHUFFLED_TOKEN = 16
 """An id in the rows that were read, and its copy in the shuffled pool."""
 
@@ -143,8 +154,13 @@ def describe_model(config: ModelConfig) -> Mapping[str, Any]:
         ) from error
 
 
-def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
-    """Estimate a run of `config` on a GPU or on the CPU; raises `ConfigError`."""
+def estimate(
+    config: RunConfig, *, gpu: bool, together: Sequence[RunConfig] | None = None
+) -> Estimate:
+    """Estimate a run of `config` on a GPU or on the CPU; raises `ConfigError`.
+
+    `together` are all runs on its pass, whose final indexes read the language model together.
+    """
     try:
         shape = model_shape(describe_model(config.model))
     except KeyError as error:
@@ -161,16 +177,21 @@ def estimate(config: RunConfig, *, gpu: bool) -> Estimate:
     d_in = _hook_width(config.model, shape)
     try:
         d_sae = config.sae.num_latents(d_in)
+        encoding = sum(
+            _published(one, shape)
+            for one in together or [config]
+            if one.index.tokens > num_stored(one)
+        )
     except ValueError as error:
         raise ConfigError.of("sae.k", str(error)) from None
     matrices = 1 if config.sae.tied_weights else 2
     parameters = matrices * d_sae * d_in + d_sae + d_in
-    published = (2 * d_sae * d_in + d_sae + d_in) * FLOAT32
+    published = _published(config, shape)
     checkpoint = 3 * parameters * FLOAT32 + 8 * d_sae
     batch = config.train.batch_size_tokens
     steps = config.train.total_tokens // batch if config.train.total_tokens else None
     width = _element_bytes(config.model, gpu=gpu)
-    memory = _memory(config, shape, d_in, d_sae, parameters * FLOAT32, published, gpu=gpu)
+    memory = _memory(config, shape, parameters * FLOAT32, published, encoding, gpu=gpu)
     return Estimate(
         d_in=d_in,
         d_sae=d_sae,
@@ -190,7 +211,7 @@ def estimate_together(configs: Sequence[RunConfig], *, gpu: bool) -> Estimate:
     """Estimate runs on one pass of the language model: memory and disk space are those of all runs
     together, the other sizes those of the first. Raises `ConfigError`.
     """
-    each = [estimate(config, gpu=gpu) for config in configs]
+    each = [estimate(config, gpu=gpu, together=configs) for config in configs]
     largest = max(each, key=lambda one: one.memory_bytes)
     memory = _by_name(largest)
     memory[PREFIX] = max(_by_name(one)[PREFIX] for one in each)
@@ -215,14 +236,17 @@ def _by_name(found: Estimate) -> dict[str, int]:
 def _memory(
     config: RunConfig,
     shape: ModelShape,
-    d_in: int,
-    d_sae: int,
     sae: int,
     published: int,
+    encoding: int,
     *,
     gpu: bool,
 ) -> dict[str, int]:
-    """Bytes by part in the phase that needs most."""
+    """Bytes by part in the phase that needs most; `encoding` are those of the SAEs that encode
+    while the language model reads.
+    """
+    d_in = _hook_width(config.model, shape)
+    d_sae = config.sae.num_latents(d_in)
     width = _element_bytes(config.model, gpu=gpu)
     num_layers = _layers(config.model, shape)
     batch = config.train.batch_size_tokens
@@ -233,11 +257,14 @@ def _memory(
         "Adam": 2 * sae,
         "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
         "shuffled text": 0 if gpu else _shuffled(config.data),
+        "held-out text": 0 if gpu else num_heldout(config) * BYTES_PER_HELDOUT_TOKEN,
     }
     forward = _forward(config, shape, width)
     missing = ((shape.num_layers - num_layers) * shape.layer + shape.head) * width
     # On a GPU, what autograd needs; it is used where the Triton kernels, which need less, fail.
     dense = 5 * batch * d_sae * FLOAT32 + sae if gpu else 0
+    entries = min(config.index.tokens * config.sae.k, ENTRIES_PER_SORT)
+    sorting = 0 if gpu else 2 * entries * BYTES_PER_SORTED_ENTRY + 4 * config.index.tokens
     window = block + block // 2
     beside = {
         WAITING: window,
@@ -249,7 +276,9 @@ def _memory(
         {WAITING: 4 * block},
         {WAITING: window, "one step": dense + 4 * batch * d_in * FLOAT32},
         beside | {"one forward pass": forward},
+        {WAITING: window, "published SAE": encoding, "one forward pass": forward},
         beside | {"dense codes": 2 * TOKENS_PER_FORWARD * d_sae * FLOAT32},
+        {WAITING: window, "published SAE": published, "sorted codes": sorting},
         beside | {"logits": 3 * LOGITS_PER_CHUNK * FLOAT32},
         beside | {"unembedding": shape.vocab_size * shape.d_model * FLOAT32},
     ]
@@ -280,16 +309,24 @@ def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
 def _disk(
     config: RunConfig, steps: int | None, activation: int, checkpoint: int, published: int
 ) -> int:
-    """Bytes in a run's folder at its end, plus its held-out activations, which are there while it
-    trains; `activation` is the size of one.
+    """Bytes in a run's folder while its final index is sorted, with its held-out activations, which
+    are there until it ends; `activation` is the size of one.
     """
     every = config.train.snapshot_every
     snapshots = (steps or 0) // every if every else 0
     entries = snapshots * config.index.snapshot_tokens + config.index.tokens
     indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
-    heldout = max(config.data.heldout_tokens, config.index.tokens) * activation
+    sorting = config.index.tokens * config.sae.k * BYTES_PER_SORTED_ENTRY
+    heldout = num_stored(config) * activation
     # The newest checkpoint, the previous one, and one that is being written.
-    return 3 * checkpoint + 2 * published + indexes + heldout
+    return 3 * checkpoint + 2 * published + indexes + sorting + heldout
+
+
+def _published(config: RunConfig, shape: ModelShape) -> int:
+    """Bytes of the SAE as it is published."""
+    d_in = _hook_width(config.model, shape)
+    d_sae = config.sae.num_latents(d_in)
+    return (2 * d_sae * d_in + d_sae + d_in) * FLOAT32
 
 
 def _layers(config: ModelConfig, shape: ModelShape) -> int:

@@ -101,6 +101,11 @@ class RunFolder:
         return self.path / "index_corpus"
 
     @property
+    def index_codes(self) -> Path:
+        """Codes of a feature index that is being built, removed when it is."""
+        return self.path / "index_codes"
+
+    @property
     def features(self) -> Path:
         return self.path / "features"
 
@@ -111,7 +116,8 @@ class RunFolder:
         """Remove what a killed process left half-written or would have removed at its end; only for
         the process that works on the run, or when it has ended.
         """
-        shutil.rmtree(self.index_corpus, ignore_errors=True)
+        for folder in (self.index_corpus, self.index_codes):
+            shutil.rmtree(folder, ignore_errors=True)
         for path in [*self.path.rglob(".*.tmp"), *self.path.rglob(".*.old")]:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

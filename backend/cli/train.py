@@ -195,7 +195,7 @@ def save_here(request: RunCreate, folder: Path) -> int:
     for record in save_activations(config, folder):
         match record:
             case PhaseRecord():
-                console.print(record.phase, style="dim", highlight=False)
+                console.print(record.text, style="dim", highlight=False)
             case NoticeRecord():
                 console.print(plain(record.message), markup=False, highlight=False, soft_wrap=True)
             case _:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -33,11 +33,12 @@ from sae_engine.activations.stream import (
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device, vocab_size
+from sae_engine.progress import Part, result_of
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import NoticeRecord
 from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
+from sae_engine.text.order import read_mixed_heldout, shuffled_rows
 from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 
@@ -49,7 +50,7 @@ class Feed(Protocol):
 
     device: torch.device
     overlap: TextOverlap | None
-    """Of the held-out text and the training text read so far; None before `open_heldout`, and if
+    """Of the held-out text and the training text read so far; None before `opening_heldout`, and if
     the training text is not known.
     """
 
@@ -82,7 +83,11 @@ class Feed(Protocol):
     def open_source(
         self, cursor: SourceCursor, check_stop: CheckStop, time_call: TimeCall = nullcontext
     ) -> ActivationSource: ...
-    def open_heldout(self, num_tokens: int, folder: Path, check_stop: CheckStop) -> Heldout: ...
+    def opening_heldout(
+        self, num_tokens: int, folder: Path, check_stop: CheckStop, num_stored: int
+    ) -> Generator[Part, None, Heldout]:
+        """Read held-out text, of which the activations of `num_stored` tokens will be stored."""
+        ...
 
     def close(self) -> None:
         """End the processes that a source uses."""
@@ -221,9 +226,19 @@ class TextFeed:
     def open_heldout(
         self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
     ) -> HeldoutText:
-        spare = num_tokens // 50  # for excluded positions
-        rows = mixed_heldout_rows(self._data, self._packing, num_tokens + spare, check_stop)
-        heldout = HeldoutText(self.model, rows, num_tokens, folder)
+        """Held-out text of which all activations will be stored."""
+        return result_of(self.opening_heldout(num_tokens, folder, check_stop))
+
+    def opening_heldout(
+        self,
+        num_tokens: int,
+        folder: Path,
+        check_stop: CheckStop = never_stop,
+        num_stored: int | None = None,
+    ) -> Generator[Part, None, HeldoutText]:
+        wanted = num_tokens + num_tokens // 50  # some are at excluded positions
+        rows = yield from read_mixed_heldout(self._data, self._packing, wanted, check_stop)
+        heldout = HeldoutText(self.model, rows, num_tokens, folder, num_stored)
         self.overlap = TextOverlap(heldout.ids, heldout.at)
         return heldout
 
@@ -278,9 +293,10 @@ class FileFeed:
         assert isinstance(cursor, Cursor)
         return FileSource(self._files, cursor, self.device, check_stop)
 
-    def open_heldout(
-        self, num_tokens: int, folder: Path, check_stop: CheckStop = never_stop
-    ) -> HeldoutFiles:
-        return HeldoutFiles(self._files, num_tokens, check_stop)
+    def opening_heldout(
+        self, num_tokens: int, folder: Path, check_stop: CheckStop, num_stored: int
+    ) -> Generator[Part, None, HeldoutFiles]:
+        yield Part(0, num_tokens, "tokens")
+        return HeldoutFiles(self._files, num_tokens, check_stop, num_stored)
 
     def close(self) -> None: ...

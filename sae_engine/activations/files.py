@@ -27,6 +27,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.files import published_file
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.preflight import activation_paths
+from sae_engine.sizes import TOKENS_PER_FORWARD
 from sae_engine.text.packing import Cursor
 
 HELDOUT_FRACTION = 0.1
@@ -271,14 +272,19 @@ class FileSource:
 
 
 class HeldoutFiles:
-    """A set's held-out tokens in memory; see `heldout.Heldout` for the attributes."""
+    """A set's held-out tokens, the first in memory; see `heldout.Heldout` for the attributes."""
 
     def __init__(
-        self, files: ActivationSet, max_tokens: int, check_stop: CheckStop = never_stop
+        self,
+        files: ActivationSet,
+        max_tokens: int,
+        check_stop: CheckStop = never_stop,
+        num_in_memory: int | None = None,
     ) -> None:
+        """At least `num_in_memory` tokens are in memory, by default all."""
         self.ids = self.at = None
         self.num_context = 0
-        values: list[Tensor] = []
+        self._pieces: list[FileSlice] = []
         token_ids: list[np.ndarray] = []
         starts: list[np.ndarray] = [np.zeros(1, np.int64)]
         breaks: list[np.ndarray | None] = []
@@ -290,7 +296,7 @@ class HeldoutFiles:
                 ends = _row_ends(opened, part, max_tokens - self.num_tokens)
                 for piece in _pieces(part.first, int(ends[-1])):
                     check_stop()
-                    values.append(opened.get_slice("activations")[piece])
+                    self._pieces.append(FileSlice(part.path, piece.start, piece.stop))
                     if files.has_tokens:
                         ids: Tensor = opened.get_slice("token_ids")[piece]
                         token_ids.append(ids.numpy().astype(np.uint32))
@@ -299,16 +305,48 @@ class HeldoutFiles:
             starts.append(ends + shift)
             breaks.append(None if within is None else within + shift)
             self.num_tokens += int(ends[-1]) - part.first
-        self._values = torch.cat(values)
         self.token_ids = np.concatenate(token_ids) if files.has_tokens else None
         self.row_starts = np.concatenate(starts)
         known = [some for some in breaks if some is not None]
         self.text_breaks = np.concatenate(known) if len(known) == len(breaks) else None
+        self.num_stored = self.num_tokens
+        wanted = self._end(max_tokens if num_in_memory is None else num_in_memory)
+        self._values = torch.cat(list(self._read(0, wanted, check_stop)))
 
     def read(
         self, hook: int, num_tokens: int, check_stop: CheckStop = never_stop
     ) -> Float[Tensor, "n d_in"]:
-        return self._values[: self.row_starts[num_rows_holding(num_tokens, self.row_starts)]]
+        end = self._end(num_tokens)
+        assert end <= len(self._values)
+        return self._values[:end]
+
+    def parts(
+        self, num_tokens: int, check_stop: CheckStop = never_stop
+    ) -> Iterator[list[Float[Tensor, "n d_in"]]]:
+        end, in_memory = self._end(num_tokens), len(self._values)
+        for values in self._values[:end].split(TOKENS_PER_FORWARD):
+            yield [values]
+        if end > in_memory:
+            for piece in self._read(in_memory, end, check_stop):
+                for values in piece.split(TOKENS_PER_FORWARD):
+                    yield [values]
+
+    def _end(self, num_tokens: int) -> int:
+        """Number of tokens in the first rows that hold at least `num_tokens`."""
+        return int(self.row_starts[num_rows_holding(num_tokens, self.row_starts)])
+
+    def _read(self, first: int, last: int, check_stop: CheckStop) -> Iterator[Tensor]:
+        """Activations `first` up to `last`, piece by piece, read from the files."""
+        begin = 0
+        for piece in self._pieces:
+            check_stop()
+            end = begin + piece.last - piece.first
+            if begin < last and end > first:
+                low, high = max(first - begin, 0), min(last, end) - begin
+                with safe_open(piece.path, framework="pt") as opened:
+                    view = opened.get_slice("activations")
+                    yield view[piece.first + low : piece.first + high]
+            begin = end
 
     def close(self) -> None:
         """There is nothing to remove."""

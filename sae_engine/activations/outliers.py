@@ -113,11 +113,6 @@ class OrdinaryTokens(NamedTuple):
     """The held-out tokens of the first rows of text, without outliers, in reading order."""
 
     activations: Rows
-    token_ids: Int[np.ndarray, " n"] | None
-    row_starts: Int[np.ndarray, " rows_plus_1"]
-    """The index of each row's first token among them, and their number; a row may be empty."""
-    text_breaks: Int[np.ndarray, " breaks"] | None
-    """The index of each token before which others were left out, if known."""
     kept: Bool[np.ndarray, " all"]
     """Which of the held-out tokens these are."""
 
@@ -137,33 +132,61 @@ def ordinary_tokens(
     above `limit`. Raises `UserError` if none is left.
     """
     values = heldout.read(hook, num_tokens, check_stop)
-    starts = heldout.row_starts[: num_rows_holding(num_tokens, heldout.row_starts) + 1]
-    ids = None if heldout.token_ids is None else heldout.token_ids[: len(values)]
-    breaks = heldout.text_breaks
-    breaks = None if breaks is None else breaks[breaks < len(values)]
     kept = np.ones(len(values), np.bool_)
-    if math.isfinite(limit):
-        for first in range(0, len(values), TOKENS_PER_BLOCK):
-            check_stop()
-            part = slice(first, first + TOKENS_PER_BLOCK)
-            kept[part] = ~is_outlier(values[part], limit).cpu().numpy()
+    for first in range(0, len(values), TOKENS_PER_BLOCK):
+        check_stop()
+        part = slice(first, first + TOKENS_PER_BLOCK)
+        kept[part] = is_ordinary(values[part], limit)
     if kept.all():
-        return OrdinaryTokens(values, ids, starts, breaks, kept)
+        return OrdinaryTokens(values, kept)
+    _require_some(kept, limit)
+    places = torch.from_numpy(np.flatnonzero(kept)).to(values.device)
+    return OrdinaryTokens(SelectedRows(values, places), kept)
+
+
+class OrdinaryText(NamedTuple):
+    """The text of some held-out tokens, without outliers, in reading order."""
+
+    token_ids: Int[np.ndarray, " n"]
+    row_starts: Int[np.ndarray, " rows_plus_1"]
+    """The index of each row's first token among them, and their number; a row may be empty."""
+    text_breaks: Int[np.ndarray, " breaks"] | None
+    """The index of each token before which others were left out, if known."""
+
+
+def ordinary_text(
+    heldout: Heldout, num_tokens: int, kept: Bool[np.ndarray, " all"], limit: float
+) -> OrdinaryText:
+    """The text of the first rows that hold at least `num_tokens` tokens, of which those in `kept`
+    have a norm up to `limit`. Raises `UserError` if none has.
+    """
+    assert heldout.token_ids is not None
+    ids = heldout.token_ids[: len(kept)]
+    starts = heldout.row_starts[: num_rows_holding(num_tokens, heldout.row_starts) + 1]
+    assert starts[-1] == len(kept)
+    breaks = heldout.text_breaks
+    breaks = None if breaks is None else breaks[breaks < len(kept)]
+    if kept.all():
+        return OrdinaryText(ids, starts, breaks)
+    _require_some(kept, limit)
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return OrdinaryText(ids[kept], before[starts], _breaks_without_outliers(breaks, kept))
+
+
+def is_ordinary(x: Float[Tensor, "n d_in"], limit: float) -> Bool[np.ndarray, " n"]:
+    """Which rows are no outliers."""
+    if math.isinf(limit):
+        return np.ones(len(x), np.bool_)
+    return ~is_outlier(x, limit).cpu().numpy()
+
+
+def _require_some(kept: Bool[np.ndarray, " all"], limit: float) -> None:
     if not kept.any():
         raise UserError(
             f"Every held-out activation has a norm above {limit:.3g}, data.max_norm_multiple times "
             "the median of the training activations; use training and held-out activations of the "
             "same model and site."
         )
-    before = np.concatenate([[0], np.cumsum(kept)])
-    places = torch.from_numpy(np.flatnonzero(kept)).to(values.device)
-    return OrdinaryTokens(
-        activations=SelectedRows(values, places),
-        token_ids=None if ids is None else ids[kept],
-        row_starts=before[starts],
-        text_breaks=_breaks_without_outliers(breaks, kept),
-        kept=kept,
-    )
 
 
 def _breaks_without_outliers(

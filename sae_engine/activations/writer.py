@@ -19,6 +19,7 @@ from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord
+from sae_engine.sizes import num_heldout
 from sae_engine.text.packing import Cursor
 
 TOKENS_PER_FILE = 2**18
@@ -47,12 +48,12 @@ def save_activations(
     if wanted is None:
         raise ConfigError.of("train.total_tokens", "Give train.total_tokens or train.num_epochs.")
     yield PhaseRecord(phase="saving held-out activations")
-    num_heldout = max(config.data.heldout_tokens, config.index.tokens)
-    heldout = feed.open_heldout(num_heldout, folder / ".heldout", check_stop)
+    num_tokens = num_heldout(config)
+    heldout = feed.open_heldout(num_tokens, folder / ".heldout", check_stop)
     try:
         write_activation_file(
             folder / "heldout-00000.safetensors",
-            heldout.read(0, num_heldout, check_stop),
+            heldout.read(0, num_tokens, check_stop),
             heldout.token_ids,
             heldout.row_starts,
             metadata,
@@ -68,8 +69,9 @@ def save_activations(
             path = folder / f"train-{number:05d}.safetensors"
             size, last_block = _save_blocks(path, source, wanted - saved, metadata)
             saved, number = saved + size, number + 1
-            phase = f"saving activations: {min(saved, wanted):,} of {wanted:,} tokens"
-            yield PhaseRecord(phase=phase)
+            yield PhaseRecord(
+                phase="saving activations", done=min(saved, wanted), total=wanted, unit="tokens"
+            )
     yield from new_notices(feed, reported)
     yield NoticeRecord(
         level="info",

@@ -1,8 +1,8 @@
 """Grouping the entries of a feature index, which are in corpus order, by latent and by token.
 
-Linear time throughout: a counting sort moves entries into their groups (the `deal_*` kernels), and
-a radix sort orders each group. Threads call a kernel for disjoint ranges of groups, so they share
-no writes. Called by `features.index`.
+Linear time throughout: counting sorts deal entries to parts that fit into memory (the `deal_*`
+kernels) and move those of a part into their groups, and a radix sort orders each group. Threads
+call a kernel for disjoint parts, so they share no writes. Called by `features.index`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Int64 = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 LOW_BITS = 32
-"""The low bits of a key hold a position or token; the bits above hold its rank."""
+"""The low bits of a grouped key hold a position or token; the bits above hold its rank."""
 DIGITS = 256
 """Values of a radix sort's digit: 8 bits a pass."""
 SHORT = 48
@@ -27,21 +27,38 @@ SHORT = 48
 
 @compiled
 def deal_codes(
-    indices: Any, act_bits: Any, first_position: int, low: int, high: int, free: Int64, keys: Keys
+    indices: Any,
+    act_bits: Any,
+    first_position: int,
+    part_of: Any,
+    first_of: Int64,
+    value_bits: int,
+    bounds: Int64,
+    keys: Keys,
 ) -> None:
-    """Write the active entries of codes [n, k] of the latents in [low, high) to their groups.
+    """Write the keys of the active entries of codes [n, k] to `keys`, by parts of the latents.
 
-    `act_bits` are float16 activations as integers. The low bits of a key are the position and its
-    rank is 0xFFFF - act_bits, so that ascending keys mean descending activations. Latent j's next
-    key is written to keys[free[j - low]], and `free` advances.
+    `part_of` [d_sae] is each latent's part, `first_of` each part's first latent; part p's keys are
+    written to keys[bounds[p]:bounds[p + 1]], in order. `act_bits` are float16 activations as
+    integers. A key is, from the high bits down, the latent's number in its part, the rank 0xFFFF -
+    act_bits in 16 bits, and the position in `value_bits`.
     """
+    bounds[:] = 0
+    for r in range(indices.shape[0]):
+        for i in range(indices.shape[1]):
+            if act_bits[r, i] > 0:
+                bounds[part_of[indices[r, i]] + 1] += 1
+    for p in range(bounds.shape[0] - 1):
+        bounds[p + 1] += bounds[p]
+    free = bounds[:-1].copy()
     for r in range(indices.shape[0]):
         for i in range(indices.shape[1]):
             bits, j = act_bits[r, i], np.int64(indices[r, i])
-            if bits > 0 and low <= j < high:
-                rank = np.uint64(0xFFFF - bits)
-                keys[free[j - low]] = (rank << np.uint64(LOW_BITS)) | np.uint64(first_position + r)
-                free[j - low] += 1
+            if bits > 0:
+                p = part_of[j]
+                key = (np.uint64(j - first_of[p]) << np.uint64(16)) | np.uint64(0xFFFF - bits)
+                keys[free[p]] = (key << np.uint64(value_bits)) | np.uint64(first_position + r)
+                free[p] += 1
 
 
 @compiled
@@ -53,26 +70,46 @@ def deal_pairs(
     pair_counts: Any,
     token_counts: Int64,
     fired: Int64,
-    low: int,
-    high: int,
-    free: Int64,
+    part_of: Any,
+    first_of: Int64,
+    value_bits: int,
+    bounds: Int64,
     keys: Keys,
 ) -> None:
-    """Write the tokens in [first_token, last_token) to the groups of the latents in [low, high)
-    that fire on them.
-
-    The low bits of a key are the token; its rank orders tokens by their F1 for the latent,
-    descending.
+    """The same for the latents that fire on the tokens in [first_token, last_token): the value is
+    the token, and the rank, in 32 bits, orders tokens by their F1 for the latent, descending.
     """
     scale = float(2**32 - 1)
+    bounds[:] = 0
+    for p in range(pair_starts[first_token], pair_starts[last_token]):
+        bounds[part_of[pair_latents[p]] + 1] += 1
+    for part in range(bounds.shape[0] - 1):
+        bounds[part + 1] += bounds[part]
+    free = bounds[:-1].copy()
     for t in range(first_token, last_token):
         for p in range(pair_starts[t], pair_starts[t + 1]):
             j = np.int64(pair_latents[p])
-            if low <= j < high:
-                f1 = 2.0 * pair_counts[p] / (token_counts[t] + fired[j])
-                rank = np.uint64((1.0 - f1) * scale)
-                keys[free[j - low]] = (rank << np.uint64(LOW_BITS)) | np.uint64(t)
-                free[j - low] += 1
+            part = part_of[j]
+            f1 = 2.0 * pair_counts[p] / (token_counts[t] + fired[j])
+            rank = np.uint64((1.0 - f1) * scale)
+            key = (np.uint64(j - first_of[part]) << np.uint64(32)) | rank
+            keys[free[part]] = (key << np.uint64(value_bits)) | np.uint64(t)
+            free[part] += 1
+
+
+@compiled
+def group_keys(keys: Keys, rank_bits: int, value_bits: int, free: Int64, grouped: Keys) -> None:
+    """Move the keys of a part to the groups of its latents, in order, as `sort_groups` reads them:
+    the rank above, and the value in the low bits. Latent j's next key is written to
+    grouped[free[j]], and `free` advances.
+    """
+    values = (np.uint64(1) << np.uint64(value_bits)) - np.uint64(1)
+    ranks = (np.uint64(1) << np.uint64(rank_bits)) - np.uint64(1)
+    for i in range(keys.shape[0]):
+        key = keys[i] >> np.uint64(value_bits)
+        j = np.int64(key >> np.uint64(rank_bits))
+        grouped[free[j]] = ((key & ranks) << np.uint64(LOW_BITS)) | (keys[i] & values)
+        free[j] += 1
 
 
 @compiled

@@ -31,11 +31,15 @@ class PhaseRecord(Record):
     done: int | None = None
     """Parts of the phase that are done, where they are counted."""
     total: int | None = None
+    unit: str = ""
+    """What the parts are, such as `tokens`, where that means something to users."""
 
     @property
     def text(self) -> str:
         """The phase with its progress, such as `measuring cross-entropy 3 of 10`."""
-        return self.phase if self.done is None else f"{self.phase} {self.done} of {self.total}"
+        if self.done is None:
+            return self.phase
+        return f"{self.phase} {self.done:,} of {self.total:,} {self.unit}".rstrip()
 
 
 class PlanRecord(Record):

@@ -6,7 +6,7 @@ activations, so most of the shuffling happens here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,9 @@ from jaxtyping import Int
 
 from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, never_stop
+from sae_engine.progress import Part, result_of
 from sae_engine.schema.config import DataConfig
+from sae_engine.sizes import TOKENS_PER_BLOCK
 from sae_engine.text.packing import Cursor, PackedRows, Packing, each_heldout_row, training_rows
 
 
@@ -68,6 +70,13 @@ def shuffled_rows(
 def mixed_heldout_rows(
     config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
 ) -> Int[np.ndarray, "rows ctx"]:
+    """What `read_mixed_heldout` returns."""
+    return result_of(read_mixed_heldout(config, packing, num_tokens, check_stop))
+
+
+def read_mixed_heldout(
+    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
+) -> Generator[Part, None, Int[np.ndarray, "rows ctx"]]:
     """Rows of held-out text with at least `num_tokens` tokens, without context, or all there are.
     More tokens only add rows at the end.
 
@@ -78,7 +87,7 @@ def mixed_heldout_rows(
     counts = [0] * len(datasets)
     left = list(range(len(datasets)))
     rows: list[np.ndarray] = []
-    num_found = 0
+    num_found = num_reported = 0
     while left and num_found < num_tokens:
         number = furthest_behind(counts, config.weights, left)
         row = next(datasets[number], None)
@@ -88,6 +97,9 @@ def mixed_heldout_rows(
         rows.append(row)
         counts[number] += 1
         num_found += int((row >= 0).sum()) - (packing.bos_id is not None)
+        if num_found // TOKENS_PER_BLOCK > num_reported // TOKENS_PER_BLOCK:
+            num_reported = min(num_found, num_tokens)
+            yield Part(num_reported, num_tokens, "tokens")
         if not num_found and len(rows) >= packing.rows_holding(num_tokens):
             break
     if not num_found:

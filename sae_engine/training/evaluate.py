@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +15,7 @@ from torch.nn.functional import cosine_similarity
 
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import SpliceModel
+from sae_engine.progress import Part, result_of
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.inference import Rows, open_coder
 from sae_engine.sae.loss import ROUNDING
@@ -26,13 +26,6 @@ from sae_engine.sizes import TOKENS_PER_FORWARD
 TOKENS_PER_CHUNK = 4096
 NO_EFFECT = 1e-6
 """Cross-entropy in nats per token below which a difference is rounding."""
-
-
-class Part(NamedTuple):
-    """Progress of a measurement."""
-
-    done: int
-    total: int
 
 
 @torch.inference_mode()
@@ -99,12 +92,7 @@ def cross_entropy_metrics(
     `sae` is spliced in at the positions `at` of hook number `hook`, by default all but BOS, pad and
     eos; `mean` is the mean activation there. Averages are over the predictions made there.
     """
-    parts = measure_cross_entropy(model, sae, ids, mean, hook=hook, at=at)
-    while True:
-        try:
-            next(parts)
-        except StopIteration as end:
-            return end.value
+    return result_of(measure_cross_entropy(model, sae, ids, mean, hook=hook, at=at))
 
 
 def measure_cross_entropy(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Generator, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,18 +24,21 @@ from sae_engine.activations.outliers import (
     ordinary_tokens,
 )
 from sae_engine.errors import DiskFullError, UserError
-from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.build import build_index
 from sae_engine.files import RunFolder
 from sae_engine.interrupt import CheckStop
 from sae_engine.model.language_model import LanguageModel, SpliceModel
+from sae_engine.progress import phases
 from sae_engine.sae.autoencoders import SAE
-from sae_engine.sae.inference import open_coder
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord, SnapshotRecord
-from sae_engine.sizes import TOKENS_PER_BLOCK
+from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord
+from sae_engine.sizes import TOKENS_PER_BLOCK, num_heldout, num_stored
 from sae_engine.training.evaluate import measure_cross_entropy, reconstruction_metrics
+from sae_engine.training.indexing import EncodedCorpus, IndexReading, encode_together
 from sae_engine.training.stopping import Halted
 
+READING = "reading held-out text"
+"""The phase, in words."""
 NO_FEATURES = (
     "The activation files hold no token ids, so this run has no features to show; its metrics are "
     "measured as always."
@@ -47,19 +52,30 @@ class SharedHeldout:
 
     def __init__(self, feed: Feed, configs: Sequence[RunConfig], folder: Path) -> None:
         self.feed = feed
+        self.works: list[HeldoutWork] = []
+        """Those of all runs on the pass."""
         self._folder = folder
-        self._num_tokens = max(max(c.data.heldout_tokens, c.index.tokens) for c in configs)
+        self._num_tokens = max(map(num_heldout, configs))
+        self._num_stored = max(map(num_stored, configs))
         self._heldout: Heldout | None = None
         self._whole_model: SpliceModel | None = None
         self._causal_lm: object | None = None
 
-    @property
-    def is_open(self) -> bool:
-        return self._heldout is not None
-
-    def open(self, check_stop: CheckStop) -> Heldout:
+    def opening(self, check_stop: CheckStop) -> Iterator[PhaseRecord]:
+        """Read the held-out text, unless that has been done, and report the progress."""
         if self._heldout is None:
-            self._heldout = self.feed.open_heldout(self._num_tokens, self._folder, check_stop)
+            yield PhaseRecord(phase=READING)
+            self._heldout = yield from phases(
+                READING,
+                self.feed.opening_heldout(
+                    self._num_tokens, self._folder, check_stop, self._num_stored
+                ),
+            )
+
+    @property
+    def heldout(self) -> Heldout:
+        """Available once it is open."""
+        assert self._heldout is not None
         return self._heldout
 
     def whole_model(self, model: LanguageModel) -> SpliceModel:
@@ -83,16 +99,41 @@ class SharedHeldout:
 
     def close(self) -> None:
         self.release()
+        for work in self.works:
+            work.close()
         if self._heldout is not None:
             self._heldout.close()
+
+
+class Ending(NamedTuple):
+    """The SAE of a run that ends, and its step."""
+
+    sae: SAE
+    step: int
+
+
+def _never_ending() -> Ending | None:
+    """Of a run that is alone."""
 
 
 class HeldoutWork:
     """One run's work with the held-out activations; `check_stop` is called throughout."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, shared: SharedHeldout, check_stop: CheckStop
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        shared: SharedHeldout,
+        check_stop: CheckStop,
+        ending: Callable[[], Ending | None] = _never_ending,
     ) -> None:
+        """`ending` returns what is to be indexed if the run is about to end, else None."""
+        shared.works.append(self)
+        self._ending = ending
+        self._is_indexed = False
+        """Whether the final index has been begun."""
+        self._encoded: EncodedCorpus | None = None
+        """The final index's corpus, if another run's reading encoded it."""
         self._config = config
         self._folder = folder
         self._shared = shared
@@ -106,11 +147,10 @@ class HeldoutWork:
         """Read the held-out text; the first time, say so, and whether it is shorter than wanted."""
         if self._announced:
             return
-        if not self._shared.is_open:
-            yield PhaseRecord(phase="reading held-out text")
-        heldout = self._shared.open(self._check_stop)
+        yield from self._shared.opening(self._check_stop)
+        heldout = self._shared.heldout
         self._announced = True
-        wanted = max(self._config.data.heldout_tokens, self._config.index.tokens)
+        wanted = num_heldout(self._config)
         if heldout.num_tokens < wanted:
             yield NoticeRecord(
                 level="warning",
@@ -131,8 +171,7 @@ class HeldoutWork:
 
     def measure_norm_limit(self) -> None:
         """Set `norm_limit` from the held-out tokens, for an SAE that is not trained here."""
-        heldout = self._shared.open(self._check_stop)
-        values = heldout.read(self._hook, TOKENS_PER_BLOCK, self._check_stop)
+        values = self._shared.heldout.read(self._hook, TOKENS_PER_BLOCK, self._check_stop)
         multiple = self._config.data.max_norm_multiple
         self.norm_limit = largest_norm(median_norm(values[:TOKENS_PER_BLOCK]), multiple)
 
@@ -151,7 +190,7 @@ class HeldoutWork:
         their text is not known.
         """
         yield PhaseRecord(phase="loading the whole language model")
-        heldout = self._shared.open(self._check_stop)
+        heldout = self._shared.heldout
         if heldout.ids is None or heldout.at is None:
             return {}
         model = self._shared.feed.load_model(self._check_stop)
@@ -168,12 +207,7 @@ class HeldoutWork:
         parts = measure_cross_entropy(
             whole, sae, ids, mean, self._check_stop, hook=self._hook, at=at
         )
-        while True:
-            try:
-                done, total = next(parts)
-            except StopIteration as end:
-                return end.value
-            yield PhaseRecord(phase="measuring cross-entropy", done=done, total=total)
+        return (yield from phases("measuring cross-entropy", parts))
 
     def index(self, sae: SAE, step: int, *, final: bool) -> Iterator[AnyRecord]:
         """Build and publish the feature index of a folded SAE; nothing if tokens are unknown.
@@ -181,6 +215,7 @@ class HeldoutWork:
         A build that fails ends in a warning, so that no run is lost for it; only a full disk raises
         `DiskFullError`, because the run's own files do not fit either.
         """
+        self._is_indexed = final
         try:
             yield from self._build_index(sae, step, final=final)
         except (DiskFullError, Halted):
@@ -194,28 +229,23 @@ class HeldoutWork:
                 f"features; the SAE and the run are not affected. {cause}",
                 step=step,
             )
+        finally:
+            self.close()
 
-    def _build_index(self, sae: SAE, step: int, *, final: bool) -> Iterator[SnapshotRecord]:
-        heldout = self._shared.open(self._check_stop)
-        if heldout.token_ids is None:
+    def _build_index(self, sae: SAE, step: int, *, final: bool) -> Iterator[AnyRecord]:
+        if self._shared.heldout.token_ids is None:
             return
         model = self._shared.feed.load_model(self._check_stop)
         if model is None:
             return
-        settings = self._config.index
-        num_tokens = settings.tokens if final else min(settings.snapshot_tokens, settings.tokens)
-        tokens = self._read(num_tokens)
-        assert tokens.token_ids is not None
-        yield build_index(
+        encoded = yield from self._encode(Ending(sae, step), final=final)
+        yield PhaseRecord(phase="sorting the feature index")
+        record = build_index(
             self._folder,
             step=step,
             tokens=step * self._config.train.batch_size_tokens,
-            corpus=IndexCorpus(
-                tokens.activations, tokens.token_ids, tokens.row_starts, tokens.text_breaks
-            ),
-            encode=open_coder(sae).encode,
+            corpus=encoded.corpus,
             W_dec=sae.W_dec.detach(),
-            k=sae.k,
             tokenizer=model.tokenizer,
             vocab_size=model.vocab_size,
             write_sae=sae.save,
@@ -224,7 +254,53 @@ class HeldoutWork:
             final=final,
             check_stop=self._check_stop,
         )
+        yield record.model_copy(update={"seconds": record.seconds + encoded.seconds})
+
+    def _encode(self, what: Ending, *, final: bool) -> Generator[PhaseRecord, None, EncodedCorpus]:
+        """Encode the index corpus. The language model reads tokens that are not stored only once
+        for all runs that end together.
+        """
+        if final and self._encoded is not None and self._encoded.step == what.step:
+            return self._encoded
+        works: list[HeldoutWork] = [self]
+        readings = [self._reading(what, final=final)]
+        for work in self._shared.works if final and self._reads_on() else ():
+            other = work._to_index() if work is not self and work._reads_on() else None
+            if other is not None:
+                works.append(work)
+                readings.append(work._reading(other, final=True))
+        phase = "building the feature index" if final else "indexing features"
+        work_together = encode_together(self._shared.heldout, readings, self._check_stop)
+        own, *others = yield from phases(phase, work_together)
+        for work, encoded in zip(works[1:], others, strict=True):
+            work._encoded = encoded
+        assert own is not None
+        return own
+
+    def _to_index(self) -> Ending | None:
+        return None if self._is_indexed else self._ending()
+
+    def _reads_on(self) -> bool:
+        """Whether the final index reads further than the stored tokens."""
+        return self._config.index.tokens > self._shared.heldout.num_stored
+
+    def _reading(self, what: Ending, *, final: bool) -> IndexReading:
+        settings = self._config.index
+        return IndexReading(
+            self._shared.heldout,
+            what.sae,
+            self._folder.index_codes,
+            step=what.step,
+            hook=self._hook,
+            num_tokens=settings.tokens if final else min(settings.snapshot_tokens, settings.tokens),
+            limit=self.norm_limit,
+        )
 
     def _read(self, num_tokens: int) -> OrdinaryTokens:
-        heldout = self._shared.open(self._check_stop)
-        return ordinary_tokens(heldout, self._hook, num_tokens, self.norm_limit, self._check_stop)
+        return ordinary_tokens(
+            self._shared.heldout, self._hook, num_tokens, self.norm_limit, self._check_stop
+        )
+
+    def close(self) -> None:
+        """Remove what remains of an index that was not built."""
+        shutil.rmtree(self._folder.index_codes, ignore_errors=True)

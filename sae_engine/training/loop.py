@@ -206,9 +206,8 @@ class _Pass:
 
     def _read_heldout(self) -> Iterator[tuple[int, AnyRecord]]:
         """Read the held-out text before training, so that too short a text fails at once."""
-        if not self._heldout.is_open:
-            yield from self._to_active(PhaseRecord(phase="reading held-out text"))
-            self._heldout.open(self._halt_if_all_end)
+        for phase in self._heldout.opening(self._halt_if_all_end):
+            yield from self._to_active(phase)
         for number, run in self._active.items():
             for record in run.announce_heldout():
                 yield number, record

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from sae_engine.activations.stream import extract
 from sae_engine.errors import UserError
 from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.codes import CorpusEncoder
 from sae_engine.files import RunFolder
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel, SpliceModel
@@ -132,15 +133,19 @@ def _index(
         acts = (x @ W_dec.T).relu()
         return acts, torch.arange(len(W_dec), device=x.device).expand_as(acts)
 
-    with TemporaryDirectory() as folder:
+    with (
+        TemporaryDirectory() as temporary,
+        CorpusEncoder(
+            Path(temporary), encode, d_sae=len(W_dec), k=len(W_dec), device=x.device
+        ) as encoder,
+    ):
+        encoder.add(x)
         build_index(
-            RunFolder(folder),
+            RunFolder(temporary),
             step=0,
             tokens=0,
-            corpus=IndexCorpus(x, kept, np.array([0, len(kept)])),
-            encode=encode,
+            corpus=IndexCorpus(encoder.finish(), kept, np.array([0, len(kept)])),
             W_dec=W_dec,
-            k=len(W_dec),
             tokenizer=model.tokenizer,
             vocab_size=model.vocab_size,
             write_sae=Path.touch,

@@ -40,7 +40,7 @@ from sae_engine.training.checkpoint import (
     save_checkpoint,
 )
 from sae_engine.training.clock import Clock
-from sae_engine.training.heldout import HeldoutWork, SharedHeldout
+from sae_engine.training.heldout import Ending, HeldoutWork, SharedHeldout
 from sae_engine.training.steps import Steps, new_trainer
 from sae_engine.training.stopping import StopSwitch
 from sae_engine.training.trackers import open_trackers
@@ -81,7 +81,7 @@ class TrainingRun:
         self._fingerprint = _fingerprint(config, feed)
         model = feed.load_model()
         self._model = None if model is None else ModelIdentity.of(model)
-        self._heldout = HeldoutWork(config, folder, heldout, stop)
+        self._heldout = HeldoutWork(config, folder, heldout, stop, self._ending)
         self._trackers = open_trackers(config, folder)
         self._announced_outliers = False
         self._best_fvu = math.inf
@@ -288,6 +288,15 @@ class TrainingRun:
         if not sae.is_finite():
             raise self._non_finite("The SAE's weights became NaN or infinite")
         return sae
+
+    def _ending(self) -> Ending | None:
+        """What is to be indexed if the run is about to end, unless its weights are not finite."""
+        if not self.trainer.steps_done or not (self.is_done or self.stop.is_on):
+            return None
+        try:
+            return Ending(self._folded(), self.trainer.steps_done)
+        except NonFiniteLossError:
+            return None
 
     def _non_finite(self, what: str) -> NonFiniteLossError:
         return NonFiniteLossError(

@@ -108,7 +108,7 @@ def test_a_full_disk_fails_the_run_by_name_and_loses_nothing(twin: Twin, tmp_pat
         step = workbench.run(run_id).progress.step
         ballast = Ballast(runs)
         checkpoint = workbench.folder(run_id).checkpoint.stat().st_size
-        written = re.compile(r"/checkpoints/|/features/|/index_corpus/|sae\.safetensors")
+        written = re.compile(r"/(checkpoints|features|index_corpus|index_codes)\b|sae\.safetensors")
         for room in (checkpoint // 2, checkpoint * 5 // 4):
             workbench.resume(run_id)
             workbench.wait_for_step(run_id, step + 9)

@@ -254,7 +254,8 @@ def assert_like_its_twin(workbench: Workbench, run_id: str, twin: Workbench, twi
     mine, theirs = workbench.folder(run_id), twin.folder(twin_id)
     for one, other in ((mine.sae, theirs.sae), (mine.best.sae, theirs.best.sae)):
         assert_same_tensors(one, other)
-    leftovers = [*mine.path.rglob(".*.tmp"), *mine.path.rglob(".*.old"), mine.index_corpus]
+    leftovers = [*mine.path.rglob(".*.tmp"), *mine.path.rglob(".*.old")]
+    leftovers += [mine.index_corpus, mine.index_codes]
     assert not [path for path in leftovers if path.exists()]
 
 

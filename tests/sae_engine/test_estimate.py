@@ -124,3 +124,36 @@ def test_a_model_without_a_size_is_named(tmp_path):
     config = resolve_config("tiny", {"model": {"name": str(tmp_path)}})
     with pytest.raises(ConfigError, match="lacks 'num_attention_heads'"):
         estimate(config, gpu=False)
+
+
+def test_only_what_is_read_again_is_stored_and_the_rest_takes_the_space_of_its_codes():
+    def disk(tokens: int, **train: object) -> int:
+        overrides = {
+            "data": {"heldout_tokens": 100_000},
+            "index": {"tokens": tokens, "snapshot_tokens": 50_000},
+            "sae": {"k": 16},
+            "train": train,
+        }
+        return estimate(resolve_config("tiny", overrides), gpu=False).disk_bytes
+
+    stored = 192 * 4  # bytes of an activation of the embedded model
+    codes = 16 * (12 + 8)  # kept, and while they are sorted
+    assert disk(100_000) - disk(99_000) == 1000 * codes
+    assert disk(10**8) - disk(100_000) == (10**8 - 100_000) * codes
+    more = disk(10**8, eval_tokens=300_000) - disk(10**8, eval_tokens=50_000)
+    assert more == 200_000 * stored
+
+
+@pytest.mark.parametrize(("tokens", "num_saes"), [(10**7, 40), (100_000, 1)])
+def test_runs_whose_indexes_are_read_together_hold_their_saes_at_the_same_time(tokens, num_saes):
+    config = resolve_config(
+        "tiny",
+        {
+            "sae": {"d_sae": 2**17},
+            "data": {"heldout_tokens": 100_000, "ctx_len": 1024, "shuffle_tokens": 32_768},
+            "index": {"tokens": tokens},
+        },
+    )
+    one = parts_of(estimate(config, gpu=False))["published SAE"]
+    together = parts_of(estimate_together([config] * 40, gpu=False))
+    assert together["published SAE"] == num_saes * one

@@ -1,13 +1,12 @@
 """Groups the codes of a corpus by latent and by token.
 
-Works through ranges of latents or tokens that fit into memory, each on all cores; the kernels are
-in `kernels.grouping`.
+Codes are read once by latent and once by token, whatever their number and the memory; the kernels
+are in `kernels.grouping`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_engine.features.index.format import ArrayWriter, load_array, save_array
+from sae_engine.features.index.parts import Dealt, Parts, bits_below, cut, grouped, ranges
 from sae_engine.kernels import grouping
 from sae_engine.kernels.compiled import in_parallel, num_threads
+from sae_engine.sizes import ENTRIES_PER_SORT
 
-MAX_ENTRIES = 2**26
-"""Maximum number of entries grouped at once: 8 bytes each, 14 in the (token, latent) table."""
 CHUNK_ENTRIES = 2**22
 """Entries scanned between two checks for a stop."""
 ACT_BITS, F1_BITS = 16, 32
 
-Keys = NDArray[np.uint64]
 Check = Callable[[], None]
-Deal = Callable[[int, int, NDArray[np.int64], Keys, Check], None]
-"""`deal(low, high, free, keys, check)` writes the keys of latents `low` to `high` into `keys`;
-`free` is where each latent's keys begin.
-"""
 
 
 def group_bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
@@ -44,7 +38,7 @@ def invert_by_latent(
     fired: NDArray[np.int64],
     *,
     check_stop: Check,
-    max_entries: int = MAX_ENTRIES,
+    max_entries: int = ENTRIES_PER_SORT,
 ) -> None:
     """Write `latent_starts`, `latent_positions` and `latent_acts`.
 
@@ -55,28 +49,33 @@ def invert_by_latent(
     save_array(folder, "latent_starts", starts)
     rows = max(1, CHUNK_ENTRIES // indices.shape[1])
 
-    def deal(low: int, high: int, free: NDArray[np.int64], keys: Keys, check: Check) -> None:
+    def deal(parts: Parts) -> Iterator[Dealt]:
         for a in range(0, len(indices), rows):
-            check()
+            check_stop()
+            here = indices[a : a + rows]
+            dealt = parts.dealt(here.size)
             grouping.deal_codes(
-                indices[a : a + rows], act_bits[a : a + rows], a, low, high, free, keys
-            )
+                here, act_bits[a : a + rows], a, parts.of, parts.first, parts.value_bits,
+                dealt.bounds, dealt.keys,
+            )  # fmt: skip
+            yield dealt
 
     with (
         ArrayWriter(folder, "latent_positions", np.uint32) as positions_out,
         ArrayWriter(folder, "latent_acts", np.float16) as acts_out,
     ):
-        for keys in _grouped(starts, deal, ACT_BITS, check_stop, max_entries):
+        bits = (ACT_BITS, bits_below(len(indices)))
+        for keys in grouped(folder, starts, deal, bits, check_stop, max_entries):
             positions_out.append(keys & np.uint64(0xFFFFFFFF))
             acts_out.append((0xFFFF - (keys >> 32)).astype(np.uint16).view(np.float16))
 
 
 def invert_by_token(
-    folder: Path, vocab_size: int, *, check_stop: Check, max_entries: int = MAX_ENTRIES
+    folder: Path, vocab_size: int, *, check_stop: Check, max_entries: int = ENTRIES_PER_SORT
 ) -> None:
     """Write `token_starts`, `token_positions` and the (token, latent) table `pair_*`."""
     token_ids = load_array(folder, "token_ids")
-    starts = group_bounds(np.bincount(token_ids, minlength=vocab_size))
+    starts = group_bounds(_counts(token_ids, vocab_size))
     positions = np.empty(len(token_ids), np.uint32)
     check_stop()
     grouping.deal_positions(token_ids, starts.copy(), positions)
@@ -105,16 +104,16 @@ def _write_pairs(
         ArrayWriter(folder, "pair_maxes", np.float16) as maxes_out,
     ):
         threads, chunk_positions = num_threads(), max(1, CHUNK_ENTRIES // indices.shape[1])
-        for low, high in _ranges(most, max_entries // 2):
+        for low, high in ranges(most, max_entries // 2):
             # Split the work by entries, not by pairs, which understate frequent tokens.
-            cuts = _cuts(starts, low, high, threads)
+            cuts = cut(starts, low, high, threads)
             tables = [_table(int(most[b] - most[a])) for a, b in cuts]
             written = [0] * len(cuts)
 
             def part(number: int, thread: int, cuts=cuts, tables=tables, written=written) -> None:
                 check = _check_of(thread, check_stop)
                 first_token, last_token = cuts[number]
-                for first, last in _ranges(starts[: last_token + 1], chunk_positions, first_token):
+                for first, last in ranges(starts[: last_token + 1], chunk_positions, first_token):
                     check()
                     rest = [column[written[number] :] for column in tables[number]]
                     written[number] += grouping.count_pairs(
@@ -132,7 +131,7 @@ def _write_pairs(
 
 
 def rank_tokens_by_latent(
-    folder: Path, *, check_stop: Check, max_entries: int = MAX_ENTRIES
+    folder: Path, *, check_stop: Check, max_entries: int = ENTRIES_PER_SORT
 ) -> None:
     """Write `latent_token_starts` and `latent_tokens` from the (token, latent) table."""
     pair_starts, pair_latents = (
@@ -142,19 +141,22 @@ def rank_tokens_by_latent(
     pair_counts = load_array(folder, "pair_counts")
     token_counts = np.diff(load_array(folder, "token_starts"))
     fired = np.diff(load_array(folder, "latent_starts"))
-    starts = group_bounds(np.bincount(pair_latents, minlength=len(fired)))
+    starts = group_bounds(_counts(pair_latents, len(fired)))
     save_array(folder, "latent_token_starts", starts)
 
-    def deal(low: int, high: int, free: NDArray[np.int64], keys: Keys, check: Check) -> None:
-        for first, last in _ranges(pair_starts, CHUNK_ENTRIES):
-            check()
+    def deal(parts: Parts) -> Iterator[Dealt]:
+        for first, last in ranges(pair_starts, CHUNK_ENTRIES):
+            check_stop()
+            dealt = parts.dealt(int(pair_starts[last] - pair_starts[first]))
             grouping.deal_pairs(
-                first, last, pair_starts, pair_latents, pair_counts, token_counts, fired, low, high,
-                free, keys,
+                first, last, pair_starts, pair_latents, pair_counts, token_counts, fired, parts.of,
+                parts.first, parts.value_bits, dealt.bounds, dealt.keys,
             )  # fmt: skip
+            yield dealt
 
     with ArrayWriter(folder, "latent_tokens", np.uint32) as tokens_out:
-        for keys in _grouped(starts, deal, F1_BITS, check_stop, max_entries):
+        bits = (F1_BITS, bits_below(len(token_counts)))
+        for keys in grouped(folder, starts, deal, bits, check_stop, max_entries):
             tokens_out.append(keys & np.uint64(0xFFFFFFFF))
 
 
@@ -163,23 +165,12 @@ def _codes(folder: Path) -> tuple[NDArray[Any], NDArray[np.uint16]]:
     return load_array(folder, "indices"), load_array(folder, "acts").view(np.uint16)
 
 
-def _grouped(
-    starts: NDArray[np.int64], deal: Deal, rank_bits: int, check_stop: Check, max_entries: int
-) -> Iterator[Keys]:
-    """All keys, grouped by latent and sorted by rank within a latent, in pieces."""
-    for low, high in _ranges(starts, max_entries):
-        keys = np.empty(starts[high] - starts[low], np.uint64)
-        cuts = _cuts(starts, low, high, num_threads())
-
-        def part(number: int, thread: int, low=low, keys=keys, cuts=cuts) -> None:
-            first, last = cuts[number]
-            bounds = starts[first : last + 1] - starts[low]
-            deal(first, last, bounds[:-1].copy(), keys, _check_of(thread, check_stop))
-            largest = int(np.diff(bounds).max(initial=0))
-            grouping.sort_groups(keys, bounds, rank_bits, np.empty(largest, np.uint64))
-
-        in_parallel(part, len(cuts))
-        yield keys
+def _counts(values: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """How often each number below `size` occurs. In pieces, because `bincount` copies its input."""
+    counts = np.zeros(size, np.int64)
+    for a in range(0, len(values), CHUNK_ENTRIES):
+        counts += np.bincount(values[a : a + CHUNK_ENTRIES], minlength=size)
+    return counts
 
 
 def _check_of(thread: int, check_stop: Check) -> Check:
@@ -194,23 +185,3 @@ def _table(length: int) -> tuple[NDArray[Any], ...]:
         np.empty(length, np.float32),
         np.empty(length, np.uint16),
     )
-
-
-def _cuts(starts: NDArray[np.int64], low: int, high: int, parts: int) -> list[tuple[int, int]]:
-    """Cut the groups `low` to `high` into at most `parts` parts of similar numbers of entries."""
-    wanted = starts[low] + np.arange(1, parts) * (starts[high] - starts[low]) // parts
-    inner = np.clip(np.searchsorted(starts, wanted), low, high)
-    edges = [low, *inner.tolist(), high]
-    return [(a, b) for a, b in pairwise(edges) if a < b]
-
-
-def _ranges(starts: NDArray[np.int64], max_entries: int, low: int = 0) -> Iterator[tuple[int, int]]:
-    """Cut the groups from `low` on into consecutive ranges of at most `max_entries` entries, or of
-    one larger group.
-    """
-    num_groups = len(starts) - 1
-    while low < num_groups:
-        high = int(np.searchsorted(starts, starts[low] + max_entries, side="right")) - 1
-        high = min(max(high, low + 1), num_groups)
-        yield low, high
-        low = high

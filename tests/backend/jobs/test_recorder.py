@@ -67,8 +67,8 @@ def test_the_progress_of_a_phase_is_part_of_its_words_and_not_every_part_is_stor
 ) -> None:
     recorder = bench.recorder()
     for done in range(1, 1001):
-        recorder.record(PhaseRecord(phase="measuring", done=done, total=1000))
-    words = re.fullmatch(r"measuring (\d+) of 1000", bench.row().phase or "")
+        recorder.record(PhaseRecord(phase="reading", done=done, total=1000, unit="tokens"))
+    words = re.fullmatch(r"reading (\d+) of 1,000 tokens", bench.row().phase or "")
     assert words is not None
     assert int(words[1]) < 1000
     recorder.record(PhaseRecord(phase="saving"))

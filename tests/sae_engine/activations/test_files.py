@@ -194,6 +194,27 @@ def test_held_out_rows_are_whole(tmp_path: Path):
     assert held.text_breaks is None
 
 
+@pytest.mark.parametrize("in_memory", [1, 55, 200])
+def test_held_out_tokens_that_are_not_in_memory_are_read_from_all_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: int
+):
+    monkeypatch.setattr(activation_files, "TOKENS_PER_FORWARD", 16)
+    monkeypatch.setattr(activation_files, "TOKENS_PER_BLOCK", 25)
+    for number, tokens in enumerate((60, 0, 90, 50)):
+        starts = torch.arange(0, tokens + 1, 10)
+        write(tmp_path / f"heldout-{number}.safetensors", tokens, row_starts=starts)
+    write(tmp_path / "part.safetensors", 100)
+    files = open_activation_set(tmp_path)
+    whole = HeldoutFiles(files, 200).read(0, 200)
+    assert len(whole) == 200
+    held = HeldoutFiles(files, 200, num_in_memory=in_memory)
+    assert torch.equal(held.read(0, in_memory), whole[: -(-in_memory // 10) * 10])
+    for wanted in (5, 60, 101, 200, 999):
+        parts = [part for [part] in held.parts(wanted)]
+        assert max(map(len, parts)) <= 16
+        assert torch.equal(torch.cat(parts), whole[: -(-wanted // 10) * 10])
+
+
 def test_breaks_of_the_text_are_read_from_all_held_out_files(tmp_path: Path):
     for n, breaks in enumerate([[1, 4], [0, 2, 7]]):
         write(tmp_path / f"heldout-{n}.safetensors", 5, text_breaks=torch.tensor(breaks))

@@ -15,6 +15,7 @@ from sae_engine.activations.outliers import (
     is_outlier,
     largest_norm,
     median_norm,
+    ordinary_text,
     ordinary_tokens,
     replace_outliers,
 )
@@ -102,10 +103,10 @@ def test_held_out_outliers_are_left_out_of_values_ids_and_rows():
     kept = [1, 2, 4, 5]
     assert torch.equal(found.activations[:], tokens.values[kept])
     assert torch.equal(found.activations[1:3], tokens.values[[2, 4]])
-    assert found.token_ids is not None
-    assert found.token_ids.tolist() == [7 * i for i in kept]
-    assert found.row_starts.tolist() == [0, 2, 4]
     assert found.num_outliers == 3
+    text = ordinary_text(tokens, 7, found.kept, 10.0)
+    assert text.token_ids.tolist() == [7 * i for i in kept]
+    assert text.row_starts.tolist() == [0, 2, 4]
     whole = ordinary_tokens(tokens, 0, 7, math.inf)
     assert torch.equal(whole.activations[:], tokens.values[:7])
     assert whole.num_outliers == 0
@@ -126,10 +127,13 @@ def test_text_breaks_where_outliers_are_left_out(
 ):
     tokens = Tokens()
     tokens.text_breaks = None if breaks is None else np.array(breaks, np.int64)
-    found = ordinary_tokens(tokens, 0, 10, limit).text_breaks
+    kept = ordinary_tokens(tokens, 0, 10, limit).kept
+    found = ordinary_text(tokens, 10, kept, limit).text_breaks
     assert (None if found is None else found.tolist()) == expected
 
 
 def test_held_out_activations_of_another_scale_are_refused():
     with pytest.raises(UserError, match=r"Every held-out activation has a norm above 0\.5, data"):
         ordinary_tokens(Tokens(), 0, 10, 0.5)
+    with pytest.raises(UserError, match=r"Every held-out activation has a norm above 0\.5, data"):
+        ordinary_text(Tokens(), 10, np.zeros(10, np.bool_), 0.5)

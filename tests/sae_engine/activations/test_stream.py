@@ -9,7 +9,7 @@ import torch
 
 from sae_engine.activations import heldout, stream
 from sae_engine.activations.feed import TextFeed
-from sae_engine.activations.heldout import HeldoutText
+from sae_engine.activations.heldout import HeldoutText, num_rows_holding
 from sae_engine.activations.stream import ActivationStream, ModelSource, SourceCursor, extract
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
@@ -157,6 +157,37 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     assert set(held.text_breaks) > set(held.row_starts[1:-1])  # separators of documents too
     held.close()
     assert not (tmp_path / "held").exists()
+
+
+@pytest.mark.parametrize("num_stored", [1, 100, 130, 400])
+def test_held_out_activations_that_are_not_stored_are_read_again_in_the_same_calls(
+    model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_stored: int
+):
+    monkeypatch.setattr(heldout, "TOKENS_PER_FORWARD", 4 * CTX)
+    calls: list[int] = []
+
+    def counted(*arguments, **more):
+        calls.append(len(arguments[1]))
+        return extract(*arguments, **more)
+
+    monkeypatch.setattr(heldout, "extract", counted)
+    ids = heldout_rows(DATA, packing_of(model), 500)
+    held = HeldoutText(model, ids, 400, tmp_path / "held", num_stored)
+    whole = HeldoutText(model, ids, 400, tmp_path / "whole").read(0, 400)
+    stored_calls = -(-num_rows_holding(num_stored, held.row_starts) // 4)
+    assert held.num_stored == held.row_starts[min(4 * stored_calls, len(held.ids))]
+    size = (tmp_path / "held" / "hook_0").stat().st_size
+    assert size == held.num_stored * model.d_in * 4
+    assert torch.equal(held.read(0, num_stored), whole[: len(held.read(0, num_stored))])
+    for again, wanted in ((0, 400), (stored_calls, 10**6), (stored_calls, 210)):
+        calls.clear()
+        parts = [part for [part] in held.parts(wanted)]
+        expected = whole[: held.row_starts[num_rows_holding(wanted, held.row_starts)]]
+        assert torch.equal(torch.cat(parts), expected)
+        assert max(map(len, parts)) <= 4 * CTX
+        if again:
+            num_calls = -(-num_rows_holding(wanted, held.row_starts) // 4)
+            assert len(calls) == max(0, num_calls - stored_calls)
 
 
 @pytest.mark.parametrize("blocks", [0.5, 1, 3])

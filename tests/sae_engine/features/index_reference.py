@@ -23,6 +23,7 @@ from tokenizers import (
 )
 
 from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.codes import CorpusEncoder, Encode
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 
@@ -220,32 +221,46 @@ def case_of_rows(
 
 
 def build(
-    folder: Path, case: Case, *, tokenizer: Tokenizer | None = None, step: int = 7, **options: Any
+    folder: Path,
+    case: Case,
+    *,
+    tokenizer: Tokenizer | None = None,
+    step: int = 7,
+    activations: torch.Tensor | None = None,
+    encode: Encode | None = None,
+    text_breaks: NDArray[np.int64] | None = None,
+    **options: Any,
 ) -> Path:
     """Build the index of a case, with an `encode` that looks up the codes; return its folder."""
     tokenizer = tokenizer or byte_level_tokenizer()
     acts, indices = torch.from_numpy(case.acts), torch.from_numpy(case.indices)
 
-    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def look_up(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         where = x[:, 0].long()
         return acts[where], indices[where]
 
+    if activations is None:
+        activations = torch.arange(case.num_tokens, dtype=torch.float32)[:, None]
+    run = RunFolder(folder)
+    with CorpusEncoder(
+        run.index_codes,
+        encode or look_up,
+        d_sae=case.d_sae,
+        k=options.pop("k", case.k),
+        device=torch.device("cpu"),
+    ) as encoder:
+        encoder.add(activations)
+        codes = encoder.finish()
     defaults: dict[str, Any] = {
         "tokens": 1000,
-        "corpus": IndexCorpus(
-            torch.arange(case.num_tokens, dtype=torch.float32)[:, None],
-            case.token_ids,
-            case.row_starts,
-        ),
-        "encode": encode,
+        "corpus": IndexCorpus(codes, case.token_ids, case.row_starts, text_breaks),
         "W_dec": torch.randn(case.d_sae, D_IN, generator=torch.Generator().manual_seed(0)),
-        "k": case.k,
         "tokenizer": tokenizer,
         "vocab_size": tokenizer.get_vocab_size(),
         "write_sae": lambda path: path.write_bytes(b"weights"),
     }
-    build_index(RunFolder(folder), step=step, **(defaults | options))
-    return RunFolder(folder).feature_index(step)
+    build_index(run, step=step, **(defaults | options))
+    return run.feature_index(step)
 
 
 def built(folder: Path, case: Case, **options: Any) -> FeatureIndex:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
-from sae_engine.features.index import build as build_module
-from sae_engine.features.index import invert
-from sae_engine.features.index.build import ActivationRangeError, IndexCorpus, build_index
+from sae_engine.features.index import codes as codes_module
+from sae_engine.features.index import invert, parts
+from sae_engine.features.index.build import IndexCorpus, build_index
+from sae_engine.features.index.codes import ActivationRangeError, CorpusEncoder
 from sae_engine.features.index.format import IndexArrays, open_index
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
+from sae_engine.kernels import grouping
 from tests.sae_engine.features.index_reference import (
     D_IN,
     Case,
@@ -97,7 +100,7 @@ def test_sorting_in_small_ranges_and_chunks_gives_the_same_index(
     case = random_case(3)
     whole = build(tmp_path / "whole", case)
     monkeypatch.setattr(invert, "CHUNK_ENTRIES", 37)
-    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 11)
+    monkeypatch.setattr(codes_module, "ENCODE_CHUNK_TOKENS", 11)
     in_pieces = build(tmp_path / "pieces", case)
     fired = np.diff(arrays_of(in_pieces).latent_starts)
     invert.invert_by_latent(in_pieces, fired, check_stop=lambda: None, max_entries=50)
@@ -108,10 +111,105 @@ def test_sorting_in_small_ranges_and_chunks_gives_the_same_index(
         assert file.read_bytes() == (in_pieces / file.name).read_bytes(), file.name
 
 
+def test_entries_are_ordered_as_one_sort_of_all_keys_orders_them(tmp_path: Path) -> None:
+    case = random_case(9, num_tokens=400, k=5, d_sae=70)
+    arrays = arrays_of(build(tmp_path, case))
+    positions, places = np.nonzero(arrays.acts)
+    latents, acts = arrays.indices[positions, places], arrays.acts[positions, places]
+    order = np.lexsort((positions, -acts.astype(np.float64), latents))
+    assert np.array_equal(arrays.latent_positions, positions[order])
+    assert np.array_equal(arrays.latent_acts, acts[order])
+    assert np.array_equal(arrays.fired, np.bincount(latents, minlength=70))
+
+
+@pytest.mark.parametrize("max_entries", [20, 150, 10**6])
+def test_codes_and_pairs_are_read_once_however_little_is_sorted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_entries: int
+) -> None:
+    folder = build(tmp_path, random_case(3, num_tokens=200, k=4, d_sae=30))
+    arrays = arrays_of(folder)
+    read: dict[str, int] = {"deal_codes": 0, "deal_pairs": 0}
+
+    def count(name: str) -> None:
+        deal = getattr(grouping, name)
+
+        def counted(first, second, third, *rest) -> None:
+            of_tokens = slice(first, second)  # of deal_pairs
+            read[name] += first.size if name == "deal_codes" else np.diff(third)[of_tokens].sum()
+            deal(first, second, third, *rest)
+
+        monkeypatch.setattr(grouping, name, counted)
+
+    for name in read:
+        count(name)
+    monkeypatch.setattr(invert, "CHUNK_ENTRIES", 37)
+    limits = {"check_stop": lambda: None, "max_entries": max_entries}
+    invert.invert_by_latent(folder, arrays.fired, **limits)
+    invert.rank_tokens_by_latent(folder, **limits)
+    assert read == {"deal_codes": arrays.indices.size, "deal_pairs": len(arrays.pair_latents)}
+
+
+@pytest.mark.parametrize(("rank_bits", "value_bits"), [(16, 46), (32, 32), (16, 20)])
+def test_a_part_has_no_more_latents_than_a_key_can_number(
+    tmp_path: Path, rank_bits: int, value_bits: int
+) -> None:
+    """4 latents, 1, and any number; the entries of latent j are its numbers as ranks and values."""
+    rng = np.random.default_rng(0)
+    latents = rng.integers(0, 23, 500)
+    ranks = rng.integers(0, 2**rank_bits, 500, dtype=np.uint64)
+    starts = invert.group_bounds(np.bincount(latents, minlength=23))
+    largest: list[int] = []
+
+    def deal(made: parts.Parts) -> Iterator[parts.Dealt]:
+        largest.append(int(np.diff(np.append(made.first, 23)).max()))
+        for a in range(0, 500, 60):
+            here = latents[a : a + 60]
+            order = np.argsort(made.of[here], kind="stable")
+            numbers = (here - made.first[made.of[here]]).astype(np.uint64)
+            values = np.arange(a, a + len(here), dtype=np.uint64)
+            keys = (numbers << np.uint64(rank_bits)) | ranks[a : a + 60]
+            keys = (keys << np.uint64(value_bits)) | values
+            bounds = np.searchsorted(made.of[here][order], np.arange(len(made.first) + 1))
+            yield parts.Dealt(keys[order], bounds)
+
+    bits = (rank_bits, value_bits)
+    sorted_ = np.concatenate(list(parts.grouped(tmp_path, starts, deal, bits, lambda: None, 10**6)))
+    order = np.lexsort((np.arange(500), ranks, latents))
+    assert np.array_equal(sorted_ & np.uint64(2**32 - 1), order)
+    assert np.array_equal(sorted_ >> np.uint64(32), ranks[order])
+    assert largest[0] <= 2 ** (64 - rank_bits - value_bits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("k", [3, None])
+@pytest.mark.parametrize("size", [1, 5, 7, 8, 30, 100])
+def test_codes_do_not_depend_on_the_pieces_that_activations_come_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, k: int | None
+) -> None:
+    monkeypatch.setattr(codes_module, "ENCODE_CHUNK_TOKENS", 7)
+    seen: list[list[float]] = []
+
+    def encode(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(x[:, 0].tolist())
+        width = 3 if k else 1 + int(x[0, 0]) % 3
+        return x[:, :1].expand(-1, width) + 1, torch.arange(width).expand(len(x), width)
+
+    with CorpusEncoder(tmp_path, encode, d_sae=5, k=k, device=torch.device("cpu")) as encoder:
+        for part in torch.arange(31.0)[:, None].split(size):
+            encoder.add(part)
+        codes = encoder.finish()
+    assert seen == [list(range(a, min(a + 7, 31))) for a in range(0, 31, 7)]
+    assert (codes.num_tokens, codes.width) == (31, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["acts.npy", "indices.npy"]
+    acts = np.load(tmp_path / "acts.npy") * codes.act_scale
+    widths = [3 if k else 1 + (n - n % 7) % 3 for n in range(31)]
+    assert acts.tolist() == [[n + 1.0] * w + [0.0] * (3 - w) for n, w in enumerate(widths)]
+
+
 def test_codes_of_varying_width_give_the_index_of_the_padded_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 3)
+    monkeypatch.setattr(codes_module, "ENCODE_CHUNK_TOKENS", 3)
     case = case_of_rows(
         [[5, 6, 7, 8], [6, 5, 5]], lambda n: {i: 1.0 + n - i for i in range(n % 5)}, d_sae=6
     )
@@ -157,7 +255,7 @@ def test_activations_of_any_size_are_stored_to_float16_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: float
 ) -> None:
     """Also where a later chunk is larger than the first, and where the first is inactive."""
-    monkeypatch.setattr(build_module, "ENCODE_CHUNK_TOKENS", 2)
+    monkeypatch.setattr(codes_module, "ENCODE_CHUNK_TOKENS", 2)
     sizes = [0.0, 0.0, 1.0, 1.5, 1200.0, 3.0, 0.25, 0.0]
     case = case_of_rows([[5, 6, 7, 5], [5, 6, 7, 8]], lambda n: {3: unit * sizes[n]}, d_sae=4)
     index = built(tmp_path, case)
@@ -195,9 +293,8 @@ def test_an_activation_that_is_not_finite_is_an_error_that_names_the_latent(
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
-    empty = IndexCorpus(torch.empty(0, 1), np.empty(0, np.uint32), np.zeros(1, np.int64))
     with pytest.raises(UserError, match="has no tokens"):
-        build(tmp_path, random_case(0), corpus=empty)
+        build(tmp_path, random_case(0), activations=torch.empty(0, 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -210,35 +307,29 @@ def test_encode_gets_float32_whatever_the_dtype_of_the_corpus(tmp_path: Path, dt
         return torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int64)
 
     stored = values.to(getattr(torch, dtype))
-    corpus = IndexCorpus(stored, np.array([3, 4, 5], np.uint32), np.array([0, 3]))
-    build(tmp_path, random_case(0, num_tokens=3, k=1), corpus=corpus, encode=encode)
+    build(tmp_path, random_case(0, num_tokens=3, k=1), activations=stored, encode=encode)
     assert seen[0].dtype == torch.float32
     assert torch.equal(seen[0], values)
-
-
-def test_max_tokens_keeps_the_first_positions_and_cuts_the_row(tmp_path: Path) -> None:
-    case = case_of_rows([[5, 6, 7], [8, 9, 10], [11]], lambda n: {n: 1.0}, d_sae=7)
-    arrays = arrays_of(build(tmp_path, case, max_tokens=5))
-    assert arrays.token_ids.tolist() == [5, 6, 7, 8, 9]
-    assert arrays.row_starts.tolist() == [0, 3, 5]
-
-
-def test_max_tokens_beyond_the_corpus_keeps_all_of_it(tmp_path: Path) -> None:
-    case = case_of_rows([[5, 6, 7], [8]], lambda n: {n: 1.0}, d_sae=7)
-    assert arrays_of(build(tmp_path, case, max_tokens=99)).row_starts.tolist() == [0, 3, 4]
 
 
 def test_the_manifest_and_the_record_describe_the_index(tmp_path: Path) -> None:
     case = random_case(1, num_tokens=90, k=3, d_sae=20)
     calls: dict[str, object] = {}
+    with CorpusEncoder(
+        tmp_path / "codes",
+        lambda x: (torch.ones(len(x), 3), torch.arange(3).expand(len(x), 3)),
+        d_sae=20,
+        k=3,
+        device=torch.device("cpu"),
+    ) as encoder:
+        encoder.add(torch.zeros(90, 2))
+        codes = encoder.finish()
     record = build_index(
         RunFolder(tmp_path),
         step=40,
         tokens=12_345,
-        corpus=IndexCorpus(torch.zeros(90, 2), case.token_ids, case.row_starts),
-        encode=lambda x: (torch.ones(len(x), 3), torch.arange(3).expand(len(x), 3)),
+        corpus=IndexCorpus(codes, case.token_ids, case.row_starts),
         W_dec=torch.eye(20, D_IN),
-        k=3,
         tokenizer=byte_level_tokenizer(),
         vocab_size=byte_level_tokenizer().get_vocab_size(),
         write_sae=lambda path: calls.update(path=path.name),

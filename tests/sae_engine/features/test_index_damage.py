@@ -17,7 +17,6 @@ from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import export_features
 from sae_engine.features.geometry.files import width_of
 from sae_engine.features.geometry.rows import DecoderRows
-from sae_engine.features.index.build import IndexCorpus
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.history import feature_history
 from sae_engine.features.index.reader import FeatureIndex, IndexDamagedError, NoSuchFeatureError
@@ -35,12 +34,10 @@ DAMAGED_FILES = [f"{name}.npy" for name in ARRAYS] + [
 @pytest.fixture(scope="module")
 def final_index(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size, case = byte_level_tokenizer().get_vocab_size(), random_case(1)
-    activations = torch.arange(case.num_tokens, dtype=torch.float32)[:, None]
-    breaks = np.array([3, 50])
     return build(
         tmp_path_factory.mktemp("run"),
         case,
-        corpus=IndexCorpus(activations, case.token_ids, case.row_starts, breaks),
+        text_breaks=np.array([3, 50]),
         unembed=torch.randn(size, D_IN),
         final=True,
         write_sae=lambda path: save_file({"W_dec": torch.ones(30, D_IN)}, path),

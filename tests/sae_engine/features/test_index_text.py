@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sae_engine.errors import UserError
 from sae_engine.features.index import corpus_text, expressions
-from sae_engine.features.index.build import IndexCorpus
 from sae_engine.features.index.corpus_text import CorpusText
 from sae_engine.features.index.expressions import find_expression
 from sae_engine.features.index.format import array_file
@@ -240,14 +238,7 @@ def test_text_does_not_continue_across_a_break_or_a_row(
 ) -> None:
     a, b = (decoded(byte_level_tokenizer(), [c])[0][0] for c in "ab")
     case = rows_case([[a, b, a, b], [b, a]])
-    acts = np.arange(case.num_tokens, dtype=np.float32)[:, None]
-    corpus = IndexCorpus(
-        activations=torch.from_numpy(acts),
-        token_ids=case.token_ids,
-        row_starts=case.row_starts,
-        text_breaks=None if breaks is None else np.array(breaks),
-    )
-    index = built(tmp_path, case, corpus=corpus)
+    index = built(tmp_path, case, text_breaks=None if breaks is None else np.array(breaks))
     assert (index.folder / array_file("text_breaks")).exists() == (breaks is not None)
     expected = 2 if breaks is None else 1
     assert index.lookup("ba", match="text").count == expected

@@ -9,6 +9,7 @@ import pytest
 
 from sae_engine.errors import UserError
 from sae_engine.schema.config import DataConfig
+from sae_engine.text import order as order_module
 from sae_engine.text.order import (
     RowCursor,
     Rows,
@@ -196,6 +197,18 @@ def test_more_held_out_tokens_only_add_rows_at_the_end(tmp_path: Path, weights):
     for num_rows in (1, 2, 5, 11, 12, 40, len(longest)):
         rows = mixed_heldout_rows(config, PACKING, num_rows * (CTX - 1))
         assert np.array_equal(rows, longest[:num_rows])
+
+
+@pytest.mark.parametrize("block", [1, 40, 100])
+def test_reading_held_out_rows_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+):
+    """After every block of tokens, and at most once a row."""
+    monkeypatch.setattr(order_module, "TOKENS_PER_BLOCK", block)
+    wanted = 12 * (CTX - 1)
+    parts = list(order_module.read_mixed_heldout(mixture(tmp_path, 1, 2), PACKING, wanted))
+    counts = range(CTX - 1, wanted + 1, CTX - 1)
+    assert parts == [(n, wanted, "tokens") for n in counts if n // block > (n - CTX + 1) // block]
 
 
 def test_a_dataset_without_held_out_text_is_named(tmp_path: Path):

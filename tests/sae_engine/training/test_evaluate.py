@@ -22,7 +22,7 @@ def parts_and_metrics(*arguments, **more) -> tuple[list[tuple[int, int]], dict[s
     found = measure_cross_entropy(*arguments, **more)
     while True:
         try:
-            parts.append(next(found))
+            parts.append(next(found)[:2])
         except StopIteration as end:
             return parts, end.value
 

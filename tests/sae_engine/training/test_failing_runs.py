@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sae_engine.errors import DiskFullError, UserError
-from sae_engine.features.index.build import ActivationRangeError
+from sae_engine.features.index.codes import ActivationRangeError
 from sae_engine.files import RunFolder
 from sae_engine.sae import trainer
 from sae_engine.sae.autoencoders import TopKSAE
