@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.api.cache import client, forget_cached
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import act_button, html_block, link, notice, show_acting, table
-from frontend.html.format import age, ordinal
+from frontend.html.format import age, queue_place
 from frontend.html.tokens import escaped
 from frontend.shell.problems import show_problem
 from sae_engine.schema.runs import Run, RunPatch
@@ -19,7 +19,7 @@ def show_place(run: Run) -> None:
     """A run's place in the queue, with buttons to move it; nothing once it has started."""
     if run.queue_position is None:
         return
-    place = f"<strong>{ordinal(run.queue_position)} in queue.</strong>"
+    place = f"<strong>{queue_place(run.queue_position)}.</strong>"
     body = (
         f'<div class="wb-notice wb-place"><span>{place} {escaped(run.waiting_for or "")}</span>'
         f"<span>{_moves(run)}</span></div>"
