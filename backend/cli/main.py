@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "push",
         _push,
         "Push a run's SAE to the Hugging Face hub, with a model card.",
-        epilog="Needs HF_TOKEN. Everything is one commit: if it fails, nothing is pushed.",
+        epilog="Needs HF_TOKEN. Uploads everything in one commit: if it fails, nothing is pushed.",
     )
     push.add_argument("run", metavar="RUN", help="a run's id, a prefix of it, or its name")
     push.add_argument("target", metavar="TARGET", help="hub:OWNER/NAME, or a folder in it")

@@ -106,7 +106,7 @@ class AlertWatch:
         if overlap > MUCH_OVERLAP:
             yield (
                 "heldout_overlap",
-                f"{overlap:.0%} of the held-out text also stands in the training text, so the "
+                f"{overlap:.0%} of the held-out text also occurs in the training text, so the "
                 "held-out metrics are better than those on new text; remove near-duplicates from "
                 "the dataset.",
             )
@@ -159,8 +159,8 @@ class AlertWatch:
         if recent < SLOW * usual:
             yield (
                 "throughput",
-                f"Training slowed from {usual:,.0f} to {recent:,.0f} tokens/s; something else may "
-                "use the device or the disk.",
+                f"Training slowed from {usual:,.0f} to {recent:,.0f} tokens/s; another program "
+                "may be using the device or the disk.",
             )
 
 

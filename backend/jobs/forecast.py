@@ -91,9 +91,9 @@ def _pass(session: Session, configs: Sequence[RunConfig], places: Places) -> _Pa
     # Runs share the language model's part of the time; each further run adds its SAE's part.
     alone = found.tokens / measured.tokens_per_second
     seconds = alone * (1 + (len(configs) - 1) * measured.sae_share)
-    other = "" if measured.same_size else " (a different SAE)"
+    other = "" if measured.same_size else " with a different SAE"
     speed = f"{measured.tokens_per_second:,.0f} tokens/s"
-    measured_on = f"{speed} of '{measured.run_name}' on {device}{other}"
+    measured_on = f"{speed}, measured by '{measured.run_name}' on {device}{other}"
     return _Pass(slot, found, _Time(seconds, measured_on))
 
 

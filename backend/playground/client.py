@@ -46,7 +46,7 @@ GRACE_SECONDS = 5.0
 """How long the process may take to end before it is killed."""
 POLL_SECONDS = 0.25
 """Time between the phases that `ask` yields while there is no reply."""
-STARTING = "starting a process for the language model"
+STARTING = "loading the language model"
 
 INFERENCE_COMMAND = (sys.executable, "-m", "backend.playground.worker")
 

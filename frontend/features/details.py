@@ -27,7 +27,7 @@ The cosine compares the directions that two features add to the model: 1 is the 
 -1 the opposite one.
 0.9 or more: near-duplicates.
 {MATCH_THRESHOLD} or more: Compare counts features of two SAEs as the same.
-0.3: related, but each does something of its own.
+0.3: related but distinct.
 Near 0: unrelated. Random directions of width d have cosines of about ±1/√d: ±0.02 for 2,304."""
 _TOKEN_COLUMNS = (
     ("Fires", "Occurrences of this token on which the feature fires"),
@@ -122,6 +122,6 @@ def all_contexts(feature: FeatureDetail, *, full: bool) -> str:
 
 def _interval_title(interval: Interval) -> str:
     return (
-        f'<h3 class="wb-section">Interval {interval.low:.2f} – {interval.high:.2f} '
-        f"<small>(contains {percent(interval.share)})</small></h3>"
+        f'<h3 class="wb-section">Activation {interval.low:.2f}–{interval.high:.2f} '
+        f"<small>({percent(interval.share)} of firings)</small></h3>"
     )

@@ -14,7 +14,7 @@ from frontend.api.client import ApiProblem
 from frontend.html.format import count
 from frontend.html.tokens import chip
 from frontend.shell.url import choice_param, flag_param, int_param, param
-from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch
+from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch, literal_text
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)
 RANKS: tuple[LookupRank, ...] = get_args(LookupRank)
@@ -54,6 +54,15 @@ class Lookup(NamedTuple):
             "rank": None if self.rank == "f1" else self.rank,
             "min_count": None if self.min_count == LEAST_COUNT else self.min_count,
         }
+
+    @property
+    def in_text(self) -> Lookup:
+        """The lookup of every occurrence of the same text, with the same case and spaces."""
+        return self._replace(
+            text=literal_text(self.text, self.match),
+            match="text",
+            exact_case=self.exact_case or self.match == "exact",
+        )
 
     def answer(self, run_id: str, snapshot: int) -> LookupResult:
         """Its features in a snapshot, at most `MOST_HITS`; raises `ApiProblem`."""

@@ -38,7 +38,8 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
             on_change=save,
             label_visibility="collapsed",
         )
-        st.checkbox("★ Star", value=feature.starred, key=star_key, on_change=save)
+        star = "★" if feature.starred else "☆"
+        st.checkbox(f"{star} Star", value=feature.starred, key=star_key, on_change=save)
     st.text_area(
         "Notes",
         value=feature.notes,

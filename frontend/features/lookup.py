@@ -68,7 +68,7 @@ def token_links(tokens: Sequence[str], page: str, query: Mapping[str, object]) -
 
 
 def matched(lookup: Lookup, answer: LookupResult) -> str:
-    """What a text matched: tokens with their counts, or how often it stands in the text."""
+    """What a text matched: tokens with their counts, or how often the corpus contains it."""
     if not answer.tokens:
         return ""
     tokens = "".join(
@@ -77,19 +77,20 @@ def matched(lookup: Lookup, answer: LookupResult) -> str:
     )
     rest = len(answer.tokens) - MOST_TOKENS
     tokens = f"{tokens}{f' and {count(rest)} more' if rest > 0 else ''}"
-    stands = _stands(lookup, answer)
+    times = _times(lookup, answer)
     if answer.phrase:
         several = answer.occurrences != answer.count
         where = f" ({counted(answer.count, 'position')})" if several else ""
-        return f"{stands}{where}, ending in {tokens}"
+        return f"{times}{where}, ending in {tokens}"
     is_elsewhere = answer.occurrences not in (None, answer.count)
-    return f"{tokens} {counted(answer.count, 'occurrence')}{f' · {stands}' if is_elsewhere else ''}"
+    return f"{tokens} {counted(answer.count, 'occurrence')}{f' · {times}' if is_elsewhere else ''}"
 
 
-def _stands(lookup: Lookup, answer: LookupResult) -> str:
+def _times(lookup: Lookup, answer: LookupResult) -> str:
     times = "once" if answer.occurrences == 1 else f"{count(answer.occurrences or 0)} times"
-    verb = "matches" if lookup.match == "regex" else "stands"
-    return f"{chip(lookup.text)}{verb} <b>{times}</b> in the text"
+    if lookup.match == "regex":
+        return f"{chip(lookup.text)} matches <b>{times}</b>"
+    return f"The text contains {chip(lookup.in_text.text)} <b>{times}</b>"
 
 
 def match_table(

@@ -13,11 +13,12 @@ from frontend.features.steering_example import Example, steering_example
 from frontend.features.token_chips import MAX_STRENGTH, STRENGTH, strengths_text
 from frontend.html.blocks import feature_link, html_block, panel_title, section_title, show_linked
 from frontend.html.format import number
-from frontend.html.marks import mark_line
-from frontend.html.tokens import escaped
+from frontend.html.marks import mark, named
+from frontend.html.tokens import chip, escaped
 from frontend.shell.problems import attempt, show_problem
 from frontend.shell.progress import phase_line
 from frontend.shell.url import bound, float_param, int_param, param, set_param
+from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.playground import Side, SteerPhase, SteerResult
 from sae_engine.schema.runs import Run
 
@@ -54,31 +55,37 @@ def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
         result = held[1] if held is not None and held[0] == question else None
         possible = bool(question.prompt and strengths)
         going = possible and param("go") == "1" and result is None
-        _button(going=going, possible=possible)
+        with st.container(horizontal=True, gap="small"):
+            _button(going=going, possible=possible)
+            _example_button(run, step, strengths)
     with right:
         if result is not None:
             html_block(_texts(question.prompt, {"plain": result.plain, "steered": result.steered}))
             return
         if not going:
-            text = (
-                "Write a prompt and press Generate."
-                if strengths
-                else "Click steer beside a feature above, or add one by its index."
-            )
-            html_block(f'<p class="wb-muted">{text}</p>')
-            st.button(
-                "Try an example",
-                icon=":material/lightbulb:",
-                key="steer-example",
-                type="tertiary",
-                help="Steers a text of the corpus with a feature that has one clear token",
-                on_click=lambda: attempt(lambda: _try(steering_example(run.id, step))),
-            )
+            html_block(f'<p class="wb-muted">{_next_step(question.prompt, strengths)}</p>')
             return
         answer = _generate(question, strengths)
     if answer is not None:
         st.session_state["steered"] = (question, answer)
         st.rerun()
+
+
+def _next_step(prompt: str, strengths: Mapping[int, float]) -> str:
+    if not strengths:
+        return "Click steer beside a feature above, or add one by its index."
+    return "Press Generate." if prompt else "Write a prompt and press Generate."
+
+
+def _example_button(run: Run, step: int, strengths: Mapping[int, float]) -> None:
+    st.button(
+        "Try an example",
+        icon=":material/lightbulb:",
+        key="steer-example",
+        type="tertiary",
+        help="Steers an example text with a feature that has one clear token",
+        on_click=lambda: attempt(lambda: _try(steering_example(run.id, step, strengths))),
+    )
 
 
 def _try(example: Example | None) -> None:
@@ -172,7 +179,7 @@ def _feature(
     name, slider, button = st.columns([1.3, 2.4, 0.35], vertical_alignment="center")
     with name:
         known = "does not exist" if row is None else f"max {number(row.max_activation)}"
-        marks = mark_line(row.label, starred=row.starred) if row is not None else ""
+        name_html = "" if row is None else _name(row)
         title = feature_link(
             run.id,
             index,
@@ -181,7 +188,7 @@ def _feature(
             css="wb-index",
         )
         show_linked(
-            f'{title}{marks}<span class="wb-sub">{known}</span>',
+            f'{title}{name_html}<span class="wb-sub">{known}</span>',
             key=f"steered:{index}",
         )
     with slider:
@@ -203,6 +210,13 @@ def _feature(
             help="Remove",
             on_click=lambda: _steer_with(rest),
         )
+
+
+def _name(row: FeatureRow) -> str:
+    """What a feature is about: its label, its provisional name, or else its top token."""
+    token = chip(row.top_tokens[0]) if row.top_tokens else ""
+    parts = (mark(None, starred=row.starred), named(row) or token)
+    return "".join(f" · {part}" for part in parts if part)
 
 
 def _setting(name: str, value: object, default: object = None) -> tuple[str, Callable[[], None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from frontend.api.cache import client
@@ -20,10 +20,11 @@ class Example(NamedTuple):
     prompt: str
 
 
-def steering_example(run_id: str, step: int) -> Example | None:
+def steering_example(run_id: str, step: int, steered: Collection[int] = ()) -> Example | None:
     """The candidate that tells one word best from the others, by F1, and a text without that word.
 
-    None if no feature that fires has a word for its top token.
+    If one of the candidates is `steered` already, the one that comes after it. None if no feature
+    that fires has a word for its top token.
     """
     api = client()
     page = api.features(run_id, snapshot=step, state="alive", sort="density", limit=CANDIDATES)
@@ -31,7 +32,9 @@ def steering_example(run_id: str, step: int) -> Example | None:
     if not rows:
         return None
     found = {row.index: api.feature(run_id, row.index, snapshot=step) for row in rows}
-    best = max(rows, key=lambda row: found[row.index].top_tokens[0].f1)
+    rows = sorted(rows, key=lambda row: -found[row.index].top_tokens[0].f1)
+    shown = [place for place, row in enumerate(rows) if row.index in steered]
+    best = rows[(shown[-1] + 1) % len(rows) if shown else 0]
     word = _word(best)
     texts = [_before(row.example) for row in page.items if row.index != best.index and row.example]
     prompt = next((text for text in texts if text and word not in text.casefold()), "The")

@@ -10,6 +10,8 @@ from sae_engine.schema.features import Density
 from sae_engine.schema.records import METRICS
 
 DASH = "–"
+UNSET = "unset"
+"""An optional setting without a value."""
 
 
 def number(value: float | str | None, *, digits: int = 3) -> str:
@@ -43,6 +45,11 @@ def ordinal(value: int) -> str:
     """A place in an order, such as `1st` or `12th`."""
     teens = 10 < value % 100 < 14
     return f"{count(value)}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(value % 10, 'th')}"
+
+
+def queue_place(position: int) -> str:
+    """A run's place among the queued ones, such as `2nd in the queue`."""
+    return f"{'First' if position == 1 else ordinal(position)} in the queue"
 
 
 def short_count(value: float) -> str:

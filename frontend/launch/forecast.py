@@ -32,7 +32,7 @@ def forecast_block(forecast: Forecast) -> str:
         _fact(
             "Training time",
             DASH if forecast.seconds is None else f"about {duration(forecast.seconds)}",
-            f"based on {basis}" if basis else f"no similar run on this {kind} yet",
+            basis or f"no similar run on this {kind} yet",
         ),
         _fact(
             "First SAE" if num_runs > 1 else "SAE",

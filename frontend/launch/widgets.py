@@ -8,10 +8,10 @@ import math
 import streamlit as st
 
 from frontend.html.blocks import html_block
+from frontend.html.format import UNSET
 from frontend.html.tokens import escaped
 from sae_engine.schema.fields import FieldSpec, Value, parse_value
 
-UNSET = "unset"
 _LARGEST_INT = (1 << 53) - 1
 
 
@@ -73,9 +73,10 @@ def _boolean(spec: FieldSpec, default: Value, key: str) -> Value:
 
 
 def _text(spec: FieldSpec, default: Value, key: str) -> Value:
+    # An upload sets such values too, and Streamlit complains about a value beside a default.
+    st.session_state.setdefault(key, str(default or ""))
     text = st.text_input(
         spec.name,
-        value=str(default or ""),
         max_chars=spec.max_length,
         key=key,
         help=_help(spec),

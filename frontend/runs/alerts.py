@@ -18,7 +18,7 @@ ALERTS: dict[AlertKind, tuple[str, str]] = {
     "dead_latents": ("dead latents", "Many latents have stopped firing."),
     "dense_latents": ("dense latents", "Many latents fire on a large share of tokens."),
     "few_tokens": ("few tokens", "A few tokens hold most of the variance."),
-    "heldout_overlap": ("repeated text", "Much of the held-out text was also trained on."),
+    "heldout_overlap": ("repeated text", "Much of the held-out text was seen in training."),
     "throughput": ("slow", "Training is much slower than before."),
     "disk": ("disk low", "The disk that holds the runs is almost full."),
     "no_progress": ("no progress", "No progress for a long time."),

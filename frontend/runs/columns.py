@@ -12,8 +12,8 @@ from frontend.html.format import (
     duration,
     elapsed,
     metric_text,
-    ordinal,
     percent,
+    queue_place,
     short_count,
     width_text,
 )
@@ -50,7 +50,7 @@ def _created(run: Run) -> str:
 def _progress(run: Run) -> str:
     fraction = fraction_done(run)
     share = percent(fraction) if fraction is not None else ""
-    place = f"{ordinal(run.queue_position)} in queue" if run.queue_position is not None else ""
+    place = "" if run.queue_position is None else queue_place(run.queue_position)
     bar = progress_bar(fraction, css=run.status)
     return f'{bar}<span class="wb-sub">{place or share}</span>'
 

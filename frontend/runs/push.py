@@ -12,7 +12,7 @@ from sae_engine.schema.saes import PushCreate
 
 HELP = (
     "Uses the server's HF_TOKEN, for the owners and repositories in its SAE_WORKBENCH_PUSH_TO. "
-    "Everything is one commit, with a model card."
+    "Uploads everything in one commit, with a model card."
 )
 
 

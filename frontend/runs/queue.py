@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.api.cache import client, forget_cached
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import act_button, html_block, link, notice, show_acting, table
-from frontend.html.format import age, ordinal
+from frontend.html.format import age, queue_place
 from frontend.html.tokens import escaped
 from frontend.shell.problems import show_problem
 from sae_engine.schema.runs import Run, RunPatch
@@ -20,7 +20,7 @@ def show_place(run: Run) -> None:
     if run.queue_position is None:
         return
     is_last = run.queue_position >= client().runs(status="queued", limit=1).total
-    place = f"<strong>{ordinal(run.queue_position)} in queue.</strong>"
+    place = f"<strong>{queue_place(run.queue_position)}.</strong>"
     body = (
         f'<div class="wb-notice wb-place"><span>{place} {escaped(run.waiting_for or "")}</span>'
         f"<span>{_moves(run, last=is_last)}</span></div>"

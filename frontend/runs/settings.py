@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from frontend.html.blocks import table
-from frontend.html.format import DASH, counted, gibibytes
+from frontend.html.format import UNSET, counted, gibibytes
 from frontend.html.tokens import escaped
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import FieldSpec, Value, differing, field_specs, value_text, values_of
@@ -65,7 +65,7 @@ def _html(spec: FieldSpec, value: Value) -> str:
 
 
 def _text(spec: FieldSpec, value: Value) -> str:
-    return DASH if value is None else value_text(spec.path, value)
+    return UNSET if value is None else value_text(spec.path, value)
 
 
 def environment_list(found: Environment) -> str:

@@ -9,7 +9,7 @@ from frontend.shell.downloads import pages_serve_the_api
 KEYS = {
     "/": "Go to the search box",
     "← →": "Previous and next feature, on a feature's page",
-    "Ctrl+Enter": "Run the text in a text box",
+    "Ctrl+Enter": "Submit the text box",
     "Space": "Select the focused row of a list",
     "?": "This help",
     "Esc": "Close this help",
@@ -64,12 +64,12 @@ def show_help() -> None:
 def help_html(*, links_to_api: bool) -> str:
     """The keys and the links; where pages and API have different ports, the API is only named."""
     keys = "".join(f"<dt><kbd>{escaped(k)}</kbd></dt><dd>{what}</dd>" for k, what in KEYS.items())
-    api = f'<a href="{base_path()}/api/docs" target="_blank">Reference of the REST API</a>'
+    api = f'<a href="{base_path()}/api/docs" target="_blank">REST API reference</a>'
     if not links_to_api:
-        api = "Reference of the REST API: <code>/api/docs</code> on its server"
+        api = "REST API reference: <code>/api/docs</code> on its server"
     glossary = f'<a href="{base_path()}/{href("glossary", {})}">Glossary</a>'
     return (
         f"<h2>Keyboard</h2><dl>{keys}</dl><h2>Read more</h2><ul><li>{glossary}: every term and "
-        f"metric in a line</li><li>{api}</li></ul>"
+        f"metric, one line each</li><li>{api}</li></ul>"
         '<form method="dialog"><button class="wb-do">Close</button></form>'
     )

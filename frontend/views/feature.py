@@ -31,7 +31,10 @@ def show() -> None:
     """The page."""
     run, snapshot = open_snapshot()
     last = num_features(run.id, snapshot.step) - 1
-    index = min(int_param("index") or 0, last)
+    index = int_param("index") or 0
+    if index > last:
+        _no_such_feature(run, index, last)
+        return
     feature = client().feature(run.id, index, snapshot=snapshot.step)
     name_tab(f"Feature {index}", run.name)
     lookup = Lookup.of_url()
@@ -52,6 +55,15 @@ def show() -> None:
         _contexts(feature)
         with box:  # drawn last, because it may wait for the language model
             custom_text(run, feature)
+
+
+def _no_such_feature(run: Run, index: int, last: int) -> None:
+    crumbs = [
+        link("run", escaped(run.name), {"id": run.id}),
+        link("features", "Features", {"id": run.id, "snapshot": param("snapshot")}),
+    ]
+    show_linked(heading("No such feature", crumbs=crumbs), key="head")
+    html_block(notice(f"There is no feature {index}: this run's features are 0 to {last}."))
 
 
 def _navigation(

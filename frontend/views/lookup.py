@@ -33,16 +33,16 @@ MATCHES: dict[TokenMatch, str] = {
     "regex": "Regular expression",
 }
 _MATCH_HELP = """
-- **Token or text**: the token, with or without a leading space; if there is none, the text wherever
-  it stands
-- **Exact**: the same with exactly this case and these spaces
+- **Token or text**: the token, with or without a leading space; otherwise every occurrence of the
+  text
+- **Exact**: matches case and spaces exactly
 - **Prefix**: tokens that start with the text
 - **Substring**: tokens that contain the text
-- **Text**: the text wherever it stands, whatever the tokens
+- **Text**: every occurrence of the text, whatever the tokens
 - **Regular expression**: what the expression finds in the text, in the
   [syntax of RE2](https://github.com/google/re2/wiki/Syntax)
 
-Statistics of a text are over the last token of each occurrence.
+For a text, statistics are computed on the last token of each occurrence.
 """
 _RANK_HELP = """
 How strongly a feature is associated with the token, over all indexed text:
@@ -84,8 +84,8 @@ def show() -> None:
 def _show_matched(lookup: Lookup, answer: LookupResult, query: Mapping[str, object | None]) -> None:
     text = matched(lookup, answer)
     if not answer.phrase and answer.occurrences not in (None, answer.count):
-        in_text = {**query, **lookup._replace(match="text").state}
-        text += " " + link("lookup", "Show the features of the text", in_text, css="wb-more")
+        in_text = {**query, **lookup.in_text.state}
+        text += " " + link("lookup", "Show features for all occurrences", in_text, css="wb-more")
     show_linked(f'<div class="wb-matched">{text}</div>', key="matched")
     html_block(text_lines(answer.places))
 
@@ -93,7 +93,7 @@ def _show_matched(lookup: Lookup, answer: LookupResult, query: Mapping[str, obje
 def _show_features(run: Run, lookup: Lookup, answer: LookupResult) -> None:
     shown = len(answer.features)
     if shown < answer.total:
-        section_title("Features", note=f"the best {count(shown)} of {count(answer.total)}")
+        section_title("Features", note=f"top {count(shown)} of {count(answer.total)}")
     elif answer.places:
         section_title("Features")
     found = match_table(
@@ -151,7 +151,7 @@ def _least_count(lookup: Lookup) -> None:
         step=1,
         key=key,
         on_change=write,
-        help="Leave out features that fire on fewer of the positions.",
+        help="Hide features that fire on fewer occurrences than this.",
         width=130,
     )
 

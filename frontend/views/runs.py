@@ -109,7 +109,7 @@ def _welcome() -> None:
     html_block(
         empty_state(
             "No runs yet",
-            "Train a sparse autoencoder on the small embedded language model and browse its "
+            "Train a sparse autoencoder on the small included language model and browse its "
             "features while they form. Everything works offline, on a laptop.",
         )
     )
@@ -177,7 +177,7 @@ def _bar(picked: Sequence[str], shown: str) -> None:
     views += set_link("FVU vs. L0", {"view": "pareto"}, css="on" if on else "", tip=tip)
     chosen = f" · {len(picked)} selected" if picked else ""
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key="runs-bar"):
-        number = f'<span class="wb-muted">{shown}{chosen}</span>'
+        number = f'<span class="wb-count">{shown}{chosen}</span>'
         show_linked(f'<nav class="wb-views">{views}{number}</nav>', key="views")
         if picked:
             _act_on(picked)

@@ -8,7 +8,6 @@ import streamlit as st
 
 from frontend.api.cache import cached_presets, client
 from frontend.html.blocks import html_block, notice, panel_title, show_linked
-from frontend.html.format import counted
 from frontend.html.tokens import escaped
 from frontend.launch.forms import as_command, as_yaml
 from frontend.runs.settings import (
@@ -48,15 +47,19 @@ def _settings(settings: Sequence[Setting], preset: str) -> None:
         for setting in settings
         if setting.matches(param("q") or "") and (setting.differs or not only_changed)
     ]
-    html_block(
-        f'<p class="wb-muted">{counted(num_changed, "setting")} of {len(settings)} '
-        f"{'differs' if num_changed == 1 else 'differ'} from the preset <code>{escaped(preset)}"
-        "</code>, the nearest one.</p>"
-    )
+    html_block(f'<p class="wb-muted">{_summary(num_changed, len(settings), escaped(preset))}</p>')
     if found:
         show_linked(settings_table(found, preset), key="settings-table")
     else:
         html_block(notice("No setting matches."))
+
+
+def _summary(num_changed: int, num_settings: int, preset: str) -> str:
+    name = f"<code>{preset}</code>"
+    if not num_changed:
+        return f"All {num_settings} settings match the preset {name}."
+    differ = "differs" if num_changed == 1 else "differ"
+    return f"{num_changed} of {num_settings} settings {differ} from {name}, the closest preset."
 
 
 def _repeat(run: Run, preset: Preset) -> None:

@@ -52,7 +52,7 @@ class ModelConfig(Section):
     """Language model, and where its activations are read."""
 
     name: str = Field(default="tiny-gemma2", min_length=1, max_length=500)
-    """`tiny-gemma2` (embedded, works offline), a Hugging Face model id, or a local folder."""
+    """`tiny-gemma2` (included, works offline), a Hugging Face model id, or a local folder."""
     layer: int = Field(default=2, ge=0, le=MAX_LAYER)
     """Decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"
@@ -113,7 +113,7 @@ class DataConfig(Section):
     """Text that the language model reads."""
 
     dataset: str = Field(default="python-stdlib", min_length=1, max_length=500)
-    """`python-stdlib` (embedded), a Hugging Face dataset id, or a local file or folder: `.txt`,
+    """`python-stdlib` (included), a Hugging Face dataset id, or a local file or folder: `.txt`,
     `.jsonl`, `.csv`, `.parquet`, `.arrow`, or any files of text, such as source code.
     """
     subset: str | None = Field(default=None, max_length=200)
@@ -129,8 +129,8 @@ class DataConfig(Section):
     template turns into text. Replaces `text_column`.
     """
     train_roles: tuple[Role, ...] | None = None
-    """Roles, such as `["assistant"]`: of conversations, only what they say is trained on, measured
-    and indexed; the model reads the rest as context. If unset, every token counts.
+    """Roles, such as `["assistant"]`: only messages with these roles are trained on, measured and
+    indexed; the model reads the rest as context. If unset, every token counts.
     """
     documents: Division | None = None
     """What a document is in files of plain text: a paragraph, a line or the whole file; if unset,
@@ -139,7 +139,7 @@ class DataConfig(Section):
     mixture: tuple[MixturePart, ...] | None = None
     """Several datasets read as one, such as `[{"dataset": "a.jsonl", "weight": 2}, {"dataset":
     "b.jsonl", "weight": 1}]`; overrides `dataset`, `subset`, `split`, `text_column` and
-    `messages_column`, which each of them can have. A dataset that ends begins again.
+    `messages_column`, which each of them can have. A dataset that runs out starts over.
     """
     streaming: bool = True
     """Stream a Hugging Face dataset during training instead of downloading it first."""
@@ -344,7 +344,7 @@ class RunConfig(Section):
     """Configuration of one run."""
 
     name: str = Field(default="", max_length=200)
-    """Name of the run; if empty, language model, layer, k and time."""
+    """Name of the run; if empty, made from the model, layer, k and start time."""
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     """Seed of the SAE's initial weights."""
     model: ModelConfig = ModelConfig()

@@ -52,7 +52,7 @@ EXPORT_FORMATS: Mapping[ExportFormat, FormatInfo] = {
     ),
     "jsonl": FormatInfo(
         "JSON lines",
-        "one feature per line, in Neuronpedia's field names",
+        "one feature per line, with Neuronpedia's field names",
         "sae_engine.features.export.neuronpedia:JSONL_WRITER",
     ),
     "neuronpedia": FormatInfo(

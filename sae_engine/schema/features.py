@@ -31,8 +31,8 @@ class Feature(Shape):
     label: str | None
     starred: bool
     clarity: float
-    """How well one word describes the feature, from 0 to 1: the F1 of its best word, lowered where
-    it rests on few positions.
+    """How well one word describes the feature, from 0 to 1: the F1 of its best word, with 20
+    added to the denominator so that rare words and features score lower.
     """
     name: str | None
     """That word, as a provisional name, if the clarity is at least 0.5."""

@@ -11,6 +11,11 @@ TokenMatch = Literal["fold", "exact", "prefix", "substring", "text", "regex"]
 LookupRank = Literal["f1", "lift", "recall", "precision", "max"]
 
 
+def literal_text(text: str, match: TokenMatch) -> str:
+    """The text to find in the corpus; `fold` ignores outer spaces unless there is nothing else."""
+    return (text.strip(" ▁") or text) if match == "fold" else text
+
+
 class MatchedToken(Shape):
     id: int
     text: str

@@ -200,7 +200,7 @@ METRICS: dict[str, Metric] = {
     ),
     "frac_alive": Metric(
         "Alive latents",
-        "Share of latents that fired at least once on the held-out set.",
+        "Share of latents that fired at least once on the held-out set, dense ones included.",
         better="higher",
     ),
     "frac_dense": Metric(
@@ -240,8 +240,8 @@ METRICS: dict[str, Metric] = {
         "tokens",
     ),
     "heldout_overlap": Metric(
-        "Held-out text also trained on",
-        "Share of the held-out runs of 13 tokens that also stand in the training text read so far. "
+        "Held-out text seen in training",
+        "Share of the held-out runs of 13 tokens that also occur in the training text read so far. "
         "If it is large, the held-out metrics are better than those on new text.",
     ),
     "cpu_share": Metric(
@@ -253,7 +253,7 @@ METRICS: dict[str, Metric] = {
         "GPU memory", "Memory in use on the run's GPU, by all programs.", "GiB"
     ),
     "top_token_share": Metric(
-        "Variance in few tokens",
+        "Variance in the top 1 % of tokens",
         "Share of the held-out variance in the 1% of the tokens that are farthest from the mean. "
         "If it is large, FVU says little about the other tokens.",
         may_be_undefined=True,

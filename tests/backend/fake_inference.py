@@ -49,7 +49,7 @@ def make_engine(report: Callable[[str], None]) -> inference.Load:
             raise UserError("There is no model 'absent'.")
         action, *rest = (task.text if isinstance(task, ReadTask) else task.prompt).split(" ")
         if action == "load":
-            report("loading the language model")
+            report("loading the fake model")
             _wait_for(Path(rest[0]))
         return lambda: _answer(task, action, rest)
 

@@ -90,10 +90,10 @@ def test_runs_are_queued_moved_removed_retried_and_cloned(page: Page, server: Se
         page.wait_for_url(re.compile(r"/run\?.*id="))
         expect(page.locator(".wb-progressline .wb-badge.queued")).to_be_visible()
     assert sorted(names_of(server, "queued")) == ["one", "two"]
-    expect(page.locator(".wb-place")).to_contain_text("2nd in queue.")
+    expect(page.locator(".wb-place")).to_contain_text("2nd in the queue.")
     expect(page.locator(".wb-place")).to_contain_text("in use by 'long'")
     page.get_by_role("button", name="Move to front").click()
-    expect(page.locator(".wb-place")).to_contain_text("1st in queue.")
+    expect(page.locator(".wb-place")).to_contain_text("First in the queue.")
 
     page.get_by_role("link", name="System", exact=True).click()
     expect(page.locator("table.slots")).to_contain_text("long")
@@ -105,7 +105,7 @@ def test_runs_are_queued_moved_removed_retried_and_cloned(page: Page, server: Se
     page.get_by_role("link", name="Runs", exact=True).click()
     page.locator("table.runs").get_by_role("link", name="two", exact=True).click()
     page.get_by_role("button", name="Retry").click()
-    expect(page.locator(".wb-place")).to_contain_text("2nd in queue.")
+    expect(page.locator(".wb-place")).to_contain_text("2nd in the queue.")
     page.get_by_role("link", name="Clone").click()
     expect(page.get_by_text("Starts from the settings of two.")).to_be_visible()
     start(page, server, "three")

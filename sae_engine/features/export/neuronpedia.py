@@ -1,4 +1,4 @@
-"""Features in Neuronpedia's field names: as JSON lines (`jsonl`), or as a folder that Neuronpedia
+"""Features with Neuronpedia's field names: as JSON lines (`jsonl`), or as a folder that Neuronpedia
 imports (`neuronpedia`).
 
 The names are those of Neuronpedia's tables Neuron, Activation and Explanation, and of its API

@@ -6,8 +6,8 @@ active, and c(g, f) those with both,
 
     clarity = 2 c(g, f) / (c(g) + c(f) + DOUBT)
 
-of the best word among the groups of the latent's top tokens: its F1, lowered where it rests on few
-positions. A group without a letter or digit is no word, or punctuation would lead every list. Fed
+of the best word among the groups of the latent's top tokens: its F1, lowered for rare words and
+latents. A group without a letter or digit is no word, or punctuation would lead every list. Fed
 and read by `details`.
 """
 

@@ -18,7 +18,7 @@ from sae_engine.features.index.corpus_text import CorpusText, Hits
 from sae_engine.features.index.expressions import find_expression
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
-from sae_engine.schema.lookup import MatchedToken, TokenMatch
+from sae_engine.schema.lookup import MatchedToken, TokenMatch, literal_text
 
 NUM_SPELLINGS = 6
 """Maximum number of suggested spellings."""
@@ -41,9 +41,8 @@ class Query(NamedTuple):
 
     @property
     def literal(self) -> str:
-        """The text to find in the corpus; `fold` ignores outer spaces."""
-        bare = self.text.strip(" ▁")
-        return bare if bare and self.match == "fold" else self.text
+        """The text to find in the corpus."""
+        return literal_text(self.text, self.match)
 
 
 class Meaning(NamedTuple):
@@ -171,16 +170,14 @@ def similar_spellings(text: str, arrays: IndexArrays, vocabulary: Vocabulary) ->
 
 def why_nothing(query: Query, meaning: Meaning, count: int, min_count: int, num_tokens: int) -> str:
     """Why a lookup found no features, in words."""
-    shown, corpus = repr(query.text[:100]), f"the {num_tokens:,} tokens of this index"
+    shown, corpus = repr(query.text[:100]), f"the {num_tokens:,} indexed tokens"
     if query.match in ("prefix", "substring") and not meaning.ids:
         how = "starts with" if query.match == "prefix" else "contains"
         return f"No token of this model's vocabulary {how} {shown}; try another spelling."
     if count == 0 and query.match == "regex":
-        return f"The expression {shown} matches nothing in the text of {corpus}."
-    if count == 0 and meaning.text_hits:
-        return f"{shown} does not stand anywhere in the text of {corpus}."
+        return f"The expression {shown} matches nothing in {corpus}."
     if count == 0:
-        return f"{shown} does not occur in {corpus}, so its features are unknown."
+        return f"{shown} does not occur in {corpus}."
     times = "once" if count == 1 else f"{count:,} times"
     return (
         f"{shown} occurs {times} in {corpus}, but no feature fires on at least {min_count:,} of "

@@ -92,7 +92,7 @@ def test_a_few_tokens_with_most_of_the_variance_raise_an_alert(
 def test_much_held_out_text_in_the_training_text_raises_an_alert() -> None:
     [alert] = run(lambda step: healthy(step) | {"heldout_overlap": step / 200})
     assert (alert.kind, alert.step) == ("heldout_overlap", 21)
-    assert alert.message.startswith("10% of the held-out text also stands in the training text")
+    assert alert.message.startswith("10% of the held-out text also occurs in the training text")
     assert run(lambda step: healthy(step) | {"heldout_overlap": 0.1}) == []
 
 

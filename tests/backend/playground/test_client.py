@@ -92,7 +92,7 @@ def test_phases_are_reported_while_the_model_is_loading(
             if part.phase != STARTING:
                 assert status.phase == part.phase
                 gate.touch()
-    loading = "loading the language model"
+    loading = "loading the fake model"
     assert phases[-1] == loading  # a fast start may be over before the first reply
     assert set(phases[:-1]) <= {STARTING, loading}
     assert model.status().state == "ready"
@@ -188,7 +188,7 @@ def test_an_answer_that_takes_too_long_names_the_phase_and_when_to_retry(
 ) -> None:
     pid_of(model)
     question = read_task(f"load {tmp_path / 'gate'}")
-    with pytest.raises(UnavailableError, match="is still loading the language model") as raised:
+    with pytest.raises(UnavailableError, match="is still loading the fake model") as raised:
         list(model.ask(question, patience_seconds=0.5))
     assert raised.value.retry_after_seconds
     (tmp_path / "gate").touch()

@@ -168,11 +168,11 @@ def test_steering_arrives_token_by_token_and_returns_the_result(
             break
         if isinstance(part, SteerPhase):
             phases.append(part.phase)
-            if part.phase == "loading the language model":
+            if part.phase == "loading the fake model":
                 gate.touch()
         else:
             texts[part.side] += part.text
-    assert "loading the language model" in phases
+    assert "loading the fake model" in phases
     assert result == SteerResult(**texts, snapshot=100)
 
 

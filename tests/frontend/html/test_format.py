@@ -50,6 +50,14 @@ def test_a_place_in_the_queue_is_an_ordinal(place: int, text: str) -> None:
     assert words.ordinal(place) == text
 
 
+@pytest.mark.parametrize(
+    ("position", "text"),
+    [(1, "First in the queue"), (2, "2nd in the queue"), (21, "21st in the queue")],
+)
+def test_the_first_place_in_the_queue_is_a_word(position: int, text: str) -> None:
+    assert words.queue_place(position) == text
+
+
 def test_one_is_singular() -> None:
     assert [words.counted(n, "run") for n in (0, 1, 1024)] == ["0 runs", "1 run", "1,024 runs"]
 

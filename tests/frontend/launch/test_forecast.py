@@ -25,7 +25,7 @@ FORECAST = Forecast(
     memory_total_bytes=80 * GIB,
     disk_free_bytes=50 * GIB,
     seconds=90.0,
-    seconds_from="9,000 tokens/s of 'tiny <baseline>' on cuda:0",
+    seconds_from="9,000 tokens/s, measured by 'tiny <baseline>' on cuda:0",
     warnings=["It takes <much>."],
 )
 
@@ -35,5 +35,5 @@ def test_a_forecast_shows_needs_free_resources_and_its_source() -> None:
     assert "cuda:0 memory</span><strong>3 GiB</strong><small>60 GiB free" in text
     assert "<strong>2 GiB</strong><small>50 GiB free" in text
     assert "about 1 min 30 s" in text
-    assert "based on 9,000 tokens/s of &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
+    assert "9,000 tokens/s, measured by &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
     assert '<div class="wb-notice warning"><span>It takes &lt;much&gt;.' in text

@@ -55,6 +55,40 @@ def test_an_uploaded_file_is_entered_into_the_form(
     assert [box.value for box in app.text_input] == ["texts/a", column or "text"]
 
 
+@pytest.mark.parametrize("path", ["data.dataset", "data.text_column", "name"])
+def test_a_text_that_the_program_enters_has_no_default_beside_it(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Streamlit logs a stack trace for a widget that has both."""
+    from streamlit.elements.lib import policies
+    from streamlit.testing.v1 import AppTest
+
+    defaults: list[object] = []
+
+    def record(default_value: object, key: str | None, **_: object) -> None:
+        defaults.append(default_value)
+
+    monkeypatch.setattr(policies, "check_session_state_rules", record)
+
+    def script(path: str) -> None:
+        import streamlit as st
+
+        from frontend.launch.widgets import field_key, render_field
+        from sae_engine.schema.fields import field_specs
+
+        if st.checkbox("upload"):
+            st.session_state[field_key("tiny", path)] = "uploaded"
+        render_field(field_specs()[path], "default", "tiny", None)
+
+    app = AppTest.from_function(script, kwargs={"path": path}).run()
+    assert app.text_input[0].value == "default"
+    app.checkbox[0].check().run()
+    assert app.text_input[0].value == "uploaded"
+    app.checkbox[0].uncheck().run()
+    assert app.text_input[0].value == "uploaded"
+    assert set(defaults) == {None}
+
+
 def test_the_preview_of_the_page_reads_the_forms_text(
     open_page: Open, workbench: Workbench
 ) -> None:

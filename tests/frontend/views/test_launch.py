@@ -12,7 +12,7 @@ from tests.frontend.workbench import Workbench
 def test_the_page_shows_the_servers_forecast(open_page: Open) -> None:
     text = shown(open_page("launch", preset="tiny"))
     assert f"about {duration(600_000 / 9_000)}" in text
-    assert f"based on 9,000 tokens/s of &#x27;live {ESCAPED}&#x27; on cuda:0" in text
+    assert f"9,000 tokens/s, measured by &#x27;live {ESCAPED}&#x27; on cuda:0" in text
 
 
 def test_the_number_of_steps_leaves_out_a_partial_batch(open_page: Open) -> None:

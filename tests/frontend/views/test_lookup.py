@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 
+from frontend.features.hits import Lookup
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from tests.frontend.indexes import FINAL_STEP
@@ -27,19 +30,56 @@ def test_a_text_is_counted_wherever_it_stands_and_shown_in_context(
     times = sum(row.count("__init__(") for row in rows)
     assert times > 5
     text = shown(open_page("lookup", id="finished", q="__init__("))
-    assert f"stands <b>{times} times</b> in the text, ending in" in text
+    assert f"</span> <b>{times} times</b>, ending in" in text
     assert text.count('class="wb-line plain"') == 5
     assert "Feature" in text
 
 
 def test_a_token_that_is_also_part_of_others_leads_to_its_text(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="ar"))
-    assert "stands <b>416 times</b> in the text" in text  # in " args"
+    assert "<b>416 times</b>" in text  # in " args"
     text = shown(open_page("lookup", id="finished", q="import"))
     assert "840 occurrences" in text
-    assert "in the text" not in text
+    assert "The text contains" not in text
     text = shown(open_page("lookup", id="finished", q="."))
     assert "match=text" not in text
+
+
+@pytest.mark.parametrize(
+    ("query", "pattern", "flags"),
+    [
+        ({"q": " *"}, r"\*", re.IGNORECASE),  # also ends " *bold*", without a space
+        ({"q": "Value"}, "value", re.IGNORECASE),
+        ({"q": " value "}, "value", re.IGNORECASE),
+        ({"q": "import", "match": "exact"}, "import", 0),
+        ({"q": " *", "match": "exact"}, r" \*", 0),
+    ],
+)
+def test_the_link_to_all_occurrences_finds_as_many_as_it_promises(
+    open_page: Open, index: FeatureIndex, query: dict[str, str], pattern: str, flags: int
+) -> None:
+    rows = ["".join(index.vocabulary.window(r)) for r in index.arrays.token_ids.reshape(100, -1)]
+    times = sum(len(re.findall(pattern, row, flags)) for row in rows)
+    text = shown(open_page("lookup", id="finished", **query))
+    assert f"<b>{times:,} times</b>" in text
+    [target] = re.findall(r'href="lookup\?([^"]+)">Show features for all occurrences', text)
+    linked = dict(parse_qsl(html.unescape(target)))
+    assert f"<b>{times:,} times</b>" in shown(open_page("lookup", **linked))
+
+
+@pytest.mark.parametrize(
+    ("lookup", "text", "exact_case"),
+    [
+        (Lookup(" import"), "import", False),
+        (Lookup(" Import ", exact_case=True), "Import", True),
+        (Lookup(" import", "exact"), " import", True),
+        (Lookup("   "), "   ", False),
+    ],
+)
+def test_all_occurrences_are_those_with_the_same_case_and_spaces(
+    lookup: Lookup, text: str, exact_case: bool
+) -> None:
+    assert lookup.in_text == Lookup(text, "text", exact_case=exact_case)
 
 
 def test_a_bad_expression_is_a_notice(open_page: Open) -> None:
@@ -56,7 +96,7 @@ def test_the_options_of_a_lookup_are_part_of_its_address(open_page: Open) -> Non
     app.toggle(key="url:exact_case").set_value(True).run()
     assert address(app, "min_count") == "270"
     assert address(app, "exact_case") == "True"
-    assert "does not stand anywhere" in shown(app)
+    assert "does not occur in the" in shown(app)
     app.toggle(key="url:exact_case").set_value(False).run()
     text = shown(app)
     assert "exact_case" not in app.query_params

@@ -308,7 +308,7 @@ def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> N
 def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open) -> None:
     text = shown(open_page("feature", id="finished", index="4"))
     assert "0.320 % (32 of 10,000 tokens)" in text
-    assert "Interval 1.44 – 1.80 <small>(contains 21.9 %)" in text
+    assert "Activation 1.44–1.80 <small>(21.9 % of firings)" in text
     assert "×3" in text
     assert text.count('class="wb-line"') == 20 + 5 * 5
 
@@ -372,13 +372,35 @@ def test_an_address_without_a_run_shows_a_message_and_a_way_back(open_page: Open
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
 
 
-@pytest.mark.parametrize("query", [{"index": "x"}, {"index": "999999"}, {"snapshot": "7"}])
+@pytest.mark.parametrize("query", [{"index": "x"}, {"snapshot": "7"}])
 def test_a_broken_address_falls_back_to_something_sensible(
     open_page: Open, query: dict[str, str]
 ) -> None:
     app = open_page("feature", **({"id": "finished", "index": "2"} | query))
     assert not app.exception
     assert "Top tokens" in shown(app)
+
+
+@pytest.mark.parametrize("index", ["512", "99999", "9" * 30])
+def test_a_feature_that_the_run_does_not_have_is_not_replaced_by_another(
+    open_page: Open, index: str
+) -> None:
+    app = open_page("feature", id="finished", index=index)
+    assert not app.exception
+    text = shown(app)
+    assert f"There is no feature {index}: this run&#x27;s features are 0 to 511." in text
+    assert "Top tokens" not in text
+
+
+def test_the_star_of_a_feature_is_filled_once_it_is_starred(open_page: Open) -> None:
+    app = open_page("feature", id="finished", index="5")
+    [star] = app.checkbox
+    assert star.label == "☆ Star"
+    star.check().run()
+    assert app.checkbox[0].label == "★ Star"
+    assert app.checkbox[0].value
+    app.checkbox[0].uncheck().run()
+    assert app.checkbox[0].label == "☆ Star"
 
 
 def test_an_unreachable_server_shows_one_sentence(

@@ -277,6 +277,31 @@ def test_an_example_steers_with_a_feature_of_one_word_a_text_without_that_word(
     assert asked["prompt"].strip() == asked["prompt"] != ""
     assert address(app, "steer") == f"{feature.index}:2"
     assert 'class="wb-generated steered"' in shown(app)
+    about = feature.name or feature.top_tokens[0].text.strip()
+    title = rf">Feature {feature.index}</a> · <span[^>]*>(<code>(<i>␣</i>)?)?{re.escape(about)}<"
+    assert re.search(title, shown(app))
+
+
+def test_another_example_steers_with_another_feature(open_page: Open, workbench: Workbench) -> None:
+    app = open_page("playground", id="finished")
+    for _ in range(3):
+        app.button(key="steer-example").click().run()
+    features = [asked["features"][0]["index"] for asked in steerings(workbench)]
+    assert len(set(features)) == len(features) == 3
+
+
+@pytest.mark.parametrize(
+    ("query", "hint"),
+    [
+        ({}, "Click steer beside a feature above, or add one by its index."),
+        ({"steer": "3:1"}, "Write a prompt and press Generate."),
+        ({"steer": "3:1", "prompt": "import"}, ">Press Generate."),
+    ],
+)
+def test_the_steering_panel_says_what_is_missing(
+    open_page: Open, query: dict[str, str], hint: str
+) -> None:
+    assert hint in shown(open_page("playground", id="finished", **query))
 
 
 @pytest.mark.parametrize(

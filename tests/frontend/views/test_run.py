@@ -96,7 +96,7 @@ def test_a_queued_run_shows_its_position_and_reason_and_can_be_moved(
 ) -> None:
     workbench.add("first", "second", status="queued")
     text = shown(open_page("run", id="second"))
-    assert "2nd in queue." in text
+    assert "2nd in the queue." in text
     assert f"Waiting for cuda:0, in use by &#x27;live {ESCAPED}&#x27;." in text
     assert 'data-act="front second"' in text
     assert 'data-act="up first" title="Move up" aria-label="Move up" disabled' in shown(

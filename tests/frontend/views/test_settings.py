@@ -33,8 +33,14 @@ def test_all_settings_are_listed_and_those_that_differ_from_the_preset_marked(
     app = open_page("settings", id="finished")
     assert rows(app) == [name for name in field_names() if name != "name"]
     assert changed(app) == ["sae.k", "train.lr"]
-    assert "2 settings of" in shown(app)
+    assert "2 of 54 settings differ from <code>tiny</code>, the closest preset." in shown(app)
     assert "<td>7</td><td>16</td>" in shown(app)  # this run's value and that of `tiny`
+
+
+def test_a_run_with_the_settings_of_a_preset_says_so(open_page: Open) -> None:
+    text = shown(open_page("settings", id="finished"))
+    assert "All 54 settings match the preset <code>tiny</code>." in text
+    assert "<code>train.lr</code></td><td>unset</td>" in text
 
 
 @pytest.mark.parametrize(

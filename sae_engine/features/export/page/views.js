@@ -149,7 +149,7 @@ function evidence(place, page, texts, full) {
     })));
   };
   const groups = [[null, page.contexts], ...page.intervals.map(([low, high, share, contexts]) => [
-    [`Interval ${low.toFixed(2)} – ${high.toFixed(2)} `, el("small", {}, `(contains ${percent(share)})`)], contexts])];
+    [`Activation ${low.toFixed(2)}–${high.toFixed(2)} `, el("small", {}, `(${percent(share)} of firings)`)], contexts])];
   const largest = Math.max(0, ...groups.flatMap(([, contexts]) => contexts.flatMap(([, active]) => active.filter((_, i) => i % 2))));
   const view = (name) => el("button", { class: (name === "full") === full ? "on" : null, onclick: () => { location.hash = changed({ view: name === "full" ? "full" : null }); } }, name);
   return el("div", {},
