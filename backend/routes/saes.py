@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 
 from backend import store
 from backend.errors import ConflictError
-from backend.http.configs import check_sae_path
+from backend.http.configs import readable_sae
 from backend.http.services import ServicesDep
 from backend.jobs.imports import found_sae
 from backend.jobs.pushes import pushed_run, require_allowed
@@ -46,5 +46,4 @@ def find_sae(
 
     Only its settings are read; of the hub, nothing else is downloaded.
     """
-    check_sae_path(services, path)
-    return found_sae(path)
+    return found_sae(readable_sae(services, path)).model_copy(update={"path": path})
