@@ -16,14 +16,15 @@ from frontend.shell.navigation import name_tab, open_page
 from frontend.shell.problems import show_problem
 from frontend.shell.url import bound_text, param
 from sae_engine.schema.config import MAX_LAYER
+from sae_engine.schema.fields import field_specs
 from sae_engine.schema.runs import ImportCreate
 from sae_engine.schema.saes import FoundSAE
 
 EXAMPLE = "hub:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
 INTRODUCTION = (
-    "Evaluates an SAE that was trained elsewhere and builds its features. Give its place on the "
-    "Hugging Face hub, as hub:OWNER/NAME/PATH, or its file or folder on the server. SAELens, "
-    "sparsify, Gemma Scope, Qwen-Scope and dictionary_learning are read, and SAEs of SAE Workbench."
+    "Enter a Hugging Face path (hub:OWNER/NAME/PATH) or a file, folder or .zip on the server. "
+    "Supported formats: SAELens, sparsify, Gemma Scope, Qwen-Scope, dictionary_learning, "
+    "SAE Workbench."
 )
 SITES = {
     "resid_post": "Residual stream after the layer",
@@ -97,6 +98,12 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             help="The model that the SAE was trained on: a Hugging Face id or a local folder.",
         )
         body["name"] = st.text_input("Name of the run", found.name, key=key("name"))
+        text = field_specs()["data.dataset"]
+        dataset = st.text_input(
+            "Text to evaluate on", str(text.default), key=key("dataset"), help=text.help
+        ).strip()
+        if dataset not in ("", text.default):
+            body["config"] = {"data": {"dataset": dataset}}
     with right:
         choices = [*SITES, ELSEWHERE]
         is_elsewhere = found.hook_point or (found.remedy and not found.site)
