@@ -119,6 +119,8 @@ def name_of(path: str) -> str:
         repository = name.repository.partition("/")[2]
         return "/".join(filter(None, [repository, name.path]))[:200]
     here = Path(path)
+    if here.suffix and here.parent.name == FOLDER:  # uploaded
+        return here.stem[:200]
     folder = here.parent if here.suffix else here
     return (folder.name or here.name)[:200]
 

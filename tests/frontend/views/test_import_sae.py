@@ -112,3 +112,19 @@ def test_the_text_of_the_evaluation_can_be_changed(
     [body] = workbench.posted("/api/imports")
     chosen = {"data": {"dataset": text}} if text.startswith("texts/") else {}
     assert body.get("config", {}) == chosen
+
+
+def test_an_uploaded_sae_is_the_one_to_import(open_page: Open) -> None:
+    """The browser uploads it; the script receives the API's answer."""
+    from streamlit.testing.v1 import AppTest
+
+    def script() -> None:
+        from frontend.views.import_sae import use_upload
+
+        use_upload('{"path": "imports/a.zip", "bytes": 1}')
+        use_upload("<html>not from the API")
+
+    app = AppTest.from_function(script).run()
+    assert not app.exception
+    assert address(app, "path") == "imports/a.zip"
+    assert "<code>POST /api/saes?name=…</code>" in shown(open_page("import_sae"))
