@@ -171,7 +171,10 @@ class Settings(BaseSettings):
     @property
     def scratch_parents(self) -> list[Path]:
         """Folders in which a killed process may have left a temporary one."""
-        return [self.data_dir, *(self.data_dir / name for name in ("runs", "texts", "analyses"))]
+        return [
+            self.data_dir,
+            *(self.data_dir / name for name in ("runs", "texts", "imports", "analyses")),
+        ]
 
     def environment(self) -> dict[str, str]:
         """The environment of our child processes: same code and data, without secrets."""

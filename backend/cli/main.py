@@ -139,8 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     imports.add_argument(
         "path", metavar="PATH",
-        help="file or folder of an SAE, or one on the hub, as hub:OWNER/NAME/PATH; --model and "
-        "--layer are needed if its files do not name them",
+        help="file, folder or zip of an SAE, or one on the hub, as hub:OWNER/NAME/PATH; --model "
+        "and --layer are needed if its files do not name them",
     )  # fmt: skip
     imports.add_argument("--model", metavar="NAME", help="the language model that the SAE reads")
     imports.add_argument("--layer", type=int, metavar="N", help="the layer that the SAE reads")
@@ -250,11 +250,14 @@ def _train(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from backend.cli.options import import_from
     from backend.cli.train import train_here
+    from backend.jobs.imports import located, unzipped
 
+    settings = _settings(options)
+    path = unzipped(settings, located(settings, options.path))
     values = field_values(options)
     own = {"name": options.model, "layer": options.layer, "site": options.site}
     values |= {f"model.{field}": value for field, value in own.items() if value is not None}
-    return train_here(_settings(options), import_from(options.path, values, options.name))
+    return train_here(settings, import_from(path, values, options.name))
 
 
 def _runs(options: argparse.Namespace) -> int:

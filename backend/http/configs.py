@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from backend.http.services import Services
+from backend.jobs.imports import located, unzipped
+from backend.jobs.texts import in_data_folder
 from backend.settings import Settings
 from sae_engine.errors import ConfigError
 from sae_engine.files import looks_like_path, usable_paths, user_path
@@ -37,9 +39,28 @@ def check_paths(services: Services, config: RunConfig) -> None:
     _require_readable(services.settings, _local_files(config))
 
 
-def check_sae_path(services: Services, path: str) -> None:
-    """Raise `ConfigError` if a file of the SAE at `path` is outside those folders."""
-    _require_readable(services.settings, _sae_files("path", path))
+def with_local_files(services: Services, config: RunConfig) -> RunConfig:
+    """The configuration with paths that are relative to the data folder as absolute ones, and with
+    the unpacked folder of an SAE in a zip.
+
+    Raises `ConfigError` for text that does not exist and an SAE that may not be read, and
+    `UserError` for a zip that cannot be used.
+    """
+    config = in_data_folder(services.settings, config)
+    if config.sae.pretrained is None:
+        return config
+    path = readable_sae(services, config.sae.pretrained, "sae.pretrained")
+    sae = config.sae.model_copy(update={"pretrained": path})
+    return config.model_copy(update={"sae": sae})
+
+
+def readable_sae(services: Services, path: str, field: str = "path") -> str:
+    """The path from which the engine reads the SAE at `path`. Raises as `with_local_files`."""
+    settings = services.settings
+    with usable_paths():
+        found = located(settings, path)
+        _require_allowed(settings, _sae_files(field, found))
+        return unzipped(settings, found)
 
 
 def _require_readable(settings: Settings, files: Iterable[tuple[str, Path]]) -> None:

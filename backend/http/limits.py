@@ -18,6 +18,7 @@ from backend.errors import (
 from backend.http.problems import (
     MAX_BODY_BYTES,
     MAX_UPLOAD_BYTES,
+    SAE_UPLOADS,
     TOO_LARGE,
     UPLOAD_TOO_LARGE,
     UPLOADS,
@@ -31,7 +32,7 @@ WAIT_SECONDS = 5.0
 """How long a change waits for others before it is refused."""
 BODY_SECONDS = 30.0
 """Longest silence within a request's body."""
-WITHOUT_DATABASE = ("/activations", "/steer", "/preview", UPLOADS)
+WITHOUT_DATABASE = ("/activations", "/steer", "/preview", UPLOADS, SAE_UPLOADS)
 """Endpoints that write nothing to the database and limit themselves."""
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -120,7 +121,7 @@ class _Patient:
 
 def _check_length(scope: Scope) -> None:
     length = Headers(scope=scope).get("content-length", "0")
-    uploads = scope["path"].endswith(UPLOADS)
+    uploads = scope["path"].endswith((UPLOADS, SAE_UPLOADS))
     limit = MAX_UPLOAD_BYTES if uploads else MAX_BODY_BYTES
     if length.isdecimal() and (len(length) > 15 or int(length) > limit):
         raise TooLargeError(UPLOAD_TOO_LARGE if uploads else TOO_LARGE, kind="too-large")

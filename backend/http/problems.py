@@ -31,6 +31,7 @@ MAX_BODY_BYTES = 4 * 2**20
 MAX_UPLOAD_BYTES = 4 * 2**30
 """Largest file that can be uploaded."""
 UPLOADS = "/texts"
+SAE_UPLOADS = "/saes"
 """Where files are uploaded."""
 TOO_LARGE = f"A request may hold at most {MAX_BODY_BYTES / 2**20:.0f} MiB."
 UPLOAD_TOO_LARGE = (

@@ -5,12 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from backend.jobs.texts import relative_to_data
+from backend.settings import Settings
 from sae_engine.errors import ConfigError
+from sae_engine.files import user_path
 from sae_engine.hub import HubName, is_on_hub
+from sae_engine.interop.archives import is_archive, unpacked
 from sae_engine.interop.formats import describe
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.runs import ImportCreate, RunCreate
 from sae_engine.schema.saes import FoundSAE
+
+FOLDER = "imports"
+"""Of SAEs that were uploaded or unpacked, in the data folder."""
+
+
+def located(settings: Settings, path: str) -> str:
+    """Where the SAE at `path`, which may be relative to the data folder, is expected."""
+    if is_on_hub(path):
+        return path
+    return relative_to_data(settings, path) or str(settings.data_dir / path)
+
+
+def unzipped(settings: Settings, path: str) -> str:
+    """The folder of the SAE in a zip, unpacked into the data folder; any other path unchanged.
+
+    Raises `UserError` for a zip that cannot be used.
+    """
+    archive = user_path(path)
+    if is_on_hub(path) or not is_archive(archive):
+        return path
+    return str(unpacked(archive, settings.data_dir / FOLDER))
 
 
 def import_request(body: ImportCreate) -> RunCreate:
@@ -94,6 +119,8 @@ def name_of(path: str) -> str:
         repository = name.repository.partition("/")[2]
         return "/".join(filter(None, [repository, name.path]))[:200]
     here = Path(path)
+    if here.suffix and here.parent.name == FOLDER:  # uploaded
+        return here.stem[:200]
     folder = here.parent if here.suffix else here
     return (folder.name or here.name)[:200]
 

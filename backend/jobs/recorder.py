@@ -63,6 +63,7 @@ class Recorder:
         self._is_superseded = False
         self._run_id = run_id
         self._folder = member.folder
+        self._config = member.config
         self._watch = AlertWatch(member.config)
         self._load = load
         self._next_disk_check = 0.0
@@ -128,6 +129,14 @@ class Recorder:
             free = free_bytes(self._folder.path)
             self._alerts += self._watch.look_at_disk(record.step, free, size)
 
+    def _store_size(self, session: Session, plan: PlanRecord) -> None:
+        """Set the size of an imported SAE, which is known once it is loaded."""
+        if self._config.sae.pretrained is None:
+            return
+        sae = self._config.sae.of_loaded(plan.d_sae, plan.k).model_dump(mode="json")
+        config = store.get_run(session, self._run_id).config
+        store.update_run(session, self._run_id, config={**config, "sae": sae})
+
     def _store(self, session: Session, record: AnyRecord) -> None:
         run_id = self._run_id
         match record:
@@ -144,6 +153,7 @@ class Recorder:
                     total_tokens=record.total_tokens,
                     device=self._device or record.device,
                 )
+                self._store_size(session, record)
             case StartRecord():
                 store.forget_after(session, run_id, record.step)
                 store.update_run(session, run_id, step=record.step, tokens=record.tokens)

@@ -1,4 +1,4 @@
-"""Texts in the data folder: names of uploaded files, and datasets named relative to the folder."""
+"""The data folder: names of uploaded files, and files that are named relative to the folder."""
 
 from __future__ import annotations
 
@@ -50,18 +50,26 @@ def in_data_folder(settings: Settings, config: RunConfig) -> RunConfig:
 
 
 def _found(settings: Settings, name: str) -> str:
-    if name == EMBEDDED_CORPUS or name.startswith(("/", "~")):
+    if name == EMBEDDED_CORPUS:
+        return name
+    found = relative_to_data(settings, name)
+    if found is None and is_local_dataset(name):
+        raise ConfigError.of(
+            "data.dataset",
+            f"There is no file or folder '{name}' in the data folder '{settings.data_dir}', "
+            "which paths are relative to.",
+        )
+    return found or name
+
+
+def relative_to_data(settings: Settings, name: str) -> str | None:
+    """The path of a file or folder that is named relative to the working directory or the data
+    folder; None if it is in neither. Absolute paths stay as they are.
+    """
+    if name.startswith(("/", "~")):
         return name
     with usable_paths():
         inside = settings.data_dir / name
         if Path(name).exists():
             return name
-        if inside.exists():
-            return str(inside)
-        if is_local_dataset(name):
-            raise ConfigError.of(
-                "data.dataset",
-                f"There is no file or folder '{name}' in the data folder '{settings.data_dir}', "
-                "which paths are relative to.",
-            )
-    return name
+        return str(inside) if inside.exists() else None

@@ -11,12 +11,11 @@ from fastapi import APIRouter, Query, Response
 
 from backend import store
 from backend.errors import ConflictError, UnprocessableError
-from backend.http.configs import check_runnable, check_sae_path
+from backend.http.configs import check_runnable, readable_sae, with_local_files
 from backend.http.parameters import IdempotencyKey, PageLimit
 from backend.http.services import Services, ServicesDep
 from backend.jobs.imports import import_request
 from backend.jobs.naming import member_config, named_config
-from backend.jobs.texts import in_data_folder
 from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import (
@@ -54,8 +53,8 @@ def create_import(
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Queue a run that trains nothing: it evaluates the SAE at `path` and indexes its features."""
-    check_sae_path(services, body.path)
-    request = import_request(body)
+    path = readable_sae(services, body.path)
+    request = import_request(body.model_copy(update={"path": path}))
     return _queue_run(services, request, idempotency_key, _digest(body), response)
 
 
@@ -66,7 +65,7 @@ def create_sweep(
     """Queue a run for every combination of the grid's values; none if one of them is invalid."""
     digest = _digest(body)
     members = [
-        (label, in_data_folder(services.settings, config))
+        (label, with_local_files(services, config))
         for label, config in expand_grid(body.preset, body.config, body.grid)
     ]
     check_runnable(services, [config for _, config in members])
@@ -116,7 +115,7 @@ def _queue_run(
     response: Response,
 ) -> Run:
     """Check and store a run, unless an earlier request with the key has already."""
-    config = in_data_folder(services.settings, resolve_config(body.preset, body.config))
+    config = with_local_files(services, resolve_config(body.preset, body.config))
     check_runnable(services, [config])
     with services.database.writing() as session:
         row = None

@@ -10,11 +10,10 @@ from fastapi import APIRouter
 
 from backend import store
 from backend.errors import UnprocessableError
-from backend.http.configs import check_paths
+from backend.http.configs import check_paths, with_local_files
 from backend.http.services import ServicesDep
 from backend.jobs.forecast import forecast
 from backend.jobs.machine import memory, num_cpus
-from backend.jobs.texts import in_data_folder
 from backend.version import VERSION
 from sae_engine.preflight import check_text
 from sae_engine.presets import expand_grid, presets, resolve_config
@@ -48,7 +47,7 @@ def config_presets() -> list[Preset]:
 def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
     """The memory, disk and time that a run or sweep would need, and whether they are available."""
     configs = [
-        in_data_folder(services.settings, config)
+        with_local_files(services, config)
         for _, config in expand_grid(body.preset, body.config, body.grid)
     ]
     for config in configs:
@@ -71,7 +70,7 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
 @router.post("/config/preview")
 def config_preview(body: EstimateRequest, services: ServicesDep) -> list[TextPreview]:
     """How each dataset of a run would be read: its column and its first documents."""
-    config = in_data_folder(services.settings, resolve_config(body.preset, body.config))
+    config = with_local_files(services, resolve_config(body.preset, body.config))
     check_paths(services, config)
     if config.data.activations is not None:
         return []

@@ -1,8 +1,9 @@
-"""The text of a run on the launch page: upload of a file, and its first documents."""
+"""Uploads of files, and the text of a run on the launch page: its first documents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import streamlit as st
 from pydantic import ValidationError
@@ -63,14 +64,19 @@ export default function ({ data, parentElement, setTriggerValue }) {
 
 def upload_box(scope: str) -> None:
     """A button that uploads a file and enters its path into the form; draw it before the fields."""
-    address = f"{base_path()}/api/texts"
+    if (answer := uploaded("texts")) is not None:
+        use_text(scope, answer)
+
+
+def uploaded(kind: Literal["texts", "saes"]) -> str | None:
+    """A button that uploads a file; returns the API's answer once, when the file is there."""
+    address = f"{base_path()}/api/{kind}"
     if not pages_serve_the_api():
         html_block(f'<p class="wb-muted">Upload a file: <code>POST {address}?name=…</code></p>')
-        return
+        return None
     box = component("wb_upload", js=_JS, html=_HTML)
     done = box(key="upload", data=address, on_uploaded_change=lambda: None)
-    if done.uploaded:
-        use_text(scope, str(done.uploaded))
+    return str(done.uploaded) if done.uploaded else None
 
 
 def use_text(scope: str, answer: str) -> None:

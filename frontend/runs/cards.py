@@ -13,11 +13,14 @@ from sae_engine.schema.runs import MetricsSeries, MetricValue, Run
 
 CARDS = ("fvu", "eval_fvu", "l0", "frac_dead", "ce_loss_score", "ce_delta", "tokens_per_second")
 """The metrics that have a card."""
+IMPORTED_CARDS = ("eval_fvu", "eval_l0", "frac_alive", "ce_loss_score", "ce_delta")
+"""Those of an imported SAE, which is only evaluated."""
 
 
 def cards(run: Run, data: MetricsSeries) -> str:
     """A row of cards with the latest values of metrics."""
-    return f'<div class="wb-cards">{"".join(_card(name, run, data) for name in CARDS)}</div>'
+    names = CARDS if run.config.sae.pretrained is None else IMPORTED_CARDS
+    return f'<div class="wb-cards">{"".join(_card(name, run, data) for name in names)}</div>'
 
 
 def change(values: list[MetricValue]) -> float | None:
@@ -61,6 +64,8 @@ def progress_line(run: Run) -> str:
     tokens = f"{short_count(at.tokens)} tokens"
     if not begun:
         steps = tokens = ""
+    elif run.config.sae.pretrained is not None:
+        steps, tokens = "imported", ""
     took = elapsed(run.started_at, run.ended_at)
     spent = f"{duration(took)} elapsed" if took is not None else ""
     known = run.status == "running" and at.eta_seconds is not None and at.eta_seconds >= 1

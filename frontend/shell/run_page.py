@@ -122,7 +122,11 @@ def snapshot_picker(run: Run) -> None:
     pinned = str(int_param("snapshot"))
     key, write = bound("snapshot", pinned if pinned in snapshots else LATEST, default=LATEST)
 
+    is_imported = run.config.sae.pretrained is not None
+
     def title(option: str) -> str:
+        if is_imported and snapshots:  # only one
+            return "Latest (final)" if option == LATEST else "Final"
         if option == LATEST:
             newest = next(iter(snapshots), None)
             return f"Latest (step {newest})" if newest else "Latest"

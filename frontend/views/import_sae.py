@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
@@ -12,18 +13,21 @@ from frontend.api.client import ApiProblem
 from frontend.html.blocks import html_block, notice
 from frontend.html.tokens import escaped
 from frontend.launch.drafts import sent_once
+from frontend.launch.own_text import uploaded
 from frontend.shell.navigation import name_tab, open_page
 from frontend.shell.problems import show_problem
-from frontend.shell.url import bound_text, param
+from frontend.shell.url import bound_text, param, set_param
 from sae_engine.schema.config import MAX_LAYER
+from sae_engine.schema.fields import field_specs
 from sae_engine.schema.runs import ImportCreate
-from sae_engine.schema.saes import FoundSAE
+from sae_engine.schema.saes import FoundSAE, UploadedSAE
 
 EXAMPLE = "hub:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
 INTRODUCTION = (
-    "Evaluates an SAE that was trained elsewhere and builds its features. Give its place on the "
-    "Hugging Face hub, as hub:OWNER/NAME/PATH, or its file or folder on the server. SAELens, "
-    "sparsify, Gemma Scope, Qwen-Scope and dictionary_learning are read, and SAEs of SAE Workbench."
+    "Enter a Hugging Face path (hub:OWNER/NAME/PATH) or a file or folder on the server, "
+    "or upload a .zip or .safetensors file. "
+    "Supported formats: SAELens, sparsify, Gemma Scope, Qwen-Scope, dictionary_learning, "
+    "SAE Workbench."
 )
 SITES = {
     "resid_post": "Residual stream after the layer",
@@ -38,8 +42,12 @@ def show() -> None:
     name_tab("Import an SAE")
     html_block('<h1 class="wb-title">Import an SAE</h1>')
     html_block(f'<p class="wb-muted">{escaped(INTRODUCTION)}</p>')
+    field = st.container()
+    if (answer := uploaded("saes")) is not None:
+        use_upload(answer)
     path = (param("path") or "").strip()
-    bound_text("From", "path", path, placeholder=EXAMPLE, show_title=True, max_chars=500)
+    with field:
+        bound_text("From", "path", path, placeholder=EXAMPLE, show_title=True, max_chars=500)
     if not path:
         return
     try:
@@ -52,6 +60,12 @@ def show() -> None:
     body = _form(found)
     if st.button("Import", type="primary", icon=":material/download:", key="import"):
         _start(body)
+
+
+def use_upload(answer: str) -> None:
+    """Enter an uploaded file as the SAE to import; `answer` is the API's."""
+    with suppress(ValidationError):
+        set_param("path", UploadedSAE.model_validate_json(answer).path)
 
 
 def _found(path: str) -> FoundSAE:
@@ -97,6 +111,12 @@ def _form(found: FoundSAE) -> dict[str, Any]:
             help="The model that the SAE was trained on: a Hugging Face id or a local folder.",
         )
         body["name"] = st.text_input("Name of the run", found.name, key=key("name"))
+        text = field_specs()["data.dataset"]
+        dataset = st.text_input(
+            "Text to evaluate on", str(text.default), key=key("dataset"), help=text.help
+        ).strip()
+        if dataset not in ("", text.default):
+            body["config"] = {"data": {"dataset": dataset}}
     with right:
         choices = [*SITES, ELSEWHERE]
         is_elsewhere = found.hook_point or (found.remedy and not found.site)

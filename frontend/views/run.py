@@ -136,8 +136,9 @@ def _metrics(run: Run) -> MetricsSeries:
 
 def _curves(run: Run, data: MetricsSeries, notices: list[Notice]) -> None:
     if run.config.sae.pretrained is not None:
-        text = "The values above are its evaluation on held-out text. It has no curves here."
-        html_block(notice(text, title="This SAE was trained elsewhere"))
+        if "eval_fvu" in run.metrics:
+            text = "The values above were measured on held-out text. There are no training curves."
+            html_block(notice(text, title="This SAE was trained elsewhere"))
         return
     panels = run_panels(measured_in([data]))
     if not any(panels):
@@ -190,15 +191,18 @@ def _snapshots(run: Run) -> None:
     )
     download_menu(run)
     push_form(run)
-    rows = "".join(_snapshot(run.id, s) for s in reversed(snapshots))
+    rows = "".join(_snapshot(run, s) for s in reversed(snapshots))
     show_linked(f'<ul class="wb-snapshots">{rows}</ul>', key="snapshots")
 
 
-def _snapshot(run_id: str, snapshot: Snapshot) -> str:
+def _snapshot(run: Run, snapshot: Snapshot) -> str:
     name = "final" if snapshot.final else f"step {count(snapshot.step)}"
-    target = link("features", name, {"id": run_id, "snapshot": snapshot.step})
-    tip = f"{count(snapshot.tokens)} tokens trained, {count(snapshot.index_tokens)} tokens indexed"
-    facts = f"{short_count(snapshot.tokens)} tokens · {age(snapshot.created_at)}"
+    target = link("features", name, {"id": run.id, "snapshot": snapshot.step})
+    tip = f"{count(snapshot.index_tokens)} tokens indexed"
+    facts = age(snapshot.created_at)
+    if run.config.sae.pretrained is None:
+        tip = f"{count(snapshot.tokens)} tokens trained, {tip}"
+        facts = f"{short_count(snapshot.tokens)} tokens · {facts}"
     return f'<li title="{tip}">{target}<span>{facts}</span></li>'
 
 

@@ -30,13 +30,14 @@ def show() -> None:
     preset = nearest_preset(run.config, cached_presets())
     left, right = st.columns([1.5, 1], gap="large")
     with left:
-        _settings(settings_of(run.config, preset), preset.name)
+        is_imported = run.config.sae.pretrained is not None
+        _settings(settings_of(run.config, preset), preset.name, counts_changes=not is_imported)
     with right:
         _repeat(run, preset)
         _environment(run)
 
 
-def _settings(settings: Sequence[Setting], preset: str) -> None:
+def _settings(settings: Sequence[Setting], preset: str, *, counts_changes: bool) -> None:
     num_changed = sum(setting.differs for setting in settings)
     with st.container(horizontal=True, vertical_alignment="center", gap="medium"):
         hint = "Name, value or help, such as lr"
@@ -47,7 +48,10 @@ def _settings(settings: Sequence[Setting], preset: str) -> None:
         for setting in settings
         if setting.matches(param("q") or "") and (setting.differs or not only_changed)
     ]
-    html_block(f'<p class="wb-muted">{_summary(num_changed, len(settings), escaped(preset))}</p>')
+    if counts_changes:
+        html_block(
+            f'<p class="wb-muted">{_summary(num_changed, len(settings), escaped(preset))}</p>'
+        )
     if found:
         show_linked(settings_table(found, preset), key="settings-table")
     else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_engine.errors import UserError
 from sae_engine.interop import fields
-from sae_engine.interop.description import TITLES, Description, quoted, section, text_of
+from sae_engine.interop.description import Description, quoted, section, text_of
 from sae_engine.interop.files import PICKLES, SAEFile, find_sae, is_module
 from sae_engine.interop.places import NO_LAYER, NO_SITE, SAELENS_SITES, Place, layer_of, place_of
 from sae_engine.interop.saelens_settings import describe_saelens
@@ -44,8 +44,7 @@ def describe_file(file: SAEFile, wanted: PretrainedFormat | None = None) -> Desc
     raise UserError(
         f"'{file.shown}' "
         + (f"has the tensors {', '.join(names)}. That is" if names else "is")
-        + f" not an SAE of {', '.join(TITLES.values())}, or its settings file (cfg.json, "
-        "config.json) is missing."
+        + " not a supported SAE, or its cfg.json or config.json is missing."
     )
 
 

@@ -227,7 +227,7 @@ class SAEConfig(Section):
     set, 8.
     """
     k: PositiveInt = 32
-    """Active latents per token."""
+    """Active latents per token. Of an imported SAE, its own k; not used if it has none."""
     tied_weights: bool = False
     """Keep the encoder equal to the decoder's transpose throughout training, not only at the
     start.
@@ -258,6 +258,13 @@ class SAEConfig(Section):
                 f"sae.k = {self.k} is larger than sae.d_sae = {self.d_sae}; lower k or raise d_sae."
             )
         return self
+
+    def of_loaded(self, d_sae: int, k: int | None) -> SAEConfig:
+        """This section with the size of the SAE that was loaded from `pretrained`; `k` keeps its
+        value, at most `d_sae`, if the SAE has none.
+        """
+        size = {"d_sae": d_sae, "expansion_factor": None, "k": k or min(self.k, d_sae)}
+        return self.model_copy(update=size)
 
     def num_latents(self, d_in: int) -> int:
         """Number of latents for activation width `d_in`; raises `ValueError` if k exceeds it."""

@@ -50,6 +50,8 @@ class PlanRecord(Record):
     total_tokens: int
     d_in: int
     d_sae: int
+    k: int | None = None
+    """Active latents per token; None for an imported SAE that does not fix their number."""
     lr: float
     device: str
 

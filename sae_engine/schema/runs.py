@@ -77,8 +77,9 @@ class ImportCreate(RunCreate):
         {"path": "hub:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"},
     )
     path: str = Field(min_length=1, max_length=500)
-    """SAE file or folder: of a run, SAELens, sparsify, Gemma Scope, Qwen-Scope or
-    dictionary_learning; or one on the hub, as `hub:OWNER/NAME/PATH`.
+    """SAE file, folder or zip: of a run, SAELens, sparsify, Gemma Scope, Qwen-Scope or
+    dictionary_learning; or one on the hub, as `hub:OWNER/NAME/PATH`. May be relative to the data
+    folder.
     """
     format: PretrainedFormat | None = None
     """Format of the files; if unset, detected."""

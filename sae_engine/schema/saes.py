@@ -32,6 +32,14 @@ class FoundSAE(Shape):
     """What differs from the program that trained it, or could not be honored."""
 
 
+class UploadedSAE(Shape):
+    """A file in the data folder's `imports`."""
+
+    path: str
+    """To import it, relative to the data folder."""
+    bytes: int
+
+
 class PushCreate(Shape):
     """Where to push a run's SAE."""
 

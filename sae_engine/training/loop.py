@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from typing import Literal
 
-import yaml
 from torch import Tensor
 
 from sae_engine.activations.feed import Feed, new_notices, open_feed
@@ -20,7 +19,7 @@ from sae_engine.activations.processes import LostHelperError
 from sae_engine.activations.readers import reader_devices
 from sae_engine.activations.stream import BEGINNING, ActivationStream, StreamState
 from sae_engine.errors import UserError
-from sae_engine.files import RunFolder, published_file
+from sae_engine.files import RunFolder
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
@@ -78,9 +77,7 @@ def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]
     for member in members:
         member.folder.path.mkdir(parents=True, exist_ok=True)
         member.folder.remove_leftovers()
-        with published_file(member.folder.config) as path:
-            tree = member.config.model_dump(mode="json")
-            path.write_text(yaml.safe_dump(tree, sort_keys=False), "utf-8")
+        member.save_config()
 
     if configs[0].sae.pretrained is not None:
         for number, member in enumerate(members):

@@ -76,12 +76,15 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         raise ConfigError.of(
             "sae.pretrained", f"'{config.sae.pretrained}' has weights that are NaN or infinite."
         )
+    sized = config.model_copy(update={"sae": config.sae.of_loaded(sae.d_sae, sae.k)})
+    member._replace(config=sized).save_config()
     publish_sae(sae, folder, config, feed.hook_name(hook))
     yield PlanRecord(
         total_steps=0,
         total_tokens=0,
         d_in=sae.d_in,
         d_sae=sae.d_sae,
+        k=sae.k,
         lr=0,
         device=str(feed.device),
     )

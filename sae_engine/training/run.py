@@ -75,6 +75,7 @@ class TrainingRun:
             total_tokens=self.trainer.budget.total_tokens,
             d_in=d_in,
             d_sae=self.trainer.sae.d_sae,
+            k=self.trainer.sae.k,
             lr=self.trainer.peak_lr,
             device=str(feed.device),
         )

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from backend import store
+from sae_engine.presets import resolve_config
 from sae_engine.schema.records import MetricsRecord, PhaseRecord, PlanRecord, StartRecord
 from tests.backend.fake_engine import measured
 from tests.backend.jobs.bench import Bench
@@ -118,3 +119,27 @@ def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:
     row = bench.row()
     assert row.step == 12
     assert json.loads(row.metrics)["eval_fvu"] == 0.2
+
+
+@pytest.mark.parametrize(("k", "stored"), [(16, 16), (None, 8), (2048, 2048)])
+def test_an_imported_run_states_the_size_of_its_sae(
+    bench: Bench, k: int | None, stored: int
+) -> None:
+    """An SAE without a fixed number of active latents leaves k, which must not exceed d_sae."""
+    sae = {"pretrained": "theirs", "expansion_factor": 4}
+    bench.config = resolve_config("quick-test", {"sae": sae | {"d_sae": None, "k": 8}})
+    with bench.database.writing() as session:
+        row = store.get_run(session, bench.id)
+        row.config = bench.config.model_dump(mode="json") | {"name": "renamed"}
+    plan = PlanRecord(total_steps=0, total_tokens=0, d_in=8, d_sae=4096, k=k, lr=0, device="cpu")
+    bench.recorder().record(plan)
+    config = store.config_of(bench.row())
+    assert (config.sae.d_sae, config.sae.k, config.sae.expansion_factor) == (4096, stored, None)
+    assert (config.sae.pretrained, config.name) == ("theirs", "renamed")
+
+
+def test_a_trained_run_keeps_its_configuration(bench: Bench) -> None:
+    before = bench.row().config
+    plan = PlanRecord(total_steps=9, total_tokens=9, d_in=8, d_sae=16, k=3, lr=1, device="cpu")
+    bench.recorder().record(plan)
+    assert bench.row().config == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -258,3 +259,79 @@ def test_the_import_command_takes_options_and_fields_in_any_order(
     assert "Layer 77 does not exist" in capsys.readouterr().err
     assert main(["import", str(sae), "--name", "x" * 300, *options]) == 2
     assert "--name: String should have at most 200" in capsys.readouterr().err
+
+
+def zipped(sae: Path) -> Path:
+    """The folder of an SAE as a zip beside it."""
+    folder = sae.parent
+    return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_zip_is_imported_as_its_folder(
+    client: TestClient, settings: Settings, sae: Path, relative: bool
+) -> None:
+    archive = zipped(sae)
+    given = archive.relative_to(settings.data_dir) if relative else archive
+    found = client.get("/api/imports/found", params={"path": str(given)})
+    assert found.status_code == 200, found.text
+    assert (found.json()["path"], found.json()["name"]) == (str(given), "their-sae")
+    assert found.json()["format"] == "saelens"
+    answer = post(client, given)
+    assert answer.status_code == 201, answer.text
+    folder = Path(answer.json()["config"]["sae"]["pretrained"])
+    assert folder.is_relative_to(settings.data_dir / "imports")
+    assert (folder / sae.name).read_bytes() == sae.read_bytes()
+    assert answer.json()["name"] == "their-sae"
+    body = {"config": {"sae": {"pretrained": str(given)}, "model": {"name": "tiny-gemma2"}}}
+    run = client.post("/api/runs", json=body)
+    assert run.json()["config"]["sae"]["pretrained"] == str(folder)
+
+
+def test_the_command_line_imports_a_zip(
+    tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "tiny-gemma2", "--layer", "77", "--data-dir", str(tmp_path / "x")]
+    assert main(["import", str(zipped(sae)), *options]) == 2
+    assert "Layer 77 does not exist" in capsys.readouterr().err
+    [copy] = (tmp_path / "x" / "imports").rglob(sae.name)
+    assert copy.read_bytes() == sae.read_bytes()
+
+
+def test_a_zip_that_cannot_be_used_is_refused_in_one_sentence(
+    client: TestClient, settings: Settings, tmp_path: Path, sae: Path
+) -> None:
+    broken = settings.data_dir / "broken.zip"
+    broken.write_bytes(zipped(sae).read_bytes()[:-40])
+    outside = shutil.copy(zipped(sae), tmp_path / "outside.zip")
+    for path, words in ((broken, "cannot be unpacked"), (Path(outside), "is not in a folder")):
+        for answer in (
+            client.get("/api/imports/found", params={"path": str(path)}),
+            post(client, path),
+            client.post("/api/runs", json={"config": {"sae": {"pretrained": str(path)}}}),
+        ):
+            assert answer.status_code == 422
+            assert words in answer.text
+    assert not list(settings.data_dir.glob("imports/*"))
+
+
+@pytest.mark.parametrize("name", ["their-sae", "their-sae/", "their-sae/sae_weights.safetensors"])
+def test_a_path_may_be_relative_to_the_data_folder(
+    client: TestClient, settings: Settings, sae: Path, name: str
+) -> None:
+    found = client.get("/api/imports/found", params={"path": name})
+    assert (found.status_code, found.json()["path"]) == (200, name)
+    answer = post(client, Path(name))
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["config"]["sae"]["pretrained"] == str(settings.data_dir / name.rstrip("/"))
+
+
+@pytest.mark.parametrize("name", ["absent", "absent/sae.zip"])
+def test_a_relative_path_of_nothing_says_where_it_was_expected(
+    client: TestClient, settings: Settings, name: str
+) -> None:
+    answer = client.get("/api/imports/found", params={"path": name})
+    assert answer.status_code == 422
+    assert f"There is no SAE at '{settings.data_dir / name}'" in answer.text
+    for path in ("../absent", "../../etc/passwd"):
+        assert "is not in a folder" in client.get("/api/imports/found", params={"path": path}).text

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+from safetensors.numpy import save
 from starlette.testclient import TestClient
 
-from backend.http import limits, problems
+from backend.http import limits, problems, uploads
 from backend.jobs.texts import MAX_NAME_BYTES, safe_name
-from backend.routes import texts
 from backend.settings import Settings
 from sae_engine.schema.runs import Run
 from tests.backend.conftest import create
@@ -165,7 +168,7 @@ def test_a_file_over_the_limit_leaves_nothing_behind(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, in_parts: bool
 ) -> None:
     """Whether its size is declared at the beginning or only shows as it comes."""
-    for module in (limits, texts, problems):
+    for module in (limits, uploads, problems):
         monkeypatch.setattr(module, "MAX_UPLOAD_BYTES", 1000)
     content = (b"x" * 100 for _ in range(11)) if in_parts else b"x" * 1100
     assert "A file may hold at most" in problem(upload(client, "a.txt", content), 413).detail
@@ -182,10 +185,57 @@ def test_other_requests_stay_small(client: TestClient) -> None:
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_behind(
     client: TestClient, settings: Settings, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def full(_temporary: Path, _target: Path) -> None:
+    def full(_temporary: Path, _target: Path) -> bool:
         raise OSError(number, "full")
 
-    monkeypatch.setattr(texts, "_publish", full)
+    monkeypatch.setattr(uploads, "_publish", full)
     answer = upload(client, "a.txt", b"x")
     assert "is full" in problem(answer, 507).detail
     assert stored(settings) == []
+
+
+def upload_sae(client: TestClient, name: str, content: bytes) -> Any:
+    return client.post("/api/saes", params={"name": name}, content=content)
+
+
+@pytest.mark.parametrize("name", ["Mine.ZIP", "mine.safetensors", "params.npz"])
+def test_an_sae_is_stored_and_can_be_imported_by_its_path(
+    client: TestClient, settings: Settings, name: str
+) -> None:
+    content = io.BytesIO()
+    if name == "Mine.ZIP":
+        settings_ = {"architecture": "topk", "k": 1, "hook_name": "blocks.1.hook_resid_post"}
+        with zipfile.ZipFile(content, "w") as file:
+            file.writestr("my-sae/cfg.json", json.dumps(settings_))
+            file.writestr("my-sae/sae_weights.safetensors", save({"W_dec": np.zeros((4, 2))}))
+    elif name == "params.npz":
+        np.savez(content, W_enc=np.zeros((2, 4)))
+    else:
+        content.write(save({"W_dec": np.zeros((4, 2))}, {"activation": "topk"}))
+    answer = upload_sae(client, name, content.getvalue())
+    assert answer.status_code == 201, answer.text
+    assert answer.json() == {"path": f"imports/{name}", "bytes": len(content.getvalue())}
+    assert (settings.data_dir / "imports" / name).read_bytes() == content.getvalue()
+    found = client.get("/api/imports/found", params={"path": f"imports/{name}"})
+    assert found.status_code == 200, found.text
+    assert found.json()["name"] == {"Mine.ZIP": "my-sae"}.get(name, name.partition(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status", "words"),
+    [
+        ("cfg.json", b"{}", 422, "put the SAE's folder into a .zip"),
+        ("zip", b"x", 422, "'zip' is not a .zip, .safetensors or .npz file"),
+        ("a.zip", b"", 422, "is empty; choose one with an SAE"),
+        ("there.zip", b"x", 409, "or import that one from imports/there.zip"),
+    ],
+)
+def test_an_sae_that_cannot_be_stored_is_refused(
+    client: TestClient, settings: Settings, name: str, content: bytes, status: int, words: str
+) -> None:
+    assert upload_sae(client, "there.zip", b"first").status_code == 201
+    assert words in problem(upload_sae(client, name, content), status).detail
+    folder = settings.data_dir / "imports"
+    assert [(file.name, file.read_bytes()) for file in folder.iterdir()] == [
+        ("there.zip", b"first")
+    ]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from frontend.charts.series import finite_values
 from frontend.runs import cards
+from sae_engine.presets import resolve_config
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries, MetricValue, RunStatus
+from sae_engine.schema.runs import MetricsSeries, MetricValue, Run, RunStatus
 from tests.frontend.samples import make_run
 
 _EMPTY = MetricsSeries(step=[], tokens=[], time=[], series={}, total_points=0, returned_points=0)
@@ -116,3 +117,28 @@ def test_a_sparkline_stays_inside_its_box_and_ends_at_the_last_value(
         assert points[-1][0] == 100
         if finite[-1] == max(finite):
             assert points[-1][1] == pytest.approx(2 if max(finite) > min(finite) else 18, abs=0.1)
+
+
+def imported(**changes: Any) -> Run:
+    config = resolve_config("tiny", {"sae": {"pretrained": "theirs"}})
+    return make_run(config=config, **changes)
+
+
+def test_an_imported_run_has_no_steps_or_tokens() -> None:
+    progress = make_run().progress.model_copy(
+        update={"step": 0, "total_steps": 0, "tokens": 0, "phase": "evaluating"}
+    )
+    progress.eta_seconds = None
+    run = imported(progress=progress)
+    assert cards.progress_line(run) == "imported · 1 min 30 s elapsed · evaluating"
+    progress.total_steps = None
+    waiting = imported(progress=progress, status="queued")
+    assert cards.progress_line(waiting) == "1 min 30 s elapsed · evaluating"
+
+
+def test_the_cards_of_an_imported_run_are_its_evaluation() -> None:
+    shown = cards.cards(imported(metrics={"eval_l0": 15.98, "eval_fvu": 0.25}), _EMPTY)
+    titles = re.findall(r'<span class="t">([^<]*)', shown)
+    assert titles == [METRICS[name].title for name in cards.IMPORTED_CARDS]
+    assert "15.98" in shown or "16.0" in shown
+    assert not {METRICS["l0"].title, METRICS["tokens_per_second"].title} & set(titles)

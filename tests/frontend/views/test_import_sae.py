@@ -95,3 +95,36 @@ def test_what_cannot_be_read_is_explained(open_page: Open, path: str, words: str
     assert words in shown(app)
     assert "Unprocessable" not in shown(app)
     assert not app.button
+
+
+@pytest.mark.parametrize("text", ["texts/mine.txt", "python-stdlib", ""])
+def test_the_text_of_the_evaluation_can_be_changed(
+    open_page: Open, workbench: Workbench, path: str, text: str
+) -> None:
+    (workbench.settings.data_dir / "texts").mkdir(exist_ok=True)
+    (workbench.settings.data_dir / "texts" / "mine.txt").write_text("one two three " * 99)
+    app = open_page("import_sae", path=path)
+    box = app.text_input(key=f"import:{path}:dataset")
+    assert (box.label, box.value) == ("Text to evaluate on", "python-stdlib")
+    box.set_value(text).run()
+    app.button(key="import").click().run()
+    assert not app.exception
+    [body] = workbench.posted("/api/imports")
+    chosen = {"data": {"dataset": text}} if text.startswith("texts/") else {}
+    assert body.get("config", {}) == chosen
+
+
+def test_an_uploaded_sae_is_the_one_to_import(open_page: Open) -> None:
+    """The browser uploads it; the script receives the API's answer."""
+    from streamlit.testing.v1 import AppTest
+
+    def script() -> None:
+        from frontend.views.import_sae import use_upload
+
+        use_upload('{"path": "imports/a.zip", "bytes": 1}')
+        use_upload("<html>not from the API")
+
+    app = AppTest.from_function(script).run()
+    assert not app.exception
+    assert address(app, "path") == "imports/a.zip"
+    assert "<code>POST /api/saes?name=…</code>" in shown(open_page("import_sae"))

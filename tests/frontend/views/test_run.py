@@ -205,3 +205,33 @@ def test_only_a_server_that_does_not_supervise_says_so(
     assert "This server does not start runs" in shown(open_page("system"))
     workbench.supervise()
     assert "does not start runs" not in shown(open_page("system"))
+
+
+EVALUATION = "The values above were measured on held-out text. There are no training curves."
+
+
+def test_an_imported_run_is_final_and_explained_once_it_is_evaluated(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.configure("finished", "sae", pretrained="/data/theirs")
+    text = shown(open_page("run", id="finished"))
+    assert EVALUATION in text
+    assert "imported from" in text
+    assert ">final</a>" in text
+    assert "tokens trained" not in text
+    assert "tokens ·" not in text
+    workbench.add("later", status="queued")
+    workbench.configure("later", "sae", pretrained="/data/theirs")
+    assert EVALUATION not in shown(open_page("run", id="later"))
+
+
+@pytest.mark.parametrize("page", ["playground", "lookup"])
+def test_the_only_snapshot_of_an_imported_run_is_final(
+    open_page: Open, workbench: Workbench, page: str
+) -> None:
+    workbench.add("theirs")
+    workbench.add_features("theirs", "a", 0)
+    workbench.configure("theirs", "sae", pretrained="/data/theirs")
+    app = open_page(page, id="theirs")
+    [picker] = [box for box in app.selectbox if box.label == "Snapshot"]
+    assert picker.options == ["Latest (final)", "Final"]

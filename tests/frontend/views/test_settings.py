@@ -86,3 +86,13 @@ def test_versions_and_machine_are_those_recorded_with_the_run(
     assert "<dd>abc123-dirty</dd>" in text
     assert "<dt>torch</dt><dd>9.9</dd>" in text
     assert "<dd>H200</dd>" in text
+
+
+def test_the_settings_of_an_imported_run_are_not_counted_against_a_preset(
+    open_page: Open, workbench: Workbench
+) -> None:
+    assert "the nearest one" in shown(open_page("settings", id="finished"))
+    workbench.configure("finished", "sae", pretrained="/data/theirs", k=7)
+    app = open_page("settings", id="finished")
+    assert "the nearest one" not in shown(app)
+    assert "sae.k" in rows(app)

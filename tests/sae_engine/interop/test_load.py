@@ -330,7 +330,7 @@ def test_paths_without_an_sae_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"has none of sae\.safetensors"):
         load_pretrained(tmp_path)
     save_file({"lm_head": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"has the tensors lm_head\. That is not an SAE of"):
+    with pytest.raises(UserError, match=r"has the tensors lm_head\. That is not a supported SAE"):
         load_pretrained(tmp_path / "model.safetensors")
 
 

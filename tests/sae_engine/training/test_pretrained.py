@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +22,7 @@ from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import place_of
 from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE, JumpReLUSAE
+from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import (
     AnyRecord,
     EndRecord,
@@ -183,7 +185,7 @@ def test_a_member_whose_sae_cannot_be_read_does_not_stop_the_others(
     ]
     last = dict(train_together(members))
     assert isinstance(last[0], FailureRecord)
-    assert "not an SAE of SAE Workbench" in last[0].message
+    assert "is not a supported SAE" in last[0].message
     assert last[1] == EndRecord(reason="finished", step=0, tokens=0)
 
 
@@ -268,3 +270,22 @@ def test_a_hook_point_is_compared_with_the_layer_and_site_of_the_files(
     notes = differences(config, hook_point, described)
     start = f"model.hook_point is {hook_point} ({hook_io}), but its SAELens files say"
     assert [note.startswith(start) for note in notes] == [True] * (not is_same)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_the_configuration_states_the_size_that_was_loaded(
+    inspecting, topk: Path, tmp_path: Path, kind: str
+):
+    sae, path = SAE.load(topk), topk
+    if kind == "jumprelu":
+        sae, path = random_jumprelu(0, d_in=32, d_sae=16), tmp_path / "params.safetensors"
+        tensors = sae.state_dict() | {"W_enc": sae.W_enc.detach().T}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    folder = RunFolder(tmp_path / "run")
+    config = inspecting(path)
+    plan = next(r for r in train(config, folder) if isinstance(r, PlanRecord))
+    assert (plan.d_sae, plan.k) == (sae.d_sae, sae.k)
+    stated = RunConfig.model_validate(yaml.safe_load(folder.config.read_text()))
+    assert stated.sae.d_sae == sae.d_sae
+    assert stated.sae.k == (sae.k or min(config.sae.k, sae.d_sae))
+    assert stated.data == config.data
