@@ -91,8 +91,9 @@ def test_versions_and_machine_are_those_recorded_with_the_run(
 def test_the_settings_of_an_imported_run_are_not_counted_against_a_preset(
     open_page: Open, workbench: Workbench
 ) -> None:
-    assert "the nearest one" in shown(open_page("settings", id="finished"))
+    assert "settings match the preset" in shown(open_page("settings", id="finished"))
     workbench.configure("finished", "sae", pretrained="/data/theirs", k=7)
     app = open_page("settings", id="finished")
-    assert "the nearest one" not in shown(app)
+    assert "settings match the preset" not in shown(app)
+    assert "closest preset" not in shown(app)
     assert "sae.k" in rows(app)
