@@ -22,6 +22,7 @@ from backend.http.connections import most_connections
 from backend.http.events import MAX_LISTENERS, EventFeed
 from backend.http.exports import Exports
 from backend.http.shapes import QueuePlace, run_shape
+from backend.jobs.machine import ProcessorMeter
 from backend.jobs.supervisor import JobCommand, Supervisor, job_command
 from backend.labels.jobs import Labeler
 from backend.playground.client import INFERENCE_COMMAND, PlaygroundClient
@@ -82,6 +83,7 @@ class Services:
         connections = most_connections(raise_descriptor_limit())
         self.events = EventFeed(self.database, max_listeners=min(MAX_LISTENERS, connections // 2))
         self.indexes = IndexCache()
+        self.processors = ProcessorMeter()
         self.labeler = Labeler(self.database)
         self.exports = Exports()
         self.exporting = threading.Lock()

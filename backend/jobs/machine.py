@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+LEAST_CPU_SECONDS = 0.2
+"""Processor time, idle or not, below which a share says nothing."""
 
 
 class Memory(NamedTuple):
@@ -43,6 +47,41 @@ def num_cpus(cgroups: Path = CGROUPS, own: Path = OWN_CGROUP) -> int:
         if quota > 0 and period > 0:
             counts.append(math.ceil(quota / period))
     return max(1, int(min(counts)))
+
+
+class ProcessorTimes(NamedTuple):
+    """Seconds since the machine started, over all processors."""
+
+    busy: float
+    total: float
+
+
+def processor_times() -> ProcessorTimes:
+    times = psutil.cpu_times()
+    # Linux counts the time of virtual machines twice.
+    total = sum(times) - sum(getattr(times, name, 0.0) for name in ("guest", "guest_nice"))
+    return ProcessorTimes(total - times.idle - getattr(times, "iowait", 0.0), total)
+
+
+class ProcessorMeter:
+    """The share of the machine's processors in use since the last reading, whichever thread took
+    it; `psutil.cpu_percent` keeps one reading per thread, and returns 0 to a new one.
+    """
+
+    def __init__(self, times: Callable[[], ProcessorTimes] = processor_times) -> None:
+        self._times = times
+        self._lock = Lock()
+        self._last = times()
+        self._share = 0.0
+
+    def read(self) -> float:
+        """From 0 to 1; the last share if hardly any time has passed since."""
+        with self._lock:
+            now, last = self._times(), self._last
+            if now.total - last.total >= LEAST_CPU_SECONDS:
+                self._share = (now.busy - last.busy) / (now.total - last.total)
+                self._last = now
+            return min(1.0, max(0.0, self._share))
 
 
 def _folders(cgroups: Path, own: Path, controller: str) -> list[Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from typing import Any
 
-import psutil
 from fastapi import APIRouter
 
 from backend import store
@@ -96,7 +95,7 @@ def system(services: ServicesDep) -> System:
                 for slot in places.slots
             ],
             "num_cpus": num_cpus(),
-            "cpu_utilization": psutil.cpu_percent() / 100,
+            "cpu_utilization": services.processors.read(),
             "memory_used_bytes": total - available,
             "memory_total_bytes": total,
             "disk_free_bytes": disk.free,

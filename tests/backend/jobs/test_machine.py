@@ -1,13 +1,20 @@
-"""The memory and processors of a container are those of its control groups."""
+"""The memory and processors of a machine, or of a container's control groups."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
 
-from backend.jobs.machine import memory, num_cpus
+from backend.jobs.machine import (
+    ProcessorMeter,
+    ProcessorTimes,
+    memory,
+    num_cpus,
+    processor_times,
+)
 
 MIB = 2**20
 
@@ -59,3 +66,19 @@ def test_without_limits_the_machine_counts(tmp_path: Path, own: Path, content: s
     written(tmp_path / "a", memory__max="max", memory__current=5, cpu__cfs_quota_us=-1)
     assert memory(tmp_path, own).total == psutil.virtual_memory().total
     assert 1 <= num_cpus(tmp_path, own) <= (psutil.cpu_count() or 1)
+
+
+def test_the_share_of_the_processors_is_that_since_the_last_reading_of_any_thread() -> None:
+    readings = iter([(0, 0), (1, 4), (1.01, 4.1), (4.01, 8.1), (4.01, 12.1)])
+    meter = ProcessorMeter(lambda: ProcessorTimes(*next(readings)))
+    shares: list[float] = []
+    for _ in range(4):
+        thread = Thread(target=lambda: shares.append(meter.read()))
+        thread.start()
+        thread.join()
+    assert shares == pytest.approx([0.25, 0.25, 3.01 / 4.1, 0.0])
+
+
+def test_this_machine_has_used_some_of_its_time() -> None:
+    busy, total = processor_times()
+    assert 0 < busy < total
