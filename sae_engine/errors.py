@@ -11,6 +11,17 @@ from __future__ import annotations
 
 from sae_engine.schema.problems import FieldProblem
 
+MAX_CAUSE = 200
+"""Characters of another program's message that are passed on."""
+
+
+def cause_of(error: BaseException) -> str:
+    """What a library says, on one line and without its tail, for a sentence of our own; libraries
+    may quote whole files.
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= MAX_CAUSE else f"{said[:MAX_CAUSE]}…"
+
 
 class UserError(ValueError):
     """A problem outside the program; its message is shown to the user unchanged."""

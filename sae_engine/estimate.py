@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, cause_of
 from sae_engine.files import read_json_object, user_path
 from sae_engine.preflight import model_path
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
@@ -150,7 +150,7 @@ def describe_model(config: ModelConfig) -> Mapping[str, Any]:
         return read_json_object(path)
     except (OSError, ValueError) as error:
         raise ConfigError.of(
-            "model.name", f"The config.json of '{config.name}' cannot be read: {error}"
+            "model.name", f"The config.json of '{config.name}' cannot be read: {cause_of(error)}"
         ) from error
 
 

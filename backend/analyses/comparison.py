@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from backend.store.configs import config_of
 from backend.store.models import RunRow
+from sae_engine.errors import cause_of
 from sae_engine.features.geometry.files import width_of
 from sae_engine.features.index.format import SAE, IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
@@ -71,4 +72,4 @@ def _width(index: FeatureIndex) -> int:
     try:
         return width_of(path)
     except (OSError, SafetensorError) as error:
-        raise IndexDamagedError(f"{path} cannot be read as an SAE ({error}).") from error
+        raise IndexDamagedError(f"{path} cannot be read as an SAE ({cause_of(error)}).") from error

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sae_engine.activations.heldout import num_rows_holding
 from sae_engine.activations.stream import TOKENS_PER_BLOCK, rows_per_block
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, cause_of
 from sae_engine.files import published_file
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.preflight import activation_paths
@@ -153,7 +153,9 @@ def _read_header(file: Path) -> _Header:
     except FileNotFoundError:
         raise _unusable(f"There is no file or folder '{file}'.") from None
     except (OSError, SafetensorError) as error:
-        raise _unusable(f"'{file}' is not a readable safetensors file: {error}.") from None
+        raise _unusable(
+            f"'{file}' is not a readable safetensors file: {cause_of(error)}."
+        ) from None
     if len(shape) != 2 or not shape[1] or dtype not in ("F32", "F16", "BF16"):
         raise _unusable(
             f"'activations' in '{file}' is {dtype} {shape}; it must be [tokens, d_in] in float32, "

@@ -14,7 +14,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from sae_engine.errors import DiskFullError, UserError
+from sae_engine.errors import DiskFullError, UserError, cause_of
 from sae_engine.files import published_folder
 from sae_engine.interop.files import NAMES, PICKLES, is_module
 from sae_engine.scratch import remove_abandoned
@@ -52,7 +52,7 @@ def unpacked(
         raise
     except _DAMAGE as error:
         raise UserError(
-            f"'{archive}' cannot be unpacked ({error}); download or copy the zip again."
+            f"'{archive}' cannot be unpacked ({cause_of(error)}); download or copy the zip again."
         ) from error
     return target
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from safetensors import safe_open
 
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 from sae_engine.files import user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.interop.hub_files import HubFolder
@@ -83,7 +83,7 @@ class SAEFile:
             with safe_open(path, framework="np") as file:
                 return Header(frozenset(file.keys()), file.metadata() or {})
         except Exception as error:
-            raise UserError(f"'{path}' cannot be read as tensors: {error}") from error
+            raise UserError(f"'{path}' cannot be read as tensors: {cause_of(error)}") from error
 
     def settings(self, name: str) -> dict[str, Any]:
         """The JSON object in the file `name` beside the tensors; raises `UserError`."""
@@ -98,7 +98,7 @@ class SAEFile:
         except UserError:  # of the hub, or of a full disk
             raise
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"'{shown}' cannot be read: {error}.") from error
+            raise UserError(f"'{shown}' cannot be read: {cause_of(error)}.") from error
         if not isinstance(tree, dict):
             raise UserError(f"'{shown}' is not a JSON object.")
         return tree

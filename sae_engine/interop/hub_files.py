@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from sae_engine import hub
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 from sae_engine.hub import HubName
 
 REMEDY = "download the SAE's folder and give its path"
@@ -169,5 +169,7 @@ def one_sentence_errors(repository: str) -> Generator[None]:
         if hub.is_connection_error(error):
             raise hub.unreachable("repository", repository, REMEDY) from error
         if isinstance(error, OSError):
-            raise UserError(f"The files of '{repository}' cannot be used: {error}.") from error
+            raise UserError(
+                f"The files of '{repository}' cannot be used: {cause_of(error)}."
+            ) from error
         raise

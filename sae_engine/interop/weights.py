@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 from sae_engine.interop.files import PICKLES, SAEFile
 from sae_engine.interop.pickles import as_safetensors
 from sae_engine.sae.autoencoders import SAE, sae_of
@@ -120,4 +120,4 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:
-        raise UserError(f"'{path}' cannot be read as tensors: {error}") from error
+        raise UserError(f"'{path}' cannot be read as tensors: {cause_of(error)}") from error

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 from sae_engine.kernels import decode, select_topk
 
 BY_PRE_ACTIVATION = "pre_activation"
@@ -167,7 +167,9 @@ class SAE(nn.Module, ABC):
             )
             sae.passes_mean = "passes_mean" in metadata
         except Exception as error:
-            raise UserError(f"'{path}' is not an SAE in SAE Workbench's format: {error}") from error
+            raise UserError(
+                f"'{path}' is not an SAE in SAE Workbench's format: {cause_of(error)}"
+            ) from error
         if not isinstance(sae, cls):
             raise UserError(f"'{path}' holds a {sae.architecture} SAE, not a {cls.architecture}.")
         return sae

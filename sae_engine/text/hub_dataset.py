@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sae_engine import hub
-from sae_engine.errors import ConfigError, UserError
+from sae_engine.errors import ConfigError, UserError, cause_of
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.columns import texts_of
 from sae_engine.text.documents import Document, Split, split_by_hash
@@ -117,7 +117,7 @@ class HubDataset:
                 if failures > MAX_RETRIES:
                     raise UserError(
                         f"'{self._name}' stopped answering at document {number:,} and did not come "
-                        f"back after {MAX_RETRIES} tries: {error}"
+                        f"back after {MAX_RETRIES} tries: {cause_of(error)}"
                     ) from error
                 _log.warning("%s: reading failed at document %d: %s", self._name, number, error)
                 time.sleep(min(2**failures, 30))
@@ -189,7 +189,7 @@ class HubDataset:
         except (ValueError, DatasetsError, EmptyDatasetError) as error:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
             raise UserError(
-                f"The dataset '{self._name}' could not be opened: {error}{cause}"
+                f"The dataset '{self._name}' could not be opened: {cause_of(error)}{cause}"
             ) from error
         columns = rows.column_names or list(next(iter(rows), {}))
         if not columns:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_engine.activations.stream import SourceCursor, StreamState
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 from sae_engine.files import RunFolder, published_file
 from sae_engine.sae.trainer import SAETrainer
 from sae_engine.text.order import RowCursor
@@ -131,7 +131,7 @@ def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     except Exception as error:
         raise UnreadableCheckpointError(
-            f"The checkpoint '{path}' cannot be read: {error}."
+            f"The checkpoint '{path}' cannot be read: {cause_of(error)}."
         ) from error
     if described.pop("format") != FORMAT:
         raise UserError(f"The checkpoint '{path}' was written by another version of this program.")

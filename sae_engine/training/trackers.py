@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sae_engine.errors import ConfigError
+from sae_engine.errors import ConfigError, cause_of
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import MetricsRecord
@@ -51,7 +51,7 @@ class WandbTracker:
         except wandb.Error as error:
             raise ConfigError.of(
                 "train.wandb_project",
-                f"Weights & Biases cannot be used: {error} Set WANDB_API_KEY, or "
+                f"Weights & Biases cannot be used: {cause_of(error)} Set WANDB_API_KEY, or "
                 "WANDB_MODE=offline to keep its files in the run's folder.",
             ) from error
 

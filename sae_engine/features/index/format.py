@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from sae_engine.errors import cause_of
 from sae_engine.features.index.manifest import MANIFEST, REMEDY, IndexDamagedError, Manifest
 
 TOKENIZER = "tokenizer.json"
@@ -175,7 +176,9 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
         # A plain array, because slicing an np.memmap takes microseconds longer.
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except Exception as error:  # numpy evaluates the header as Python
-        raise IndexDamagedError(f"{path} cannot be read as an array ({error}); {REMEDY}") from error
+        raise IndexDamagedError(
+            f"{path} cannot be read as an array ({cause_of(error)}); {REMEDY}"
+        ) from error
 
 
 def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
@@ -204,4 +207,4 @@ def open_decoder(sae: Path, *, framework: Literal["np", "pt"] = "np") -> Any:
     try:
         return safe_open(sae, framework=framework).get_slice("W_dec")
     except (OSError, SafetensorError) as error:
-        raise IndexDamagedError(f"'{sae}' is not an SAE ({error}); {REMEDY}") from error
+        raise IndexDamagedError(f"'{sae}' is not an SAE ({cause_of(error)}); {REMEDY}") from error

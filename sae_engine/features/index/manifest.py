@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, Protocol, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -105,7 +105,9 @@ class Manifest(BaseModel):
             try:
                 checksum = _sha256(path)
             except OSError as error:
-                raise IndexDamagedError(f"{path} cannot be read ({error}); {REMEDY}") from error
+                raise IndexDamagedError(
+                    f"{path} cannot be read ({cause_of(error)}); {REMEDY}"
+                ) from error
             if checksum != self.files[name].sha256:
                 raise IndexDamagedError(f"{path} does not match its checksum; {REMEDY}")
 
