@@ -11,12 +11,11 @@ from urllib.parse import parse_qs
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from backend import store
 from frontend.api import cache as pages_server
 from frontend.html.tokens import escaped
 from frontend.shell.help import KEYS
 from frontend.views.glossary import without_links
-from tests.frontend.samples import ESCAPED, NASTY
+from tests.frontend.samples import ESCAPED
 from tests.frontend.workbench import Workbench
 
 Open = Callable[..., AppTest]
@@ -278,57 +277,6 @@ def test_a_run_draws_a_chart_for_every_metric_that_was_measured(open_page: Open)
     assert specs[0]["data"][0]["x"][:2] == [5 * 1024, 10 * 1024]
 
 
-def test_the_features_link_to_the_pinned_snapshot(open_page: Open) -> None:
-    text = shown(open_page("features", id="finished", snapshot="200", sort="index"))
-    assert 'href="feature?id=finished&amp;index=0&amp;snapshot=200"' in text
-
-
-def test_features_can_be_filtered_and_paged(open_page: Open) -> None:
-    app = open_page("features", id="finished", state="dead", sort="index")
-    assert "10 features" in shown(app)
-    app = open_page("features", id="finished", sort="index")
-    app.button(key="page-on").click().run()
-    assert "index=50" in shown(app)
-    assert "index=49&" not in shown(app)
-    app.button(key="page-back").click().run()
-    assert "index=49" in shown(app)
-
-
-def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> None:
-    app = open_page("feature", id="finished", index="0")
-    assert app.button(key="left").disabled
-    app.button(key="right").click().run()
-    assert address(app, "index") == "1"
-    assert "Feature 1<" in shown(app)
-    app.number_input(key="url:index").set_value(511).run()
-    assert "Feature 511<" in shown(app)
-    assert app.button(key="right").disabled
-
-
-def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open) -> None:
-    text = shown(open_page("feature", id="finished", index="4"))
-    assert "0.320 % (32 of 10,000 tokens)" in text
-    assert "Activation 1.44–1.80 <small>(21.9 % of firings)" in text
-    assert "×3" in text
-    assert text.count('class="wb-line"') == 20 + 5 * 5
-
-
-def test_a_dead_feature_says_so(open_page: Open) -> None:
-    text = shown(open_page("feature", id="finished", index="49"))
-    assert "never fired in the 10,000 tokens" in text
-
-
-def test_a_label_and_a_star_are_saved(open_page: Open, workbench: Workbench) -> None:
-    app = open_page("feature", id="finished", index="5")
-    app.text_input(key="label:finished:5").set_value("five").run()
-    app.checkbox(key="star:finished:5").check().run()
-    with workbench.services.database.reading() as session:
-        kept = store.label(session, "finished", 5)
-    assert (kept.label, kept.starred) == ("five", True)
-    app = open_page("feature", id="finished", index="3")
-    assert NASTY in app.text_input(key="label:finished:3").value
-
-
 @pytest.mark.parametrize("page", ["run", "features", "feature"])
 def test_the_search_box_leads_to_the_lookup(open_page: Open, page: str) -> None:
     app = open_page(page, **PAGES[page])
@@ -381,28 +329,6 @@ def test_a_broken_address_falls_back_to_something_sensible(
     assert "Top tokens" in shown(app)
 
 
-@pytest.mark.parametrize("index", ["512", "99999", "9" * 30])
-def test_a_feature_that_the_run_does_not_have_is_not_replaced_by_another(
-    open_page: Open, index: str
-) -> None:
-    app = open_page("feature", id="finished", index=index)
-    assert not app.exception
-    text = shown(app)
-    assert f"There is no feature {index}: this run&#x27;s features are 0 to 511." in text
-    assert "Top tokens" not in text
-
-
-def test_the_star_of_a_feature_is_filled_once_it_is_starred(open_page: Open) -> None:
-    app = open_page("feature", id="finished", index="5")
-    [star] = app.checkbox
-    assert star.label == "☆ Star"
-    star.check().run()
-    assert app.checkbox[0].label == "★ Star"
-    assert app.checkbox[0].value
-    app.checkbox[0].uncheck().run()
-    assert app.checkbox[0].label == "☆ Star"
-
-
 def test_an_unreachable_server_shows_one_sentence(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,11 +336,3 @@ def test_an_unreachable_server_shows_one_sentence(
     app = open_page("runs")
     assert not app.exception
     assert "cannot be reached. Retrying every 2 seconds; runs keep training." in shown(app)
-
-
-def test_a_label_that_could_not_be_saved_is_reported(open_page: Open, workbench: Workbench) -> None:
-    app = open_page("feature", id="finished", index="5")
-    workbench.is_down = True
-    app.text_input(key="label:finished:5").set_value("five").run()
-    assert not app.exception
-    assert "answered 503" in shown(app)
