@@ -125,10 +125,12 @@ def age(moment: datetime, now: datetime | None = None) -> str:
 def elapsed(
     start: datetime | None, end: datetime | None, now: datetime | None = None
 ) -> float | None:
-    """Seconds between start and end (or now); None before the start."""
+    """Seconds between start and end (or now), as two machines may have written them; None before
+    the start.
+    """
     if start is None:
         return None
-    return (_aware(end or now or datetime.now(UTC)) - _aware(start)).total_seconds()
+    return max(0.0, (_aware(end or now or datetime.now(UTC)) - _aware(start)).total_seconds())
 
 
 def _aware(moment: datetime) -> datetime:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
+from backend import store
 from backend.app import create_app
 from backend.jobs import ray_executor
 from backend.jobs.executor import Alive, Ended, Job, NotStartedError, Unknown, job_command
@@ -309,12 +310,19 @@ def test_a_job_that_ray_has_lost_goes_on_while_it_reports_and_is_replaced_when_i
     cluster: FakeCluster,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also where the clocks of the nodes are minutes ahead and behind."""
+    cluster.environments["a"]["CLOCK_MINUTES"] = "5"
+    cluster.environments["b"]["CLOCK_MINUTES"] = "-5"
     monkeypatch.setattr(ray_executor, "LOST_SILENCE", timedelta(seconds=2))
     # As usual, a node is known to be gone before a run on it is given up.
     monkeypatch.setattr(ray_executor, "NODES_SECONDS", 0.25)
     with server(settings, cluster) as client:
         run = create(client, "wait")
         wait_for(lambda: read(client, run.id).progress.step == 20)
+        with database.reading() as session:
+            reported_at = store.get_run(session, run.id).reported_at
+        assert reported_at is not None
+        assert reported_at - datetime.now(UTC) > timedelta(minutes=4)
         first = cluster.job_on("a")
         first.forced_status = "FAILED"
         other = create(client, "finish")  # takes seconds on the other node
