@@ -184,6 +184,7 @@ def slots_of(node: Node, settings: Settings) -> list[Slot]:
             _variables(node, wanted.count(device)) if device == "cpu" else {},
             node.name,
             _memory_of(node, device),
+            next((gpu.name for gpu in node.gpus if device == f"cuda:{gpu.index}"), ""),
         )
         for name, device in distinct(wanted)
     ]

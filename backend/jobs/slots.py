@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import psutil
 
 from backend.errors import UnavailableError
-from backend.jobs.devices import visible_gpus
+from backend.jobs.devices import gpus, visible_gpus
 from backend.jobs.machine import Memory, num_cpus
 from backend.settings import Settings
 from backend.store.models import RunRow
@@ -33,6 +33,8 @@ class Slot(NamedTuple):
     """Name of the machine in a cluster; empty for this machine."""
     memory: Memory | None = None
     """Of the device, if it is on another machine and reports it."""
+    kind: str = ""
+    """Name of the GPU; empty for a CPU, or if unknown."""
 
 
 def node_of(slot_id: str | None) -> str:
@@ -47,10 +49,16 @@ def slot_on(node: str, name: str) -> str:
 
 def find_slots(settings: Settings) -> list[Slot]:
     """The slots named by the settings; by default one for each GPU and one for the CPU."""
-    gpus = visible_gpus()
-    devices = settings.devices or [*(f"cuda:{number}" for number in range(len(gpus))), "cpu"]
+    visible = visible_gpus()
+    devices = settings.devices or [*(f"cuda:{number}" for number in range(len(visible))), "cpu"]
+    kinds = {gpu.id: gpu.name for gpu in gpus()}
     return [
-        Slot(name, device, _environment(device, gpus, devices.count(device)))
+        Slot(
+            name,
+            device,
+            _environment(device, visible, devices.count(device)),
+            kind=kinds.get(device, ""),
+        )
         for name, device in distinct(devices)
     ]
 
@@ -90,11 +98,14 @@ class Places:
         held: Collection[str] = (),
         pause: str | None = None,
         problem: str | None = None,
+        failures: Mapping[str, int] | None = None,
     ) -> None:
         """`held` are ids of slots whose process has not exited yet; `pause` is why the next start
-        waits, `problem` why there is no start in any slot.
+        waits, `problem` why there is no start in any slot. `failures` counts the starts that failed
+        on each machine; those with fewer come first.
         """
         self.slots = slots
+        self._failures = failures or {}
         self.problem = problem
         self._pause = pause
         self._held = held
@@ -157,9 +168,16 @@ class Places:
         """The free slot in which a run could start now."""
         usable = self.usable(_device(row))
         free = [slot for slot in self.free() if slot in usable]
+        free.sort(key=lambda slot: self._reluctance(slot, row))
         if self.spreads(row):
             return self._whole_machine(usable, free)
         return free[0] if free else None
+
+    def _reluctance(self, slot: Slot, row: RunRow) -> tuple[int, bool]:
+        """Slots with less of it come first: machines where starts work, then the kind of device
+        that the run trained on before.
+        """
+        return self._failures.get(slot.node, 0), slot.kind != (row.device_kind or slot.kind)
 
     def _whole_machine(self, usable: Sequence[Slot], free: Sequence[Slot]) -> Slot | None:
         """All GPUs of the first machine on which all are free."""
@@ -218,7 +236,7 @@ def _together(slots: Sequence[Slot]) -> Slot:
     names = ",".join(slot.environment.get("CUDA_VISIBLE_DEVICES", "") for slot in slots)
     environment = dict(slots[0].environment) | {"CUDA_VISIBLE_DEVICES": names}
     node = slots[0].node
-    return Slot(slot_on(node, ALL_GPUS), ALL_GPUS, environment, node)
+    return Slot(slot_on(node, ALL_GPUS), ALL_GPUS, environment, node, kind=slots[0].kind)
 
 
 def _all_gpus_with(slot: Slot) -> str | None:

@@ -75,7 +75,7 @@ class Supervisor:
         self._patience = patience
         self._silence = silence
         self._failures = Counter[str]()
-        """Starts that failed on each machine; those with fewer come first."""
+        """Starts that failed on each machine."""
         self._starting: set[str] = set()
         """Jobs that were started and have not begun to run anything yet."""
         self._readable: set[str] = set()
@@ -256,8 +256,14 @@ class Supervisor:
     def places(self, active: Sequence[RunRow]) -> Places:
         """The slots and the active runs in them."""
         executor = self._executor
-        slots = sorted(executor.slots(), key=lambda slot: self._failures[slot.node])
-        return Places(slots, active, executor.held(), self._pause.reason, executor.problem)
+        return Places(
+            executor.slots(),
+            active,
+            executor.held(),
+            self._pause.reason,
+            executor.problem,
+            self._failures,
+        )
 
     def devices(self) -> Sequence[Device]:
         """The GPUs that jobs can use."""
@@ -279,7 +285,10 @@ class Supervisor:
             if chosen is None:
                 return None
             first, slot = chosen
-            rows = store.claim(session, first, queue, slot=slot.id, device=slot.device)
+            rows = store.claim(
+                session, first, queue,
+                slot=slot.id, device=slot.device, device_kind=slot.kind,
+            )  # fmt: skip
         return (slot, rows) if rows else None
 
     def _readable_queue(self, session: Session) -> Sequence[RunRow]:

@@ -117,8 +117,8 @@ def lookup(
 ) -> LookupResult:
     """The features that fire on a token, or on the last token of a text, best match first.
 
-    `fold` and `exact` find the token that is `text` or, if there is none, `text` wherever it
-    stands; `text` always does the latter, `regex` finds an RE2 expression. `prefix` and `substring`
+    `fold` and `exact` find the token that is `text` or, if there is none, every occurrence of
+    `text`; `text` always does the latter, `regex` finds an RE2 expression. `prefix` and `substring`
     find tokens that contain `text`. All but `exact` ignore case unless `exact_case` is set.
     """
     return indexed.features.lookup(

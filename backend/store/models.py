@@ -61,6 +61,10 @@ class RunRow(Base):
     device: Mapped[str | None]
     slot: Mapped[str | None]
     """Slot that the supervisor chose; null for a run in a terminal."""
+    device_kind: Mapped[str | None]
+    """Of its last slot, such as the name of a GPU; a run that is queued again prefers the same one,
+    on which its bits stay the same.
+    """
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     request_digest: Mapped[str | None]
 

@@ -79,7 +79,13 @@ def fail_unreadable(session: Session, row: RunRow) -> bool:
 
 
 def claim(
-    session: Session, first: RunRow, queue: Sequence[RunRow], *, slot: str, device: str
+    session: Session,
+    first: RunRow,
+    queue: Sequence[RunRow],
+    *,
+    slot: str,
+    device: str,
+    device_kind: str = "",
 ) -> Sequence[RunRow]:
     """Assign a queued run to a slot and a new job, together with the runs of its sweep that can
     share its pass.
@@ -96,8 +102,9 @@ def claim(
         update(RunRow)
         .where(RunRow.seq.in_(wanted), RunRow.status == "queued")
         .values(
-            **_status("running"), slot=slot, device=device, started_at=at, reported_at=at,
-            job=new_job(first.id), pid=None, pid_created=None, phase="starting", queue_rank=None,
+            **_status("running"), slot=slot, device=device, device_kind=device_kind,
+            started_at=at, reported_at=at, job=new_job(first.id), pid=None, pid_created=None,
+            phase="starting", queue_rank=None,
         )
         .returning(RunRow)
         .execution_options(populate_existing=True)

@@ -67,7 +67,7 @@ class FeatureCalls(Connection):
         return self._call(FeatureHistory, "GET", run_path(run_id, "features", index, "history"))
 
     def lookup(self, run_id: str, text: str, **query: Unpack[LookupQuery]) -> LookupResult:
-        """The features that fire on a token, or on a text wherever it stands."""
+        """The features that fire on a token, or on the occurrences of a text."""
         path = run_path(run_id, "lookup")
         return self._call(LookupResult, "GET", path, {"text": text, **query})
 

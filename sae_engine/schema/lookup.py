@@ -20,8 +20,8 @@ class MatchedToken(Shape):
     id: int
     text: str
     count: int
-    """Positions in the index corpus that hold the token; if a text was looked for wherever it
-    stands, those in which it ends.
+    """Positions in the index corpus that hold the token; for a text that is not a token, those in
+    which it ends.
     """
 
 
@@ -58,17 +58,19 @@ class LookupResult(Shape):
     total: int
     """Number of features that fire on at least `min_count` of the positions."""
     phrase: bool
-    """The text was looked for wherever it stands, not among the tokens; statistics are over the
-    last token of each occurrence.
+    """The text was searched for in the corpus, not among the tokens; statistics are over the last
+    token of each occurrence.
     """
     count: int
     """Positions that statistics are over: all that hold a matching token, or in which the text
     ends.
     """
     occurrences: int | None
-    """How often the text stands in the corpus, whatever the tokens; null for parts of tokens."""
+    """How often the text occurs in the corpus, however it is split into tokens; null for parts of
+    tokens.
+    """
     places: list[TextPlace]
-    """A few of the positions, evenly spaced, if the text was looked for wherever it stands."""
+    """A few of the positions, evenly spaced, if the text was searched for in the corpus."""
     message: str | None
     """Why no features were found, in words; null if some were."""
     suggestions: list[str]

@@ -65,11 +65,11 @@ def resolve(
 ) -> Meaning:
     """Find what a query means; raises `UserError` for empty text and for a bad expression.
 
-    `fold` and `exact` mean the token that is the text or, if it is none that occurs, the text
-    wherever it stands in the corpus; `fold` ignores outer spaces. `prefix` and `substring` mean
-    tokens that contain the text; `prefix` ignores a token's leading space if the text has none.
-    `text` means the text wherever it stands, `regex` the matches of an expression. All but `exact`
-    ignore case unless the query heeds it.
+    `fold` and `exact` mean the token that is the text or, if no such token occurs, every occurrence
+    of the text in the corpus; `fold` ignores outer spaces. `prefix` and `substring` mean tokens
+    that contain the text; `prefix` ignores a token's leading space if the text has none. `text`
+    means every occurrence of the text, `regex` the matches of an expression. All but `exact` ignore
+    case unless the query heeds it.
     """
     if not query.text:
         raise UserError("The text to look up is empty; type a token, a word or a phrase.")

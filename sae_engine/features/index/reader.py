@@ -259,7 +259,7 @@ class FeatureIndex:
         limit: int = 20,
         labels: Labels | None = None,
     ) -> LookupResult:
-        """The features associated with tokens, or with a text wherever it stands, best first.
+        """The features associated with tokens, or with the occurrences of a text, best first.
 
         Only features that fire on at least `min_count` of the positions count. Raises `UserError`
         for empty text, and for a regular expression that is wrong or takes too long.

@@ -8,12 +8,13 @@ from backend.jobs.ray_api import Node
 from backend.jobs.ray_executor import slots_of
 from backend.jobs.slots import ALL_GPUS, Places
 from backend.settings import Settings
-from tests.backend.jobs.test_slots import row
+from tests.backend.jobs.test_slots import place, row
 
 
-def node(name: str, **resources: float) -> Node:
+def node(name: str, kind: str = "", **resources: float) -> Node:
     raylet = {"nodeId": "id", "nodeName": name, "state": "ALIVE", "resourcesTotal": resources}
-    return Node.model_validate({"raylet": raylet})
+    gpus = [{"index": index, "name": kind} for index in range(int(resources.get("GPU", 0)))]
+    return Node.model_validate({"raylet": raylet, "gpus": gpus})
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,29 @@ def test_a_model_spread_over_gpus_stays_on_one_machine() -> None:
     assert Places(slots, busy).place_for(spread) is None
     free = Places(slots, [row("spread", "b/cuda")]).free()
     assert [slot.id for slot in free] == ["a/cuda:0", "a/cuda:1", "a/cpu", "b/cpu"]
+
+
+def test_a_run_goes_back_to_the_kind_of_gpu_that_it_trained_on_if_one_is_free() -> None:
+    """Its bits stay the same there; but a machine where starts fail comes last."""
+    nodes = {"a": "A100", "h": "H100", "i": "H100"}
+    slots = [
+        slot
+        for name, kind in nodes.items()
+        for slot in slots_of(node(name, GPU=2, CPU=4, kind=kind), Settings())
+    ]
+    again = row("again")
+    assert place(Places(slots, []).place_for(again)) == "a/cuda:0"
+    again.device_kind = "H100"
+    assert place(Places(slots, []).place_for(again)) == "h/cuda:0"
+    assert place(Places(slots, [], failures={"h": 1}).place_for(again)) == "i/cuda:0"
+    assert place(Places(slots, [], failures={"h": 1, "i": 1}).place_for(again)) == "a/cuda:0"
+    busy = [row("other", f"{name}/cuda:{gpu}") for name in "hi" for gpu in (0, 1)]
+    assert place(Places(slots, busy).place_for(again)) == "a/cuda:0"
+    spread = row("spread", device_map="auto")
+    spread.device_kind = "H100"
+    whole = Places(slots, [busy[0]]).place_for(spread)
+    assert whole is not None
+    assert (whole.id, whole.kind) == ("i/cuda", "H100")
 
 
 def test_a_run_in_a_terminal_takes_no_slot_of_a_cluster() -> None:

@@ -304,6 +304,28 @@ def test_the_queue_runs_on_all_nodes_and_a_new_server_finds_its_runs(
 
 @on_postgresql
 @pytest.mark.postgresql
+def test_a_run_that_resumes_goes_back_to_its_kind_of_gpu(
+    settings: Settings, database: Database, cluster: FakeCluster
+) -> None:
+    for node, kind in {"a": "A100", "b": "H100"}.items():
+        cluster.nodes[node] = {"GPU": 1}
+        cluster.gpus[node] = [{"name": kind}]
+    with server(settings, cluster) as client:
+        runs = [create(client, "wait") for _ in range(2)]
+        for run in runs:
+            wait_for(lambda run=run: read(client, run.id).progress.step == 20)
+            client.post(f"/api/runs/{run.id}/stop")
+        for run, device in zip(runs, ("a/cuda:0", "b/cuda:0"), strict=True):
+            assert wait_for_status(client, run.id, "stopped", "failed").device == device
+        client.post(f"/api/runs/{runs[1].id}/resume")
+        wait_for(lambda: read(client, runs[1].id).progress.phase == "waiting")
+        assert read(client, runs[1].id).device == "b/cuda:0"
+        client.post(f"/api/runs/{runs[1].id}/stop")
+        wait_for_status(client, runs[1].id, "stopped")
+
+
+@on_postgresql
+@pytest.mark.postgresql
 def test_a_job_that_ray_has_lost_goes_on_while_it_reports_and_is_replaced_when_it_does_not(
     settings: Settings,
     database: Database,
