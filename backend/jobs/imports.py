@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,13 @@ def unzipped(settings: Settings, path: str) -> str:
     if is_on_hub(path) or not is_archive(archive):
         return path
     return str(unpacked(archive, settings.data_dir / FOLDER))
+
+
+def remove_unpacked(settings: Settings, path: str) -> None:
+    """Remove the SAE at `path` if it was unpacked from a zip, which unpacks it again if needed."""
+    folder = Path(path).parent
+    if folder.parent == settings.data_dir / FOLDER:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def import_request(body: ImportCreate) -> RunCreate:

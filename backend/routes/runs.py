@@ -14,7 +14,7 @@ from backend.errors import ConflictError, UnprocessableError
 from backend.http.configs import check_runnable, readable_sae, with_local_files
 from backend.http.parameters import IdempotencyKey, PageLimit
 from backend.http.services import Services, ServicesDep
-from backend.jobs.imports import import_request
+from backend.jobs.imports import import_request, remove_unpacked
 from backend.jobs.naming import member_config, named_config
 from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.features import SortOrder
@@ -187,12 +187,14 @@ def update_run(run_id: str, body: RunPatch, services: ServicesDep) -> Run:
 def delete_run(run_id: str, services: ServicesDep) -> None:
     """Delete a run with its folder and everything computed from it; refused while it runs."""
     with services.database.writing() as session:
-        store.delete_run(session, run_id)
+        unused_sae = store.delete_run(session, run_id)
     folder = services.settings.run_folder(run_id).path
     if folder.is_symlink():  # the user keeps its files elsewhere; leave them there
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
+    if unused_sae is not None:
+        remove_unpacked(services.settings, unused_sae)
     services.analyses.forget(run_id)
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from backend.errors import ConflictError, NotFoundError, UnprocessableError
 from backend.store.common import ACTIVE, changes_rows, now
-from backend.store.configs import UnreadableConfigError, config_of
+from backend.store.configs import UnreadableConfigError, config_of, readable_config
 from backend.store.models import RunRow, TagRow
 from backend.store.queue import last_rank, move_in_queue
 from sae_engine.errors import UserError
@@ -121,9 +121,12 @@ def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
     return row
 
 
-def delete_run(session: Session, run_id: str) -> None:
-    """Delete a run and everything stored about it; refuses while it is active."""
+def delete_run(session: Session, run_id: str) -> str | None:
+    """Delete a run and everything stored about it; refuses while it is active. Returns the path of
+    the SAE that it imported if no other run did.
+    """
     row = get_run(session, run_id)
+    path = readable_config(row).config.sae.pretrained
     deleted = changes_rows(
         session, delete(RunRow).where(RunRow.id == run_id, RunRow.status.not_in(ACTIVE))
     )
@@ -131,6 +134,10 @@ def delete_run(session: Session, run_id: str) -> None:
         raise ConflictError(
             f"The run '{row.name}' is {row.status}; stop it before deleting it.", kind="run-active"
         )
+    if path is None:
+        return None
+    others = RunRow.config["sae"]["pretrained"].as_string() == path
+    return None if session.scalar(select(RunRow.seq).where(others).limit(1)) else path
 
 
 def _tag_rows(tags: Iterable[str]) -> list[TagRow]:

@@ -21,7 +21,7 @@ from backend.store.database import Database
 from sae_engine.errors import UserError
 from sae_engine.presets import resolve_config
 from sae_engine.schema.fields import Value
-from sae_engine.schema.runs import Run
+from sae_engine.schema.runs import ENDED, Run
 from tests.backend.conftest import wait_for_status
 from tests.backend.fake_engine import train as fake_train
 
@@ -288,11 +288,31 @@ def test_a_zip_is_imported_as_its_folder(
     assert run.json()["config"]["sae"]["pretrained"] == str(folder)
 
 
-def test_the_command_line_imports_a_zip(
-    tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str]
+def test_what_was_unpacked_goes_with_the_last_run_that_imported_it(
+    client: TestClient, settings: Settings, sae: Path
 ) -> None:
-    options = ["--model", "tiny-gemma2", "--layer", "77", "--data-dir", str(tmp_path / "x")]
-    assert main(["import", str(zipped(sae)), *options]) == 2
+    archive = zipped(sae)
+    runs = [post(client, path).json() for path in (archive, archive, sae.parent)]
+    paths = [Path(run["config"]["sae"]["pretrained"]) for run in runs]
+    assert paths[0] == paths[1] != paths[2]
+    for run, is_left in zip(runs, (True, False, False), strict=True):
+        client.post(f"/api/runs/{run['id']}/stop")
+        wait_for_status(client, run["id"], *ENDED)
+        assert client.delete(f"/api/runs/{run['id']}").status_code == 204
+        assert paths[0].exists() is is_left
+    assert archive.exists()
+    assert paths[2].exists()
+    assert not list(settings.data_dir.glob("imports/*"))
+    assert Path(post(client, archive).json()["config"]["sae"]["pretrained"]).exists()
+
+
+@pytest.mark.parametrize("command", [["import"], ["train", "--eval-only", "--sae.pretrained"]])
+def test_the_command_line_imports_a_zip(
+    tmp_path: Path, sae: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    place = ["--model.name", "tiny-gemma2", "--model.layer", "77"]
+    options = [*place, "--data-dir", str(tmp_path / "x")]
+    assert main([*command, str(zipped(sae)), *options]) == 2
     assert "Layer 77 does not exist" in capsys.readouterr().err
     [copy] = (tmp_path / "x" / "imports").rglob(sae.name)
     assert copy.read_bytes() == sae.read_bytes()

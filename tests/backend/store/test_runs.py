@@ -151,6 +151,18 @@ def test_a_run_can_be_stopped_until_it_has_ended(database: Database, status: Run
                 store.request_stop(session, run_id, force=False)
 
 
+@pytest.mark.both_databases
+def test_the_last_run_of_an_imported_sae_names_it_when_it_is_deleted(database: Database) -> None:
+    saes = ["/an/sae", "/an/sae", "/another's", None]
+    with database.writing() as session:
+        for path in saes:
+            config = resolve_config("quick-test", {"name": "run", "sae": {"pretrained": path}})
+            store.add_run(session, config=config)
+        runs = [row.id for row in store.queued_runs(session)]
+        deleted = [store.delete_run(session, run_id) for run_id in runs]
+    assert deleted == [None, *saes[1:]]
+
+
 @pytest.mark.parametrize("status", STATUSES)
 def test_only_runs_that_ended_early_are_requeued(database: Database, status: RunStatus) -> None:
     with database.writing() as session:
