@@ -46,6 +46,17 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def unit_rows(rows: Any) -> Any:
+    """The rows of a matrix, divided by their norms."""
+    return rows / (rows**2).sum(1, keepdims=True) ** 0.5
+
+
+def again(mine: Any, theirs: Any) -> str:
+    """How well directions [n, d] are found among others [m, d], both with rows of norm 1."""
+    best = (mine @ theirs.T).max(axis=1)
+    return f"again {best.mean():.2f}, above .7 {(best > 0.7).mean():.0%}"
+
+
 def wait_for(condition: Callable[[], Any], timeout_seconds: float, *, every: float = 0.25) -> Any:
     """Poll until the condition is true and return it; raises `TimeoutError`."""
     deadline = time.monotonic() + timeout_seconds

@@ -29,7 +29,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from _common import machine, parser
+from _common import again, machine, parser, unit_rows
 from numpy.typing import NDArray
 
 from sae_engine.features.index.clarity import Groups, latent_groups
@@ -153,16 +153,9 @@ def lookup(index: FeatureIndex, text: str, match: Any) -> Any:
     return index.lookup(text, match=match, limit=1).features
 
 
-def consistency(one: FeatureIndex, other: FeatureIndex) -> str:
-    mine, theirs = (live_directions(index) for index in (one, other))
-    best = (mine @ theirs.T).max(axis=1)
-    return f"  again {best.mean():.2f}, above .7 {(best > 0.7).mean():.0%}"
-
-
 def live_directions(index: FeatureIndex) -> NDArray[np.float32]:
     """[live latents, d_in] unit decoder rows."""
-    rows = open_decoder(index.folder / SAE)[:][index.arrays.fired > 0]
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit_rows(open_decoder(index.folder / SAE)[:][index.arrays.fired > 0])
 
 
 def trained(recipe: str, folder: Path, seed: int) -> tuple[FeatureIndex, dict[str, float], float]:
@@ -192,7 +185,7 @@ def main() -> None:
             report(recipe, *first)
             if chosen.consistency:
                 other, _, _ = trained(recipe, Path(folder) / "1", seed=1)
-                print(consistency(first[0], other), flush=True)
+                print(f"  {again(live_directions(first[0]), live_directions(other))}", flush=True)
 
 
 if __name__ == "__main__":
