@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import AsyncGenerator
@@ -108,6 +109,7 @@ def _run(
     from backend import store
     from backend.app import access, api_mount, create_api, running
     from backend.http.connections import ImpatientProtocol, most_connections
+    from backend.jobs.logs import log_plainly
     from backend.jobs.supervisor import job_command
 
     api = create_api(settings, command=command or job_command)
@@ -127,6 +129,7 @@ def _run(
         middleware=access(settings),
         lifespan=lifespan,
     )
+    log_plainly(logging.WARNING)
     bootstrap.load_config_options(
         {**STREAMLIT_OPTIONS, "server.address": settings.host, "server.port": port}
     )

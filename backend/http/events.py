@@ -25,7 +25,7 @@ from backend import store
 from backend.http.curves import metric_value
 from backend.http.shapes import notice_shape, run_error, snapshot_shape
 from backend.http.sse import comment_text, event_text, number_text, retry_text
-from backend.store.database import Database
+from backend.store.database import Database, log_failure
 from sae_engine.schema.runs import ENDED, MetricsEvent, StatusEvent
 
 POLL_SECONDS = 0.5
@@ -130,8 +130,8 @@ class EventFeed:
         followed = list(self._listeners)
         try:
             latest = await run_in_threadpool(self._latest_revisions, followed)
-        except SQLAlchemyError:
-            _log.exception("cannot read the runs' latest revisions; trying again")
+        except SQLAlchemyError as error:
+            log_failure(_log, "cannot read the runs' latest revisions; trying again", error)
             return
         for run_id in followed:
             self._latest.pop(run_id, None)  # deleted runs do not come back

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from backend.errors import ApiError, FailedError, UnauthorizedError
-from backend.store.database import DISK_FULL, DatabaseGoneError, lacks_room, refusal
+from backend.store.database import DISK_FULL, DatabaseGoneError, lacks_room, log_failure, refusal
 from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.features.index.manifest import IndexDamagedError
 from sae_engine.schema.problems import FieldProblem, Problem
@@ -148,7 +148,7 @@ async def _http_error(request: Request, error: HTTPException) -> ProblemResponse
 async def _database_error(_: Request, error: OperationalError) -> ProblemResponse:
     if lacks_room(error):
         return ProblemResponse(507, DISK_FULL, kind="disk-full")
-    _log.error("the database does not respond", exc_info=error)
+    log_failure(_log, "the database does not respond", error)
     detail = "The database does not respond; try again, or see the server's log."
     if (reason := refusal(error)) is not None:
         detail = f"The database refuses this server ({reason}); see SAE_WORKBENCH_DATABASE_URL."

@@ -37,9 +37,9 @@ class PlainFormatter(logging.Formatter):
         return plain(super().format(record))
 
 
-def log_plainly() -> None:
-    """Log to standard error, as a process of its own does."""
-    logging.basicConfig(level=logging.INFO, force=True)
+def log_plainly(level: int = logging.INFO) -> None:
+    """Log to standard error, with the time, as a process of its own does."""
+    logging.basicConfig(level=level, force=True)
     logging.getLogger().handlers[0].setFormatter(PlainFormatter())
 
 

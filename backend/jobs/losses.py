@@ -32,7 +32,7 @@ def queue_again_after_loss(session: Session, row: RunRow, folder: RunFolder, nod
     losses = 1 + sum(
         n.kind == "node_lost" and n.step == step for n in store.notices(session, row.id)
     )
-    message = f"The node {node} was lost, or its connection."
+    message = f"The machine {node} was lost, or its connection."
     if losses > MOST_LOSSES:
         message += f" The run was queued again {MOST_LOSSES} times without a new checkpoint."
     store.fail_run(

@@ -83,7 +83,7 @@ class RayExecutor:
                 self._has_folder = True
             self._nodes = self._api.nodes()
             self._slots = [s for node in self._nodes for s in slots_of(node, self._settings)]
-            problem = None if self._slots else "No node of the Ray cluster offers a GPU or CPUs."
+            problem = None if self._slots else "No machine of the Ray cluster offers a GPU or CPUs."
         except UserError as error:
             problem = str(error)
         if problem is not None and problem != self._problem:  # once, not at every try
@@ -103,7 +103,7 @@ class RayExecutor:
     def start(self, job: str, slot: Slot, run_ids: Sequence[str]) -> None:
         node = next((node for node in self._nodes if node.name == slot.node), None)
         if node is None:
-            raise NotStartedError(f"The node {slot.node} is gone", may_pass=True)
+            raise NotStartedError(f"The machine {slot.node} is gone", may_pass=True)
         submission = Submission(
             job=job,
             entrypoint=_entrypoint(self._command(job), slot),

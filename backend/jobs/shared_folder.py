@@ -38,10 +38,10 @@ def claim_folder(database: Database, data_dir: Path) -> None:
 
 
 def check_folder(database: Database, data_dir: Path, node: str) -> None:
-    """Raise `UnsharedFolderError` unless a job on this node sees the servers' data folder."""
+    """Raise `UnsharedFolderError` unless a job on this machine sees the servers' data folder."""
     with database.reading() as session:
         known = store.folder_id(session)
-    _require(known, data_dir, f"The node {node}")
+    _require(known, data_dir, f"The machine {node}")
 
 
 def found_id(data_dir: Path) -> str | None:

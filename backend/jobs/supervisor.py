@@ -39,7 +39,7 @@ from backend.jobs.slots import Places, Slot, node_of
 from backend.jobs.supervisor_lock import supervisor_lock
 from backend.jobs.verdicts import verdict
 from backend.settings import Settings
-from backend.store.database import Database
+from backend.store.database import Database, log_failure
 from backend.store.models import RunRow
 from sae_engine.schema.machine import Device
 
@@ -124,7 +124,7 @@ class Supervisor:
             except Exception as error:
                 if str(error) != self._last_error:  # once, not at every poll
                     self._last_error = str(error)
-                    _log.exception("supervising failed; trying again")
+                    log_failure(_log, "supervising failed; trying again", error)
             self._wake.wait(self._poll_seconds)
 
     def _acquire(self) -> bool:

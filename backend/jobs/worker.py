@@ -43,6 +43,13 @@ def main(job: str, node: str = "", *, train: Train = engine) -> int:
     log_plainly()
     signal.signal(signal.SIGTERM, raise_terminated)
     settings = load_settings()
+    if node and settings.database_url is None:
+        print(
+            f"SAE_WORKBENCH_DATABASE_URL is not set on the machine {node}; set it before `ray "
+            "start` there.",
+            file=sys.stderr,
+        )
+        return os.EX_CONFIG
     database = Database(settings.resolved_database_url, busy_seconds=JOB_BUSY_SECONDS)
     try:
         if node:

@@ -8,6 +8,7 @@ overwriting each other. Readers never wait and see one consistent state (write-a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -23,7 +24,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from backend.migrations import UnknownRevisionError, head, upgrade
-from sae_engine.errors import UserError
+from sae_engine.errors import UserError, cause_of
 
 BUSY_TIMEOUT_SECONDS = 30.0
 DISK_FULL = (
@@ -262,6 +263,14 @@ def is_locked(error: DBAPIError) -> bool:
         code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without its extension
         return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
     return getattr(error.orig, "sqlstate", None) == LOCK_TIMEOUT_STATE
+
+
+def log_failure(log: logging.Logger, what: str, error: Exception) -> None:
+    """Log an error with its traceback, or in one line if the database is away."""
+    if isinstance(error, OperationalError):
+        log.error("%s (%s)", what, cause_of(error.orig or error))
+    else:
+        log.error(what, exc_info=error)
 
 
 def refusal(error: DBAPIError) -> str | None:

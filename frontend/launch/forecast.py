@@ -11,7 +11,7 @@ from sae_engine.schema.machine import Forecast
 def forecast_block(forecast: Forecast) -> str:
     """Memory, disk, time and size side by side, and each warning in a frame."""
     num_runs, disk, device = forecast.num_runs, forecast.disk_bytes, forecast.slot_device
-    kind = "CPU" if device == "cpu" else "GPU"
+    kind = "CPU" if device.endswith("cpu") else "GPU"
     memory = " + ".join(f"{part.name} {gibibytes(part.bytes)}" for part in forecast.memory)
     basis = forecast.seconds_from
     facts = [

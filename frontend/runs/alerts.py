@@ -22,7 +22,7 @@ ALERTS: dict[AlertKind, tuple[str, str]] = {
     "throughput": ("slow", "Training is much slower than before."),
     "disk": ("disk low", "The disk that holds the runs is almost full."),
     "no_progress": ("no progress", "No progress for a long time."),
-    "node_lost": ("node lost", "The machine was lost; the run was queued again."),
+    "node_lost": ("machine lost", "The machine was lost; the run was queued again."),
 }
 """A short name and a sentence for each kind."""
 PASSING: tuple[AlertKind, ...] = ("throughput", "disk", "no_progress")

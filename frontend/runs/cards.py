@@ -8,6 +8,7 @@ from statistics import fmean
 
 from frontend.charts.series import finite_values
 from frontend.html.format import count, duration, elapsed, metric_text, short_count
+from frontend.runs.devices import is_of_cluster
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries, MetricValue, Run
 
@@ -57,7 +58,9 @@ def _change_text(name: str, series: list[MetricValue]) -> str:
 
 
 def progress_line(run: Run) -> str:
-    """`step / total · tokens · elapsed · remaining · phase`, leaving out what is unknown."""
+    """`step / total · tokens · elapsed · remaining · phase · device`, leaving out what is unknown,
+    and the device if it is this machine's.
+    """
     at = run.progress
     begun = at.step > 0 or at.total_steps is not None
     steps = f"step {count(at.step)}" + (f" / {count(at.total_steps)}" if at.total_steps else "")
@@ -71,7 +74,8 @@ def progress_line(run: Run) -> str:
     known = run.status == "running" and at.eta_seconds is not None and at.eta_seconds >= 1
     left = f"about {duration(at.eta_seconds)} left" if known else ""
     phase = at.phase if run.status in ("queued", "running", "stopping") and at.phase else ""
-    return " · ".join(part for part in (steps, tokens, spent, left, phase) if part)
+    where = f"on {run.device}" if phase and is_of_cluster(run.device) else ""
+    return " · ".join(part for part in (steps, tokens, spent, left, phase, where) if part)
 
 
 def fraction_done(run: Run) -> float | None:

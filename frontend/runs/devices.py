@@ -10,6 +10,11 @@ HOT_CELSIUS = 85
 FULL = 0.9
 
 
+def is_of_cluster(device: str | None) -> bool:
+    """Whether the meters here are of the server and not of the device's machine."""
+    return device is not None and "/" in device
+
+
 def device_panel(system: System, *, device: str | None = None) -> str:
     """Meters of the machine; of its GPUs only `device`, if one is given."""
     gpus = [gpu for gpu in system.devices if device in (None, "cuda", gpu.id)]

@@ -29,7 +29,7 @@ from frontend.runs.alerts import alert_badges, with_marks
 from frontend.runs.cards import cards, fraction_done, progress_line
 from frontend.runs.comparison import csv_button
 from frontend.runs.curve_panels import curve_view, show_panels
-from frontend.runs.devices import device_panel
+from frontend.runs.devices import device_panel, is_of_cluster
 from frontend.runs.log import show_log
 from frontend.runs.push import push_form
 from frontend.runs.queue import show_place
@@ -97,7 +97,7 @@ def _live(drawn: Run) -> None:
         recent = reversed(notices[-MOST_NOTICES:])
         html_block("".join(notice(n.message, level=n.level) for n in recent))
         if run.status not in ENDED:
-            html_block(panel_title("Machine"))
+            html_block(panel_title("Server" if is_of_cluster(run.device) else "Machine"))
             html_block(device_panel(client().system(), device=run.device))
 
 

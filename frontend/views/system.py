@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 
 import streamlit as st
 
@@ -61,16 +62,24 @@ def _system() -> None:
 
 
 def devices_table(system: System, active: Mapping[str, Run]) -> str:
-    """A row for each slot with its runs; runs outside of all slots come last."""
+    """A row for each slot with its runs, then one for each other device: of runs in a terminal, and
+    of those on a machine that has left the cluster.
+    """
     rows = "".join(
         _row(f"<strong>{escaped(slot.id)}</strong>", [active[i] for i in slot.runs if i in active])
         for slot in system.slots
     )
     placed = {run_id for slot in system.slots for run_id in slot.runs}
-    others = [run for run in active.values() if run.id not in placed]
-    if others:
-        rows += _row("other", others)
+    for device, runs in groupby(
+        sorted((run for run in active.values() if run.id not in placed), key=_device),
+        key=_device,
+    ):
+        rows += _row(escaped(device), list(runs))
     return table("<th>Device</th><th>Running</th>", rows, css="slots")
+
+
+def _device(run: Run) -> str:
+    return run.device or "other"
 
 
 def _row(name_html: str, runs: list[Run]) -> str:

@@ -6,6 +6,7 @@ Trained by `trainer`, made from other formats by `interop`; read by `training`, 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
@@ -148,6 +149,7 @@ class SAE(nn.Module, ABC):
             if name != "W_enc":
                 tensors[name] = tensor.contiguous()
         save_file(tensors, path, metadata=metadata)
+        _sort_metadata(path)
 
     @classmethod
     def load(cls: type[_SAE], path: Path | str) -> _SAE:
@@ -265,6 +267,20 @@ class JumpReLUSAE(SAE):
 
 
 @torch.no_grad()
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a file, which safetensors writes in any order, so that equal SAEs are
+    equal files.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:
+            file.seek(8)
+            file.write(text)
+
+
 def sae_of(
     *,
     W_enc: Tensor,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from starlette.testclient import TestClient
 
-from backend import store
 from backend.app import create_app
-from backend.jobs import ray_executor
 from backend.jobs.executor import Alive, Ended, Job, NotStartedError, Unknown, job_command
 from backend.jobs.executors import executor_for
 from backend.jobs.local_executor import LocalExecutor
@@ -23,21 +20,7 @@ from backend.jobs.slots import ALL_GPUS, Slot
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import UserError
-from tests.backend.conftest import URL, create, read, wait_for, wait_for_status
-from tests.backend.fake_cluster import MIB, TOKEN, FakeCluster, running_cluster
-from tests.backend.fake_engine import fake_job
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, settings: Settings) -> Iterator[FakeCluster]:
-    with running_cluster(tmp_path) as cluster:
-        for node in ("a", "b"):
-            cluster.environments[node] = {
-                "SAE_WORKBENCH_DATA_DIR": str(settings.data_dir),
-                "SAE_WORKBENCH_DATABASE_URL": settings.resolved_database_url,
-                "NODE": node,
-            }
-        yield cluster
+from tests.backend.fake_cluster import MIB, TOKEN, FakeCluster
 
 
 @pytest.fixture
@@ -85,7 +68,7 @@ def unchanged(_: FakeCluster) -> None:
         (opened, TOKEN, "lets anyone run commands; start it with RAY_AUTH_MODE=token"),
         (aged, TOKEN, "runs Ray 2.9.3; use 2.60 or newer"),
         (aged_and_opened, TOKEN, "runs Ray 1.13.0; use 2.60 or newer"),
-        (emptied, TOKEN, "No node of the Ray cluster offers a GPU or CPUs."),
+        (emptied, TOKEN, "No machine of the Ray cluster offers a GPU or CPUs."),
     ],
 )
 def test_a_cluster_that_cannot_be_used_is_one_sentence(
@@ -247,144 +230,3 @@ def test_another_data_folder_is_refused(
     assert found is not None
     assert "This server does not see the data folder of the database" in found
     assert problem(cluster.url, TOKEN, settings, database) is None
-
-
-# Whole servers
-
-
-@contextmanager
-def server(settings: Settings, cluster: FakeCluster) -> Iterator[TestClient]:
-    settings = settings.model_copy(update={"ray_url": cluster.url})
-    settings = settings.model_validate({**settings.model_dump(), "ray_token": TOKEN})
-    with TestClient(create_app(settings, command=fake_job), URL) as client:
-        wait_for(lambda: client.get("/api/system").json()["problem"] is None)
-        yield client
-
-
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "LOOK_SECONDS", 0.1)
-
-
-@on_postgresql
-@pytest.mark.postgresql
-def test_the_queue_runs_on_all_nodes_and_a_new_server_finds_its_runs(
-    settings: Settings, database: Database, cluster: FakeCluster
-) -> None:
-    with server(settings, cluster) as client:
-        runs = [create(client, "wait") for _ in range(3)]
-        for run in runs[:2]:
-            wait_for(lambda run=run: read(client, run.id).progress.step == 20)
-        assert [read(client, run.id).device for run in runs] == ["a/cpu", "b/cpu", None]
-        slots = client.get("/api/system").json()["slots"]
-        assert [(slot["id"], slot["runs"]) for slot in slots] == [
-            ("a/cpu", [runs[0].id]),
-            ("b/cpu", [runs[1].id]),
-        ]
-        waiting = read(client, runs[2].id).waiting_for
-        assert waiting == "Waiting for a/cpu and b/cpu, in use by 'wait'."
-        assert "fake engine: wait, resume=False" in client.get(f"/api/runs/{runs[0].id}/log").text
-    with server(settings, cluster) as client:
-        assert [read(client, run.id).status for run in runs] == ["running", "running", "queued"]
-        client.post(f"/api/runs/{runs[0].id}/stop")
-        assert wait_for_status(client, runs[0].id, "stopped", "failed", "interrupted").resumable
-        wait_for(lambda: read(client, runs[2].id).device == "a/cpu")
-        client.post(f"/api/runs/{runs[1].id}/stop?force=true")
-        assert wait_for_status(client, runs[1].id, "stopped", "failed").status == "stopped"
-        client.post(f"/api/runs/{runs[0].id}/resume")
-        wait_for(lambda: read(client, runs[0].id).device == "b/cpu")
-        wait_for(lambda: "resume=True" in client.get(f"/api/runs/{runs[0].id}/log").text)
-        for run in (runs[0], runs[2]):
-            client.post(f"/api/runs/{run.id}/stop")
-            wait_for_status(client, run.id, "stopped")
-
-
-@on_postgresql
-@pytest.mark.postgresql
-def test_a_run_that_resumes_goes_back_to_its_kind_of_gpu(
-    settings: Settings, database: Database, cluster: FakeCluster
-) -> None:
-    for node, kind in {"a": "A100", "b": "H100"}.items():
-        cluster.nodes[node] = {"GPU": 1}
-        cluster.gpus[node] = [{"name": kind}]
-    with server(settings, cluster) as client:
-        runs = [create(client, "wait") for _ in range(2)]
-        for run in runs:
-            wait_for(lambda run=run: read(client, run.id).progress.step == 20)
-            client.post(f"/api/runs/{run.id}/stop")
-        for run, device in zip(runs, ("a/cuda:0", "b/cuda:0"), strict=True):
-            assert wait_for_status(client, run.id, "stopped", "failed").device == device
-        client.post(f"/api/runs/{runs[1].id}/resume")
-        wait_for(lambda: read(client, runs[1].id).progress.phase == "waiting")
-        assert read(client, runs[1].id).device == "b/cuda:0"
-        client.post(f"/api/runs/{runs[1].id}/stop")
-        wait_for_status(client, runs[1].id, "stopped")
-
-
-@on_postgresql
-@pytest.mark.postgresql
-def test_a_job_that_ray_has_lost_goes_on_while_it_reports_and_is_replaced_when_it_does_not(
-    settings: Settings,
-    database: Database,
-    cluster: FakeCluster,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Also where the clocks of the nodes are minutes ahead and behind."""
-    cluster.environments["a"]["CLOCK_MINUTES"] = "5"
-    cluster.environments["b"]["CLOCK_MINUTES"] = "-5"
-    monkeypatch.setattr(ray_executor, "LOST_SILENCE", timedelta(seconds=2))
-    # As usual, a node is known to be gone before a run on it is given up.
-    monkeypatch.setattr(ray_executor, "NODES_SECONDS", 0.25)
-    with server(settings, cluster) as client:
-        run = create(client, "wait")
-        wait_for(lambda: read(client, run.id).progress.step == 20)
-        with database.reading() as session:
-            reported_at = store.get_run(session, run.id).reported_at
-        assert reported_at is not None
-        assert reported_at - datetime.now(UTC) > timedelta(minutes=4)
-        first = cluster.job_on("a")
-        first.forced_status = "FAILED"
-        other = create(client, "finish")  # takes seconds on the other node
-        wait_for_status(client, other.id, "finished")
-        assert read(client, run.id).status == "running"
-        first.signal(signal.SIGSTOP)
-        del cluster.nodes["a"]
-        wait_for(lambda: read(client, run.id).device == "b/cpu")
-        assert read(client, run.id).alerts[-1] == "node_lost"
-        [notice] = [n for n in client.get(f"/api/runs/{run.id}/notices").json() if n["kind"]][1:]
-        assert "The node a was lost" in notice["message"]
-        assert "(1 of 3 times)" in notice["message"]
-        wait_for(lambda: read(client, run.id).progress.phase == "waiting")
-        first.signal(signal.SIGCONT)
-        wait_for(lambda: first.process.poll() is not None)
-        assert (read(client, run.id).status, read(client, run.id).device) == ("running", "b/cpu")
-        client.post(f"/api/runs/{run.id}/stop")
-        assert wait_for_status(client, run.id, "stopped", "failed").status == "stopped"
-
-
-@on_postgresql
-@pytest.mark.postgresql
-def test_a_run_goes_to_the_node_that_sees_the_data_folder(
-    settings: Settings, database: Database, cluster: FakeCluster, tmp_path: Path
-) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    cluster.environments["a"]["SAE_WORKBENCH_DATA_DIR"] = str(elsewhere)
-    with server(settings, cluster) as client:
-        run = create(client, "finish")
-        reasons: list[str] = []
-
-        def ended() -> bool:
-            found = read(client, run.id)
-            reasons.append(found.waiting_for or "")
-            return found.status in ("finished", "failed", "interrupted")
-
-        wait_for(ended)
-        assert read(client, run.id).status == "finished"
-        assert read(client, run.id).device == "b/cpu"
-    words = f"The node a does not see the data folder of the database at '{elsewhere}'"
-    assert any(words in reason for reason in reasons)
-    assert not any(elsewhere.iterdir())

@@ -26,6 +26,11 @@ def test_progress_names_steps_tokens_times_and_phase() -> None:
     )
 
 
+def test_only_a_run_on_another_machine_names_its_device() -> None:
+    assert cards.progress_line(make_run(device="cuda:1")).endswith("training")
+    assert cards.progress_line(make_run(device="a/cuda:1")).endswith("training · on a/cuda:1")
+
+
 def test_before_its_length_is_known_a_run_shows_only_what_it_does() -> None:
     progress = make_run().progress.model_copy(
         update={"step": 0, "total_steps": None, "tokens": 0, "phase": "importing PyTorch"}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from frontend.runs.devices import device_panel
-from sae_engine.schema.machine import Device, System
+from frontend.views.system import devices_table
+from sae_engine.schema.machine import Device, Slot, System
+from tests.frontend.samples import make_run
 
 GIB = 2**30
 
@@ -49,3 +53,13 @@ def test_meters_are_red_where_a_device_is_hot_or_full(system: System) -> None:
 def test_a_run_on_the_cpu_shows_no_gpu(system: System) -> None:
     assert "GPU" not in device_panel(system, device="cpu")
     assert "GPU" in device_panel(system, device="cuda")
+
+
+def test_a_run_on_a_machine_that_left_the_cluster_stands_beside_its_name(system: System) -> None:
+    slot = Slot(id="b/cpu", device="cpu", runs=["second"])
+    devices = {"first": "a/cpu", "second": "b/cpu", "third": "a/cpu", "fourth": None}
+    runs = {name: make_run(id=name, name=name, device=at) for name, at in devices.items()}
+    found = devices_table(system.model_copy(update={"slots": [slot]}), runs)
+    rows = re.findall(r"<tr><td>(?:<strong>)?([^<]+)(.*?)</tr>", found)
+    placed = {where: re.findall(r"run\?id=(\w+)", works) for where, works in rows}
+    assert placed == {"b/cpu": ["second"], "a/cpu": ["first", "third"], "other": ["fourth"]}

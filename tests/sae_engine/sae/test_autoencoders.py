@@ -164,6 +164,18 @@ def test_jumprelu_codes_have_width_one_if_nothing_is_active():
     assert code.acts.tolist() == [[0.0]] * 3
 
 
+def test_equal_saes_are_equal_files(tmp_path: Path):
+    sae = TopKSAE(4, 8, 2)
+    sae.ranks_by_norm, sae.passes_mean = False, True
+    contents = set[bytes]()
+    for _ in range(8):  # safetensors writes the four settings in another order each time
+        sae.save(tmp_path / "sae.safetensors")
+        contents.add((tmp_path / "sae.safetensors").read_bytes())
+    assert len(contents) == 1
+    loaded = TopKSAE.load(tmp_path / "sae.safetensors")
+    assert (loaded.k, loaded.ranks_by_norm, loaded.passes_mean) == (2, False, True)
+
+
 def test_a_saved_jumprelu_sae_is_loaded_unchanged_and_not_as_topk(tmp_path: Path):
     sae = random_jumprelu(2).folded(3.0)
     sae.save(tmp_path / "sae.safetensors")
