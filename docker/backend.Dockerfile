@@ -6,10 +6,11 @@ ARG PIP_ARGS=""
 # Those of a cluster's machines also have `ray`.
 ARG EXTRAS="app,map,postgresql"
 
-# Triton, which trains on GPUs, compiles its link to the driver with gcc.
+# Triton, which trains on GPUs, compiles its link to the driver with gcc. KubeRay asks with wget
+# whether a node is well.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev wget \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
