@@ -146,12 +146,15 @@ class Recorder:
             case PlanRecord():
                 self._total_tokens = record.total_tokens
                 self._visible_device = record.device
+                device = self._device or record.device
+                plan = record.model_copy(update={"device": device})
                 store.update_run(
                     session,
                     run_id,
                     total_steps=record.total_steps,
                     total_tokens=record.total_tokens,
-                    device=self._device or record.device,
+                    device=device,
+                    chosen=plan.chosen(self._config),
                 )
                 self._store_size(session, record)
             case StartRecord():

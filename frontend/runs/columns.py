@@ -20,7 +20,8 @@ from frontend.html.format import (
 from frontend.html.tokens import escaped
 from frontend.runs.alerts import alert_count
 from frontend.runs.cards import fraction_done
-from sae_engine.schema.fields import field_specs, value_of, value_text
+from frontend.runs.setting_text import setting_text
+from sae_engine.schema.fields import field_specs
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunSort
 
@@ -138,8 +139,7 @@ def _setting(path: str) -> Column | None:
         return None
 
     def cell(run: Run) -> str:
-        value = value_of(run.config, path)
-        return DASH if value is None else escaped(value_text(path, value))
+        return escaped(setting_text(run, path))
 
     is_number = spec.kind in ("int", "float")
     return Column(f"<code>{path}</code>", spec.help, cell, number=is_number)

@@ -31,7 +31,7 @@ def show() -> None:
     left, right = st.columns([1.5, 1], gap="large")
     with left:
         is_imported = run.config.sae.pretrained is not None
-        _settings(settings_of(run.config, preset), preset.name, counts_changes=not is_imported)
+        _settings(settings_of(run, preset), preset.name, counts_changes=not is_imported)
     with right:
         _repeat(run, preset)
         _environment(run)
