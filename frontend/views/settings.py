@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.api.cache import cached_presets, client
 from frontend.html.blocks import html_block, notice, panel_title, show_linked
 from frontend.html.tokens import escaped
-from frontend.launch.forms import as_command, as_yaml
+from frontend.launch.forms import as_command, as_import_command, as_yaml
 from frontend.runs.settings import (
     Setting,
     environment_list,
@@ -69,11 +69,17 @@ def _summary(num_changed: int, num_settings: int, preset: str) -> str:
 def _repeat(run: Run, preset: Preset) -> None:
     html_block(panel_title("Repeat this run"))
     command, file = st.tabs(["Command", "YAML"])
-    changes = changed_from(preset.config, values_of(run.config) | {"name": preset.config.name})
     with command:
-        st.code(as_command(preset.name, changes), "bash", wrap_lines=True)
+        st.code(_command(run, preset), "bash", wrap_lines=True)
     with file:
         st.code(as_yaml(run.config.model_dump(mode="json")), "yaml", height=300)
+
+
+def _command(run: Run, preset: Preset) -> str:
+    if run.config.sae.pretrained is not None:
+        return as_import_command(run)
+    changes = changed_from(preset.config, values_of(run.config) | {"name": preset.config.name})
+    return as_command(preset.name, changes)
 
 
 def _environment(run: Run) -> None:

@@ -107,3 +107,5 @@ def test_the_settings_of_an_imported_run_are_not_counted_against_a_preset(
     assert "settings match the preset" not in shown(app)
     assert "closest preset" not in shown(app)
     assert "sae.k" in rows(app)
+    command, _ = (code.value for code in app.code)
+    assert command.startswith("sae-workbench import /data/theirs --model.name tiny-gemma2 ")
