@@ -9,6 +9,7 @@ from frontend.html.blocks import badge, progress_bar
 from frontend.html.format import (
     DASH,
     age,
+    counted,
     duration,
     elapsed,
     metric_text,
@@ -58,9 +59,10 @@ def _progress(run: Run) -> str:
 
 def _latents(run: Run) -> str:
     sae = run.config.sae
-    return (
-        "<small>imported</small>" if sae.pretrained is not None else f"{width_text(sae)}, k {sae.k}"
-    )
+    if sae.pretrained is not None:
+        return "<small>imported</small>"
+    width = counted(run.d_sae, "latent") if run.d_sae else width_text(sae)
+    return f"{width}, k {sae.k}"
 
 
 def _speed(run: Run) -> str:

@@ -28,7 +28,7 @@ GROUPS: Mapping[str, Callable[[Run], str]] = {
     "model": lambda run: run.config.model.name,
     "hook": lambda run: f"{run.config.model.name} · {run.config.hook_name}",
     "text": lambda run: run.config.data.title,
-    "latents": lambda run: f"{run.config.sae.d_sae or 'any number of'} latents",
+    "latents": lambda run: f"{run.d_sae or 'any number of'} latents",
     "k": lambda run: f"k {setting_text(run, 'sae.k')}",
     "status": lambda run: run.status,
     "tags": lambda run: ", ".join(run.tags) or "no tag",

@@ -163,6 +163,11 @@ class Run(Shape):
         """The value of every setting, by path, as the run uses it."""
         return values_of(self.config) | self.chosen
 
+    @property
+    def d_sae(self) -> int | None:
+        """Number of latents; None if a multiple of the activation's width that is not known yet."""
+        return self.chosen.get("sae.d_sae", self.config.sae.d_sae)
+
 
 class Sweep(Shape):
     """Runs started together; runs with the same model and text share one pass over it."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from frontend.runs.columns import columns_of
 from frontend.runs.list import grouped
 from frontend.runs.setting_text import setting_text
+from sae_engine.presets import resolve_config
 from tests.frontend.samples import make_run
 
 
@@ -23,6 +25,15 @@ from tests.frontend.samples import make_run
 )
 def test_a_value_is_the_one_the_run_uses(path: str, chosen: dict[str, object], text: str) -> None:
     assert setting_text(make_run(chosen=chosen), path) == text
+
+
+def test_a_width_that_follows_from_the_model_is_stated_once_known() -> None:
+    config = resolve_config("tiny", {"sae": {"expansion_factor": 8}})
+    [latents] = columns_of(["latents"])
+    assert latents.cell(make_run(config=config)) == "8× width, k 16"
+    run = make_run(config=config, chosen={"sae.d_sae": 1536})
+    assert latents.cell(run) == "1,536 latents, k 16"
+    assert list(grouped([run], "latents")) == ["1536 latents"]
 
 
 def test_runs_without_k_are_a_group_of_their_own() -> None:
