@@ -19,7 +19,7 @@ from frontend.runs.settings import (
 )
 from frontend.shell.run_page import open_run
 from frontend.shell.url import bound_text, bound_toggle, param
-from sae_engine.schema.fields import changed_from, values_of
+from sae_engine.schema.fields import Tree, changed_from, values_of
 from sae_engine.schema.machine import Preset
 from sae_engine.schema.runs import Run
 
@@ -72,7 +72,15 @@ def _repeat(run: Run, preset: Preset) -> None:
     with command:
         st.code(_command(run, preset), "bash", wrap_lines=True)
     with file:
-        st.code(as_yaml(run.config.model_dump(mode="json")), "yaml", height=300)
+        st.code(as_yaml(_config(run)), "yaml", height=300)
+
+
+def _config(run: Run) -> Tree:
+    """Without the size of an imported SAE, which it has by itself."""
+    config = run.config.model_dump(mode="json")
+    if run.config.sae.pretrained is not None:
+        config["sae"] |= {"d_sae": None, "k": None}
+    return config
 
 
 def _command(run: Run, preset: Preset) -> str:

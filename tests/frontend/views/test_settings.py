@@ -107,5 +107,7 @@ def test_the_settings_of_an_imported_run_are_not_counted_against_a_preset(
     assert "settings match the preset" not in shown(app)
     assert "closest preset" not in shown(app)
     assert "sae.k" in rows(app)
-    command, _ = (code.value for code in app.code)
+    command, file = (code.value for code in app.code)
+    assert RunConfig.model_validate(yaml.safe_load(file)).sae.pretrained == "/data/theirs"
+    assert not {"k", "d_sae"} & set(yaml.safe_load(file)["sae"])
     assert command.startswith("sae-workbench import /data/theirs --model.name tiny-gemma2 ")
