@@ -14,17 +14,15 @@ from sae_engine.features.geometry.files import width_of
 from sae_engine.features.index.format import SAE, IndexDamagedError
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import BestValue, ConfigDifference
-from sae_engine.schema.config import RunConfig
-from sae_engine.schema.fields import differing
+from sae_engine.schema.fields import differing_values
 from sae_engine.schema.records import METRICS
-from sae_engine.schema.runs import MetricsSeries
+from sae_engine.schema.runs import MetricsSeries, Run
 
 
-def config_differences(configs: Sequence[RunConfig]) -> list[ConfigDifference]:
-    """The fields, except the name, in which the configurations differ."""
-    return [
-        ConfigDifference(field=field, values=values) for field, values in differing(configs).items()
-    ]
+def setting_differences(runs: Sequence[Run]) -> list[ConfigDifference]:
+    """The settings, except the name, in which the runs differ."""
+    found = differing_values([run.settings for run in runs])
+    return [ConfigDifference(field=field, values=values) for field, values in found.items()]
 
 
 def best_values(curves: MetricsSeries) -> dict[str, BestValue]:

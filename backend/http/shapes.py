@@ -37,6 +37,7 @@ def run_shape(row: RunRow, folder: RunFolder, queued: QueuePlace | None = None) 
             "name": row.name,
             "status": row.status,
             "config": config,
+            "chosen": row.chosen or {},
             "tags": [tag.tag for tag in row.tags],
             "notes": row.notes,
             "archived": row.archived,

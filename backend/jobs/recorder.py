@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from backend import store
 from backend.jobs.alerts import Alert, AlertWatch, free_bytes
 from backend.jobs.load import ProcessLoad
+from backend.jobs.remaining import Remaining
 from backend.jobs.retry import when_available
 from backend.store.database import Database
 from backend.store.models import RunRow
@@ -30,8 +31,6 @@ from sae_engine.schema.records import (
 from sae_engine.schema.runs import RunStatus
 from sae_engine.training.member import Member
 
-MIN_ETA_SECONDS = 5.0
-"""Training time before which the remaining time is a guess, and left out."""
 PROGRESS_SECONDS = 1.0
 """Shortest time between writes of a phase's progress."""
 BATCH_SECONDS = 0.25
@@ -74,7 +73,7 @@ class Recorder:
         self._next_batch = 0.0
         self._waiting: list[MetricsRecord] = []
         self._alerts: list[Alert] = []
-        self._first: MetricsRecord | None = None
+        self._remaining = Remaining()
         self._recent: deque[MetricsRecord] = deque(maxlen=SPEED_WINDOW)
         row = when_available(self._row)
         self._latest = row.latest_metrics
@@ -119,7 +118,7 @@ class Recorder:
         record = measured.model_copy(update={"values": measured.values | load})
         self._waiting.append(record)
         self._recent.append(record)
-        self._first = self._first or record
+        self._remaining.add(record)
         self._latest.update(record.values)
         self._alerts += self._watch.look(record)
         if time.monotonic() >= self._next_disk_check:
@@ -146,12 +145,15 @@ class Recorder:
             case PlanRecord():
                 self._total_tokens = record.total_tokens
                 self._visible_device = record.device
+                device = self._device or record.device
+                plan = record.model_copy(update={"device": device})
                 store.update_run(
                     session,
                     run_id,
                     total_steps=record.total_steps,
                     total_tokens=record.total_tokens,
-                    device=self._device or record.device,
+                    device=device,
+                    chosen=plan.chosen(self._config),
                 )
                 self._store_size(session, record)
             case StartRecord():
@@ -192,7 +194,7 @@ class Recorder:
                 step=alert.step,
             )
         last = self._waiting[-1]
-        self._expected_end = self._end_expected_after(last)
+        self._expected_end = self._end_expected()
         store.update_metrics(
             session,
             self._run_id,
@@ -203,15 +205,10 @@ class Recorder:
             eta_seconds=self._remaining_seconds(),
         )
 
-    def _end_expected_after(self, last: MetricsRecord) -> float | None:
-        """When training ends at the average speed of this process, which covers evaluations and
-        snapshots although they are rare; None while too little has been measured.
-        """
-        first = self._first or last
-        speed = _speed(first, last)
-        if last.time - first.time < MIN_ETA_SECONDS or not speed or self._total_tokens is None:
-            return None
-        return time.monotonic() + max(0, self._total_tokens - last.tokens) / speed
+    def _end_expected(self) -> float | None:
+        total = self._total_tokens
+        seconds = None if total is None else self._remaining.seconds(total)
+        return None if seconds is None else time.monotonic() + seconds
 
     def _remaining_seconds(self) -> float | None:
         end = self._expected_end

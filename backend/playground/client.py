@@ -283,7 +283,7 @@ class PlaygroundClient:
 def _too_slow(worker: _Worker) -> ApiError:
     doing = f"is still {worker.phase}" if worker.phase else "is answering other questions"
     return UnavailableError(
-        f"The process for the language model {doing}; try again later.",
+        f"The playground {doing}; try again later.",
         kind="warming-up",
         retry_after_seconds=RETRY_AFTER_SECONDS,
     )

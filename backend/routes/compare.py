@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from backend import store
 from backend.analyses.client import Analysis, Source
-from backend.analyses.comparison import best_values, config_differences, match_obstacle
+from backend.analyses.comparison import best_values, match_obstacle, setting_differences
 from backend.errors import ApiError, ConflictError, UnprocessableError
 from backend.http.curves import metrics_series
 from backend.http.indexes import open_index
@@ -66,7 +66,7 @@ def compare_runs(
     series = [metrics_series(points, max_points=max_points) for points in curves]
     return Comparison(
         runs=shapes,
-        differences=config_differences([shape.config for shape in shapes]),
+        differences=setting_differences(shapes),
         curves=series,
         best=[best_values(each) for each in series],
         obstacle=obstacle,

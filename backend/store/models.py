@@ -54,6 +54,9 @@ class RunRow(Base):
     name: Mapped[str]
     status: Mapped[str] = mapped_column(index=True)
     config: Mapped[dict[str, Any]]
+    chosen: Mapped[dict[str, Any] | None]
+    """By path, the values of settings that `config` leaves to the run; null before it has chosen.
+    """
     notes: Mapped[str] = mapped_column(Text, default="")
     archived: Mapped[bool] = mapped_column(default=False)
     group_id: Mapped[str | None] = mapped_column(index=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,16 @@ from frontend.charts.figure import (
     axis_title,
     margin,
 )
-from frontend.charts.series import X_TITLES, Points, XAxis, points_of, smooth
+from frontend.charts.series import X_TITLES, Points, XAxis, points_of, positions, smooth
 from frontend.html.format import is_share
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries
 
 SPARSE_POINTS = 40
 """Curves of up to this many points show their points and are not smoothed."""
+
+AXIS_SPACE = 0.02
+"""Share of an x axis that is left free at either end."""
 
 LOGARITHMIC = frozenset({"loss", "fvu", "eval_fvu", "ce_delta"})
 """Metrics that may be drawn on a logarithmic axis."""
@@ -105,7 +109,7 @@ def figure(data: MetricsSeries, panel: Panel, view: CurveView) -> Figure:
             smoothing=view.smoothing,
         )
     ]
-    return Figure(data=traces, layout=curve_layout(panel, view))
+    return Figure(data=traces, layout=curve_layout(panel, view, [data]))
 
 
 def curve(
@@ -155,7 +159,7 @@ def _base(values: Sequence[float | None]) -> float:
     return min((v for v in values if v is not None and v > 0), default=1.0)
 
 
-def curve_layout(panel: Panel, view: CurveView) -> dict[str, Any]:
+def curve_layout(panel: Panel, view: CurveView, curves: Sequence[MetricsSeries]) -> dict[str, Any]:
     """Axes, title and legend of a chart of curves."""
     log_y = view.log_y and panel.logarithmic
     share = is_share(panel.metrics[0])
@@ -170,6 +174,7 @@ def curve_layout(panel: Panel, view: CurveView) -> dict[str, Any]:
         "xaxis": {
             "zeroline": False,
             "type": "log" if view.log_x else "linear",
+            "range": x_range(curves, view),
             "title": axis_title(X_TITLES[view.x_axis]),
         },
         "yaxis": {
@@ -181,3 +186,14 @@ def curve_layout(panel: Panel, view: CurveView) -> dict[str, Any]:
             "exponentformat": "power" if log_y else "SI",
         },
     }
+
+
+def x_range(curves: Sequence[MetricsSeries], view: CurveView) -> list[float] | None:
+    """The ends of the x axis, which all charts of these curves share; None if there is one point.
+
+    Plotly's own range would depend on the curve: whether it has markers, and when it was measured.
+    """
+    at = [x for data in curves for x in positions(data, view.x_axis) if x > 0 or not view.log_x]
+    ends = [math.log10(x) if view.log_x else x for x in (min(at), max(at))] if at else [0.0, 0.0]
+    space = (ends[1] - ends[0]) * AXIS_SPACE
+    return [ends[0] - space, ends[1] + space] if space else None

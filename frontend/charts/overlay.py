@@ -41,7 +41,7 @@ def overlay_figure(
             smoothing=view.smoothing,
         )
     ]
-    return Figure(data=traces, layout=curve_layout(panel, view) | {"showlegend": False})
+    return Figure(data=traces, layout=curve_layout(panel, view, curves) | {"showlegend": False})
 
 
 def overlay_panels(curves: Sequence[MetricsSeries]) -> list[Panel]:

@@ -175,7 +175,7 @@ def _inward(x: Sequence[float]) -> list[str]:
 
 def _text(point: Point) -> str:
     run = point.run
-    width = run.config.sae.d_sae
+    width = run.d_sae
     sizes = [f"{width:,} latents"] if width and run.config.sae.pretrained is None else []
     facts = [*sizes, f"L0 {number(point.l0)}", f"FVU {number(point.fvu)}", run.status]
     return f"<b>{plotly_text(run.name)}</b><br>{' · '.join(facts)}"

@@ -123,6 +123,13 @@ def _preview(found: TextPreview) -> str:
     return f'{head}<ol class="wb-documents">{documents}</ol>' if documents else head
 
 
+_DOCUMENTS = {
+    "paragraphs": "a document ends at each blank line",
+    "lines": "each line is a document",
+    "file": "each file is one document",
+}
+
+
 def _read_from(found: TextPreview) -> str:
     column = f"<code>{escaped(found.text_column or '')}</code>"
     if found.columns:
@@ -130,5 +137,5 @@ def _read_from(found: TextPreview) -> str:
         more = f" (others: {escaped(', '.join(others))})" if others else ""
         return f"read from the column {column}{more}"
     if found.text_column is None:
-        return "plain text"
+        return "plain text" + (f"; {_DOCUMENTS[found.division]}" if found.division else "")
     return f"on the Hugging Face hub, column {column}; read when the run starts"

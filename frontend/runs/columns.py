@@ -9,6 +9,7 @@ from frontend.html.blocks import badge, progress_bar
 from frontend.html.format import (
     DASH,
     age,
+    counted,
     duration,
     elapsed,
     metric_text,
@@ -20,7 +21,8 @@ from frontend.html.format import (
 from frontend.html.tokens import escaped
 from frontend.runs.alerts import alert_count
 from frontend.runs.cards import fraction_done
-from sae_engine.schema.fields import field_specs, value_of, value_text
+from frontend.runs.setting_text import setting_text
+from sae_engine.schema.fields import field_specs
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import Run, RunSort
 
@@ -57,9 +59,10 @@ def _progress(run: Run) -> str:
 
 def _latents(run: Run) -> str:
     sae = run.config.sae
-    return (
-        "<small>imported</small>" if sae.pretrained is not None else f"{width_text(sae)}, k {sae.k}"
-    )
+    if sae.pretrained is not None:
+        return "<small>imported</small>"
+    width = counted(run.d_sae, "latent") if run.d_sae else width_text(sae)
+    return f"{width}, k {sae.k}"
 
 
 def _speed(run: Run) -> str:
@@ -138,8 +141,7 @@ def _setting(path: str) -> Column | None:
         return None
 
     def cell(run: Run) -> str:
-        value = value_of(run.config, path)
-        return DASH if value is None else escaped(value_text(path, value))
+        return escaped(setting_text(run, path))
 
     is_number = spec.kind in ("int", "float")
     return Column(f"<code>{path}</code>", spec.help, cell, number=is_number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 
 import streamlit as st
@@ -22,9 +21,10 @@ from frontend.html.blocks import (
     show_linked,
     table,
 )
-from frontend.html.format import DASH, counted, metric_text
+from frontend.html.format import counted, metric_text
 from frontend.html.tokens import escaped
 from frontend.runs.curve_panels import curve_view, show_panels
+from frontend.runs.setting_text import setting_text
 from frontend.runs.tables import comparison_csv, curves_csv, measured_names
 from frontend.shell.problems import live
 from frontend.shell.url import bound, choice_param
@@ -110,13 +110,6 @@ def csv_button(
     )
 
 
-def setting_text(value: object) -> str:
-    """A setting's value as HTML."""
-    if value is None:
-        return DASH
-    return escaped(value if isinstance(value, str) else json.dumps(value))
-
-
 def _run_key(runs: Sequence[Run]) -> str:
     """Links to the runs with their colors."""
     return "".join(
@@ -140,7 +133,7 @@ def _differences(found: Comparison) -> str:
         return title + notice("These runs have the same settings.")
     rows = "".join(
         f"<tr><td><code>{escaped(difference.field)}</code></td>"
-        + "".join(f"<td>{setting_text(value)}</td>" for value in difference.values)
+        + "".join(f"<td>{escaped(setting_text(run, difference.field))}</td>" for run in found.runs)
         + "</tr>"
         for difference in found.differences
     )

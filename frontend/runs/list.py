@@ -11,6 +11,7 @@ from frontend.html.blocks import link, set_link, sweep_link, table, tag_chips, t
 from frontend.html.format import counted, number
 from frontend.html.tokens import escaped
 from frontend.runs.columns import Column
+from frontend.runs.setting_text import setting_text
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import Run, RunSort
 
@@ -27,8 +28,8 @@ GROUPS: Mapping[str, Callable[[Run], str]] = {
     "model": lambda run: run.config.model.name,
     "hook": lambda run: f"{run.config.model.name} · {run.config.hook_name}",
     "text": lambda run: run.config.data.title,
-    "latents": lambda run: f"{run.config.sae.d_sae or 'any number of'} latents",
-    "k": lambda run: f"k {run.config.sae.k}",
+    "latents": lambda run: f"{run.d_sae or 'any number of'} latents",
+    "k": lambda run: f"k {setting_text(run, 'sae.k')}",
     "status": lambda run: run.status,
     "tags": lambda run: ", ".join(run.tags) or "no tag",
 }

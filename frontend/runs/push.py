@@ -20,7 +20,8 @@ def push_form(run: Run) -> None:
     """A button that opens the form; none while the run is active."""
     if run.status not in ENDED:
         return
-    with st.popover("Push to the hub", key="push"), st.form(f"push:{run.id}", border=False):
+    popover = st.popover("Push to the hub", key="push", width="stretch")
+    with popover, st.form(f"push:{run.id}", border=False):
         name = st.text_input("Repository", placeholder="owner/name", key="push-to", max_chars=490)
         tip = "Anyone can see a new repository. One that exists stays as it is."
         public = st.checkbox("Public", key="push-public", help=tip)

@@ -8,23 +8,25 @@ from typing import NamedTuple
 from frontend.html.blocks import table
 from frontend.html.format import UNSET, counted, gibibytes
 from frontend.html.tokens import escaped
+from frontend.runs.setting_text import setting_text
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import FieldSpec, Value, differing, field_specs, value_text, values_of
 from sae_engine.schema.machine import Environment, Preset
+from sae_engine.schema.runs import Run
 
 
 class Setting(NamedTuple):
     """One setting of a run."""
 
     spec: FieldSpec
-    value: Value
-    preset: Value
+    value: str
+    preset: str
     """The preset's value."""
     differs: bool
 
     def matches(self, text: str) -> bool:
         """Whether its name, value or help contains each word of a search."""
-        content = f"{self.spec.path} {_text(self.spec, self.value)} {self.spec.help}".lower()
+        content = f"{self.spec.path} {self.value} {self.spec.help}".lower()
         return all(word in content for word in text.lower().split())
 
 
@@ -33,12 +35,14 @@ def nearest_preset(config: RunConfig, presets: Sequence[Preset]) -> Preset:
     return min(presets, key=lambda preset: len(differing([config, preset.config])))
 
 
-def settings_of(config: RunConfig, preset: Preset) -> list[Setting]:
+def settings_of(run: Run, preset: Preset) -> list[Setting]:
     """Every setting but the name, in the order of definition."""
-    mine, base = values_of(config), values_of(preset.config)
-    changed = differing([config, preset.config])
+    base = values_of(preset.config)
+    changed = differing([run.config, preset.config])
     return [
-        Setting(spec, mine[path], base[path], path in changed)
+        Setting(
+            spec, setting_text(run, path, unset=UNSET), _text(path, base[path]), path in changed
+        )
         for path, spec in field_specs().items()
         if path != "name"
     ]
@@ -53,19 +57,15 @@ def settings_table(settings: Sequence[Setting], preset: str) -> str:
 def _row(setting: Setting) -> str:
     spec = setting.spec
     css = ' class="changed"' if setting.differs else ""
-    base = _html(spec, setting.preset) if setting.differs else '<span class="wb-muted">same</span>'
+    base = escaped(setting.preset) if setting.differs else '<span class="wb-muted">same</span>'
     return (
         f'<tr{css} title="{escaped(spec.help)}"><td><code>{escaped(spec.path)}</code></td>'
-        f"<td>{_html(spec, setting.value)}</td><td>{base}</td></tr>"
+        f"<td>{escaped(setting.value)}</td><td>{base}</td></tr>"
     )
 
 
-def _html(spec: FieldSpec, value: Value) -> str:
-    return escaped(_text(spec, value))
-
-
-def _text(spec: FieldSpec, value: Value) -> str:
-    return UNSET if value is None else value_text(spec.path, value)
+def _text(path: str, value: Value) -> str:
+    return UNSET if value is None else value_text(path, value)
 
 
 def environment_list(found: Environment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from typing import Literal
 from urllib.parse import quote, urlencode, urlsplit
 
 import streamlit as st
@@ -54,9 +55,14 @@ export default function ({ data, parentElement }) {
 """
 
 
-def download_menu(run: Run, snapshot: str | None = None) -> None:
+def download_menu(
+    run: Run,
+    snapshot: str | None = None,
+    *,
+    width: Literal["content", "stretch"] = "content",
+) -> None:
     """A button that opens the menu; features come from `snapshot`, by default the latest."""
-    with st.popover("Download", key="downloads"):
+    with st.popover("Download", key="downloads", width=width):
         links = pages_serve_the_api()
         rows = download_list(run, snapshot, links=links)
         if not links:

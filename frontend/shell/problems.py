@@ -10,6 +10,7 @@ from frontend.api.cache import client
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import html_block, notice
 from frontend.shell.navigation import runs_button
+from sae_engine.schema.problems import Problem
 
 POLL_SECONDS = 2
 
@@ -21,11 +22,16 @@ def show_problem(error: ApiProblem) -> None:
     if error.unreachable:
         _retry()
         return
-    details = [f"{p.field}: {p.message}" for p in error.problem.errors]
-    text = "\n".join([error.problem.detail or error.problem.title, *details])
-    html_block(notice(text, level="warning", title=error.problem.title))
+    html_block(notice(problem_text(error.problem), level="warning"))
     if error.problem.status == 404:
         runs_button("problem-home")
+
+
+def problem_text(problem: Problem) -> str:
+    """What is wrong, said once; a line for each field that adds something."""
+    text = problem.detail or problem.title
+    details = [f"{e.field}: {e.message}" for e in problem.errors if e.message not in text]
+    return "\n".join([text, *details])
 
 
 @st.fragment(run_every=POLL_SECONDS)

@@ -189,7 +189,7 @@ def _snapshots(run: Run) -> None:
         width="stretch",
         id=run.id,
     )
-    download_menu(run)
+    download_menu(run, width="stretch")
     push_form(run)
     rows = "".join(_snapshot(run, s) for s in reversed(snapshots))
     show_linked(f'<ul class="wb-snapshots">{rows}</ul>', key="snapshots")

@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.api.cache import cached_presets, client
 from frontend.html.blocks import html_block, notice, panel_title, show_linked
 from frontend.html.tokens import escaped
-from frontend.launch.forms import as_command, as_yaml
+from frontend.launch.forms import as_command, as_import_command, as_yaml
 from frontend.runs.settings import (
     Setting,
     environment_list,
@@ -19,7 +19,7 @@ from frontend.runs.settings import (
 )
 from frontend.shell.run_page import open_run
 from frontend.shell.url import bound_text, bound_toggle, param
-from sae_engine.schema.fields import changed_from, values_of
+from sae_engine.schema.fields import Tree, changed_from, values_of
 from sae_engine.schema.machine import Preset
 from sae_engine.schema.runs import Run
 
@@ -31,7 +31,7 @@ def show() -> None:
     left, right = st.columns([1.5, 1], gap="large")
     with left:
         is_imported = run.config.sae.pretrained is not None
-        _settings(settings_of(run.config, preset), preset.name, counts_changes=not is_imported)
+        _settings(settings_of(run, preset), preset.name, counts_changes=not is_imported)
     with right:
         _repeat(run, preset)
         _environment(run)
@@ -69,11 +69,25 @@ def _summary(num_changed: int, num_settings: int, preset: str) -> str:
 def _repeat(run: Run, preset: Preset) -> None:
     html_block(panel_title("Repeat this run"))
     command, file = st.tabs(["Command", "YAML"])
-    changes = changed_from(preset.config, values_of(run.config) | {"name": preset.config.name})
     with command:
-        st.code(as_command(preset.name, changes), "bash", wrap_lines=True)
+        st.code(_command(run, preset), "bash", wrap_lines=True)
     with file:
-        st.code(as_yaml(run.config.model_dump(mode="json")), "yaml", height=300)
+        st.code(as_yaml(_config(run)), "yaml", height=300)
+
+
+def _config(run: Run) -> Tree:
+    """Without the size of an imported SAE, which it has by itself."""
+    config = run.config.model_dump(mode="json")
+    if run.config.sae.pretrained is not None:
+        config["sae"] |= {"d_sae": None, "k": None}
+    return config
+
+
+def _command(run: Run, preset: Preset) -> str:
+    if run.config.sae.pretrained is not None:
+        return as_import_command(run)
+    changes = changed_from(preset.config, values_of(run.config) | {"name": preset.config.name})
+    return as_command(preset.name, changes)
 
 
 def _environment(run: Run) -> None:

@@ -29,15 +29,16 @@ from frontend.html.format import counted, metric_text
 from frontend.html.tokens import escaped
 from frontend.runs.actions import archive_button
 from frontend.runs.cards import fraction_done
-from frontend.runs.comparison import csv_button, setting_text, show_pareto
+from frontend.runs.comparison import csv_button, show_pareto
 from frontend.runs.curve_panels import curve_view, show_panels
 from frontend.runs.list import sweep_name
+from frontend.runs.setting_text import setting_text
 from frontend.runs.tables import runs_csv
 from frontend.shell.navigation import name_tab, page_button, runs_button
 from frontend.shell.problems import live
 from frontend.shell.url import param
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
-from sae_engine.schema.fields import differing
+from sae_engine.schema.fields import differing_values
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import ENDED, Run, RunStatus
 
@@ -76,7 +77,7 @@ def _members(group_id: str) -> list[Run]:
 def _sweep(members: list[Run]) -> None:
     if not members:
         st.rerun()
-    settings = differing([member.config for member in members])
+    settings = differing_values([member.settings for member in members])
     colors = run_colors(len(members))
     heading, buttons = st.columns([2, 1.6], vertical_alignment="bottom")
     with heading:
@@ -136,7 +137,7 @@ def members_table(
     rows = "".join(
         f'<tr><td><span class="wb-dot" style="--tone:{colors[place]}"></span>'
         f"{link('run', escaped(run.name), {'id': run.id}, css='wb-name')}</td>"
-        + "".join(f"<td>{setting_text(values[place])}</td>" for values in settings.values())
+        + "".join(f"<td>{escaped(setting_text(run, path))}</td>" for path in settings)
         + f"<td>{badge(run.status)}</td><td>{progress_bar(fraction_done(run), css=run.status)}</td>"
         + numeric_cells(metric_text(name, run.metrics.get(name)) for name in results)
         + "</tr>"

@@ -34,13 +34,14 @@ from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.model.loading import resolve_device, vocab_size
 from sae_engine.progress import Part, result_of
-from sae_engine.schema.config import RunConfig
+from sae_engine.schema.config import Division, RunConfig
 from sae_engine.schema.records import NoticeRecord
 from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.order import read_mixed_heldout, shuffled_rows
 from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
+from sae_engine.text.sources import open_text_source
 
 TextSource = ModelSource | SharedReading
 
@@ -65,6 +66,16 @@ class Feed(Protocol):
 
     def d_in(self, hook: int) -> int: ...
     def hook_name(self, hook: int) -> str: ...
+
+    @property
+    def num_readers(self) -> int | None:
+        """Processes that run the language model, this one included; None if none does."""
+        ...
+
+    @property
+    def division(self) -> Division | None:
+        """What a document of the text is, where that is known."""
+        ...
 
     @property
     def num_train_tokens(self) -> int:
@@ -153,6 +164,16 @@ class TextFeed:
 
     def hook_name(self, hook: int) -> str:
         return self.model.hooks[hook].name
+
+    @property
+    def num_readers(self) -> int:
+        return 1 + len(self._reader_devices)
+
+    @property
+    def division(self) -> Division | None:
+        if self._data.mixture is not None:
+            return None
+        return open_text_source(self._data, self._text_notices).division()
 
     @property
     def num_train_tokens(self) -> int:
@@ -268,6 +289,14 @@ class FileFeed:
 
     def hook_name(self, hook: int) -> str:
         return self._files.metadata.hook_name
+
+    @property
+    def num_readers(self) -> None:
+        return None
+
+    @property
+    def division(self) -> None:
+        return None
 
     @property
     def num_train_tokens(self) -> int:

@@ -109,6 +109,11 @@ class LanguageModel:
         ]
 
     @property
+    def dtype_name(self) -> str:
+        """As in `model.dtype`, such as `bfloat16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def d_in(self) -> int:
         """Width of the activations at the first hook."""
         return self.hooks[0].d_in

@@ -139,7 +139,7 @@ def _encode(
     if not (x.isfinite().all() and code.acts.isfinite().all()):
         raise UserError(
             f"The activations of '{model.config.name}' or of the features are not finite on this "
-            f"text; choose a model.dtype other than {str(model.dtype).removeprefix('torch.')}."
+            f"text; choose a model.dtype other than {model.dtype_name}."
         )
     return Code(code.acts.cpu(), code.indices.cpu()), is_outlier(x, largest_norm).tolist()
 

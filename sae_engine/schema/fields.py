@@ -201,9 +201,12 @@ def changed_from(base: RunConfig, values: Mapping[str, Value]) -> Tree:
 
 def differing(configs: Sequence[RunConfig]) -> dict[str, list[Value]]:
     """Fields in which configurations differ, with their values; `name` is left out."""
-    columns = {
-        path: [value_of(c, path) for c in configs] for path in field_names() if path != "name"
-    }
+    return differing_values([values_of(config) for config in configs])
+
+
+def differing_values(runs: Sequence[Mapping[str, Value]]) -> dict[str, list[Value]]:
+    """As `differing`, of values by path."""
+    columns = {path: [run[path] for run in runs] for path in field_names() if path != "name"}
     return {
         path: values
         for path, values in columns.items()

@@ -7,6 +7,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from sae_engine.schema.config import Division, PretrainedFormat, RunConfig
+from sae_engine.schema.fields import Value, value_of
+
+OPEN = (None, "auto")
+"""Values of settings that leave the choice to the run."""
+
 
 class StopRequest(StrEnum):
     """Whether a run was asked to end; the engine polls it at least once per step."""
@@ -54,6 +60,35 @@ class PlanRecord(Record):
     """Active latents per token; None for an imported SAE that does not fix their number."""
     lr: float
     device: str
+    dtype: str | None = None
+    """Of the language model; None if none is loaded."""
+    readers: int | None = None
+    documents: Division | None = None
+    dead_feature_threshold: int | None = None
+    pretrained_format: PretrainedFormat | None = None
+
+    def chosen(self, config: RunConfig) -> dict[str, Value]:
+        """By path, the values of the settings that `config` leaves to the run: unset or `auto`.
+        `sae.k` is None for an imported SAE that does not fix it.
+        """
+        values: dict[str, Value] = {
+            "model.device": self.device,
+            "model.dtype": self.dtype,
+            "model.readers": self.readers,
+            "data.documents": self.documents,
+            "sae.pretrained_format": self.pretrained_format,
+        }
+        if config.sae.pretrained is None:
+            values |= {
+                "sae.d_sae": self.d_sae,
+                "train.total_tokens": self.total_tokens,
+                "train.lr": self.lr,
+                "train.dead_feature_threshold": self.dead_feature_threshold,
+            }
+        open_ones = {path: v for path, v in values.items() if value_of(config, path) in OPEN}
+        found = {path: value for path, value in open_ones.items() if value is not None}
+        has_k = self.k is not None or config.sae.pretrained is None
+        return found if has_k else found | {"sae.k": None}
 
 
 class StartRecord(Record):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sae_engine.schema.config import PretrainedFormat, RunConfig
+from sae_engine.schema.fields import Value, values_of
 from sae_engine.schema.shape import Shape, StoredShape, examples
 
 RunStatus = Literal["queued", "running", "stopping", "finished", "stopped", "failed", "interrupted"]
@@ -130,6 +131,10 @@ class Run(Shape):
     name: str
     status: RunStatus
     config: RunConfig
+    chosen: dict[str, Any] = Field(default_factory=dict)
+    """By path, the values of settings that `config` leaves to the run, such as `train.lr`; empty
+    before it has chosen. `sae.k` is null for an imported SAE that has none.
+    """
     tags: list[str]
     notes: str
     archived: bool
@@ -152,6 +157,16 @@ class Run(Shape):
     resumable: bool
     revision: int = 0
     """Number of the run's latest change; its event stream continues from there."""
+
+    @property
+    def settings(self) -> dict[str, Value]:
+        """The value of every setting, by path, as the run uses it."""
+        return values_of(self.config) | self.chosen
+
+    @property
+    def d_sae(self) -> int | None:
+        """Number of latents; None if a multiple of the activation's width that is not known yet."""
+        return self.chosen.get("sae.d_sae", self.config.sae.d_sae)
 
 
 class Sweep(Shape):

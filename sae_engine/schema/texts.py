@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sae_engine.schema.config import Division
 from sae_engine.schema.shape import Shape
 
 
@@ -23,6 +24,8 @@ class TextPreview(Shape):
     """Of its first file; empty for plain text, and for a dataset of the hub."""
     text_column: str | None
     """The column that is read; null for plain text."""
+    division: Division | None
+    """What a document is in plain text; null for rows, or if it differs between files."""
     documents: list[str]
     """The beginnings of the first documents; empty for a dataset of the hub."""
     notices: list[str]

@@ -74,6 +74,9 @@ class HubDataset:
         """
         self._ask_hub()
 
+    def division(self) -> None:
+        return None
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         self.check()
         texts = usable_texts(

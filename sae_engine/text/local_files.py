@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_engine.errors import ConfigError
-from sae_engine.schema.config import DataConfig
+from sae_engine.schema.config import DataConfig, Division
 from sae_engine.text.columns import READERS
 from sae_engine.text.decoding import unusable
 from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import DatasetFiles, data_suffix, dataset_files
-from sae_engine.text.plain_text import open_text_file
+from sae_engine.text.plain_text import TextFile, open_text_file
 from sae_engine.text.probe import require_harmless
 from sae_engine.text.rows import column_of, usable_texts
 from sae_engine.text.tables import csv_rows, json_rows
@@ -43,6 +43,14 @@ class LocalFiles:
 
     def require(self) -> None:
         """The hub is not asked."""
+
+    def division(self) -> Division | None:
+        files = self._files()
+        found = {self._division(path, files) for path in files.paths[:CHECKED_FILES]}
+        return found.pop() if len(found) == 1 else None
+
+    def _division(self, path: Path, files: DatasetFiles) -> Division | None:
+        return self._open(path, files).division if _is_plain(path, files) else None
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         files = self._files()
@@ -80,20 +88,28 @@ class LocalFiles:
     def _texts(self, path: Path, files: DatasetFiles) -> Iterator[str]:
         """A file's documents, "" for rows left out; raises `ConfigError` if it cannot be read."""
         suffix, column = data_suffix(path), column_of(self._config)
-        is_table = suffix in _TABLES or suffix in READERS
-        if column.holds_messages and (files.are_whole_documents or not is_table):
+        if column.holds_messages and _is_plain(path, files):
             raise ConfigError.of(
                 column.setting,
                 f"'{path}' is plain text and has no columns; conversations are read from "
                 ".jsonl, .csv, .parquet and .arrow files.",
             )
-        if files.are_whole_documents:
-            return open_text_file(path, "file", self._notices).documents()
+        if _is_plain(path, files):
+            return self._open(path, files).documents()
         if suffix in _TABLES:
             rows = _TABLES[suffix](path, column, self._notices)
-        elif suffix in READERS:
-            rows = READERS[suffix](path, column)
         else:
-            return open_text_file(path, self._config.documents, self._notices).documents()
+            rows = READERS[suffix](path, column)
         unit = "line" if suffix in (".jsonl", ".ndjson") else "row"
         return usable_texts(rows, self._config, str(path), unit, self._notices, chat=self._chat)
+
+    def _open(self, path: Path, files: DatasetFiles) -> TextFile:
+        """A file of plain text."""
+        division = "file" if files.are_whole_documents else self._config.documents
+        return open_text_file(path, division, self._notices)
+
+
+def _is_plain(path: Path, files: DatasetFiles) -> bool:
+    """Whether it is plain text rather than rows."""
+    suffix = data_suffix(path)
+    return files.are_whole_documents or (suffix not in _TABLES and suffix not in READERS)

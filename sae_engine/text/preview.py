@@ -32,7 +32,8 @@ def preview(config: DataConfig) -> TextPreview:
     Of a dataset of the hub, only the name is checked.
     """
     notices = TextNotices()
-    open_text_source(config, notices).check()
+    source = open_text_source(config, notices)
+    source.check()
     is_local = is_local_dataset(config.dataset)
     columns = columns_of(dataset_files(config).paths[0]) if is_local else []
     shown: list[str] = []
@@ -44,6 +45,7 @@ def preview(config: DataConfig) -> TextPreview:
         dataset=config.dataset,
         columns=columns,
         text_column=config.text_column if has_column else None,
+        division=source.division(),
         documents=shown,
         notices=notices.sentences,
     )

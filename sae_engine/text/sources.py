@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from sae_engine.errors import ConfigError
-from sae_engine.schema.config import DataConfig
+from sae_engine.schema.config import DataConfig, Division
 from sae_engine.text.documents import Document, Split
 from sae_engine.text.hub_dataset import HubDataset
 from sae_engine.text.local_files import LocalFiles
@@ -38,6 +38,13 @@ class TextSource(Protocol):
 
     def require(self) -> None:
         """Raise `UserError` if the hub is asked for the text and cannot give it; one request."""
+        ...
+
+    def division(self) -> Division | None:
+        """What a document is in plain text; None for rows, or if it differs between files.
+
+        Raises `ConfigError`.
+        """
         ...
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:

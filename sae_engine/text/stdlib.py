@@ -54,6 +54,9 @@ class EmbeddedCorpus:
     def require(self) -> None:
         """The hub is not asked."""
 
+    def division(self) -> None:
+        return None
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))
 

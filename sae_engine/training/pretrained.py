@@ -87,6 +87,10 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         k=sae.k,
         lr=0,
         device=str(feed.device),
+        dtype=None if model is None else model.dtype_name,
+        readers=feed.num_readers,
+        documents=feed.division,
+        pretrained_format=pretrained.described.format,
     )
     stop.finishing = True
     began = time.perf_counter()

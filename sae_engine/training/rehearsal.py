@@ -92,7 +92,7 @@ def _read(model: LanguageModel, ids: Int[Tensor, "1 n"]) -> None:
         if not x.isfinite().all():
             raise UserError(
                 f"The activations of '{model.config.name}' are not finite in "
-                f"{str(model.dtype).removeprefix('torch.')}; choose another model.dtype."
+                f"{model.dtype_name}; choose another model.dtype."
             )
         if (x - y).norm() > tolerance * x.norm():
             raise not_a_decoder(model.config.name)

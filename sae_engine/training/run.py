@@ -70,6 +70,7 @@ class TrainingRun:
         self.trainer = new_trainer(config, d_in, _budget(config, feed), feed.device)
         self._ordinary = OutlierFilter(config.data.max_norm_multiple)
         self.steps = Steps(self.trainer, self._ordinary)
+        model = feed.load_model()
         self.plan = PlanRecord(
             total_steps=self.trainer.budget.total_steps,
             total_tokens=self.trainer.budget.total_tokens,
@@ -78,9 +79,12 @@ class TrainingRun:
             k=self.trainer.sae.k,
             lr=self.trainer.peak_lr,
             device=str(feed.device),
+            dtype=None if model is None else model.dtype_name,
+            readers=feed.num_readers,
+            documents=feed.division,
+            dead_feature_threshold=self.trainer.dead_threshold,
         )
         self._fingerprint = _fingerprint(config, feed)
-        model = feed.load_model()
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop, self._ending)
         self._trackers = open_trackers(config, folder)

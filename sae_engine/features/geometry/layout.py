@@ -28,6 +28,7 @@ FEATURES_PER_REGION = 8
 MOST_REGIONS = 24
 """As many names as a map can show side by side."""
 ROWS_PER_READ = 4096
+LAYING_OUT = "laying out the map"
 EXTENT = 10.0
 """Half the width of the initial positions, as UMAP expects."""
 
@@ -77,12 +78,12 @@ def map_of(
         cosines.append(values)
         done += len(near)
         report("finding each row's neighbors", done / len(rows))
-    report("laying out the map", None)
+    report(LAYING_OUT, None)
     own = torch.arange(len(rows))[:, None]  # UMAP counts a row as its own first neighbor
     near = torch.cat([own, torch.cat(indices)], dim=1)
     distances = (1 - torch.cat(cosines)).clamp_min(0)
     distances = torch.cat([torch.zeros(len(rows), 1), distances], dim=1)
-    return _umap(rows.numpy(), near.numpy(), distances.numpy(), start, seed)
+    return _umap(rows.numpy(), near.numpy(), distances.numpy(), start, seed, report)
 
 
 def _plane(rows: Float[Tensor, "n d_in"]) -> NDArray[np.float32]:
@@ -101,12 +102,27 @@ def _plane(rows: Float[Tensor, "n d_in"]) -> NDArray[np.float32]:
     return (points * (EXTENT / points.abs().max().clamp_min(1e-12))).float().numpy()
 
 
+class _EpochReport:
+    """The file that UMAP's progress bar is written to, as `\\r3/200`."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def write(self, text: str) -> None:
+        done, _, total = text.strip().partition("/")
+        if total:
+            self._report(LAYING_OUT, int(done) / int(total))
+
+    def flush(self) -> None: ...
+
+
 def _umap(
     rows: NDArray[np.float32],
     near: NDArray[np.int64],
     distances: NDArray[np.float32],
     start: NDArray[np.float32],
     seed: int,
+    report: Report,
 ) -> NDArray[np.float32]:
     with warnings.catch_warnings():
         # UMAP warns that a precomputed graph cannot transform new rows, and that a seed means one
@@ -127,4 +143,9 @@ def _umap(
             n_jobs=1,
             precomputed_knn=(near.astype(np.int32), distances),
             force_approximation_algorithm=True,  # else it recomputes neighbors for few rows
+            tqdm_kwds={
+                "disable": False,
+                "bar_format": "{n_fmt}/{total_fmt}",
+                "file": _EpochReport(report),
+            },
         ).fit_transform(rows)

@@ -181,5 +181,5 @@ def why_nothing(query: Query, meaning: Meaning, count: int, min_count: int, num_
     times = "once" if count == 1 else f"{count:,} times"
     return (
         f"{shown} occurs {times} in {corpus}, but no feature fires on at least {min_count:,} of "
-        "its positions; lower min_count."
+        "its positions; lower the minimum count."
     )

@@ -138,6 +138,19 @@ def test_an_imported_run_states_the_size_of_its_sae(
     assert (config.sae.pretrained, config.name) == ("theirs", "renamed")
 
 
+@pytest.mark.parametrize(("slot", "device"), [(None, "cuda:0"), ("cuda:3", "cuda:3")])
+def test_a_run_keeps_what_it_chose_itself(bench: Bench, slot: str | None, device: str) -> None:
+    """The process may see only the device of its slot, under another name."""
+    with bench.database.writing() as session:
+        row = store.get_run(session, bench.id)
+        row.slot = row.device = slot
+    plan = PlanRecord(
+        total_steps=9, total_tokens=9, d_in=8, d_sae=16, k=3, lr=0.25, device="cuda:0"
+    )
+    bench.recorder().record(plan)
+    assert bench.row().chosen == {"model.device": device, "train.lr": 0.25}
+
+
 def test_a_trained_run_keeps_its_configuration(bench: Bench) -> None:
     before = bench.row().config
     plan = PlanRecord(total_steps=9, total_tokens=9, d_in=8, d_sae=16, k=3, lr=1, device="cpu")

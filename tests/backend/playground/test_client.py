@@ -188,8 +188,10 @@ def test_an_answer_that_takes_too_long_names_the_phase_and_when_to_retry(
 ) -> None:
     pid_of(model)
     question = read_task(f"load {tmp_path / 'gate'}")
-    with pytest.raises(UnavailableError, match="is still loading the fake model") as raised:
+    with pytest.raises(UnavailableError) as raised:
         list(model.ask(question, patience_seconds=0.5))
+    detail = "The playground is still loading the fake model; try again later."
+    assert raised.value.detail == detail
     assert raised.value.retry_after_seconds
     (tmp_path / "gate").touch()
     pid_of(model)

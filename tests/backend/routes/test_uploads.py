@@ -122,6 +122,23 @@ def test_plain_text_and_the_embedded_corpus_are_previewed(client: TestClient) ->
         assert all(0 < len(text) <= 400 for text in found["documents"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "given", "division"),
+    [
+        ("a.txt", "one\n\ntwo\n\nthree", None, "paragraphs"),
+        ("b.txt", "one\ntwo\nthree", None, "lines"),
+        ("c.txt", "one\n\ntwo", "file", "file"),
+        ("d.csv", "text\none\ntwo", None, None),
+    ],
+)
+def test_a_preview_says_what_a_document_is(
+    client: TestClient, name: str, content: str, given: str | None, division: str | None
+) -> None:
+    upload(client, name, content.encode())
+    [found] = previewed(client, dataset=f"texts/{name}", documents=given).json()
+    assert found["division"] == division
+
+
 def test_no_upload_replaces_a_file(client: TestClient, settings: Settings) -> None:
     upload(client, "a.txt", b"first")
     refused = problem(upload(client, "a.txt", b"second"), 409)

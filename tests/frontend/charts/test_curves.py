@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import plotly.graph_objects as go
 import pytest
 
@@ -47,6 +49,34 @@ def test_zoom_survives_new_points_and_not_a_change_of_axis() -> None:
 
     assert revision([1, 2], CurveView()) == revision([1, 2, 3], CurveView())
     assert revision([1, 2], CurveView()) != revision([1, 2], CurveView(log_y=True))
+
+
+@pytest.mark.parametrize(
+    ("view", "ends"),
+    [
+        (CurveView(), (1, 101)),
+        (CurveView("tokens"), (100, 10_100)),
+        (CurveView(log_x=True), (0, math.log10(101))),
+    ],
+)
+def test_all_charts_of_a_run_have_the_same_x_axis(
+    view: CurveView, ends: tuple[float, float]
+) -> None:
+    """Also those of a metric that was measured rarely."""
+    steps = list(range(1, 102))
+    rare = [None] * 50 + [0.5] + [None] * 50
+    data = series_of(steps, loss=[0.5] * 101, l0=[3.0] * 101, ce_delta=rare)
+    ranges = [figure(data, p, view)["layout"]["xaxis"]["range"] for p in PANELS]
+    assert all(found == ranges[0] for found in ranges)
+    low, high = ranges[0]
+    space = 0.02 * (ends[1] - ends[0])
+    assert (low, high) == pytest.approx((ends[0] - space, ends[1] + space))
+
+
+def test_a_single_point_leaves_the_axis_to_plotly() -> None:
+    for steps in ([], [7]):
+        data = series_of(steps, loss=[0.5] * len(steps))
+        assert figure(data, QUALITY, CurveView())["layout"]["xaxis"]["range"] is None
 
 
 def test_a_non_finite_value_is_marked_by_its_name() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shlex
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.cli.options import grid_from
+from backend.cli.options import grid_from, import_from
 from frontend.launch import forms
-from sae_engine.presets import presets
+from sae_engine.presets import presets, resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import field_names, merge, parse_value
+from tests.frontend.samples import make_run
 
 DEFAULTS = RunConfig.model_validate({})
 
@@ -65,6 +68,34 @@ def test_the_command_of_a_sweep_parses_back_to_the_same_grid() -> None:
     words = shlex.split(forms.as_command("tiny", {}, grid))
     given = [after for word, after in pairwise(words) if word == "--grid"]
     assert grid_from(given) == grid
+
+
+@pytest.mark.parametrize("is_run_folder", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": {"layer": 4}, "index": {"tokens": 5000}, "sae": {"pretrained_format": "saelens"}},
+        {"model": {"hook_point": "model.layers.1", "hook_io": "input"}, "data": {"seed": 3}},
+    ],
+)
+def test_the_import_command_repeats_an_import(
+    tmp_path: Path, changes: dict[str, Any], is_run_folder: bool
+) -> None:
+    """Also of a run's folder, whose configuration the command line would take."""
+    if is_run_folder:
+        own = {"data": {"ctx_len": 64, "subset": "s"}, "index": {"tokens": 2000}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
+        changes = merge(changes, {"sae": {"pretrained_format": "sae-workbench"}})
+    sized = {"sae": {"pretrained": str(tmp_path), "d_sae": 64, "k": 8}}
+    run = make_run(config=resolve_config(None, merge(changes, sized)))
+    program, command, path, *options = shlex.split(forms.as_import_command(run))
+    assert (program, command, path) == ("sae-workbench", "import", str(tmp_path))
+    names = [name.removeprefix("--") for name in options[::2]]
+    values = {n: parse_value(n, text) for n, text in zip(names, options[1::2], strict=True)}
+    again = resolve_config(None, import_from(path, values, None).config)
+    assert again.sae.of_loaded(64, 8) == run.config.sae
+    assert again.model_copy(update={"sae": run.config.sae}) == run.config
 
 
 @given(st.text(max_size=20))

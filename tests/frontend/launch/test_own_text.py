@@ -13,6 +13,7 @@ from tests.frontend.workbench import Workbench
 
 def previewed(**changes: object) -> str:
     whole = {"dataset": "d", "columns": [], "text_column": None, "documents": [], "notices": []}
+    whole["division"] = None
     return preview_block([TextPreview.model_validate(whole | changes)])
 
 
@@ -25,8 +26,20 @@ def test_a_preview_names_its_column_among_the_others_and_escapes_everything() ->
     assert f"<li>{ESCAPED}</li>" in text
 
 
+@pytest.mark.parametrize(
+    ("division", "words"),
+    [
+        ("paragraphs", "a document ends at each blank line"),
+        ("lines", "each line is a document"),
+        ("file", "each file is one document"),
+    ],
+)
+def test_a_preview_says_how_plain_text_is_divided(division: str, words: str) -> None:
+    assert f"plain text; {words}</p>" in previewed(documents=["a"], division=division)
+
+
 def test_a_preview_says_what_has_no_column_or_is_not_read_yet() -> None:
-    assert "plain text" in previewed(documents=["a"])
+    assert "plain text</p>" in previewed(documents=["a"])
     assert "on the Hugging Face hub" in previewed(text_column="text")
     assert "no text to show" in preview_block([])
 

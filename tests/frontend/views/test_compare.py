@@ -32,6 +32,15 @@ def test_only_settings_that_differ_are_shown(open_page: Open, workbench: Workben
     assert "<code>model.layer</code></td><td>2</td><td>5</td><td>2</td>" in text
 
 
+def test_chosen_settings_that_differ_are_compared(open_page: Open, workbench: Workbench) -> None:
+    workbench.change("finished", chosen={"train.lr": 1e-3, "model.dtype": "float32"})
+    workbench.change("failed", chosen={"train.lr": 2e-3, "model.dtype": "float32"})
+    text = shown(open_page("compare", runs="finished,failed"))
+    values = "<td>0.00100 (chosen)</td><td>0.00200 (chosen)</td>"
+    assert f"<code>train.lr</code></td>{values}" in text
+    assert "model.dtype" not in text
+
+
 def test_the_best_value_is_shown_beside_the_last_one(open_page: Open) -> None:
     best = f'<small title="Best, at step {BEST_STEP}">best {number(BEST_FVU)}</small>'
     assert best in shown(open_page("compare", **ALL))

@@ -43,6 +43,16 @@ def test_a_run_with_the_settings_of_a_preset_says_so(open_page: Open) -> None:
     assert "<code>train.lr</code></td><td>unset</td>" in text
 
 
+def test_a_setting_that_the_run_chose_is_shown_with_its_value(
+    open_page: Open, workbench: Workbench
+) -> None:
+    workbench.change("finished", chosen={"train.lr": 0.00023, "sae.k": None})
+    text = shown(open_page("settings", id="finished", q="train.lr"))
+    assert "<code>train.lr</code></td><td>2.30e-04 (chosen)</td>" in text
+    text = shown(open_page("settings", id="finished", q="sae.k"))
+    assert "<code>sae.k</code></td><td>none</td>" in text
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -97,3 +107,7 @@ def test_the_settings_of_an_imported_run_are_not_counted_against_a_preset(
     assert "settings match the preset" not in shown(app)
     assert "closest preset" not in shown(app)
     assert "sae.k" in rows(app)
+    command, file = (code.value for code in app.code)
+    assert RunConfig.model_validate(yaml.safe_load(file)).sae.pretrained == "/data/theirs"
+    assert not {"k", "d_sae"} & set(yaml.safe_load(file)["sae"])
+    assert command.startswith("sae-workbench import /data/theirs --model.name tiny-gemma2 ")

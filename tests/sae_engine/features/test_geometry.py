@@ -173,6 +173,18 @@ def test_the_regions_of_a_map_are_its_islands(num_islands: int) -> None:
     np.testing.assert_array_equal(regions_of(points), regions)
 
 
+def test_the_layout_reports_its_epochs() -> None:
+    reports: list[tuple[str, float | None]] = []
+    rows = torch.nn.functional.normalize(torch.randn(40, 6), dim=1)
+    map_of(rows, report=lambda phase, share: reports.append((phase, share)))
+    first, *shares = [share for phase, share in reports if phase == "laying out the map"]
+    assert first is None  # while UMAP is imported
+    known = [share for share in shares if share is not None]
+    assert len(known) == len(shares) > 2
+    assert known == sorted(known)
+    assert (known[0], known[-1]) == (0, 1)
+
+
 @pytest.mark.parametrize(("num_points", "wanted"), [(0, set()), (15, {-1})])
 def test_a_map_of_few_points_has_no_regions(num_points: int, wanted: set[int]) -> None:
     assert set(regions_of(np.ones((num_points, 2), np.float32)).tolist()) == wanted

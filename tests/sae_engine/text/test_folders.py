@@ -10,6 +10,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.schema.config import DataConfig
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import dataset_files, is_local_dataset
+from sae_engine.text.sources import open_text_source
 from tests.sae_engine.text.test_bad_rows import preflight, read
 
 CODE = {"src/main.py": "import os\n\nprint(os)\n", "docs/guide.md": "# Guide\n\nRead it.\n"}
@@ -149,3 +150,19 @@ def test_what_is_true_of_many_files_is_said_once(tmp_path: Path):
     [sentence] = preflight(tmp_path)
     assert sentence.startswith(f"Each line of '{tmp_path}/00.txt' is a document")
     assert sentence.endswith(" The same is true of 39 more files.")
+
+
+@pytest.mark.parametrize(
+    ("files", "division"),
+    [
+        ({"a.txt": "one\ntwo\nthree", "b.txt": "four\nfive"}, "lines"),
+        ({"a.txt": "one\ntwo\nthree", "b.txt": "four\n\nfive"}, None),
+        ({"a.txt": "one\ntwo\nthree", "b.jsonl": rows("four")}, None),
+        ({"a.py": "x = 1\ny = 2\n", "b.py": "z = 3"}, "file"),
+    ],
+)
+def test_a_folder_has_a_division_if_all_its_files_share_it(
+    tmp_path: Path, files: dict[str, str | bytes], division: str | None
+):
+    folder = fill(tmp_path / "texts", files)
+    assert open_text_source(DataConfig(dataset=str(folder))).division() == division

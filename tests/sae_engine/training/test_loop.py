@@ -111,6 +111,8 @@ def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(whole: Who
     folder, records = whole
     plan = next(r for r in records if isinstance(r, PlanRecord))
     assert (plan.total_steps, plan.d_in, plan.d_sae) == (24, 32, 64)
+    assert (plan.dtype, plan.readers) == ("float32", 1)
+    assert plan.dead_feature_threshold == plan.total_tokens // 128
     assert isinstance(records[-1], EndRecord)
     assert records[-1].reason == "finished"
     assert sorted(losses(records)) == list(range(1, 25))

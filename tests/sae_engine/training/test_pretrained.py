@@ -90,6 +90,7 @@ def test_the_sae_of_a_training_run_gets_the_same_metrics_and_features(
     assert [r for r in after if isinstance(r, NoticeRecord)] == []
     plan = next(r for r in after if isinstance(r, PlanRecord))
     assert (plan.total_steps, plan.d_in, plan.d_sae) == (0, 32, 64)
+    assert (plan.dtype, plan.pretrained_format) == ("float32", "sae-workbench")
     assert after[-1] == EndRecord(reason="finished", step=0, tokens=0)
     for name in ("eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score"):
         assert values_of(after)[name] == pytest.approx(values_of(before)[name], rel=1e-5), name
