@@ -37,6 +37,14 @@ class Slot(NamedTuple):
     """Name of the GPU; empty for a CPU, or if unknown."""
 
 
+class FailedStarts(NamedTuple):
+    """Of jobs on one machine, since the last one that began there."""
+
+    count: int
+    why: str
+    """Of the latest."""
+
+
 def node_of(slot_id: str | None) -> str:
     """Name of the machine that a slot is on; empty for this machine."""
     return (slot_id or "").rpartition(NODE_END)[0]
@@ -98,11 +106,11 @@ class Places:
         held: Collection[str] = (),
         pause: str | None = None,
         problem: str | None = None,
-        failures: Mapping[str, int] | None = None,
+        failures: Mapping[str, FailedStarts] | None = None,
     ) -> None:
         """`held` are ids of slots whose process has not exited yet; `pause` is why the next start
-        waits, `problem` why there is no start in any slot. `failures` counts the starts that failed
-        on each machine; those with fewer come first.
+        waits, `problem` why there is no start in any slot. Machines with fewer of the `failures`,
+        by name, come first.
         """
         self.slots = slots
         self._failures = failures or {}
@@ -132,6 +140,11 @@ class Places:
     def _is_taken(self, slot: Slot) -> bool:
         held = slot.id in self._held or _all_gpus_with(slot) in self._held
         return held or bool(self._taken[slot.id])
+
+    def problem_of(self, slot: Slot) -> str | None:
+        """Why the last job that was started on a cluster's machine did not begin, as a sentence."""
+        failed = self._failures.get(slot.node) if slot.node else None
+        return f"{failed.why}." if failed else None
 
     @property
     def devices(self) -> str:
@@ -177,7 +190,8 @@ class Places:
         """Slots with less of it come first: machines where starts work, then the kind of device
         that the run trained on before.
         """
-        return self._failures.get(slot.node, 0), slot.kind != (row.device_kind or slot.kind)
+        failed = self._failures.get(slot.node)
+        return failed.count if failed else 0, slot.kind != (row.device_kind or slot.kind)
 
     def _whole_machine(self, usable: Sequence[Slot], free: Sequence[Slot]) -> Slot | None:
         """All GPUs of the first machine on which all are free."""

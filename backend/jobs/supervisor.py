@@ -12,7 +12,6 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import timedelta
@@ -35,7 +34,7 @@ from backend.jobs.logs import LOG_TAIL_LINES, tail
 from backend.jobs.losses import queue_again_after_loss
 from backend.jobs.shortage import StartPause
 from backend.jobs.silence import Report
-from backend.jobs.slots import Places, Slot, node_of
+from backend.jobs.slots import FailedStarts, Places, Slot, node_of
 from backend.jobs.supervisor_lock import supervisor_lock
 from backend.jobs.verdicts import verdict
 from backend.settings import Settings
@@ -74,8 +73,8 @@ class Supervisor:
         self._poll_seconds = poll_seconds
         self._patience = patience
         self._silence = silence
-        self._failures = Counter[str]()
-        """Starts that failed on each machine."""
+        self._failures: dict[str, FailedStarts] = {}
+        """By machine."""
         self._starting: set[str] = set()
         """Jobs that were started and have not begun to run anything yet."""
         self._readable: set[str] = set()
@@ -163,16 +162,23 @@ class Supervisor:
                 unseen.append(row)
             elif not row.has_begun and (why := _why_not_begun(row, state)) is not None:
                 failed.setdefault((job, why), []).append(row.id)
-                self._failures[node_of(row.slot)] += 1
+                self._note_failure(node_of(row.slot), why)
             elif isinstance(states[job], Unknown) and (node := node_of(row.slot)):
                 self._give_up(row, node)
             else:
                 self._judge(row, state.exit_code)
         begun = {_job_of(row).name for row in alive if row.has_begun}
         ended = {name for name, state in states.items() if isinstance(state, Ended)}
+        for row in alive:
+            if row.has_begun:
+                self._failures.pop(node_of(row.slot), None)
         self._settle_starts(begun | ended, failed)
         self._end_overdue(alive, jobs)
         self._note_silence([*alive, *unseen])
+
+    def _note_failure(self, node: str, why: str) -> None:
+        earlier = self._failures.get(node)
+        self._failures[node] = FailedStarts(1 + (earlier.count if earlier else 0), why)
 
     def _settled(self, row: RunRow, state: JobState) -> JobState:
         """A job that cannot be seen counts as gone once its run has been silent for too long."""

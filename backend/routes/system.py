@@ -91,7 +91,12 @@ def system(services: ServicesDep) -> System:
             "devices": services.supervisor.devices(),
             "problem": places.problem,
             "slots": [
-                Slot(id=slot.id, device=slot.device, runs=[row.id for row in places.runs_in(slot)])
+                Slot(
+                    id=slot.id,
+                    device=slot.device,
+                    runs=[row.id for row in places.runs_in(slot)],
+                    problem=places.problem_of(slot),
+                )
                 for slot in places.slots
             ],
             "num_cpus": num_cpus(),

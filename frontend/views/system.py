@@ -66,7 +66,11 @@ def devices_table(system: System, active: Mapping[str, Run]) -> str:
     of those on a machine that has left the cluster.
     """
     rows = "".join(
-        _row(f"<strong>{escaped(slot.id)}</strong>", [active[i] for i in slot.runs if i in active])
+        _row(
+            f"<strong>{escaped(slot.id)}</strong>",
+            [active[i] for i in slot.runs if i in active],
+            slot.problem,
+        )
         for slot in system.slots
     )
     placed = {run_id for slot in system.slots for run_id in slot.runs}
@@ -82,8 +86,9 @@ def _device(run: Run) -> str:
     return run.device or "other"
 
 
-def _row(name_html: str, runs: list[Run]) -> str:
-    works = "".join(map(_work, runs)) or "<small>free</small>"
+def _row(name_html: str, runs: list[Run], problem: str | None = None) -> str:
+    state = f"The last start failed: {escaped(problem)}" if problem else "free"
+    works = "".join(map(_work, runs)) or f"<small>{state}</small>"
     return f"<tr><td>{name_html}</td><td>{works}</td></tr>"
 
 

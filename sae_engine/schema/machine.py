@@ -130,6 +130,8 @@ class Slot(Shape):
     device: str
     runs: list[str]
     """Ids of the runs training there now."""
+    problem: str | None = None
+    """Why the last run that was started there did not begin, as one sentence; null once one has."""
 
 
 class System(Shape):

@@ -144,8 +144,11 @@ def test_a_machine_without_the_address_of_the_database_says_so(
         run = create(client, "finish")
         wait_for_status(client, run.id, "finished", "failed", "interrupted")
         assert read(client, run.id).device == "b/cpu"
+        slots = {slot["id"]: slot["problem"] for slot in client.get("/api/system").json()["slots"]}
+        assert slots["b/cpu"] is None
+        words = "SAE_WORKBENCH_DATABASE_URL is not set on the machine a; set it before `ray start`"
+        assert words in slots["a/cpu"]
     [job] = [job for job in cluster.jobs.values() if job.body["entrypoint"].endswith("a")]
-    words = "SAE_WORKBENCH_DATABASE_URL is not set on the machine a; set it before `ray start`"
     assert words in job.info()["message"]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from backend.jobs.ray_api import Node
 from backend.jobs.ray_executor import slots_of
-from backend.jobs.slots import ALL_GPUS, Places
+from backend.jobs.slots import ALL_GPUS, FailedStarts, Places
 from backend.settings import Settings
 from tests.backend.jobs.test_slots import place, row
 
@@ -60,12 +60,14 @@ def test_a_run_goes_back_to_the_kind_of_gpu_that_it_trained_on_if_one_is_free() 
         for name, kind in nodes.items()
         for slot in slots_of(node(name, GPU=2, CPU=4, kind=kind), Settings())
     ]
-    again = row("again")
+    again, failed = row("again"), FailedStarts(1, "no disk")
     assert place(Places(slots, []).place_for(again)) == "a/cuda:0"
     again.device_kind = "H100"
     assert place(Places(slots, []).place_for(again)) == "h/cuda:0"
-    assert place(Places(slots, [], failures={"h": 1}).place_for(again)) == "i/cuda:0"
-    assert place(Places(slots, [], failures={"h": 1, "i": 1}).place_for(again)) == "a/cuda:0"
+    assert place(Places(slots, [], failures={"h": failed}).place_for(again)) == "i/cuda:0"
+    assert (
+        place(Places(slots, [], failures={"h": failed, "i": failed}).place_for(again)) == "a/cuda:0"
+    )
     busy = [row("other", f"{name}/cuda:{gpu}") for name in "hi" for gpu in (0, 1)]
     assert place(Places(slots, busy).place_for(again)) == "a/cuda:0"
     spread = row("spread", device_map="auto")

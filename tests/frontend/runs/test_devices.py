@@ -57,9 +57,16 @@ def test_a_run_on_the_cpu_shows_no_gpu(system: System) -> None:
 
 def test_a_run_on_a_machine_that_left_the_cluster_stands_beside_its_name(system: System) -> None:
     slot = Slot(id="b/cpu", device="cpu", runs=["second"])
+    broken = Slot(id="c/cpu", device="cpu", runs=[], problem="No <disk>.")
     devices = {"first": "a/cpu", "second": "b/cpu", "third": "a/cpu", "fourth": None}
     runs = {name: make_run(id=name, name=name, device=at) for name, at in devices.items()}
-    found = devices_table(system.model_copy(update={"slots": [slot]}), runs)
+    found = devices_table(system.model_copy(update={"slots": [slot, broken]}), runs)
     rows = re.findall(r"<tr><td>(?:<strong>)?([^<]+)(.*?)</tr>", found)
     placed = {where: re.findall(r"run\?id=(\w+)", works) for where, works in rows}
-    assert placed == {"b/cpu": ["second"], "a/cpu": ["first", "third"], "other": ["fourth"]}
+    assert "<small>The last start failed: No &lt;disk&gt;.</small>" in dict(rows)["c/cpu"]
+    assert placed == {
+        "b/cpu": ["second"],
+        "c/cpu": [],
+        "a/cpu": ["first", "third"],
+        "other": ["fourth"],
+    }
