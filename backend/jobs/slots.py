@@ -40,7 +40,7 @@ class Slot(NamedTuple):
 class FailedStarts(NamedTuple):
     """Of jobs on one machine, since the last one that began there."""
 
-    count: int
+    number: int
     why: str
     """Of the latest."""
 
@@ -191,7 +191,7 @@ class Places:
         that the run trained on before.
         """
         failed = self._failures.get(slot.node)
-        return failed.count if failed else 0, slot.kind != (row.device_kind or slot.kind)
+        return failed.number if failed else 0, slot.kind != (row.device_kind or slot.kind)
 
     def _whole_machine(self, usable: Sequence[Slot], free: Sequence[Slot]) -> Slot | None:
         """All GPUs of the first machine on which all are free."""

@@ -178,7 +178,7 @@ class Supervisor:
 
     def _note_failure(self, node: str, why: str) -> None:
         earlier = self._failures.get(node)
-        self._failures[node] = FailedStarts(1 + (earlier.count if earlier else 0), why)
+        self._failures[node] = FailedStarts(1 + (earlier.number if earlier else 0), why)
 
     def _settled(self, row: RunRow, state: JobState) -> JobState:
         """A job that cannot be seen counts as gone once its run has been silent for too long."""

@@ -86,9 +86,9 @@ class PlanRecord(Record):
                 "train.dead_feature_threshold": self.dead_feature_threshold,
             }
         open_ones = {path: v for path, v in values.items() if value_of(config, path) in OPEN}
-        found = {path: value for path, value in open_ones.items() if value is not None}
+        found: dict[str, Value] = {p: value for p, value in open_ones.items() if value is not None}
         has_k = self.k is not None or config.sae.pretrained is None
-        return found if has_k else found | {"sae.k": None}
+        return found if has_k else {**found, "sae.k": None}
 
 
 class StartRecord(Record):

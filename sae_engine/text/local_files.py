@@ -46,7 +46,9 @@ class LocalFiles:
 
     def division(self) -> Division | None:
         files = self._files()
-        found = {self._division(path, files) for path in files.paths[:CHECKED_FILES]}
+        found: set[Division | None] = {
+            self._division(path, files) for path in files.paths[:CHECKED_FILES]
+        }
         return found.pop() if len(found) == 1 else None
 
     def _division(self, path: Path, files: DatasetFiles) -> Division | None:
@@ -87,7 +89,7 @@ class LocalFiles:
 
     def _texts(self, path: Path, files: DatasetFiles) -> Iterator[str]:
         """A file's documents, "" for rows left out; raises `ConfigError` if it cannot be read."""
-        suffix, column = data_suffix(path), column_of(self._config)
+        suffix, column = data_suffix(path) or "", column_of(self._config)
         if column.holds_messages and _is_plain(path, files):
             raise ConfigError.of(
                 column.setting,
