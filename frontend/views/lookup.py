@@ -38,7 +38,7 @@ _MATCH_HELP = """
 - **Exact**: matches case and spaces exactly
 - **Prefix**: tokens that start with the text
 - **Substring**: tokens that contain the text
-- **Text**: every occurrence of the text, whatever the tokens
+- **Text**: every occurrence of the text, however it is split into tokens
 - **Regular expression**: what the expression finds in the text, in the
   [syntax of RE2](https://github.com/google/re2/wiki/Syntax)
 
@@ -110,7 +110,7 @@ def _show_features(run: Run, lookup: Lookup, answer: LookupResult) -> None:
 
 
 def _controls(run: Run, lookup: Lookup) -> None:
-    box, ranking, snapshots = st.columns([2.4, 2, 1.1], vertical_alignment="bottom")
+    box, ranking, snapshots = st.columns([1.9, 2.3, 1.1], vertical_alignment="bottom")
     with box:
         token_box(lookup.text)
     with ranking:
@@ -124,7 +124,7 @@ def _controls(run: Run, lookup: Lookup) -> None:
             show_title=True,
             tip=_RANK_HELP,
         )
-    with snapshots:
+    with snapshots, st.container(horizontal=True, horizontal_alignment="right"):
         snapshot_picker(run)
     with st.container(horizontal=True, gap="medium", vertical_alignment="bottom"):
         bound_choice(

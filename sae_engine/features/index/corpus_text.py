@@ -1,4 +1,4 @@
-"""The text of an index corpus, and where a string stands in it, whatever the tokens.
+"""The text of an index corpus, and where a string occurs in it, however it is split into tokens.
 
 Derived from an index's token ids and vocabulary; searched by `lookup` and `expressions`. A position
 stands for the bytes of its token. Text is continuous only where nothing was left out: a match
