@@ -38,7 +38,8 @@ BYTES_PER_SHUFFLED_TOKEN = 16
 
 PREFIX = "language model up to the hook"
 WAITING = "waiting activations"
-OF_EACH_SAE = ("SAE", "Adam", "16-bit copy of the encoder")
+CHECKPOINT = "checkpoint being written"
+OF_EACH_SAE = ("SAE", "Adam", CHECKPOINT, "16-bit copy of the encoder")
 """Parts that every run on a pass holds separately, all the time."""
 
 UNGATED = {
@@ -255,6 +256,7 @@ def _memory(
         PREFIX: shape.prefix(num_layers) * width,
         "SAE": sae,
         "Adam": 2 * sae,
+        CHECKPOINT: 0 if gpu else 3 * sae,
         "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
         "shuffled text": 0 if gpu else _shuffled(config.data),
         "held-out text": 0 if gpu else num_heldout(config) * BYTES_PER_HELDOUT_TOKEN,

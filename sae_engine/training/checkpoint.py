@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import torch
@@ -67,14 +68,57 @@ def device_kind(device: torch.device) -> str:
     return f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
 
 
-def save_checkpoint(folder: RunFolder, trainer: SAETrainer, state: TrainState) -> None:
-    """Publish the state as `checkpoints/last.safetensors`, in one rename; the checkpoint before it
-    becomes `previous.safetensors`. Raises `DiskFullError`, and then leaves both unchanged.
+class CheckpointWriter:
+    """Writes a run's checkpoints from copies, while the run trains on: a slow disk holds it up only
+    if a checkpoint takes longer than the steps until the next.
     """
-    tensors = trainer.tensors()
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._thread: Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, trainer: SAETrainer, state: TrainState) -> None:
+        """Begin to write; raises what went wrong with the checkpoint before, such as
+        `DiskFullError`.
+        """
+        self.wait()
+        tensors = {n: t.detach().to("cpu", copy=True) for n, t in trainer.tensors().items()}
+        self._thread = Thread(target=self._write, args=(tensors, state), name="checkpoint")
+        self._thread.start()
+
+    def _write(self, tensors: Mapping[str, Tensor], state: TrainState) -> None:
+        try:
+            save_checkpoint(self._folder, tensors, state)
+        except Exception as error:
+            self._error = error
+
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is published; raises what went wrong with it."""
+        self.close()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, published or not."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+
+def save_checkpoint(folder: RunFolder, tensors: Mapping[str, Tensor], state: TrainState) -> None:
+    """Publish a trainer's tensors and the rest as `checkpoints/last.safetensors`, in one rename;
+    the checkpoint before it becomes `previous.safetensors`. Raises `DiskFullError`, and then leaves
+    both unchanged.
+    """
     described = {"format": FORMAT, "checksum": _checksum(tensors), **state._asdict()}
     with published_file(folder.checkpoint, keep=folder.previous_checkpoint) as path:
-        save_file(tensors, path, metadata={"state": json.dumps(described)})
+        save_file(dict(tensors), path, metadata={"state": json.dumps(described)})
 
 
 def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState, str | None]:

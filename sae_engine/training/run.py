@@ -34,10 +34,10 @@ from sae_engine.schema.records import (
     PlanRecord,
 )
 from sae_engine.training.checkpoint import (
+    CheckpointWriter,
     TrainState,
     device_kind,
     load_checkpoint,
-    save_checkpoint,
 )
 from sae_engine.training.clock import Clock
 from sae_engine.training.heldout import Ending, HeldoutWork, SharedHeldout
@@ -93,6 +93,7 @@ class TrainingRun:
         self._seconds_before = 0.0
         self._began = time.perf_counter()
         self._feed = feed
+        self._checkpoints = CheckpointWriter(folder)
         self._overlap = ""
         """What the checkpoint knows of the overlap of training and held-out text."""
         self._measured: dict[str, float] = {}
@@ -221,6 +222,7 @@ class TrainingRun:
         """Publish the SAE, evaluate it and build its features, however the training ended."""
         yield PhaseRecord(phase="saving a checkpoint")
         self._save(stream)
+        self._checkpoints.wait()
         yield from self._heldout.open()
         yield PhaseRecord(phase="evaluating")
         yield self._metrics(self._evaluate(self.config.data.heldout_tokens))
@@ -241,6 +243,7 @@ class TrainingRun:
         return record
 
     def close(self) -> None:
+        self._checkpoints.close()
         for tracker in self._trackers:
             tracker.close()
 
@@ -263,7 +266,7 @@ class TrainingRun:
         return values
 
     def _save(self, stream: ActivationStream) -> None:
-        """Publish the current SAE and a checkpoint to resume from."""
+        """Publish the current SAE, and begin to write a checkpoint to resume from."""
         trainer = self.trainer
         publish_sae(self._folded(), self.folder, self.config, self._hook_name)
         state = TrainState(
@@ -280,7 +283,7 @@ class TrainingRun:
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
             device=device_kind(self._feed.device),
         )
-        save_checkpoint(self.folder, trainer, state)
+        self._checkpoints.save(trainer, state)
 
     def _folded(self) -> TopKSAE:
         """The current SAE on raw activations, for everything that is published.

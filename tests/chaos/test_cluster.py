@@ -41,14 +41,14 @@ LONG: Mapping[str, Any] = {
     "model": {"device": "cpu"},
     "train": {
         **CONFIG["train"],
-        "total_tokens": 64 * 400,
-        "eval_every": 100,
+        "total_tokens": 64 * 1000,
+        "eval_every": 250,
         "save_every": 25,
         "snapshot_every": 200,
     },
 }
-"""Long enough to be disturbed, although its curve is stored every two seconds only; on the CPU,
-because the nodes' GPUs are pretended.
+"""Long enough to be disturbed, although its curve is stored every two seconds only, and to outlast
+Ray's verdict on a frozen node; on the CPU, because the nodes' GPUs are pretended.
 """
 
 
@@ -79,9 +79,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             ray = {"SAE_WORKBENCH_RAY_URL": cluster.url}
             ray |= {"SAE_WORKBENCH_RAY_TOKEN": ray_cluster.TOKEN}
             with opened(data, QUICK, **shared, **ray) as workbench:
+                wait_until(lambda: problem(workbench) is None, "the server to see the cluster")
                 twin_id = workbench.create("undisturbed", LONG)
                 workbench.wait_for_status(twin_id, "finished")
                 yield Lab(cluster, workbench, twin_id)
+
+
+def problem(workbench: Workbench) -> str | None:
+    return workbench.http.get("/api/system").json()["problem"]
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ def test_runs_on_one_pass_share_the_language_model_and_have_separate_saes():
     each = [parts_of(estimate(config, gpu=False)) for config in (small, large)]
     together = estimate_together([small, large], gpu=False)
     parts = parts_of(together)
-    for name in ("SAE", "Adam", "16-bit copy of the encoder"):
+    for name in ("SAE", "Adam", "checkpoint being written", "16-bit copy of the encoder"):
         assert parts[name] == each[0][name] + each[1][name]
     assert parts["language model up to the hook"] == each[1]["language model up to the hook"]
     assert parts["waiting activations"] == 2 * each[1]["waiting activations"]  # of two layers
@@ -75,7 +75,7 @@ def test_parameters_and_checkpoint_size_match_what_is_written(tmp_path, tied):
     trainer.step(torch.randn(64, expected.d_in))
     folder = RunFolder(tmp_path)
     state = TrainState(1, 64, 0.0, 1.0, 1.0, 1.0, 0, 1.0, BEGINNING, "")
-    save_checkpoint(folder, trainer, state)
+    save_checkpoint(folder, trainer.tensors(), state)
     assert folder.checkpoint.stat().st_size == pytest.approx(expected.checkpoint_bytes, rel=0.01)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Timer
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sae_engine.activations.stream import StreamState
 from sae_engine.errors import DiskFullError, UserError
@@ -16,7 +19,13 @@ from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.trainer import Budget, SAETrainer
 from sae_engine.schema.config import SAEConfig, TrainConfig
 from sae_engine.text.packing import Cursor
-from sae_engine.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from sae_engine.training import checkpoint
+from sae_engine.training.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def trainer_of(value: float) -> SAETrainer:
@@ -39,7 +48,7 @@ def folder(tmp_path: Path) -> RunFolder:
     """A folder in which checkpoints of steps 1, 2 and 3 were saved, one after the other."""
     folder = RunFolder(tmp_path / "run")
     for step in (1, 2, 3):
-        save_checkpoint(folder, trainer_of(float(step)), state_at(step))
+        save_checkpoint(folder, trainer_of(float(step)).tensors(), state_at(step))
     return folder
 
 
@@ -56,6 +65,54 @@ def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(folder: RunF
         "last.safetensors",
         "previous.safetensors",
     ]
+
+
+def test_a_checkpoint_is_written_while_the_run_trains_on(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+):
+    """It holds what the trainer was when it was saved, and the next one waits for it."""
+    may_write = Event()
+
+    def write_later(*arguments: Any, **more: Any) -> None:
+        assert may_write.wait(10)
+        save_file(*arguments, **more)
+
+    monkeypatch.setattr(checkpoint, "save_file", write_later)
+    writer, trainer = CheckpointWriter(folder), trainer_of(4.0)
+    writer.save(trainer, state_at(4))
+    with torch.no_grad():
+        for parameter in trainer.sae.parameters():
+            parameter.fill_(5.0)
+    assert loaded(folder) == (state_at(3), 3.0, None)
+    Timer(0.05, may_write.set).start()
+    writer.save(trainer, state_at(5))
+    state, weight, _ = loaded(folder)
+    assert (state.step, weight) in ((4, 4.0), (5, 5.0))
+    writer.wait()
+    assert loaded(folder) == (state_at(5), 5.0, None)
+    folder.checkpoint.unlink()
+    assert loaded(folder)[:2] == (state_at(4), 4.0)
+
+
+@pytest.mark.parametrize("ask", ["save", "wait"])
+def test_a_checkpoint_that_could_not_be_written_is_reported_once(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, ask: str
+):
+    def fill_the_disk(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = CheckpointWriter(folder)
+    with monkeypatch.context() as full:
+        full.setattr(checkpoint, "save_file", fill_the_disk)
+        writer.save(trainer_of(4.0), state_at(4))
+        writer.close()
+    assert loaded(folder) == (state_at(3), 3.0, None)
+    with pytest.raises(DiskFullError):
+        writer.wait() if ask == "wait" else writer.save(trainer_of(5.0), state_at(5))
+    writer.wait()
+    writer.save(trainer_of(6.0), state_at(6))
+    writer.wait()
+    assert loaded(folder) == (state_at(6), 6.0, None)
 
 
 def _flip_a_bit(path: Path) -> None:
