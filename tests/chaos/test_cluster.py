@@ -47,8 +47,8 @@ LONG: Mapping[str, Any] = {
         "snapshot_every": 200,
     },
 }
-"""Long enough to be disturbed, although its curve is stored every two seconds only, and to outlast
-Ray's verdict on a frozen node; on the CPU, because the nodes' GPUs are pretended.
+"""Long enough to be disturbed, although its curve is stored every two seconds only; on the CPU,
+because the nodes' GPUs are pretended.
 """
 
 
@@ -170,10 +170,12 @@ def test_a_run_goes_on_while_ray_calls_it_failed_and_is_fenced_once_it_was_repla
     node, job = node_of(lab, run_id), process_of(lab, run_id)
     name = next(part for part in job.cmdline() if part.startswith(run_id))
     began = time.monotonic()
+    thaw_job = frozen([job])  # or it might end before Ray's verdict
     thaw_node = frozen([cluster.node(node).raylet()])
     try:
         wait_until(lambda: status(cluster, name) == "FAILED", "Ray's verdict")
         print(f"FAILED {time.monotonic() - began:.0f} s after its raylet was frozen")
+        thaw_job()
         step = workbench.run(run_id).progress.step
         workbench.wait_for_step(run_id, step + 20)
         assert job.is_running()
