@@ -180,7 +180,7 @@ def test_the_layout_reports_its_epochs() -> None:
     first, *shares = [share for phase, share in reports if phase == "laying out the map"]
     assert first is None  # while UMAP is imported
     known = [share for share in shares if share is not None]
-    assert len(known) == len(shares) > 2
+    assert len(known) == len(shares) >= 2  # at most ten a second
     assert known == sorted(known)
     assert (known[0], known[-1]) == (0, 1)
 
