@@ -41,7 +41,8 @@ def test_a_page_says_that_its_server_is_away_and_recovers_with_what_was_entered(
 ) -> None:
     with serving(tmp_path) as server:
         page.goto(f"{server.url}/launch")
-        page.get_by_label("name", exact=True).first.fill("typed before")
+        expect(page.get_by_role("button", name="Start training")).to_be_visible()
+        page.get_by_label("name", exact=True).locator("visible=true").first.fill("typed before")
         page.keyboard.press("Tab")
         expect(page.locator("code").first).to_contain_text("typed before")
     banner = page.locator(".wb-banner")
