@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import NamedTuple
@@ -43,7 +43,7 @@ LAST_WRITE_SECONDS = 2.0
 _STRENGTH = list(StopRequest).index
 _log = logging.getLogger(__name__)
 
-Train = Callable[[Sequence[Member]], Iterator[tuple[int, AnyRecord]]]
+Train = Callable[[Sequence[Member]], Generator[tuple[int, AnyRecord]]]
 """Signature of `sae_engine.training.loop.train_together`."""
 
 
@@ -56,7 +56,7 @@ def raise_terminated(number: int, _frame: FrameType | None) -> None:
     raise Terminated(signal.Signals(number).name)
 
 
-def engine(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+def engine(members: Sequence[Member]) -> Generator[tuple[int, AnyRecord]]:
     """The real engine; imports torch only when it is called, which takes seconds."""
     from sae_engine.training.loop import train_together
 
@@ -134,9 +134,10 @@ def execute(
         environment = this_environment()
         for member in members.values():
             record_environment(member.folder, environment)
-        for number, record in train(
+        records = train(
             [m._replace(should_stop=partial(requests.of, i)) for i, m in members.items()]
-        ):
+        )
+        for number, record in records:
             requests.store_asked()
             logs[number].write(record)
             if isinstance(record, FailureRecord):
@@ -144,6 +145,11 @@ def execute(
                 fail(number, "failed", record.error_type, record.message)
             else:
                 recorders[number].record(record)
+            if recorders[number].is_superseded and all(r.look_for_successor() for r in recorders):
+                # A checkpoint follows the record of a phase. The job that has the runs now might
+                # resume from it without the measurements before it, which were just refused.
+                records.close()
+                return ["stopped" for _ in run_ids]
             if isinstance(record, EndRecord):
                 ended[number] = record.reason
             for recorder in recorders:

@@ -59,7 +59,8 @@ class Recorder:
         """Until when (`time.monotonic`) to wait for an unavailable database."""
         self._database = database
         self._job = job
-        self._is_superseded = False
+        self.is_superseded = False
+        """Whether a write was refused because another job has the run."""
         self._run_id = run_id
         self._folder = member.folder
         self._config = member.config
@@ -99,6 +100,11 @@ class Recorder:
         """Store the measurements that have waited long enough."""
         if time.monotonic() >= self._next_batch:
             self._flush()
+
+    def look_for_successor(self) -> bool:
+        """Whether another job has the run by now."""
+        self._write(lambda _: None)
+        return self.is_superseded
 
     def fail(self, status: RunStatus, kind: str, message: str, log_tail: str) -> None:
         """Store that the run failed or was interrupted."""
@@ -224,11 +230,11 @@ class Recorder:
                 if store.is_run_by(session, self._run_id, self._job):
                     action(session)
                 else:
-                    self._is_superseded = True
+                    self.is_superseded = True
 
-        if not self._is_superseded:
+        if not self.is_superseded:
             when_available(transaction, deadline=self.deadline)
-            if self._is_superseded:
+            if self.is_superseded:
                 _log.warning("run %s is not run by job %s any more", self._run_id, self._job)
 
 

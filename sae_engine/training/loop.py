@@ -60,7 +60,7 @@ def train(
         yield record
 
 
-def train_together(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+def train_together(members: Sequence[Member]) -> Generator[tuple[int, AnyRecord]]:
     """Train several SAEs on one pass of the language model; yield (index of the member, record).
 
     All members must have the same `RunConfig.pass_key`, and resumed members must have stopped at

@@ -98,6 +98,32 @@ def test_a_superseded_job_ends_and_changes_no_row(
 
 
 @both_databases
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_a_superseded_job_writes_no_checkpoint(
+    database: Database, settings: Settings, num_runs: int
+) -> None:
+    """The job that has its runs now might resume from it without the measurements before it."""
+    benches = [Bench(database, settings) for _ in range(num_runs)]
+    done: list[str] = []
+
+    def train(_) -> Iterator[tuple[int, AnyRecord]]:
+        try:
+            yield 0, measured(1)
+            yield 0, PhaseRecord(phase="saving a checkpoint")
+            done.append("saved the first")
+            yield 0, measured(2)
+            for bench in benches:
+                given_up(bench)
+            yield 0, PhaseRecord(phase="saving a checkpoint")
+            done.append("saved another")
+        finally:
+            done.append("closed")
+
+    execute(database, {bench.id: bench.member for bench in benches}, train, job=JOB)
+    assert done == ["saved the first", "closed"]
+
+
+@both_databases
 @pytest.mark.parametrize("ends", ["failed", "interrupted"])
 def test_a_superseded_job_that_fails_or_is_ended_changes_no_row(bench: Bench, ends: str) -> None:
     def train(_) -> Iterator[tuple[int, AnyRecord]]:
