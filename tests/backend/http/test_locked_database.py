@@ -14,7 +14,7 @@ import pytest
 from backend.app import create_app
 from backend.http.limits import MAX_CHANGES
 from backend.settings import Settings
-from backend.store.database import Database
+from backend.store.database import BUSY_TIMEOUT_SECONDS, Database
 from tests.backend.conftest import URL
 from tests.backend.fake_engine import fake_job
 
@@ -32,8 +32,10 @@ def locked(settings: Settings) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def served(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings, command=fake_job, busy_seconds=BUSY_SECONDS)
+async def served(
+    settings: Settings, busy_seconds: float = BUSY_SECONDS
+) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings, command=fake_job, busy_seconds=busy_seconds)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -71,7 +73,7 @@ def test_waiting_writers_delay_neither_health_nor_readers_and_get_a_503(
 
 def test_many_writers_at_once_all_succeed(settings: Settings, database: Database) -> None:
     async def check() -> None:
-        async with served(settings) as http:
+        async with served(settings, BUSY_TIMEOUT_SECONDS) as http:
             created = await http.post("/api/runs", json={"preset": "quick-test"})
             path = created.headers["location"]
             answers = await asyncio.gather(
