@@ -29,6 +29,8 @@ from sae_engine.schema.analysis import AnalysisProgress
 END_SECONDS = 5.0
 """How long a computation may take to end before it is killed."""
 DIGEST_LENGTH = 12
+VERSION = 2
+"""Raised when a computation changes, so that stored results are computed again."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -56,7 +58,7 @@ class Analysis(NamedTuple):
     @property
     def name(self) -> str:
         """Name of the result's folder."""
-        return "_".join([self.kind, *(source.name for source in self.sources)])
+        return "_".join([f"{self.kind}{VERSION}", *(source.name for source in self.sources)])
 
 
 Command = Callable[[Analysis, Path], list[str]]

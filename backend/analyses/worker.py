@@ -18,7 +18,7 @@ from backend.processes import lower_priority
 from backend.settings import load_settings
 from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Layout, Matches
-from sae_engine.features.index.format import SAE
+from sae_engine.features.index.format import SAE, firing
 from sae_engine.files import published_folder
 
 REPORT_SECONDS = 0.3
@@ -51,7 +51,8 @@ def _map(folder: Path) -> Layout:
 def _matches(folder_a: Path, folder_b: Path) -> Matches:
     from sae_engine.features.geometry.matches import match_decoders
 
-    return match_decoders(folder_a / SAE, folder_b / SAE, report=_Reporter())
+    alive = firing(folder_a), firing(folder_b)
+    return match_decoders(folder_a / SAE, folder_b / SAE, alive=alive, report=_Reporter())
 
 
 COMPUTE: dict[str, Callable[..., Layout | Matches]] = {"map": _map, "matches": _matches}

@@ -6,13 +6,13 @@ Map and comparison need results of `geometry`, which are computed in another pro
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_engine.features.cluster_names import cluster_names
 from sae_engine.features.geometry.files import Layout, Matches
+from sae_engine.features.index.details import Labels, Stars
 from sae_engine.features.index.listing import cursor_at, offset_of
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.schema.analysis import (
@@ -29,9 +29,6 @@ from sae_engine.schema.features import SortOrder
 BINS_PER_DECADE = 8
 NUM_MAP_TOKENS = 3
 NUM_COSINE_BINS = 50
-
-Labels = Mapping[int, str]
-Stars = Collection[int]
 
 
 def density_histogram(index: FeatureIndex) -> DensityHistogram:

@@ -38,6 +38,9 @@ NO_SITE = (
     "computes it"
 )
 
+_LAYER = r"(?:[a-z_]+\.)*(?:layers|blocks|h)\.(\d+)"
+_OTHER_PARTS = "vision|visual|image|audio|encoder|speech"
+"""In the paths of what is not the language part, which also has numbered layers."""
 NO_LAYER = "its files do not give its layer, so set model.layer"
 
 
@@ -127,8 +130,8 @@ def transformerlens_hook(model: ModelConfig) -> str | None:
     """
     if not model.hook_point:
         return f"blocks.{model.layer}.{SAELENS_SITES[model.site]}"
-    layer = re.search(r"\.(\d+)$", model.hook_point)
-    if layer is None:
+    layer = re.fullmatch(_LAYER, model.hook_point)
+    if layer is None or re.search(_OTHER_PARTS, model.hook_point):
         return None
     return f"blocks.{layer[1]}.hook_resid_{'pre' if model.hook_io == 'input' else 'post'}"
 

@@ -21,6 +21,9 @@ from sae_engine.playground.read import ProbeModel
 from sae_engine.sae.autoencoders import SAE
 from sae_engine.schema.playground import Side, SteerToken
 
+GREEDY_TEMPERATURE = 1e-6
+"""Below it, the most likely id is taken: float32 cannot divide by much less."""
+
 
 def steer(
     model: ProbeModel,
@@ -37,8 +40,8 @@ def steer(
 
     For the steered text, `activations[f]` times the decoder row of every feature f is added at the
     hook, at every position except BOS, pad, eos and outliers, whose activation has a norm above
-    `largest_norm`. Both texts are sampled with the same random
-    numbers, from `seed`. Raises `UserError` for a prompt too long for the model.
+    `largest_norm`. Both texts are sampled with the same random numbers, from `seed`. Raises
+    `UserError` for a prompt too long for the model.
     """
     ids = model.encode(prompt)
     if model.model.bos_id is not None:
@@ -96,8 +99,8 @@ def generate(
     """Ids that continue `ids`, up to and excluding eos.
 
     `add` is added to the activations at the first hook, at ordinary positions whose norm is at most
-    `largest_norm`. A `temperature` of 0
-    always takes the most likely id. Raises `UserError` if the logits are not finite.
+    `largest_norm`. A `temperature` of 0 always takes the most likely id. Raises `UserError` if the
+    logits are not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     given, past = list(ids), None
@@ -117,8 +120,7 @@ def _choose(logits: Float[Tensor, " vocab"], temperature: float, generator: torc
         raise UserError(
             "The language model's logits are not finite with these strengths; lower them."
         )
-    if temperature == 0:
+    if temperature < GREEDY_TEMPERATURE:
         return int(logits.argmax())
-    # With the largest logit at 0, a tiny temperature gives -inf, never NaN.
     likely = torch.softmax((logits - logits.max()) / temperature, dim=0)
     return int(torch.multinomial(likely, 1, generator=generator))

@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.kernels.adam import BETA1, BETA2, EPSILON
+from sae_engine.kernels.adam import AdamStep
 from sae_engine.kernels.gpu import codes as triton_codes
 from sae_engine.kernels.gpu import rows as triton_rows
-from sae_engine.kernels.gpu.rows import AdamStep, PairSums, RowGradients, Weights
+from sae_engine.kernels.gpu.rows import PairSums, RowGradients, Weights
 from sae_engine.kernels.gpu.select import Codes, best_of, select
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.sae.loss import total_variance
@@ -191,11 +191,7 @@ class TritonStepper(KernelStepper):
         self, found: RowGradients, b_enc_grad: Tensor, b_dec_grad: Tensor, clip: Tensor, lr: float
     ) -> None:
         self._adam.steps += 1
-        steps = self._adam.steps
-        adam = AdamStep(
-            clip, lr / (1 - BETA1**steps), (1 - BETA2**steps) ** -0.5,
-            BETA1, BETA2, EPSILON,
-        )  # fmt: skip
+        adam = AdamStep.at(self._adam.steps, lr=lr, clip=clip)
         dec = self._weights("W_dec")
         enc = dec if self._sae.tied else self._weights("W_enc")
         triton_rows.update(found, dec, enc, self._shadow, adam)

@@ -19,7 +19,7 @@ from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Layout, Report, no_report
 from sae_engine.features.geometry.rows import DecoderRows
 from sae_engine.features.index.decoder_directions import nearest_rows
-from sae_engine.features.index.format import load_array
+from sae_engine.features.index.format import firing
 
 NUM_NEIGHBOURS = 15
 """UMAP's default."""
@@ -38,7 +38,7 @@ def lay_out(index_folder: Path, sae: Path, *, seed: int = 0, report: Report = no
 
     Raises `IndexDamagedError`.
     """
-    latents = np.flatnonzero(np.diff(load_array(index_folder, "latent_starts")))
+    latents = np.flatnonzero(firing(index_folder))
     alive = torch.from_numpy(latents)
     kept = [
         rows[alive[(alive >= first) & (alive < first + len(rows))] - first]
@@ -68,6 +68,8 @@ def map_of(
 
     With at most `NUM_NEIGHBOURS` rows, it is their plane of the largest variance.
     """
+    if not len(rows):
+        return np.zeros((0, 2), np.float32)
     start = _plane(rows)
     if len(rows) <= NUM_NEIGHBOURS:
         return start

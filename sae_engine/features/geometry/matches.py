@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sae_engine.errors import UserError
 from sae_engine.features.geometry.files import Matches, Report, no_report
@@ -22,13 +24,15 @@ def match_decoders(
     path_a: Path,
     path_b: Path,
     *,
+    alive: tuple[NDArray[np.bool_], NDArray[np.bool_]] | None = None,
     chunk_numbers: int = CHUNK_NUMBERS,
     report: Report = no_report,
 ) -> Matches:
     """Compare every decoder row of one `sae.safetensors` with every row of another.
 
-    Ties go to the first row. Raises `IndexDamagedError` for a file that is not an SAE, `UserError`
-    for different widths.
+    With `alive`, masks of [d_sae of A] and [d_sae of B], only live latents are compared; the cosine
+    with no row at all is -1. Ties go to the first row. Raises `IndexDamagedError` for a file that
+    is not an SAE, `UserError` for different widths.
     """
     a, b = DecoderRows(path_a), DecoderRows(path_b)
     if a.d_in != b.d_in:
@@ -37,11 +41,15 @@ def match_decoders(
             "decoder rows cannot be compared."
         )
     num_rows = max(1, min(int(chunk_numbers**0.5), chunk_numbers // a.d_in))
-    in_b = torch.full((a.d_sae,), -torch.inf), torch.zeros(a.d_sae, dtype=torch.int64)
-    in_a = torch.full((b.d_sae,), -torch.inf), torch.zeros(b.d_sae, dtype=torch.int64)
+    in_b = torch.full((a.d_sae,), -1.0), torch.zeros(a.d_sae, dtype=torch.int64)
+    in_a = torch.full((b.d_sae,), -1.0), torch.zeros(b.d_sae, dtype=torch.int64)
+    dead_a, dead_b = (~torch.from_numpy(each) for each in alive) if alive else (None, None)
     for first_a, rows_a in a.chunks(num_rows):
         for first_b, rows_b in b.chunks(num_rows):
             cosines = rows_a @ rows_b.T
+            if dead_a is not None and dead_b is not None:
+                cosines[dead_a[first_a : first_a + len(rows_a)]] = -1
+                cosines[:, dead_b[first_b : first_b + len(rows_b)]] = -1
             _keep_larger(in_b, first_a, *cosines.max(dim=1), first_b)
             _keep_larger(in_a, first_b, *cosines.max(dim=0), first_a)
             done = first_a * b.d_sae + len(rows_a) * (first_b + len(rows_b))

@@ -36,6 +36,7 @@ from sae_engine.features.index.manifest import (
 )
 from sae_engine.features.index.vocabulary import token_bytes
 from sae_engine.files import RunFolder, published_folder
+from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.schema.records import SnapshotRecord
 
 
@@ -65,7 +66,7 @@ def build_index(
     unembed: Tensor | None = None,
     largest_norm: float = math.inf,
     final: bool = False,
-    check_stop: Callable[[], None] = lambda: None,
+    check_stop: CheckStop = never_stop,
 ) -> SnapshotRecord:
     """Publish `features/<step>/` in one rename; return a record of what it covers.
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_engine.features.index.associations import concatenated_ranges
 from sae_engine.features.index.format import IndexArrays
 from sae_engine.features.index.vocabulary import Vocabulary
 
@@ -91,11 +92,9 @@ def latent_groups(
     keys = rows * len(groups.counts) + groups.of_token[top_tokens[rows, columns]]
     rows, chosen = np.divmod(np.unique(keys), len(groups.counts))
     sizes = groups.starts[chosen + 1] - groups.starts[chosen]
-    firsts = np.cumsum(sizes) - sizes
-    within = np.arange(sizes.sum()) - np.repeat(firsts, sizes)
-    tokens = groups.members[np.repeat(groups.starts[chosen], sizes) + within]
+    tokens = groups.members[concatenated_ranges(groups.starts, chosen)]
     counts = pair_counts(arrays, tokens, np.repeat(latents[rows], sizes))
-    return rows, chosen, np.add.reduceat(counts, firsts)
+    return rows, chosen, np.add.reduceat(counts, np.cumsum(sizes) - sizes)
 
 
 def pair_counts(

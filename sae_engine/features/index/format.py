@@ -181,6 +181,11 @@ def load_array(folder: Path, name: str) -> NDArray[Any]:
         ) from error
 
 
+def firing(folder: Path) -> NDArray[np.bool_]:
+    """[d_sae] whether each latent fires in the index at `folder`; raises `IndexDamagedError`."""
+    return np.diff(load_array(folder, "latent_starts")) > 0
+
+
 def open_index(folder: Path) -> tuple[Manifest, IndexArrays]:
     """Memory-map an index after comparing the size of every file with the manifest.
 

@@ -6,7 +6,7 @@ are in `kernels.grouping`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sae_engine.features.index.format import ArrayWriter, load_array, save_array
 from sae_engine.features.index.parts import Dealt, Parts, bits_below, cut, grouped, ranges
+from sae_engine.interrupt import CheckStop
 from sae_engine.kernels import grouping
 from sae_engine.kernels.compiled import in_parallel, num_threads
 from sae_engine.sizes import ENTRIES_PER_SORT
@@ -22,8 +23,6 @@ from sae_engine.sizes import ENTRIES_PER_SORT
 CHUNK_ENTRIES = 2**22
 """Entries scanned between two checks for a stop."""
 ACT_BITS, F1_BITS = 16, 32
-
-Check = Callable[[], None]
 
 
 def group_bounds(counts: NDArray[Any]) -> NDArray[np.int64]:
@@ -37,7 +36,7 @@ def invert_by_latent(
     folder: Path,
     fired: NDArray[np.int64],
     *,
-    check_stop: Check,
+    check_stop: CheckStop,
     max_entries: int = ENTRIES_PER_SORT,
 ) -> None:
     """Write `latent_starts`, `latent_positions` and `latent_acts`.
@@ -71,7 +70,7 @@ def invert_by_latent(
 
 
 def invert_by_token(
-    folder: Path, vocab_size: int, *, check_stop: Check, max_entries: int = ENTRIES_PER_SORT
+    folder: Path, vocab_size: int, *, check_stop: CheckStop, max_entries: int = ENTRIES_PER_SORT
 ) -> None:
     """Write `token_starts`, `token_positions` and the (token, latent) table `pair_*`."""
     token_ids = load_array(folder, "token_ids")
@@ -88,7 +87,7 @@ def _write_pairs(
     folder: Path,
     starts: NDArray[np.int64],
     positions: NDArray[np.uint32],
-    check_stop: Check,
+    check_stop: CheckStop,
     max_entries: int,
 ) -> None:
     indices, act_bits = _codes(folder)
@@ -131,7 +130,7 @@ def _write_pairs(
 
 
 def rank_tokens_by_latent(
-    folder: Path, *, check_stop: Check, max_entries: int = ENTRIES_PER_SORT
+    folder: Path, *, check_stop: CheckStop, max_entries: int = ENTRIES_PER_SORT
 ) -> None:
     """Write `latent_token_starts` and `latent_tokens` from the (token, latent) table."""
     pair_starts, pair_latents = (
@@ -173,7 +172,7 @@ def _counts(values: NDArray[Any], size: int) -> NDArray[np.int64]:
     return counts
 
 
-def _check_of(thread: int, check_stop: Check) -> Check:
+def _check_of(thread: int, check_stop: CheckStop) -> CheckStop:
     """Only the calling thread checks for a stop."""
     return check_stop if thread == 0 else lambda: None
 

@@ -15,11 +15,11 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_engine.interrupt import CheckStop
 from sae_engine.kernels import grouping
 from sae_engine.kernels.compiled import in_parallel, num_threads
 
 Keys = NDArray[np.uint64]
-Check = Callable[[], None]
 
 
 class Dealt(NamedTuple):
@@ -58,7 +58,7 @@ def grouped(
     starts: NDArray[np.int64],
     deal: Deal,
     bits: tuple[int, int],
-    check_stop: Check,
+    check_stop: CheckStop,
     max_entries: int,
 ) -> Iterator[Keys]:
     """All keys, grouped by latent and sorted by rank within a latent, at most `max_entries` at a

@@ -119,7 +119,7 @@ def test_a_map_is_computed_once_and_shows_labels_written_later(
     assert client.get(f"/api/runs/{runs['a']}/map").status_code == 202
     found = FeatureMap.model_validate_json(when_ready(client, f"/runs/{runs['a']}/map").content)
     assert len(found.index) == D_SAE - found.num_dead
-    [folder] = (settings.data_dir / "analyses").glob(f"map_{runs['a']}*")
+    [folder] = (settings.data_dir / "analyses").glob(f"map*_{runs['a']}*")
     label = f"/api/runs/{runs['a']}/features/{found.index[0]}/label"
     client.put(label, json={"label": "first"})
     again = client.get(f"/api/runs/{runs['a']}/map")
@@ -239,7 +239,7 @@ def test_features_are_matched_in_either_order_of_runs(
     assert {(item.b.index, item.a.index) for item in back.items} == pairs
     assert (back.num_only_a, back.num_only_b) == (found.num_only_b, found.num_only_a)
     assert back.counts_a == found.counts_b
-    assert len(list((settings.data_dir / "analyses").glob("matches_*"))) == 1
+    assert len(list((settings.data_dir / "analyses").glob("matches*"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -294,4 +294,4 @@ def test_deleting_a_run_deletes_its_matches(
     query = f"runs={runs['a']},{runs['b']}"
     when_ready(client, f"/compare/features?{query}")
     assert client.delete(f"/api/runs/{runs['b']}").status_code == 204
-    assert not list(folder.glob("matches_*"))
+    assert not list(folder.glob("matches*"))

@@ -75,6 +75,17 @@ def test_hand_set_rows_match_their_copies_and_ties_go_to_the_first(tmp_path: Pat
         np.testing.assert_array_equal(one, other)
 
 
+def test_dead_latents_match_nothing(tmp_path: Path) -> None:
+    a = published(tmp_path / "a", [[1, 0], [0, 1], [0.6, 0.8]])
+    b = published(tmp_path / "b", [[1, 0], [0.8, 0.6], [0, -1]])
+    alive = np.array([True, True, False]), np.array([False, True, True])
+    found = match_decoders(a, b, alive=alive, chunk_numbers=4)
+    assert found.best_in_b[:2].tolist() == [1, 1]
+    assert found.cosines_in_b.tolist() == pytest.approx([0.8, 0.6, -1])
+    assert found.best_in_a[1:].tolist() == [0, 0]
+    assert found.cosines_in_a.tolist() == pytest.approx([-1, 0.8, 0])
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the size of the largest tensor that any operation makes, except memory-mapped files,
     which are byte tensors at first, and views of them.
@@ -152,13 +163,13 @@ def test_a_map_preserves_neighborhoods_and_is_deterministic_for_a_seed() -> None
     assert not np.array_equal(map_of(rows, seed=4), points)
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 15])
+@pytest.mark.parametrize("num_rows", [0, 1, 2, 15])
 def test_few_rows_lie_on_their_principal_plane(num_rows: int) -> None:
     rows = clustered(num_rows, 1, 5)
     points = map_of(rows)
     centered = (rows - rows.mean(dim=0)).double()
     expected = (torch.linalg.svd(centered).Vh[:2] @ centered.T).T.numpy()
-    expected *= EXTENT / max(np.abs(expected).max(), 1e-12)
+    expected *= EXTENT / np.abs(expected).max(initial=1e-12)
     np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-3)
 
 

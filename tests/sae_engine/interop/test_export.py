@@ -77,6 +77,9 @@ def test_an_export_describes_the_sae_in_saelens_terms(tmp_path: Path, kind: str)
         ({"hook_point": "model.layers.15"}, "blocks.15.hook_resid_post"),
         ({"hook_point": "model.layers.15", "hook_io": "input"}, "blocks.15.hook_resid_pre"),
         ({"hook_point": "model.layers.2.self_attn.o_proj"}, "model.layers.2"),  # as in cfg.json
+        ({"hook_point": "transformer.h.4"}, "blocks.4.hook_resid_post"),
+        ({"hook_point": "model.layers.5.mlp.experts.3"}, "model.layers.2"),
+        ({"hook_point": "model.vision_tower.encoder.layers.3"}, "model.layers.2"),
         (None, "model.layers.2"),
     ],
 )

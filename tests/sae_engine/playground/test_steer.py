@@ -148,9 +148,12 @@ def test_a_seed_determines_both_texts(model_folders):
     assert first["plain"] != first["steered"]
 
 
-def test_a_tiny_temperature_is_greedy(model_folders):
+@pytest.mark.parametrize("temperature", [5e-324, 1e-46, 1e-30])
+def test_a_tiny_temperature_is_greedy(model_folders, temperature):
     model = probe_model(model_folders["gemma2"])
-    assert texts(model, STRENGTHS, temperature=1e-30) == texts(model, STRENGTHS, temperature=0.0)
+    assert texts(model, STRENGTHS, temperature=temperature) == texts(
+        model, STRENGTHS, temperature=0.0
+    )
 
 
 def test_the_two_texts_alternate_and_spell_their_tokens(model_folders):
