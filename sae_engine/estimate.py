@@ -26,8 +26,8 @@ from sae_engine.sizes import (
 
 FLOAT32 = 4
 BYTES_PER_ENTRY = 12
-"""Size of an active latent at a token in a feature index, which is stored twice: in order of the
-tokens and sorted by latent.
+"""Size of an active latent at a token in a feature index, stored twice: once by token
+and once by latent.
 """
 BYTES_PER_SORTED_ENTRY = 8
 """On disk, while a feature index is sorted; in memory, of those sorted at once, twice as many."""

@@ -191,7 +191,10 @@ def published_file(path: Path, *, keep: Path | None = None) -> Generator[Path]:
 
 @contextmanager
 def published_folder(path: Path) -> Generator[Path]:
-    """Yield a temporary folder, which replaces `path` in one rename. Raises `DiskFullError`."""
+    """Yield a temporary folder, which then becomes `path` by a rename. Raises `DiskFullError`.
+
+    An older folder at `path` is moved away first, so for an instant there is none.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with room_needed(path):

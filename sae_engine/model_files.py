@@ -57,7 +57,7 @@ def sizes_of(config: ModelConfig, described: Mapping[str, Any]) -> Sizes:
 
 def _no_size(config: ModelConfig, value: object, of: str) -> ConfigError:
     what = f"The config.json of '{config.name}' gives {value!r:.50} as {of}"
-    return ConfigError.of("model.name", f"{what}; get the file again.")
+    return ConfigError.of("model.name", f"{what}; download the file again.")
 
 
 def check_description(

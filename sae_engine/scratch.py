@@ -1,7 +1,8 @@
 """Folders that vanish with the process that writes into them, however it ends.
 
-A process holds a lock on its folder, which its end frees. `remove_abandoned` removes the folders
-that nobody holds: the next process that makes one calls it, and the server when it starts.
+A process holds a lock on its folder, which is released when the process exits. `remove_abandoned`
+removes the folders that nobody holds: the next process that makes one calls it, and the server when
+it starts.
 """
 
 from __future__ import annotations

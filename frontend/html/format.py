@@ -64,7 +64,7 @@ def percent(fraction: float | str | None) -> str:
     """A share in percent with three significant digits."""
     if fraction is None or isinstance(fraction, str):
         return number(fraction)
-    return f"{number(fraction * 100)} %"
+    return f"{number(fraction * 100)}%"
 
 
 def gibibytes(size: float) -> str:

@@ -28,8 +28,8 @@ class StepSettings(NamedTuple):
     normalize_decoder: bool
     """Keep decoder rows at unit norm, and remove the gradient's part along them."""
     wants_norm: bool = True
-    """Whether to report the gradient's exact norm; otherwise an upper bound will do that shows
-    that nothing is clipped.
+    """Whether to report the gradient's exact norm; otherwise an upper bound is enough if it
+    proves that nothing is clipped.
     """
 
 

@@ -52,7 +52,7 @@ class ModelConfig(Section):
     """Language model, and where its activations are read."""
 
     name: str = Field(default="tiny-gemma2", min_length=1, max_length=500)
-    """`tiny-gemma2` (included, works offline), a Hugging Face model id, or a local folder."""
+    """`tiny-gemma2` (included; needs no network), a Hugging Face model id, or a local folder."""
     layer: int = Field(default=2, ge=0, le=MAX_LAYER)
     """Decoder layer, counted from 0."""
     site: Literal["resid_post", "mlp_out", "attn_out"] = "resid_post"

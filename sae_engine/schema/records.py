@@ -290,7 +290,7 @@ METRICS: dict[str, Metric] = {
         "GPU memory", "Memory in use on the run's GPU, by all programs.", "GiB"
     ),
     "top_token_share": Metric(
-        "Variance in the top 1 % of tokens",
+        "Variance in the top 1% of tokens",
         "Share of the held-out variance in the 1% of the tokens that are farthest from the mean. "
         "If it is large, FVU says little about the other tokens.",
         may_be_undefined=True,

@@ -78,7 +78,7 @@ def test_a_feature_shows_its_contexts_and_leads_to_the_next(
     opened.goto(exported[0].as_uri() + "#/feature/2")
     expect(opened.get_by_role("heading", name="Feature 2", exact=True)).to_be_visible()
     expect(opened.locator(".wb-label")).to_have_text(HOSTILE)
-    expect(opened.get_by_text("recall 50.0 %")).to_be_visible()
+    expect(opened.get_by_text("recall 50.0%")).to_be_visible()
     detail = exported[1].index.feature(2)
     shown = opened.locator(".wb-contexts .wb-line")
     number = len(detail.contexts) + sum(len(interval.contexts) for interval in detail.intervals)

@@ -68,7 +68,7 @@ def build_index(
     final: bool = False,
     check_stop: CheckStop = never_stop,
 ) -> SnapshotRecord:
-    """Publish `features/<step>/` in one rename; return a record of what it covers.
+    """Publish `features/<step>/` whole; return a record of what it covers.
 
     `W_dec` is [d_sae, d_in]; `unembed` is [vocab, d_in], the linear part of final norm and head;
     `tokens` is the number of tokens that the SAE was trained on; `largest_norm` is that of tokens

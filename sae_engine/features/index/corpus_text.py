@@ -37,7 +37,7 @@ Spans = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Hits(NamedTuple):
-    """Where a text stands in the corpus."""
+    """Where a text occurs in the corpus."""
 
     positions: NDArray[np.int64]
     """Distinct positions of the last token of each occurrence, ascending."""

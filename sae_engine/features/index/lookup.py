@@ -51,7 +51,7 @@ class Meaning(NamedTuple):
     ids: list[int]
     """Tokens of the vocabulary that match by themselves."""
     text_hits: Hits | None
-    """Where the text stands in the corpus, if statistics are over that instead of the tokens."""
+    """Where the text occurs in the corpus, if statistics are over that instead of the tokens."""
     occurrences: int | None
     """How often the text stands there; None for parts of tokens, which are not looked for."""
 

@@ -17,7 +17,7 @@ _Made = TypeVar("_Made")
 
 
 class Shared(Generic[_Made]):
-    """Keeps the last used things that were made from some files of an index.
+    """An LRU cache of objects built from files of an index.
 
     What is made must not refer to the files, which may be deleted.
     """

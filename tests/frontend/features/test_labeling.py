@@ -62,7 +62,7 @@ def label(**changes: object) -> FeatureLabel:
 
 def test_only_a_models_label_has_a_score_beside_it() -> None:
     note = score_note(label())
-    assert "P 90.0 % · R 75.0 %" in note
+    assert "P 90.0% · R 75.0%" in note
     assert "fake &lt;b&gt;model&lt;/b&gt;" in note
     assert "<b>" not in note
     assert score_note(label(origin=BY_PERSON)) == score_note(None) == ""
@@ -72,7 +72,7 @@ def test_only_a_models_label_has_a_score_beside_it() -> None:
 def test_the_origin_line_names_the_model_and_its_detection_score() -> None:
     line = origin_line(label())
     assert "Proposed by fake &lt;b&gt;model&lt;/b&gt;" in line
-    assert "precision 90.0 %, recall 75.0 % (20 active, 19 inactive)" in line
+    assert "precision 90.0%, recall 75.0% (20 active, 19 inactive)" in line
     assert origin_line(label(origin=BY_PERSON)) == origin_line(label(label="")) == ""
 
 
@@ -83,8 +83,8 @@ def test_the_list_and_the_page_of_a_feature_show_the_score(
         store.propose_label(
             session, "finished", 7, "sevens", model=MODEL, prompt_version="1", score=SCORE
         )
-    assert "P 90.0 % · R 75.0 %" in shown(open_page("features", id="finished", sort="index"))
-    assert "precision 90.0 %" in shown(open_page("feature", id="finished", index="7"))
+    assert "P 90.0% · R 75.0%" in shown(open_page("features", id="finished", sort="index"))
+    assert "precision 90.0%" in shown(open_page("feature", id="finished", index="7"))
     assert "Proposed by" not in shown(open_page("feature", id="finished", index="3"))
 
 

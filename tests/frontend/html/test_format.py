@@ -71,7 +71,7 @@ def test_a_metric_without_a_meaning_is_not_defined_but_a_broken_one_is_nan() -> 
 
 def test_a_density_names_its_counts() -> None:
     density = Density(fraction=0.001234, fired=1234, seen=1_000_000)
-    assert words.density(density) == "0.123 % (1,234 of 1,000,000 tokens)"
+    assert words.density(density) == "0.123% (1,234 of 1,000,000 tokens)"
 
 
 @pytest.mark.parametrize(

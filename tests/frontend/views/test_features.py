@@ -39,8 +39,8 @@ def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> N
 
 def test_a_feature_shows_its_density_sections_and_folded_copies(open_page: Open) -> None:
     text = shown(open_page("feature", id="finished", index="4"))
-    assert "0.320 % (32 of 10,000 tokens)" in text
-    assert "Activation 1.44–1.80 <small>(21.9 % of firings)" in text
+    assert "0.320% (32 of 10,000 tokens)" in text
+    assert "Activation 1.44–1.80 <small>(21.9% of firings)" in text
     assert "×3" in text
     assert text.count('class="wb-line"') == 20 + 5 * 5
 

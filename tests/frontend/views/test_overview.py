@@ -122,7 +122,7 @@ def test_matches_link_to_both_features_and_can_be_reversed(open_page: Open) -> N
     text = shown(app)
     alive = [i for i in range(D_SAE - 1) if fired(i) and fired(i + 1)]
     assert sum(matched_cosine(i) >= 0.7 for i in alive) == 288
-    assert "Mutual matches</dt><dd>288 of 502 (57.4 %)" in text
+    assert "Mutual matches</dt><dd>288 of 502 (57.4%)" in text
     assert 'href="feature?id=finished&amp;index=2"' in text
     assert 'href="feature?id=failed&amp;index=3"' in text
     assert 'order=asc">Cosine ↓' in text

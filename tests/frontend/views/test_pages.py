@@ -289,7 +289,7 @@ def test_the_search_box_leads_to_the_lookup(open_page: Open, page: str) -> None:
 def test_the_lookup_shows_tokens_with_counts_and_features_with_statistics(open_page: Open) -> None:
     text = shown(open_page("lookup", id="finished", q="import"))
     assert "<small>420</small>" in text
-    assert "33.6 %" in text  # feature 504 fires on 282 of 840 positions
+    assert "33.6%" in text  # feature 504 fires on 282 of 840 positions
     assert 'href="feature?id=finished&amp;index=504&amp;q=import"' in text
 
 

@@ -1,4 +1,4 @@
-"""A text is found wherever it stands in the corpus, as Python finds it in the decoded rows."""
+"""A text is found wherever it occurs in the corpus, as Python finds it in the decoded rows."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ function number(value, digits = 3) {
 }
 const count = (value) => value.toLocaleString("en-US");
 const counted = (value, noun) => `${count(value)} ${noun}${value === 1 ? "" : "s"}`;
-const percent = (share) => share == null ? "–" : `${number(share * 100)} %`;
+const percent = (share) => share == null ? "–" : `${number(share * 100)}%`;
 
 /* 0.05 + 0.95 log10(1 + 9 r), as in the app. */
 function opacity(activation, largest) {
