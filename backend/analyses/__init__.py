@@ -1,4 +1,4 @@
 """Computations too slow for a request, maps and matches, made by a worker process.
 
-Fed by `settings` and feature indexes; read by `http` and `routes`.
+Uses `settings` and feature indexes; used by `http` and `routes`.
 """

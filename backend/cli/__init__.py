@@ -1,4 +1,4 @@
 """The console script `sae-workbench`: options, training in the terminal, tables, exports.
 
-Fed by `store`, `jobs` and the engine; read by nobody.
+Uses `store`, `jobs` and the engine; no other wing uses it.
 """

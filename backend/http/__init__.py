@@ -1,4 +1,4 @@
 """What all endpoints share: access control, limits, services, and the shapes of answers and errors.
 
-Fed by `store`, `jobs`, `analyses`, `labels` and `playground`; read by `routes` and `app`.
+Uses `store`, `jobs`, `analyses`, `labels` and `playground`; used by `routes` and `app`.
 """

@@ -1,4 +1,4 @@
 """Training jobs: queue, slots, supervisor, and the processes that run the engine.
 
-Fed by `store` and `settings`; read by `http`, `routes` and `cli`.
+Uses `store` and `settings`; used by `http`, `routes` and `cli`.
 """

@@ -1,4 +1,4 @@
 """Automatic labels: which features to label, the jobs, and the language model that answers.
 
-Fed by `store` and feature indexes; read by `http` and `routes`.
+Uses `store` and feature indexes; used by `http` and `routes`.
 """

@@ -1,6 +1,6 @@
 """Creates the tables and migrates those of earlier versions: a chain of Alembic revisions.
 
-Fed by no other wing; read by `store`, whose `Database.prepare` runs it. A new database goes through
+Uses no other wing; used by `store`, whose `Database.prepare` runs it. A new database goes through
 all revisions in `versions/`. A revision describes the tables of its time, independent of
 `store.models`, and never changes after a release.
 """

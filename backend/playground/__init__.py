@@ -1,4 +1,4 @@
 """Questions about a person's own text, answered by a worker process that holds a language model.
 
-Fed by `settings` and feature indexes; read by `http` and `routes`.
+Uses `settings` and feature indexes; used by `http` and `routes`.
 """

@@ -1,5 +1,5 @@
 """The REST endpoints, one module per noun; each module's `router` is served by `backend.app`.
 
-Fed by `http` and the services in it; read by `app`. An endpoint reads or writes the store, a
+Uses `http` and the services in it; used by `app`. An endpoint reads or writes the store, a
 feature index or a service, and holds no other logic.
 """

@@ -1,6 +1,6 @@
 """Everything stored in the database: its tables and all SQL.
 
-Fed by `jobs`, `labels`, `routes` and `cli`; read by all of them and `http`. Functions take a
+Uses `migrations`; used by `jobs`, `labels`, `http`, `routes` and `cli`. Functions take a
 session and return rows; the caller opens the session and thereby delimits the transaction.
 """
 

@@ -1,4 +1,4 @@
 """Plotly figures as plain data for Plotly in the browser.
 
-Fed by the vocabulary and `html`; read by the noun wings and `views`.
+Uses the vocabulary and `html`; used by the noun wings and `views`.
 """

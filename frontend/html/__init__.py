@@ -1,4 +1,4 @@
 """HTML of the pages: headings, links, tokens, formatted numbers, with all text escaped.
 
-Fed by the vocabulary; read by `charts`, `shell`, the noun wings and `views`.
+Uses the vocabulary; used by `charts`, `shell`, the noun wings and `views`.
 """

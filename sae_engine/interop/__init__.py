@@ -2,5 +2,5 @@
 ours for SAELens, and `push` puts them on the hub. Only `load`, `weights` and the process of
 `pickles` need torch.
 
-Fed by `sae`; read by `training`, `features.export` and the backend.
+Uses `sae`; used by `training`, `features.export` and the backend.
 """

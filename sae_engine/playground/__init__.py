@@ -1,4 +1,4 @@
 """The user's own text: which features are active on it, and how the model continues it steered.
 
-Fed by `model`, `sae` and `features`; read by the playground's worker process.
+Uses `model`, `sae` and `features`; used by the playground's worker process.
 """

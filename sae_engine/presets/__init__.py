@@ -1,6 +1,6 @@
 """Presets as YAML files, and how a preset and overrides become a `RunConfig`.
 
-Fed by `schema`; read by the backend and by library users.
+Uses `schema`; used by the backend and by library users.
 """
 
 from sae_engine.presets.resolve import (

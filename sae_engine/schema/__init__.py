@@ -1,4 +1,4 @@
 """The vocabulary of SAE Workbench: configuration, records and the shapes of the REST API.
 
-Fed by no other wing, and free of torch; read by all three packages.
+Uses no other wing and no torch; used by all three packages.
 """

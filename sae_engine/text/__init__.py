@@ -1,4 +1,4 @@
 """Text: documents from their sources, packed into rows of tokens.
 
-Fed by `schema`; read by `activations`.
+Uses `schema`; used by `activations`.
 """

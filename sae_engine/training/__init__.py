@@ -1,4 +1,4 @@
 """Training: one or several runs on one pass of the language model, as a generator of records.
 
-Fed by `activations`, `sae`, `features` and `interop`; read by callers that store or show records.
+Uses `activations`, `sae`, `features` and `interop`; used by callers that store or show records.
 """
