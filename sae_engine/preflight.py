@@ -23,6 +23,7 @@ from sae_engine.model_files import (
     special_ids,
 )
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
+from sae_engine.text.amount import repetition, require_both_parts
 from sae_engine.text.messages import no_chat_template, role_of
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import is_local_dataset
@@ -88,6 +89,7 @@ def _check(config: RunConfig) -> None:
         activation_paths(config.data.activations)
         return
     check_text(config.data)
+    check_amount(config)
     first = config.data.datasets[0]
     if config.train.num_epochs is not None and open_text_source(first).is_unbounded:
         raise ConfigError.of(
@@ -106,6 +108,21 @@ def check_text(data: DataConfig) -> list[str]:
     for dataset in data.datasets:
         open_text_source(dataset, notices).check()
     return [*notices.sentences, *_check_roles(data)]
+
+
+def check_amount(config: RunConfig) -> list[str]:
+    """Compare the size of a text with the run's; returns sentences to know.
+
+    Raises `ConfigError` if no document is left to train on or to hold out.
+    """
+    if config.data.activations is not None or config.data.mixture:
+        return []
+    require_both_parts(config.data)
+    total = config.train.total_tokens
+    if total is None or config.sae.pretrained is not None:
+        return []
+    sentence = repetition(config.data, total)
+    return [] if sentence is None else [sentence]
 
 
 def _check_roles(data: DataConfig) -> list[str]:

@@ -15,6 +15,7 @@ from sae_engine.files import RunFolder, user_path
 from sae_engine.hub import is_on_hub
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
+from sae_engine.schema.problems import message_of
 from sae_engine.schema.runs import RunCreate
 
 DEFAULT_RECIPE = "tiny"
@@ -75,7 +76,7 @@ def _request(*, preset: str | None, config: dict[str, Any], name: str | None) ->
         return RunCreate(preset=preset, config=config, name=name)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0]}: {first['msg']}.") from None
+        raise UserError(f"--{first['loc'][0]}: {message_of(first)}") from None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

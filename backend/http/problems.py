@@ -22,7 +22,7 @@ from backend.errors import ApiError, FailedError, UnauthorizedError
 from backend.store.database import DISK_FULL, DatabaseGoneError, lacks_room, log_failure, refusal
 from sae_engine.errors import ConfigError, DiskFullError, UserError
 from sae_engine.features.index.manifest import IndexDamagedError
-from sae_engine.schema.problems import FieldProblem, Problem
+from sae_engine.schema.problems import FieldProblem, Problem, message_of
 
 _log = logging.getLogger(__name__)
 
@@ -207,9 +207,4 @@ def _field_problem(error: Any) -> FieldProblem:
         path = path[1:]
     if error["type"] == "json_invalid":
         return FieldProblem(field="", message="The request's body is not valid JSON.")
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        message = "It is required."
-    elif error["type"] != "value_error":
-        message = f"{message} (got {error['input']!r})."[:500]
-    return FieldProblem(field=".".join(path), message=message)
+    return FieldProblem(field=".".join(path), message=message_of(error))

@@ -14,7 +14,7 @@ from backend.http.services import ServicesDep
 from backend.jobs.forecast import forecast
 from backend.jobs.machine import memory, num_cpus
 from backend.version import VERSION
-from sae_engine.preflight import check_text
+from sae_engine.preflight import check_amount, check_text
 from sae_engine.presets import expand_grid, presets, resolve_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.machine import EstimateRequest, Forecast, Health, Preset, Slot, System
@@ -54,6 +54,7 @@ def config_estimate(body: EstimateRequest, services: ServicesDep) -> Forecast:
     # Runs of a sweep mostly share their text.
     texts = dict.fromkeys(c.data for c in configs if c.data.activations is None)
     notices = [sentence for data in texts for sentence in check_text(data)]
+    notices += dict.fromkeys(said for config in configs for said in check_amount(config))
     places = services.supervisor.places([])
     with services.database.reading() as session:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from frontend.api.cache import client
+from frontend.launch.forms import GRID, problems
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.fields import Value, changed_from, grid_size, merge
 from sae_engine.schema.machine import EstimateRequest
@@ -33,11 +35,6 @@ class Recipe(NamedTuple):
     """The values that the form shows at first."""
     source: Run | None = None
     """The run that is cloned."""
-
-    @property
-    def key(self) -> str:
-        """Keeps the form's values apart from those of other recipes."""
-        return self.source.id if self.source else self.preset
 
 
 class Draft(NamedTuple):
@@ -62,7 +59,24 @@ class Draft(NamedTuple):
     @property
     def whole(self) -> dict[str, Any]:
         """The whole configuration of the first run, not yet validated."""
-        return merge(self.recipe.base.model_dump(mode="json"), self.first_changes)
+        return merge(self._base, self.first_changes)
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """The validation errors of all runs, by field; `GRID` for those of values to try."""
+        alone = problems(merge(self._base, self.changes))
+        found: dict[str, str] = {}
+        for values in itertools.product(*self.grid.values()):
+            tried = dict(zip(self.grid, values, strict=True))
+            changes = changed_from(self.recipe.base, self.values | tried)
+            for field, message in problems(merge(self._base, changes)).items():
+                place = field if field in alone and field not in self.grid else GRID
+                found.setdefault(place, message)
+        return found
+
+    @property
+    def _base(self) -> dict[str, Any]:
+        return self.recipe.base.model_dump(mode="json")
 
     @property
     def num_runs(self) -> int:

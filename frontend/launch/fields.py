@@ -13,9 +13,10 @@ from frontend.html.blocks import html_block
 from frontend.html.format import counted
 from frontend.html.tokens import escaped
 from frontend.launch.drafts import Recipe
-from frontend.launch.forms import MAIN_FIELDS, TEXT_FIELDS, field_of_problem
+from frontend.launch.forms import GRID, MAIN_FIELDS, TEXT_FIELDS
 from frontend.launch.own_text import upload_box
 from frontend.launch.widgets import render_field
+from frontend.shell.url import bound, param
 from sae_engine.schema.fields import (
     MAX_GRID,
     FieldError,
@@ -47,10 +48,9 @@ class Form(NamedTuple):
     """A place below the fields of the text."""
 
 
-def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> Form:
-    """Draw the form with `errors` next to their fields."""
+def draw_fields(recipe: Recipe, problems: Mapping[str, str]) -> Form:
+    """Draw the form with each of the `problems`, by field, next to its field."""
     defaults = values_of(recipe.initial)
-    problems = {field_of_problem(field, message): message for field, message in errors.items()}
     if problems:
         html_block(_summary(problems))
     specs = dict(field_specs())
@@ -58,7 +58,7 @@ def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> Form:
     values: dict[str, Value] = {}
 
     def draw(path: str) -> None:
-        values[path] = render_field(specs[path], defaults[path], recipe.key, problems.get(path))
+        values[path] = render_field(specs[path], defaults[path], problems.get(path))
 
     visible = ("name", *MAIN_FIELDS)
     for column, path in zip(st.columns([1.6, 0.9, 1.2, 1, 0.9, 1.2, 1.1, 1]), visible, strict=True):
@@ -66,7 +66,7 @@ def draw_fields(recipe: Recipe, errors: Mapping[str, str]) -> Form:
             draw(path)
     places = st.columns([2.4, 1, 2.4], vertical_alignment="bottom")
     with places[-1]:
-        upload_box(recipe.key)
+        upload_box()
     for column, path in zip(places, TEXT_FIELDS, strict=False):
         with column:
             draw(path)
@@ -98,33 +98,38 @@ def _devices(spec: FieldSpec, default: str) -> FieldSpec:
 
 def _summary(problems: Mapping[str, str]) -> str:
     lines = "".join(
-        f"<li><code>{escaped(path or 'config')}</code> {escaped(message)}</li>"
+        f"<li><code>{escaped(path or 'config')}</code>: {escaped(message)}</li>"
         for path, message in problems.items()
     )
     title = f"Fix {counted(len(problems), 'setting')}"
     return f'<div class="wb-notice error"><strong>{title}</strong><ul>{lines}</ul></div>'
 
 
-def draw_grid(recipe: Recipe) -> dict[str, list[Value]] | None:
-    """The values to sweep, by field; None if they cannot be read, with the reason on the page."""
-    with st.expander("Sweep: try several values", key="section-sweep"):
+def draw_grid(problem: str | None) -> dict[str, list[Value]] | None:
+    """The values to sweep, by field; None if they cannot be read, with the reason on the page.
+
+    `problem` is one of the values, if there is one.
+    """
+    key, write = bound(GRID, param(GRID) or "")
+    with st.expander("Sweep: try several values", expanded=bool(param(GRID)), key="section-sweep"):
         text = st.text_area(
             "Values to try",
-            key=f"grid:{recipe.key}",
+            key=key,
+            on_change=write,
             placeholder="sae.k = 16, 32\ntrain.lr = 1e-4, 3e-4",
             help="One setting and its values per line. Every combination becomes a run; runs with "
             "the same model and text train together in one pass over the text.",
-            max_chars=4_000,
             height=100,
         )
+        grid = None
         try:
             grid = parse_grid(text.splitlines())
         except FieldError as error:
             problem = str(error)
         else:
             size = grid_size(grid)
-            if size <= MAX_GRID:
-                return grid
-            problem = f"This sweep has {size:,} runs; the limit is {MAX_GRID}."
-        html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
-        return None
+            if size > MAX_GRID:
+                grid, problem = None, f"This sweep has {size:,} runs; the limit is {MAX_GRID}."
+        if problem:
+            html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
+        return grid

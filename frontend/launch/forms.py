@@ -19,6 +19,7 @@ from sae_engine.schema.fields import (
     value_text,
     values_of,
 )
+from sae_engine.schema.problems import message_of
 from sae_engine.schema.runs import Run
 
 MAIN_FIELDS = (
@@ -40,27 +41,33 @@ FROM_RUN_FOLDER = ("model.", "data.", "index.", "train.ce_tokens")
 NOT_FOR_IMPORT = ("name", "sae.pretrained", "sae.d_sae", "sae.expansion_factor", "sae.k")
 
 
+GRID = "sweep"
+"""The URL's parameter for the values to sweep, and the place of their problems."""
+
+
 def problems(values: dict[str, Any]) -> dict[str, str]:
-    """The validation errors of a nested configuration, by dotted field."""
+    """The validation errors of a nested configuration, by the field next to which each is shown."""
     try:
         RunConfig.model_validate(values)
     except ValidationError as error:
-        return {
-            ".".join(map(str, e["loc"])): e["msg"].removeprefix("Value error, ")
-            for e in error.errors()
-        }
+        return placed({".".join(map(str, e["loc"])): message_of(e) for e in error.errors()})
     return {}
 
 
-def field_of_problem(field: str, message: str) -> str:
-    """The field next to which a problem is shown: its own, the one that contains it, or the first
-    that the message names.
+def placed(messages: Mapping[str, str]) -> dict[str, str]:
+    """Messages by the field next to which each is shown: its own, the one that contains it, or the
+    one that the message names first.
     """
+    return {_place(field, message): message for field, message in messages.items()}
+
+
+def _place(field: str, message: str) -> str:
     paths = field_names()
     if field in paths:
         return field
+    named = [path for path in paths if path in message]
     inside = (path for path in paths if field.startswith(f"{path}."))
-    return next(inside, None) or next((path for path in paths if path in message), "")
+    return next(inside, None) or min(named, key=message.index, default="")
 
 
 def as_yaml(config: Tree) -> str:

@@ -13,8 +13,8 @@ from frontend.api.client import ApiProblem
 from frontend.html.blocks import base_path, component, html_block, notice
 from frontend.html.tokens import escaped
 from frontend.launch.drafts import Draft
-from frontend.launch.widgets import field_key
 from frontend.shell.downloads import pages_serve_the_api
+from frontend.shell.url import set_param
 from sae_engine.schema.machine import EstimateRequest
 from sae_engine.schema.texts import TextPreview, UploadedText
 
@@ -62,10 +62,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
 """
 
 
-def upload_box(scope: str) -> None:
+def upload_box() -> None:
     """A button that uploads a file and enters its path into the form; draw it before the fields."""
     if (answer := uploaded("texts")) is not None:
-        use_text(scope, answer)
+        use_text(answer)
 
 
 def uploaded(kind: Literal["texts", "saes"]) -> str | None:
@@ -79,15 +79,15 @@ def uploaded(kind: Literal["texts", "saes"]) -> str | None:
     return str(done.uploaded) if done.uploaded else None
 
 
-def use_text(scope: str, answer: str) -> None:
+def use_text(answer: str) -> None:
     """Enter an uploaded file into the form; `answer` is the API's."""
     try:
         found = UploadedText.model_validate_json(answer)
     except ValidationError:
         return
-    st.session_state[field_key(scope, "data.dataset")] = found.path
+    set_param("data.dataset", found.path)
     if found.text_column is not None:
-        st.session_state[field_key(scope, "data.text_column")] = found.text_column
+        set_param("data.text_column", found.text_column)
 
 
 def show_preview(draft: Draft) -> None:

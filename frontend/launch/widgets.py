@@ -1,32 +1,79 @@
-"""The launch form's widgets, one per kind of field."""
+"""The launch form's widgets, one per kind of field; the URL holds what differs from the recipe."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Callable
 
 import streamlit as st
 
 from frontend.html.blocks import html_block
 from frontend.html.format import UNSET
 from frontend.html.tokens import escaped
+from frontend.shell.url import param, set_param
 from sae_engine.schema.fields import FieldSpec, Value, parse_value
 
-_LARGEST_INT = (1 << 53) - 1
 
-
-def render_field(spec: FieldSpec, default: Value, scope: str, problem: str | None) -> Value:
-    """Draw a field and return its value; `scope` keeps values of different recipes apart."""
-    key = field_key(scope, spec.path)
-    value = _WIDGETS[spec.kind](spec, default, key)
+def render_field(spec: FieldSpec, default: Value, problem: str | None) -> Value:
+    """Draw a field and return its value, which is not validated yet; `default` is the recipe's."""
+    value = _value(spec, default)
+    _WIDGETS.get(spec.kind, _line)(spec, value, default)
     if problem:
         html_block(f'<p class="wb-field-problem">{escaped(problem)}</p>')
     return value
 
 
-def field_key(scope: str, path: str) -> str:
-    """Key of a field's widget."""
-    return f"field:{scope}:{path}"
+def _value(spec: FieldSpec, default: Value) -> Value:
+    given = param(spec.path)
+    if given is None:
+        return default
+    if spec.kind == "text":
+        return None if spec.optional and given == UNSET else given
+    return parse_value(spec.path, given)
+
+
+def _line(spec: FieldSpec, _value: Value, default: Value) -> None:
+    """A line of text; numbers are typed as in the shell, such as 1e6.
+
+    An empty line unsets an optional field, and brings back the recipe's value of any other.
+    """
+    given = param(spec.path)
+    shown = _text(default) if given is None else "" if spec.optional and given == UNSET else given
+    key, write = _tied(spec, shown, default)
+    placeholder = UNSET if spec.optional else ""
+    st.text_input(spec.name, key=key, on_change=write, help=_help(spec), placeholder=placeholder)
+
+
+def _switch(spec: FieldSpec, value: Value, default: Value) -> None:
+    key, write = _tied(spec, value is True, default)
+    st.toggle(spec.name, key=key, on_change=write, help=_help(spec))
+
+
+def _choice(spec: FieldSpec, value: Value, default: Value) -> None:
+    options = [*([UNSET] if spec.optional else []), *spec.choices]
+    shown = _text(value) or UNSET
+    key, write = _tied(spec, shown if shown in options else options[0], default)
+    st.selectbox(spec.name, options, key=key, on_change=write, help=_help(spec))
+
+
+def _tied(spec: FieldSpec, shown: object, default: Value) -> tuple[str, Callable[[], None]]:
+    """Key of a widget that shows a value, and a callback that writes its change into the URL."""
+    key = f"url:{spec.path}"
+    st.session_state[key] = shown
+
+    def write() -> None:
+        chosen = st.session_state[key]
+        text = "" if chosen == UNSET else _text(chosen)
+        cleared = UNSET if spec.optional else None
+        set_param(spec.path, None if text == _text(default) else text or cleared)
+
+    return key, write
+
+
+def _text(value: Value) -> str:
+    if value is None:
+        return ""
+    return value.strip() if isinstance(value, str) else json.dumps(value)
 
 
 def _help(spec: FieldSpec) -> str:
@@ -34,85 +81,4 @@ def _help(spec: FieldSpec) -> str:
     return f"{spec.help}\n\n`{spec.path}`"
 
 
-def _integer(spec: FieldSpec, default: Value, key: str) -> Value:
-    return st.number_input(
-        spec.name,
-        min_value=None if spec.minimum is None else int(spec.minimum),
-        max_value=_LARGEST_INT if spec.maximum is None else int(spec.maximum),
-        value=default if isinstance(default, int) else None,
-        step=1,
-        key=key,
-        help=_help(spec),
-        placeholder=UNSET,
-    )
-
-
-def _float(spec: FieldSpec, default: Value, key: str) -> Value:
-    return st.number_input(
-        spec.name,
-        min_value=None if spec.minimum is None else float(spec.minimum),
-        max_value=None if spec.maximum is None else float(spec.maximum),
-        value=float(default) if isinstance(default, int | float) else None,
-        step=_float_step(default),
-        format="%.6g",
-        key=key,
-        help=_help(spec),
-        placeholder=UNSET,
-    )
-
-
-def _float_step(default: Value) -> float:
-    """A tenth of the default's power of ten."""
-    if not isinstance(default, int | float) or default <= 0:
-        return 1e-4
-    return 10.0 ** (math.floor(math.log10(default)) - 1)
-
-
-def _boolean(spec: FieldSpec, default: Value, key: str) -> Value:
-    return st.toggle(spec.name, value=bool(default), key=key, help=_help(spec))
-
-
-def _text(spec: FieldSpec, default: Value, key: str) -> Value:
-    # An upload sets such values too, and Streamlit complains about a value beside a default.
-    st.session_state.setdefault(key, str(default or ""))
-    text = st.text_input(
-        spec.name,
-        max_chars=spec.max_length,
-        key=key,
-        help=_help(spec),
-        placeholder=UNSET if spec.optional else "",
-    )
-    return text or (None if spec.optional else "")
-
-
-def _list(spec: FieldSpec, default: Value, key: str) -> Value:
-    text = st.text_input(
-        spec.name,
-        value="" if default is None else json.dumps(default),
-        key=key,
-        help=_help(spec),
-        placeholder=UNSET,
-    )
-    return parse_value(spec.path, text) if text else None
-
-
-def _choice(spec: FieldSpec, default: Value, key: str) -> Value:
-    options = [*([UNSET] if spec.optional else []), *spec.choices]
-    chosen = st.selectbox(
-        spec.name,
-        options,
-        index=options.index(str(default)) if str(default) in options else 0,
-        key=key,
-        help=_help(spec),
-    )
-    return None if spec.optional and chosen == UNSET else chosen
-
-
-_WIDGETS = {
-    "int": _integer,
-    "float": _float,
-    "bool": _boolean,
-    "text": _text,
-    "choice": _choice,
-    "list": _list,
-}
+_WIDGETS = {"bool": _switch, "choice": _choice}

@@ -19,6 +19,7 @@ from frontend.shell.problems import show_problem
 from frontend.shell.url import bound_text, param, set_param
 from sae_engine.schema.config import MAX_LAYER
 from sae_engine.schema.fields import field_specs
+from sae_engine.schema.problems import message_of
 from sae_engine.schema.runs import ImportCreate
 from sae_engine.schema.saes import FoundSAE, UploadedSAE
 
@@ -156,7 +157,7 @@ def _start(body: dict[str, Any]) -> None:
             run = client().create_import(request, idempotency_key=key)
     except ValidationError as error:
         first = error.errors()[0]
-        html_block(notice(f"{first['loc'][0]}: {first['msg']}", level="warning"))
+        html_block(notice(f"{first['loc'][0]}: {message_of(first)}", level="warning"))
     except ApiProblem as error:
         _explain(error)
     else:

@@ -9,7 +9,7 @@ import streamlit as st
 from frontend.api.cache import cached_presets, client
 from frontend.api.client import ApiProblem
 from frontend.html.blocks import html_block, link, notice, show_linked
-from frontend.html.format import count
+from frontend.html.format import count, counted
 from frontend.html.tokens import escaped
 from frontend.launch import forms
 from frontend.launch.drafts import Draft, start
@@ -22,6 +22,9 @@ from frontend.shell.problems import show_problem
 from sae_engine.schema.fields import value_text
 
 PROBLEMS = "launch-problems"
+"""What is wrong with the form, by field."""
+CHECKED = "launch-checked"
+"""The content of the form that these problems are of."""
 
 
 def show() -> None:
@@ -37,13 +40,17 @@ def show() -> None:
     if source:
         name = link("run", f"<strong>{escaped(source.name)}</strong>", {"id": source.id})
         show_linked(f'<p class="wb-muted">Starts from the settings of {name}.</p>', key="source")
-    form = draw_fields(recipe, st.session_state.get(PROBLEMS, {}))
-    grid = draw_grid(recipe)
+    shown = st.session_state.get(PROBLEMS, {})
+    form = draw_fields(recipe, shown)
+    grid = draw_grid(shown.get(forms.GRID))
     draft = Draft(recipe, form.values, grid or {})
+    wrong = draft.problems
+    _show_changed(draft, wrong)
     with form.below_text:
         show_preview(draft)
     html_block(f'<p class="wb-muted">{escaped(_plan(draft))}</p>')
-    _forecast(draft)
+    if not wrong:
+        _forecast(draft)
     command, file = st.tabs(["Command", "YAML"])
     with command:
         words = forms.as_command(recipe.preset, draft.changes, draft.grid)
@@ -51,12 +58,12 @@ def show() -> None:
     with file:
         st.code(forms.as_yaml(draft.whole), "yaml")
     if place.button(
-        f"Start {count(draft.num_runs)} runs" if draft.grid else "Start training",
+        f"Start {counted(draft.num_runs, 'run')}" if draft.grid else "Start training",
         type="primary",
         icon=":material/play_arrow:",
         width="stretch",
         key="start",
-        disabled=grid is None,
+        disabled=grid is None or bool(wrong),
     ):
         _start(draft)
 
@@ -71,7 +78,7 @@ def _plan(draft: Draft) -> str:
             f"{field} = {', '.join(value_text(field, value) for value in values)}"
             for field, values in draft.grid.items()
         )
-        parts.append(f"{count(draft.num_runs)} runs: {tried}.")
+        parts.append(f"{counted(draft.num_runs, 'run')}: {tried}.")
     if isinstance(total, int) and isinstance(batch, int):
         steps = total // batch  # like the engine, which drops an incomplete batch
         parts.append(f"{count(total)} tokens in batches of {count(batch)}: {count(steps)} steps.")
@@ -79,9 +86,7 @@ def _plan(draft: Draft) -> str:
 
 
 def _forecast(draft: Draft) -> None:
-    """The draft's forecast on this machine; nothing while the form has errors."""
-    if forms.problems(draft.whole):
-        return
+    """The draft's forecast on this machine."""
     try:
         found = client().estimate(draft.estimate_request())
     except ApiProblem as error:
@@ -93,19 +98,24 @@ def _forecast(draft: Draft) -> None:
 
 
 def _start(draft: Draft) -> None:
-    problems = forms.problems(draft.whole)
-    if problems:
-        _redraw_with(problems)
     try:
         started = start(draft)
     except ApiProblem as error:
         if not error.problem.errors:
             show_problem(error)
             return
-        _redraw_with({p.field: p.message for p in error.problem.errors})
+        _redraw_with(forms.placed({p.field: p.message for p in error.problem.errors}))
     else:
-        st.session_state.pop(PROBLEMS, None)
         open_page(started.page, id=started.id)
+
+
+def _show_changed(draft: Draft, problems: Mapping[str, str]) -> None:
+    """Show the problems of a changed form; those that the server found stay until it changes."""
+    content = [draft.recipe.preset, draft.values, draft.grid]
+    if st.session_state.get(CHECKED) != content:
+        st.session_state[CHECKED] = content
+        if problems != st.session_state.get(PROBLEMS, {}):
+            _redraw_with(problems)
 
 
 def _redraw_with(problems: Mapping[str, str]) -> None:

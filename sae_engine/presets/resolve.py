@@ -25,7 +25,7 @@ from sae_engine.schema.fields import (
     nest,
 )
 from sae_engine.schema.machine import Preset
-from sae_engine.schema.problems import FieldProblem
+from sae_engine.schema.problems import FieldProblem, message_of
 
 # Pairs of which only one may be set: an override of one removes the other from the preset.
 _EITHER_OR = [("sae", "d_sae", "expansion_factor"), ("train", "total_tokens", "num_epochs")]
@@ -113,12 +113,10 @@ def _problems(error: Any) -> list[FieldProblem]:
     if error["type"] == "extra_forbidden":
         inside = [f"{path}.{key}" for key in value] if is_tree(value) else []
         return [unknown_field(field) for field in inside or [path]]
-    message = error["msg"].removeprefix("Value error, ")
+    message = message_of(error)
     subject = message.split(" ", 1)[0]
     if subject in field_names():  # a rule about several fields begins with the one to change
         path = subject
-    if error["type"] != "value_error":
-        message = f"{message} (got {value!r})."[:500]
     return [FieldProblem(field=path, message=message)]
 
 

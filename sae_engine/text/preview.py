@@ -35,16 +35,16 @@ def preview(config: DataConfig) -> TextPreview:
     source = open_text_source(config, notices)
     source.check()
     is_local = is_local_dataset(config.dataset)
+    is_here = is_local or config.dataset == EMBEDDED_CORPUS
     columns = columns_of(dataset_files(config).paths[0]) if is_local else []
     shown: list[str] = []
-    if is_local or config.dataset == EMBEDDED_CORPUS:
-        first = islice(documents(config, "train", notices=notices), SHOWN_DOCUMENTS)
-        shown = [document.text[:SHOWN_CHARS] for document in first]
-    has_column = bool(columns) or not shown
+    for split in ("train", "heldout") if is_here else ():
+        first = islice(documents(config, split, notices=notices), SHOWN_DOCUMENTS - len(shown))
+        shown += [document.text[:SHOWN_CHARS] for document in first]
     return TextPreview(
         dataset=config.dataset,
         columns=columns,
-        text_column=config.text_column if has_column else None,
+        text_column=config.text_column if columns or not is_here else None,
         division=source.division(),
         documents=shown,
         notices=notices.sentences,

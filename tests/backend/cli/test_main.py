@@ -56,7 +56,7 @@ def test_every_field_is_an_option_with_help(capsys: pytest.CaptureFixture[str]) 
     ("arguments", "words"),
     [
         (["--sae.kk", "8"], "sae.kk: Unknown setting; did you mean sae.k?"),
-        (["--sae.k", "no"], "sae.k: Input should be a valid integer"),
+        (["--sae.k", "no"], "sae.k: 'no' is not a whole number"),
         (["--oops"], "unrecognized argument: --oops"),
         (["--sae.k"], "expected one argument"),
         (["--sae.k", "--sae.d_sae", "8"], "expected one argument"),

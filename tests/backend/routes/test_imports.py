@@ -258,7 +258,7 @@ def test_the_import_command_takes_options_and_fields_in_any_order(
     assert main(["import", "--data.ctx_len", "64", str(sae), *options]) == 2
     assert "Layer 77 does not exist" in capsys.readouterr().err
     assert main(["import", str(sae), "--name", "x" * 300, *options]) == 2
-    assert "--name: String should have at most 200" in capsys.readouterr().err
+    assert "--name: It has 300 characters; the limit is 200" in capsys.readouterr().err
 
 
 def zipped(sae: Path) -> Path:

@@ -149,7 +149,7 @@ def test_files_outside_the_data_folder_are_refused_even_through_links(
 
 def test_files_inside_the_data_folder_are_accepted(client: TestClient, settings: Settings) -> None:
     text = settings.data_dir / "text.txt"
-    text.write_text("some text\n")
+    text.write_text("".join(f"line {n}\n\n" for n in range(100)))
     create(client, config={"data": {"dataset": str(text)}})
 
 

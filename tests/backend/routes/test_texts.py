@@ -66,4 +66,6 @@ def test_an_estimate_tells_how_the_text_is_read(client: TestClient, settings: Se
     path.write_text("\n".join(f"line {n}" for n in range(300)))
     body = {"preset": "quick-test", "config": {"data": {"dataset": str(path)}}}
     found = client.post("/api/config/estimate", json=body).json()
-    assert f"Each line of '{path}' is a document" in found["warnings"][-1]
+    divided, repeated = found["warnings"][-2:]
+    assert f"Each line of '{path}' is a document" in divided
+    assert f"'{path}' holds about" in repeated

@@ -30,18 +30,19 @@ def test_a_valid_form_has_no_problems_and_an_invalid_one_names_its_fields() -> N
     assert forms.problems(DEFAULTS.model_dump(mode="json")) == {}
     broken = merge(DEFAULTS.model_dump(), {"sae": {"d_sae": 8, "k": 9}, "data": {"ctx_len": 2}})
     problems = forms.problems(broken)
-    assert "8" in problems["sae"]
+    assert "8" in problems["sae.k"]
     assert "ctx_len" in "".join(problems)
 
 
 def test_a_problem_of_a_section_is_shown_beside_the_field_it_names() -> None:
-    assert forms.field_of_problem("sae.k", "too large") == "sae.k"
-    assert forms.field_of_problem("sae", "sae.k = 9 is larger than sae.d_sae = 8") in (
-        "sae.k",
-        "sae.d_sae",
-    )
-    assert forms.field_of_problem("data.mixture.0.weight", "Field required") == "data.mixture"
-    assert forms.field_of_problem("preset", "There is no preset 'x'") == ""
+    messages = {
+        "sae.k": "too large",
+        "sae": "sae.tied_weights cannot be set with sae.k",
+        "data.mixture.0.weight": "It is required.",
+        "preset": "There is no preset 'x'",
+    }
+    places = ["sae.k", "sae.tied_weights", "data.mixture", ""]
+    assert forms.placed(messages) == dict(zip(places, messages.values(), strict=True))
 
 
 def test_the_yaml_is_the_configuration_without_unset_fields() -> None:

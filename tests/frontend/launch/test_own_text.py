@@ -58,48 +58,14 @@ def test_an_uploaded_file_is_entered_into_the_form(
 
         from frontend.launch.own_text import use_text
 
-        use_text("tiny", json.dumps({"path": "texts/a", "bytes": 1, "text_column": column}))
-        use_text("tiny", "<html>not from the API")
-        st.text_input("dataset", key="field:tiny:data.dataset")
-        st.text_input("column", value="text", key="field:tiny:data.text_column")
+        use_text(json.dumps({"path": "texts/a", "bytes": 1, "text_column": column}))
+        use_text("<html>not from the API")
+        for path in ("data.dataset", "data.text_column"):
+            st.text_input(path, st.query_params.get(path, "text"))
 
     app = AppTest.from_function(script, kwargs={"column": column}).run()
     assert not app.exception
     assert [box.value for box in app.text_input] == ["texts/a", column or "text"]
-
-
-@pytest.mark.parametrize("path", ["data.dataset", "data.text_column", "name"])
-def test_a_text_that_the_program_enters_has_no_default_beside_it(
-    monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    """Streamlit logs a stack trace for a widget that has both."""
-    from streamlit.elements.lib import policies
-    from streamlit.testing.v1 import AppTest
-
-    defaults: list[object] = []
-
-    def record(default_value: object, key: str | None, **_: object) -> None:
-        defaults.append(default_value)
-
-    monkeypatch.setattr(policies, "check_session_state_rules", record)
-
-    def script(path: str) -> None:
-        import streamlit as st
-
-        from frontend.launch.widgets import field_key, render_field
-        from sae_engine.schema.fields import field_specs
-
-        if st.checkbox("upload"):
-            st.session_state[field_key("tiny", path)] = "uploaded"
-        render_field(field_specs()[path], "default", "tiny", None)
-
-    app = AppTest.from_function(script, kwargs={"path": path}).run()
-    assert app.text_input[0].value == "default"
-    app.checkbox[0].check().run()
-    assert app.text_input[0].value == "uploaded"
-    app.checkbox[0].uncheck().run()
-    assert app.text_input[0].value == "uploaded"
-    assert set(defaults) == {None}
 
 
 def test_the_preview_of_the_page_reads_the_forms_text(
@@ -110,7 +76,7 @@ def test_the_preview_of_the_page_reads_the_forms_text(
     (folder / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
     app = open_page("launch", preset="tiny")
     assert workbench.num_requests("/preview") == 0  # only once it is unfolded
-    [box] = [box for box in app.text_input if box.key == "field:tiny:data.dataset"]
+    [box] = [box for box in app.text_input if box.key == "url:data.dataset"]
     box.set_value("texts/a.jsonl")
     app.session_state["preview"] = True
     app.run()
