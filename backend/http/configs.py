@@ -15,7 +15,7 @@ from backend.settings import Settings
 from sae_engine.errors import ConfigError
 from sae_engine.files import looks_like_path, usable_paths, user_path
 from sae_engine.hub import is_on_hub
-from sae_engine.interop.files import local_settings
+from sae_engine.interop.files import hub_hint, local_settings
 from sae_engine.preflight import check_config, check_hub
 from sae_engine.schema.config import RunConfig
 from sae_engine.text.paths import dataset_files, is_local_dataset
@@ -60,6 +60,8 @@ def readable_sae(services: Services, path: str, field: str = "path") -> str:
     with usable_paths():
         found = located(settings, path)
         _require_allowed(settings, _sae_files(field, found))
+        if (hint := hub_hint(path)) and not Path(found).exists():
+            raise ConfigError.of(field, f"There is no SAE at '{found}'{hint}.")
         return unzipped(settings, found)
 
 

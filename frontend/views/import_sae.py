@@ -17,8 +17,7 @@ from frontend.launch.own_text import uploaded
 from frontend.shell.navigation import name_tab, open_page
 from frontend.shell.problems import show_problem
 from frontend.shell.url import bound_text, param, set_param
-from sae_engine.schema.config import MAX_LAYER
-from sae_engine.schema.fields import field_specs
+from sae_engine.schema.fields import field_specs, parse_value
 from sae_engine.schema.problems import message_of
 from sae_engine.schema.runs import ImportCreate
 from sae_engine.schema.saes import FoundSAE, UploadedSAE
@@ -26,7 +25,7 @@ from sae_engine.schema.saes import FoundSAE, UploadedSAE
 EXAMPLE = "hub:google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
 INTRODUCTION = (
     "Enter a Hugging Face path (hub:OWNER/NAME/PATH) or a file or folder on the server, "
-    "or upload a .zip or .safetensors file. "
+    "or upload a .zip, .safetensors or .npz file. "
     "Supported formats: SAELens, sparsify, Gemma Scope, Qwen-Scope, dictionary_learning, "
     "SAE Workbench."
 )
@@ -132,8 +131,12 @@ def _form(found: FoundSAE) -> dict[str, Any]:
         if chosen == ELSEWHERE:
             body |= _module(found, key("hook_point"), key("hook_io"))
         else:
-            layer = st.number_input("Layer", 0, MAX_LAYER, found.layer, key=key("layer"))
+            known = "" if found.layer is None else str(found.layer)
+            text = st.text_input("Layer", known, key=key("layer"))
+            layer = parse_value("model.layer", text.strip()) if text.strip() else None
             body |= {"site": chosen, "layer": layer}
+            if found.layer is not None and layer != found.layer:
+                html_block(notice(f"Its files say layer {known}.", level="warning"))
     return {name: value for name, value in body.items() if value not in (None, "")}
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from safetensors import safe_open
 
 from sae_engine.errors import UserError, cause_of
-from sae_engine.files import user_path
-from sae_engine.hub import is_on_hub
+from sae_engine.files import looks_like_path, user_path
+from sae_engine.hub import NAME, PREFIX, is_on_hub
 from sae_engine.interop.hub_files import HubFolder
 
 NAMES = (
@@ -83,7 +83,9 @@ class SAEFile:
             with safe_open(path, framework="np") as file:
                 return Header(frozenset(file.keys()), file.metadata() or {})
         except Exception as error:
-            raise UserError(f"'{path}' cannot be read as tensors: {cause_of(error)}") from error
+            kind = "NumPy archive" if path.suffix == ".npz" else "safetensors file"
+            said = cause_of(error)
+            raise UserError(f"'{path}' is not a whole {kind} ({said}).") from error
 
     def settings(self, name: str) -> dict[str, Any]:
         """The JSON object in the file `name` beside the tensors; raises `UserError`."""
@@ -130,7 +132,7 @@ def _here(path: Path) -> SAEFile:
         folders = [folder.name for folder in inside if folder.is_dir()]
         path = path / choose(f"The folder '{path}'", files, folders)
     if not path.is_file():
-        raise UserError(f"There is no SAE at '{path}'.")
+        raise UserError(f"There is no SAE at '{path}'{hub_hint(str(path))}.")
     folder = path.absolute().parent
     siblings = [os.path.relpath(file, folder) for file in local_settings(folder)]
     return SAEFile(
@@ -140,6 +142,12 @@ def _here(path: Path) -> SAEFile:
         lambda name: folder / name,
         lambda name: (folder / name).stat().st_size,
     )
+
+
+def hub_hint(path: str) -> str:
+    """What to write instead of a path that may be meant as a name of the hub; empty for others."""
+    is_name = not looks_like_path(path) and NAME.fullmatch(f"{PREFIX}{path}")
+    return f"; for the Hugging Face hub, write {PREFIX}{path}" if is_name else ""
 
 
 def local_settings(folder: Path) -> list[Path]:

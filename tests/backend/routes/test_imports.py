@@ -353,5 +353,7 @@ def test_a_relative_path_of_nothing_says_where_it_was_expected(
     answer = client.get("/api/imports/found", params={"path": name})
     assert answer.status_code == 422
     assert f"There is no SAE at '{settings.data_dir / name}'" in answer.text
+    answer = client.get("/api/imports/found", params={"path": "google/gemma-scope/layer_1"})
+    assert "for the Hugging Face hub, write hub:google/gemma-scope/layer_1" in answer.text
     for path in ("../absent", "../../etc/passwd"):
         assert "is not in a folder" in client.get("/api/imports/found", params={"path": path}).text

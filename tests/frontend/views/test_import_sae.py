@@ -40,6 +40,26 @@ def test_what_the_files_say_is_imported(open_page: Open, workbench: Workbench, p
     assert address(moved(app), "id")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("2", ""),
+        ("-3", "greater than or equal to 0 (got -3)"),
+        ("x", "&#x27;x&#x27; is not a whole"),
+    ],
+)
+def test_another_layer_than_that_of_the_files_is_pointed_out(
+    open_page: Open, workbench: Workbench, path: str, text: str, said: str
+) -> None:
+    app = open_page("import_sae", path=path)
+    assert "Its files say" not in shown(app)
+    app.text_input(key=f"import:{path}:layer").set_value(text).run()
+    assert "Its files say layer 3." in shown(app)
+    app.button(key="import").click().run()
+    assert said in shown(app)
+    assert [body["layer"] for body in workbench.posted("/api/imports")] == ([] if said else [2])
+
+
 def test_model_and_place_can_be_changed(open_page: Open, workbench: Workbench, path: str) -> None:
     app = open_page("import_sae", path=path)
     key = f"import:{path}:"
@@ -75,7 +95,7 @@ def test_a_layer_that_cannot_be_one_is_left_to_the_user(
     (folder / "config.json").write_text(json.dumps(config))
     app = open_page("import_sae", path=str(folder))
     assert not app.exception
-    assert app.number_input(key=f"import:{folder}:layer").value is None
+    assert app.text_input(key=f"import:{folder}:layer").value == ""
     assert app.text_input(key=f"import:{folder}:model").value == "a\ufffdb"
     assert "ignored: \ufffd;" in shown(app)
     assert "resid_post: its files do not give its layer" in shown(app)
