@@ -11,7 +11,7 @@ LONGEST_PART = 80
 
 
 def named_config(config: RunConfig, body: RunCreate) -> RunConfig:
-    """The configuration with the requested name; by default model, place, k and the time."""
+    """The configuration with the requested name; by default `subject` and the time."""
     name = body.name or body.config.get("name")
     if not name:
         name = f"{subject(config)} {datetime.now().astimezone():%m-%d %H:%M:%S}"
@@ -25,8 +25,8 @@ def member_config(config: RunConfig, body: RunCreate, label: str) -> RunConfig:
 
 
 def subject(config: RunConfig, *, beside: str = "") -> str:
-    """What a run trains on and with how many latents per token, such as `gemma-2-2b L12 k64`;
-    without what is named `beside` it.
+    """What a run trains on and how large its SAE is, such as `gemma-2-2b L12 16384 k64`; without
+    what is named `beside` it.
     """
     model, sae = config.model, config.sae
     parts = {"model.name": model.name.rstrip("/").rpartition("/")[2][:LONGEST_PART]}
@@ -35,7 +35,12 @@ def subject(config: RunConfig, *, beside: str = "") -> str:
     else:
         parts["model.layer"] = f"L{model.layer}"
         parts["model.site"] = "" if model.site == "resid_post" else model.site
-    parts["sae.k"] = "" if sae.pretrained is not None else f"k{sae.k}"
+    if sae.pretrained is None:
+        field = "sae.d_sae" if sae.expansion_factor is None else "sae.expansion_factor"
+        parts[field] = (
+            str(sae.d_sae) if sae.expansion_factor is None else f"x{sae.expansion_factor}"
+        )
+        parts["sae.k"] = f"k{sae.k}"
     varied = {word.partition("=")[0] for word in beside.split()}
     return " ".join(
         part

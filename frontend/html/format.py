@@ -113,6 +113,19 @@ def duration(seconds: float | None) -> str:
     return f"{left} s"
 
 
+def roughly(seconds: float) -> str:
+    """A forecast of a span of time, without the digits that it cannot know."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 90:
+        return f"{max(5, 5 * math.ceil(seconds / 5))} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = math.ceil(minutes / 60)
+    return f"{hours} h" if hours < 48 else f"{math.ceil(hours / 24)} d"
+
+
 def age(moment: datetime, now: datetime | None = None) -> str:
     """How long ago a moment was, in its largest unit."""
     seconds = ((now or datetime.now(UTC)) - _aware(moment)).total_seconds()

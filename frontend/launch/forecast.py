@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from frontend.html.blocks import notice
-from frontend.html.format import DASH, count, duration, gibibytes, short_count
+from frontend.html.format import DASH, count, gibibytes, roughly, short_count
 from frontend.html.tokens import escaped
 from sae_engine.schema.machine import Forecast
 
@@ -31,7 +31,7 @@ def forecast_block(forecast: Forecast) -> str:
         ),
         _fact(
             "Training time",
-            DASH if forecast.seconds is None else f"about {duration(forecast.seconds)}",
+            DASH if forecast.seconds is None else f"about {roughly(forecast.seconds)}",
             basis or f"no similar run on this {kind} yet",
         ),
         _fact(

@@ -8,7 +8,7 @@ import streamlit as st
 
 from frontend.api.cache import client, forget_cached, known_tags
 from frontend.api.client import ApiProblem
-from frontend.html.blocks import HOME
+from frontend.html.blocks import HOME, html_block, notice
 from frontend.html.format import counted
 from frontend.shell.navigation import open_page, page_button
 from sae_engine.schema.runs import ENDED, Run, RunPatch
@@ -73,8 +73,10 @@ def _edit(run: Run) -> None:
         )
         notes = st.text_area("Notes", run.notes, max_chars=20_000, key=f"notes:{run.id}")
         saved = st.form_submit_button("Save", key="save", type="primary")
-    if saved:
-        new = {"name": name or run.name, "tags": tags, "notes": notes}
+    if saved and not name:
+        html_block(notice("A run needs a name.", level="warning"))
+    elif saved:
+        new = {"name": name, "tags": tags, "notes": notes}
         _do(lambda: client().update_run(run.id, RunPatch.model_validate(new)))
 
 

@@ -79,8 +79,12 @@ def _latest(metric: str) -> Callable[[Run], str]:
 
 def _held_out_first(metric: str) -> Callable[[Run], str]:
     def cell(run: Run) -> str:
-        name = f"eval_{metric}" if f"eval_{metric}" in run.metrics else metric
-        return metric_text(name, run.metrics.get(name))
+        if f"eval_{metric}" in run.metrics or metric not in run.metrics:
+            return metric_text(f"eval_{metric}", run.metrics.get(f"eval_{metric}"))
+        text = metric_text(metric, run.metrics[metric])
+        return (
+            f'<span class="wb-muted" title="Of a training batch; not evaluated yet">{text}</span>'
+        )
 
     return cell
 
@@ -97,7 +101,7 @@ USUAL = {
     "latents": Column("Latents", "Number of latents, and how many are active per token", _latents),
     "fvu": Column(
         "FVU",
-        "Fraction of variance unexplained, on held-out text once evaluated",
+        "Fraction of variance unexplained on held-out text; gray: on a training batch, so far",
         _held_out_first("fvu"),
         "fvu",
     ),

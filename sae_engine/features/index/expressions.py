@@ -70,8 +70,8 @@ class _Search:
         except (pa.ArrowInvalid, UnicodeEncodeError) as error:
             reason = str(error).replace(self._flags, "").partition("expression: ")[2]
             raise UserError(
-                f"{pattern[:100]!r} is not a regular expression of RE2 ({reason or error}); its "
-                f"syntax is at {SYNTAX}."
+                f"{pattern[:100]!r} is not a valid RE2 expression ({reason or error}); see "
+                f"{SYNTAX}."
             ) from error
 
     def ends(self, first: int, after: int) -> NDArray[np.int64]:

@@ -56,9 +56,12 @@ def test_a_run_is_created_from_a_preset_and_overrides(client: TestClient) -> Non
 @pytest.mark.parametrize(
     ("config", "start"),
     [
-        ({}, "tiny-gemma2 L2 k16 "),
-        ({"model": {"layer": 4, "site": "mlp_out"}, "sae": {"k": 8}}, "tiny-gemma2 L4 mlp_out k8 "),
-        ({"model": {"hook_point": "model.layers.1"}}, "tiny-gemma2 model.layers.1 k16 "),
+        ({}, "tiny-gemma2 L2 512 k16 "),
+        (
+            {"model": {"layer": 4, "site": "mlp_out"}, "sae": {"k": 8}},
+            "tiny-gemma2 L4 mlp_out 512 k8 ",
+        ),
+        ({"model": {"hook_point": "model.layers.1"}}, "tiny-gemma2 model.layers.1 512 k16 "),
     ],
 )
 def test_a_run_without_a_name_is_named_after_what_it_trains_and_the_time(

@@ -92,6 +92,21 @@ def test_a_duration_has_its_two_largest_units(seconds: float | None, text: str) 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
+    [
+        (0.2, "5 s"),
+        (66.7, "70 s"),
+        (1_471, "25 min"),
+        (2 * 3_600 + 1, "3 h"),
+        (400_000, "5 d"),
+        (float("inf"), "–"),
+    ],
+)
+def test_a_forecast_has_no_digits_that_it_cannot_know(seconds: float, text: str) -> None:
+    assert words.roughly(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
     [(5, "just now"), (61, "1 min ago"), (7_300, "2 h ago"), (200_000, "2 d ago")],
 )
 def test_an_age_has_one_unit(seconds: float, text: str) -> None:

@@ -34,6 +34,6 @@ def test_a_forecast_shows_needs_free_resources_and_its_source() -> None:
     text = forecast_block(FORECAST)
     assert "cuda:0 memory</span><strong>3 GiB</strong><small>60 GiB free" in text
     assert "<strong>2 GiB</strong><small>50 GiB free" in text
-    assert "about 1 min 30 s" in text
+    assert "about 2 min" in text
     assert "9,000 tokens/s, measured by &#x27;tiny &lt;baseline&gt;&#x27; on cuda:0" in text
     assert '<div class="wb-notice warning"><span>It takes &lt;much&gt;.' in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.html.format import duration, gibibytes
+from frontend.html.format import gibibytes, roughly
 from sae_engine.schema.machine import EstimateRequest
 from tests.frontend.samples import ESCAPED
 from tests.frontend.views.test_pages import Open, address, moved, shown
@@ -13,7 +13,7 @@ from tests.frontend.workbench import Workbench
 
 def test_the_page_shows_the_servers_forecast(open_page: Open) -> None:
     text = shown(open_page("launch", preset="tiny"))
-    assert f"about {duration(600_000 / 9_000)}" in text
+    assert f"about {roughly(600_000 / 9_000)}" in text
     assert f"9,000 tokens/s, measured by &#x27;live {ESCAPED}&#x27; on cuda:0" in text
 
 
