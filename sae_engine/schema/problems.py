@@ -34,6 +34,13 @@ _KINDS = {
     "bool": "true or false",
     "string": "text",
 }
+_PLAIN = {
+    "Input should be": "It must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
 _LONGEST_MESSAGE = 500
 
 
@@ -50,6 +57,6 @@ def message_of(error: Any) -> str:
     name, _, fault = kind.partition("_")
     if name in _KINDS and fault in ("type", "parsing", "from_float"):
         return f"{value!r} is not {_KINDS[name]}."[:_LONGEST_MESSAGE]
-    if said.startswith("Input should be "):
-        said = f"It must be {said.removeprefix('Input should be ')}"
+    for words, plain in _PLAIN.items():
+        said = said.replace(words, plain)
     return f"{said} (got {value!r})."[:_LONGEST_MESSAGE]

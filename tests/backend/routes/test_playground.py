@@ -101,14 +101,14 @@ def test_invalid_text_is_refused_without_repeating_it(
     ("path", "body", "words"),
     [
         ("activations", {"text": "a", "features": [30]}, "features 0 to 29"),
-        ("activations", {"text": "a", "features": [-1]}, "greater than or equal to 0"),
-        ("activations", {"text": "a", "top": 0}, "greater than or equal to 1"),
+        ("activations", {"text": "a", "features": [-1]}, "at least 0"),
+        ("activations", {"text": "a", "top": 0}, "at least 1"),
         ("steer", {"features": [{"index": 30, "strength": 1}]}, "no feature 30"),
         ("steer", {"features": [{"index": DEAD, "strength": 1}]}, f"Feature {DEAD} never fired"),
-        ("steer", {"features": [{"index": 1, "strength": 101}]}, "less than or equal to 100"),
+        ("steer", {"features": [{"index": 1, "strength": 101}]}, "at most 100"),
         ("steer", {"features": []}, "at least 1"),
-        ("steer", {"features": [{"index": 1, "strength": 1}], "max_new_tokens": 0}, "equal to 1"),
-        ("steer", {"features": [{"index": 1, "strength": 1}], "temperature": -1}, "equal to 0"),
+        ("steer", {"features": [{"index": 1, "strength": 1}], "max_new_tokens": 0}, "at least 1"),
+        ("steer", {"features": [{"index": 1, "strength": 1}], "temperature": -1}, "at least 0"),
     ],
 )
 def test_numbers_out_of_bounds_are_refused(

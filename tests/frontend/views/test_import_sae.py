@@ -44,7 +44,7 @@ def test_what_the_files_say_is_imported(open_page: Open, workbench: Workbench, p
     ("text", "said"),
     [
         ("2", ""),
-        ("-3", "greater than or equal to 0 (got -3)"),
+        ("-3", "at least 0 (got -3)"),
         ("x", "&#x27;x&#x27; is not a whole"),
     ],
 )

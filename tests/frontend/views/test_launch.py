@@ -128,7 +128,7 @@ def test_values_are_read_as_in_the_shell_and_kept_in_the_address(
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("sae.k", "-3", "It must be greater than or equal to 1 (got -3)"),
+        ("sae.k", "-3", "It must be at least 1 (got -3)"),
         ("sae.k", "abc", "'abc' is not a whole number."),
         ("train.lr", "fast", "'fast' is not a number."),
         ("name", "x" * 501, "It has 501 characters; the limit is"),

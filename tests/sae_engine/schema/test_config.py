@@ -38,7 +38,7 @@ def test_an_override_of_one_of_two_exclusive_fields_removes_the_other():
     [
         ({"sae": {"kk": 3}}, "sae.kk", r"Unknown setting; did you mean sae\.k\?"),
         ({"sae": {"k": 5000}}, "sae.k", r"sae\.k = 5000 is larger than sae\.d_sae = 4096"),
-        ({"sae": {"k": 0}}, "sae.k", r"greater than or equal to 1 \(got 0\)"),
+        ({"sae": {"k": 0}}, "sae.k", r"at least 1 \(got 0\)"),
         ({"train": {"lr": "fast"}}, "train.lr", r"'fast' is not a number"),
         ({"model": {"site": "resid"}}, "model.site", "resid_post"),
         ({"model": {"device": "tpu"}}, "model.device", "got 'tpu'"),
@@ -53,7 +53,7 @@ def test_an_override_of_one_of_two_exclusive_fields_removes_the_other():
         (
             {"data": {"mixture": [{"dataset": "a", "weight": 0}]}},
             "data.mixture.0.weight",
-            "greater than 0",
+            "above 0",
         ),
         (
             {"data": {"mixture": [{"dataset": "a", "weight": 1, "column": "x"}]}},
