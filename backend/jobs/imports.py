@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ from backend.settings import Settings
 from sae_engine.errors import ConfigError
 from sae_engine.files import user_path
 from sae_engine.hub import HubName, is_on_hub
-from sae_engine.interop.archives import is_archive, unpacked
+from sae_engine.interop.archives import is_archive, unpacked, unpacked_folder
 from sae_engine.interop.formats import describe
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.runs import ImportCreate, RunCreate
@@ -39,10 +41,17 @@ def unzipped(settings: Settings, path: str) -> str:
     return str(unpacked(archive, settings.data_dir / FOLDER))
 
 
-def remove_unpacked(settings: Settings, path: str) -> None:
-    """Remove the SAE at `path` if it was unpacked from a zip, which unpacks it again if needed."""
-    folder = Path(path).parent
-    if folder.parent == settings.data_dir / FOLDER:
+def remove_unpacked(settings: Settings, path: str, in_use: Iterable[str]) -> None:
+    """Remove the folder around `path` if it was unpacked from a zip and holds none of the SAEs
+    `in_use`; importing the zip again unpacks it again.
+    """
+    if is_on_hub(path):
+        return
+    folder = unpacked_folder(user_path(path), settings.data_dir / FOLDER)
+    if folder is None:
+        return
+    used = (os.path.realpath(user_path(other)) for other in in_use if not is_on_hub(other))
+    if not any(Path(other).is_relative_to(folder) for other in used):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -187,14 +187,15 @@ def update_run(run_id: str, body: RunPatch, services: ServicesDep) -> Run:
 def delete_run(run_id: str, services: ServicesDep) -> None:
     """Delete a run with its folder and everything computed from it; refused while it runs."""
     with services.database.writing() as session:
-        unused_sae = store.delete_run(session, run_id)
+        imported = store.delete_run(session, run_id)
+        in_use = store.imported_saes(session) if imported is not None else ()
     folder = services.settings.run_folder(run_id).path
     if folder.is_symlink():  # the user keeps its files elsewhere; leave them there
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    if unused_sae is not None:
-        remove_unpacked(services.settings, unused_sae)
+    if imported is not None:
+        remove_unpacked(services.settings, imported, in_use)
     services.analyses.forget(run_id)
 
 

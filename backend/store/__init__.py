@@ -34,6 +34,7 @@ from backend.store.runs import (
     find_run,
     get_run,
     group,
+    imported_saes,
     measured_speed,
     patch_run,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "forget_after",
     "get_run",
     "group",
+    "imported_saes",
     "is_run_by",
     "label",
     "labels",

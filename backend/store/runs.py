@@ -123,7 +123,7 @@ def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
 
 def delete_run(session: Session, run_id: str) -> str | None:
     """Delete a run and everything stored about it; refuses while it is active. Returns the path of
-    the SAE that it imported if no other run did.
+    the SAE that it imported, if it did.
     """
     row = get_run(session, run_id)
     path = readable_config(row).config.sae.pretrained
@@ -134,10 +134,14 @@ def delete_run(session: Session, run_id: str) -> str | None:
         raise ConflictError(
             f"The run '{row.name}' is {row.status}; stop it before deleting it.", kind="run-active"
         )
-    if path is None:
-        return None
-    others = RunRow.config["sae"]["pretrained"].as_string() == path
-    return None if session.scalar(select(RunRow.seq).where(others).limit(1)) else path
+    return path
+
+
+def imported_saes(session: Session) -> Sequence[str]:
+    """Paths of the SAEs that runs have imported."""
+    path = RunRow.config["sae"]["pretrained"].as_string()
+    found = session.scalars(select(path).where(path.is_not(None)).distinct())
+    return [each for each in found if each is not None]
 
 
 def _tag_rows(tags: Iterable[str]) -> list[TagRow]:
