@@ -115,8 +115,9 @@ class Device(Shape):
     name: str
     utilization: float | None
     """Share of time busy, 0 to 1."""
-    memory_used_bytes: int
-    memory_total_bytes: int
+    memory_used_bytes: int | None
+    """Null also if the GPU has no memory of its own."""
+    memory_total_bytes: int | None
     temperature_celsius: float | None
 
 
