@@ -61,8 +61,12 @@ def add_run(
     return row
 
 
-def earlier_request(session: Session, idempotency_key: str, request_digest: str) -> RunRow | None:
+def earlier_request(
+    session: Session, idempotency_key: str | None, request_digest: str
+) -> RunRow | None:
     """The run that an earlier request with this key created; raises if that request differed."""
+    if idempotency_key is None:
+        return None
     row = session.scalar(select(RunRow).where(RunRow.idempotency_key == idempotency_key))
     if row is not None and row.request_digest != request_digest:
         raise UnprocessableError(
