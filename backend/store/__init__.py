@@ -36,6 +36,7 @@ from backend.store.runs import (
     group,
     imported_saes,
     measured_speed,
+    new_run_id,
     patch_run,
 )
 from backend.store.states import (
@@ -92,6 +93,7 @@ __all__ = [
     "metrics",
     "metrics_between",
     "new_job",
+    "new_run_id",
     "notices",
     "now",
     "patch_labels",

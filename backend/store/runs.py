@@ -22,10 +22,15 @@ COMPARED_RUNS = 200
 """Number of the newest runs whose speed is considered."""
 
 
+def new_run_id() -> str:
+    return secrets.token_hex(5)
+
+
 def add_run(
     session: Session,
     *,
     config: RunConfig,
+    run_id: str | None = None,
     tags: Sequence[str] = (),
     notes: str = "",
     status: RunStatus = "queued",
@@ -40,7 +45,7 @@ def add_run(
     """
     at = now()
     row = RunRow(
-        id=secrets.token_hex(5),
+        id=run_id or new_run_id(),
         name=config.name,
         status=status,
         config=config.model_dump(mode="json"),
