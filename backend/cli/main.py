@@ -233,11 +233,12 @@ def _train(options: argparse.Namespace) -> int:
         name=options.name,
         suffix="" if source is None else "evaluated" if options.eval_only else "continued",
     )
-    if sae := request.config.get("sae", {}).get("pretrained"):
+    sae = request.config.get("sae", {}).get("pretrained")
+    if isinstance(sae, str):
         from backend.jobs.imports import located, unzipped
 
         request.config["sae"]["pretrained"] = unzipped(settings, located(settings, sae))
-    if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
+    if options.eval_only and not sae:
         raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
     if options.save_activations is not None:
         return save_here(request, options.save_activations)
