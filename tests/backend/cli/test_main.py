@@ -74,6 +74,20 @@ def test_a_wrong_option_is_explained_in_one_sentence(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--limit", "--min-count"])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [("0", "must be at least 1 (got 0)"), ("-1", "must be"), ("x", "invalid int")],
+)
+def test_a_lookup_counts_from_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, number: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["lookup", "run", "text", option, number, "--data-dir", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f"argument {option}: {words}" in capsys.readouterr().err
+
+
 def ask(**given: Any) -> RunCreate:
     return request_from(**({"recipe": None, "path": None, "values": {}, "name": None} | given))
 
