@@ -239,3 +239,16 @@ def test_an_invalid_cursor_is_refused(client: TestClient, place: bytes) -> None:
     answer = client.get("/api/runs", params={"cursor": cursor})
     assert answer.status_code == 422, answer.text
     assert "not a cursor" in answer.json()["detail"]
+
+
+@pytest.mark.both_databases
+def test_a_cursor_whose_key_no_database_takes_is_refused(client: TestClient) -> None:
+    for sort, key in [
+        ("name", r'"\ud800"'), ("name", r'"a\udfffb"'), ("name", r'"a\u0000b"'), ("name", "1"),
+        ("fvu", "NaN"), ("l0", "-Infinity"), ("ce_delta", "1e999"), ("fvu", '"1"'),
+    ]:  # fmt: skip
+        place = f'["{sort}","asc",{key},5]'.encode()
+        query = {"sort": sort, "order": "asc", "cursor": base64.urlsafe_b64encode(place).decode()}
+        answer = client.get("/api/runs", params=query)
+        assert answer.status_code == 422, (sort, key, answer.text)
+        assert "is not a cursor of a list sorted by" in answer.json()["detail"], (sort, key)
