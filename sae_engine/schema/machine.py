@@ -73,11 +73,11 @@ class Estimate(Shape):
     model_parameters: int
     """Of the language model's layers that training loads."""
     tokens: int | None
-    """Training tokens; null if that depends on the length of the text."""
+    """Training tokens, none for an imported SAE; null if that depends on the length of the text."""
     steps: int | None
     checkpoint_bytes: int
     disk_bytes: int
-    """Upper bound for the run's folder."""
+    """Upper bound for the run's folder without its log; without snapshots if `steps` is null."""
     memory: list[MemoryPart]
     """Device memory in the phase that needs most; on a CPU, without the program itself."""
     memory_bytes: int
