@@ -18,7 +18,7 @@ from sae_engine.estimate import describe_model, estimate, index_bytes, model_sha
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.interop.description import Description
-from sae_engine.interop.export import export_saelens
+from sae_engine.interop.export import export_saelens, published_step
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import place_of
 from sae_engine.presets import resolve_config
@@ -98,12 +98,23 @@ def test_the_sae_of_a_training_run_gets_the_same_metrics_and_features(
     assert_sizes_are_bounded(config_of(model_folders["gemma2"]), trained)
     assert_sizes_are_bounded(inspecting(trained.path), folder)
     assert_same_file(folder.sae, trained.sae)
-    assert folder.sae_config.read_text() == trained.sae_config.read_text()
+    described = json.loads(trained.sae_config.read_text())
+    assert described.pop("step") == published_step(trained) == 24
+    assert json.loads(folder.sae_config.read_text()) == described
+    assert published_step(folder) is None
+    best = json.loads(trained.best.sae_config.read_text())["step"]
+    evaluated = {r.step: r.values["eval_fvu"] for r in metrics_of(before)}
+    assert best == min(evaluated, key=lambda step: evaluated[step])
     ours = FeatureIndex.open(folder.feature_index(0))
     theirs = FeatureIndex.open(trained.feature_index(24))
     assert [ours.feature(i).top_tokens for i in range(64)] == [
         theirs.feature(i).top_tokens for i in range(64)
     ]
+
+
+def metrics_of(records: list[AnyRecord]) -> list[MetricsRecord]:
+    found = (r for r in records if isinstance(r, MetricsRecord))
+    return [r for r in found if "eval_fvu" in r.values]
 
 
 def assert_sizes_are_bounded(config, folder: RunFolder):
