@@ -17,7 +17,7 @@ from backend.store.models import RunRow, TagRow
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunSort, RunStatus, TagCount
 
-SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}
+SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("eval_l0", "l0"), "ce_delta": ("ce_delta",)}
 """Column of `RunRow` to metrics; the column holds the first of them that was measured."""
 
 

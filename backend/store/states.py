@@ -37,7 +37,7 @@ def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
         )
     if row.status == "queued":
         _change_status(row, "stopped")
-        row.ended_at, row.phase = now(), None
+        row.ended_at, row.phase, row.queue_rank = now(), None, None
     else:
         if row.status != "stopping":
             _change_status(row, "stopping")

@@ -145,7 +145,8 @@ def test_a_run_can_be_stopped_until_it_has_ended(database: Database, status: Run
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in after:
-            assert store.request_stop(session, run_id, force=False).status == after[status]
+            stopped = store.request_stop(session, run_id, force=False)
+            assert (stopped.status, stopped.queue_rank) == (after[status], None)
         else:
             with pytest.raises(ConflictError, match="already ended"):
                 store.request_stop(session, run_id, force=False)
