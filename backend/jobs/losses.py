@@ -1,7 +1,7 @@
 """Runs whose machine was lost: they are requeued automatically, a limited number of times.
 
 Called by the supervisor. Each loss is stored as a notice at the step of the newest checkpoint, so
-that losses without any progress between them can be counted, by any server.
+that any server can count the losses without progress between them.
 """
 
 from __future__ import annotations

@@ -228,8 +228,8 @@ class Recorder:
         return None if end is None else max(0.0, end - time.monotonic())
 
     def _write(self, action: Callable[[Session], object]) -> None:
-        """Store something, unless the run is not this job's any more. Writers take turns, so that
-        does not change before it is stored.
+        """Store something while the run belongs to this job. Writers take turns, so that cannot
+        change before it is stored.
         """
 
         def transaction() -> None:
