@@ -37,6 +37,8 @@ def add_runs(
 
     def add() -> None:
         with database.writing() as session:
+            if store.is_run_by(session, next(iter(members)), job):
+                return  # committed before, but the answer was lost
             for run_id, member in members.items():
                 store.add_run(
                     session, run_id=run_id, config=member.config, status="running", job=job,

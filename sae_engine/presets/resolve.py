@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -122,7 +122,7 @@ def _section(name: str, value: object) -> dict[str, Any]:
         some = next(field for field in field_names() if field.startswith(f"{name}."))
         message = f"This is a section with fields, such as {some} (got {value!r:.80})."
         raise ConfigError.of(name, message)
-    for field in value:
+    for field in cast(dict[object, Any], value):
         if not isinstance(field, str):
             raise ConfigError([unknown_field(f"{name}.{field}")])
     return value

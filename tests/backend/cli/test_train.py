@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backend import store
+from backend.cli import new_runs
 from backend.cli.checkpoints import checkpoint_of, source_of
 from backend.cli.main import main
 from backend.cli.options import grid_from
@@ -230,6 +231,20 @@ def test_a_run_dir_that_cannot_be_made_is_refused_and_leaves_no_run(
     assert f"Cannot use '{run_dir}': " in capsys.readouterr().err
     with database.reading() as session:
         assert store.list_runs(session).total == 0
+
+
+def test_runs_are_added_once_even_if_the_answer_to_the_commit_is_lost(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(transaction: Callable[[], None]) -> None:
+        transaction()
+        transaction()
+
+    monkeypatch.setattr(new_runs, "when_available", twice)
+    grid = {"sae.k": [8, 16]}
+    assert train_here(settings, ask(recipe="quick-test"), grid=grid, train=fake_train) == 0
+    with database.reading() as session:
+        assert [row.status for row in store.list_runs(session).rows] == ["finished"] * 2
 
 
 def test_a_run_dir_stays_empty_if_its_run_cannot_be_added(
