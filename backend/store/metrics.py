@@ -73,8 +73,7 @@ def forget_after(session: Session, run_id: str, step: int) -> dict[str, float]:
     _unpack_from(session, run_id, step + 1)
     for table in (MetricsRow, SnapshotRow, NoticeRow):
         session.execute(delete(table).where(table.run_id == run_id, table.step > step))
-    curves = metrics(session, run_id).curves
-    return {name: float(curve.values[curve.measured][-1]) for name, curve in curves.items()}
+    return metrics(session, run_id).latest()
 
 
 def metrics(session: Session, run_id: str, since_step: int = -1) -> Points:
