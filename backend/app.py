@@ -26,7 +26,7 @@ from backend.http.connections import report_exhaustion
 from backend.http.limits import RequestLimits
 from backend.http.repeats import quiet_repeats
 from backend.http.security import AccessGuard
-from backend.http.services import BUSY_SECONDS, Services
+from backend.http.services import REQUEST_WAIT_SECONDS, Services
 from backend.jobs.supervisor import JobCommand, job_command
 from backend.playground.client import INFERENCE_COMMAND
 from backend.processes import on_exit_signal
@@ -50,7 +50,7 @@ def create_api(
     *,
     command: JobCommand = job_command,
     inference: tuple[str, ...] = INFERENCE_COMMAND,
-    busy_seconds: float = BUSY_SECONDS,
+    busy_seconds: float = REQUEST_WAIT_SECONDS,
 ) -> FastAPI:
     """The endpoints, to be mounted at `/api`; enter `running` before the first request.
 
@@ -92,7 +92,7 @@ def create_app(
     *,
     command: JobCommand = job_command,
     inference: tuple[str, ...] = INFERENCE_COMMAND,
-    busy_seconds: float = BUSY_SECONDS,
+    busy_seconds: float = REQUEST_WAIT_SECONDS,
 ) -> Starlette:
     """The API without the pages, behind the access guard."""
     api = create_api(settings, command=command, inference=inference, busy_seconds=busy_seconds)

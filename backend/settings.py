@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -55,7 +56,7 @@ class Settings(BaseSettings):
     """Secret required from REST clients and browsers."""
     devices: Annotated[list[str], NoDecode] = Field(default_factory=lambda: list[str]())
     """Devices to train on, separated by commas, such as `cpu,cuda:0`; a device named twice trains
-    two runs at a time. By default every GPU and the CPU, one run each.
+    two runs at a time. By default every GPU and the CPU, with one run on each.
     """
     ray_url: str | None = Field(None, pattern=r"^https?://")
     """URL of the dashboard of a Ray cluster; runs train on its machines instead of this one."""
@@ -97,6 +98,21 @@ class Settings(BaseSettings):
     def _slashed(cls, value: object) -> object:
         path = value.strip().strip("/") if isinstance(value, str) else value
         return f"/{path}" if path else path
+
+    @field_validator("ray_url", "labels_base_url")
+    @classmethod
+    def _usable_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from httpx2 import URL, InvalidURL  # not for the command line's help
+
+        try:
+            url, port = URL(value), urlsplit(value).port  # `URL` accepts any number as a port
+        except (InvalidURL, ValueError) as error:
+            raise ValueError(f"it is no URL ({error})") from None
+        if not url.host or port == 0:
+            raise ValueError("it names no host, or port 0")
+        return value
 
     @field_validator("token", "ray_token", "labels_api_key", mode="before")
     @classmethod
@@ -197,7 +213,8 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = f"{PREFIX}{first['loc'][0]}".upper()
-        raise UserError(f"{name} = {first['input']!r} is not valid: {first['msg']}.") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{name} = {first['input']!r} is not valid: {reason}.") from None
 
 
 def is_loopback(host: str) -> bool:

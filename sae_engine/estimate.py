@@ -31,6 +31,18 @@ and once by latent.
 """
 BYTES_PER_SORTED_ENTRY = 8
 """On disk, while a feature index is sorted; in memory, of those sorted at once, twice as many."""
+BYTES_PER_PAIR = 18
+"""Of a token and a latent that is active on it, in a feature index."""
+BYTES_PER_INDEXED_TOKEN = 24
+"""Its id, its place, and at most one row and one break of the text."""
+BYTES_PER_LATENT = 256
+"""In a feature index: its bounds, logits and neighbors."""
+BYTES_PER_WORD = 256
+"""Of a vocabulary, in a feature index: the bounds of each token, its text, and its share of the
+`tokenizer.json`, which is 66 bytes for the embedded model and 134 for Gemma 2.
+"""
+BYTES_OF_HEADERS = 2**17
+"""Of all files of a run, or of a feature index, that do not grow with it."""
 BYTES_PER_HELDOUT_TOKEN = 13
 """An id in the rows that were read, whether it counts, and its id in the feature index."""
 BYTES_PER_SHUFFLED_TOKEN = 16
@@ -185,12 +197,14 @@ def estimate(
         )
     except ValueError as error:
         raise ConfigError.of("sae.k", str(error)) from None
-    matrices = 1 if config.sae.tied_weights else 2
+    is_import = config.sae.pretrained is not None
+    matrices = 1 if config.sae.tied_weights and not is_import else 2
     parameters = matrices * d_sae * d_in + d_sae + d_in
     published = _published(config, shape)
-    checkpoint = 3 * parameters * FLOAT32 + 8 * d_sae
+    checkpoint = 0 if is_import else 3 * parameters * FLOAT32 + 8 * d_sae
     batch = config.train.batch_size_tokens
     steps = config.train.total_tokens // batch if config.train.total_tokens else None
+    steps = 0 if is_import else steps
     width = _element_bytes(config.model, gpu=gpu)
     memory = _memory(config, shape, parameters * FLOAT32, published, encoding, gpu=gpu)
     return Estimate(
@@ -198,10 +212,10 @@ def estimate(
         d_sae=d_sae,
         parameters=parameters,
         model_parameters=shape.prefix(_layers(config.model, shape)),
-        tokens=steps * batch if steps else None,
+        tokens=None if steps is None else steps * batch,
         steps=steps,
         checkpoint_bytes=checkpoint,
-        disk_bytes=_disk(config, steps, d_in * width, checkpoint, published),
+        disk_bytes=_disk(config, shape, steps, d_in * width, checkpoint),
         memory=[MemoryPart(name=name, bytes=size) for name, size in memory.items() if size],
         memory_bytes=sum(memory.values()),
         device="gpu" if gpu else "cpu",
@@ -250,15 +264,18 @@ def _memory(
     d_sae = config.sae.num_latents(d_in)
     width = _element_bytes(config.model, gpu=gpu)
     num_layers = _layers(config.model, shape)
+    is_import = config.sae.pretrained is not None
+    if is_import:  # the SAE is the published one
+        published = encoding = 0
     batch = config.train.batch_size_tokens
     block = TOKENS_PER_BLOCK * d_in * width
     always = {
         PREFIX: shape.prefix(num_layers) * width,
         "SAE": sae,
-        "Adam": 2 * sae,
-        CHECKPOINT: 0 if gpu else 3 * sae,
+        "Adam": 0 if is_import else 2 * sae,
+        CHECKPOINT: 0 if gpu or is_import else 3 * sae,
         "16-bit copy of the encoder": 0 if gpu else d_sae * d_in * 2,
-        "shuffled text": 0 if gpu else _shuffled(config.data),
+        "shuffled text": 0 if gpu or is_import else _shuffled(config.data),
         "held-out text": 0 if gpu else num_heldout(config) * BYTES_PER_HELDOUT_TOKEN,
     }
     forward = _forward(config, shape, width)
@@ -273,10 +290,13 @@ def _memory(
         "remaining layers": missing,
         "published SAE": published,
     }
-    phases: list[dict[str, int]] = [
+    training: list[dict[str, int]] = [
         {WAITING: 3 * block + block // 2, "one forward pass": forward},
         {WAITING: 4 * block},
         {WAITING: window, "one step": dense + 4 * batch * d_in * FLOAT32},
+    ]
+    phases: list[dict[str, int]] = [
+        *([] if is_import else training),
         beside | {"one forward pass": forward},
         {WAITING: window, "published SAE": encoding, "one forward pass": forward},
         beside | {"dense codes": 2 * TOKENS_PER_FORWARD * d_sae * FLOAT32},
@@ -309,19 +329,38 @@ def _forward(config: RunConfig, shape: ModelShape, width: int) -> int:
 
 
 def _disk(
-    config: RunConfig, steps: int | None, activation: int, checkpoint: int, published: int
+    config: RunConfig, shape: ModelShape, steps: int | None, activation: int, checkpoint: int
 ) -> int:
-    """Bytes in a run's folder while its final index is sorted, with its held-out activations, which
-    are there until it ends; `activation` is the size of one.
+    """Most bytes in a run's folder, while its final index is sorted and its held-out activations,
+    of `activation` bytes each, are still there.
     """
     every = config.train.snapshot_every
     snapshots = (steps or 0) // every if every else 0
-    entries = snapshots * config.index.snapshot_tokens + config.index.tokens
-    indexes = (snapshots + 1) * published + entries * config.sae.k * BYTES_PER_ENTRY
-    sorting = config.index.tokens * config.sae.k * BYTES_PER_SORTED_ENTRY
+    index = config.index
+    indexes = index_bytes(config, shape, index.tokens)
+    indexes += snapshots * index_bytes(config, shape, index.snapshot_tokens)
+    sorting = index.tokens * config.sae.k * BYTES_PER_SORTED_ENTRY
     heldout = num_stored(config) * activation
-    # The newest checkpoint, the previous one, and one that is being written.
-    return 3 * checkpoint + 2 * published + indexes + sorting + heldout
+    # The newest checkpoint, the previous one, and one that is being written, with what they know
+    # of the held-out text; likewise the last SAE, the best one, and one that is being written.
+    checkpoints = 3 * (checkpoint + num_heldout(config) // 6)
+    saes = 3 * _published(config, shape)
+    return checkpoints + saes + indexes + sorting + heldout + BYTES_OF_HEADERS
+
+
+def index_bytes(config: RunConfig, shape: ModelShape, num_tokens: int) -> int:
+    """Most bytes of a feature index."""
+    d_sae = config.sae.num_latents(_hook_width(config.model, shape))
+    entries = num_tokens * config.sae.k
+    return (
+        entries * BYTES_PER_ENTRY
+        + min(entries, shape.vocab_size * d_sae) * BYTES_PER_PAIR
+        + num_tokens * BYTES_PER_INDEXED_TOKEN
+        + d_sae * BYTES_PER_LATENT
+        + shape.vocab_size * BYTES_PER_WORD
+        + _published(config, shape)
+        + BYTES_OF_HEADERS
+    )
 
 
 def _published(config: RunConfig, shape: ModelShape) -> int:

@@ -1,7 +1,9 @@
-"""Resolves the path given to `--load-checkpoint`."""
+"""What `--load-checkpoint` starts from: resolves its path, and copies the state to a new run."""
 
 from __future__ import annotations
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from backend import store
 from backend.settings import Settings
 from backend.store.database import open_database
 from sae_engine.errors import UserError
-from sae_engine.files import RunFolder
+from sae_engine.files import RunFolder, published_file, published_folder
 
 
 class Source(NamedTuple):
@@ -58,6 +60,24 @@ def checkpoint_of(source: Source) -> RunFolder:
             f"'{source.sae.path}' holds an SAE without its optimizer; training continues from the "
             f"run's last checkpoint: give '{source.folder.path}'."
         )
-    if not source.folder.checkpoint.exists():
+    if not source.folder.has_checkpoint:
         raise UserError(f"The run in '{source.folder.path}' has no checkpoint to continue from.")
     return source.folder
+
+
+def copy_checkpoint(source: RunFolder, folder: RunFolder) -> None:
+    """Copy what a resumed run reads: both checkpoints, since the newest may be damaged, the best
+    SAE that they tell of, and the identity of the language model.
+    """
+    for old, new in (
+        (source.checkpoint, folder.checkpoint),
+        (source.previous_checkpoint, folder.previous_checkpoint),
+        (source.model, folder.model),
+    ):
+        with suppress(FileNotFoundError), published_file(new) as path:
+            shutil.copyfile(old, path)
+    if source.best.sae.exists():
+        with published_folder(folder.best.path) as path:
+            shutil.copytree(
+                source.best.path, path, ignore=shutil.ignore_patterns(".*"), dirs_exist_ok=True
+            )

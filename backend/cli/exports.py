@@ -23,7 +23,7 @@ def push_here(settings: Settings, run: str, target: str, *, private: bool) -> Pu
         open_database(settings.resolved_database_url) as database,
         database.reading() as session,
     ):
-        pushed = pushed_run(settings, store.find_run(session, run))
+        pushed = pushed_run(settings, session, store.find_run(session, run))
     return push_sae(pushed, target, private=private)
 
 

@@ -157,8 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     lookup.add_argument("--match", default="fold", choices=get_args(TokenMatch))
     lookup.add_argument("--exact-case", action="store_true", help="do not ignore case")
     lookup.add_argument("--rank", default="f1", choices=get_args(LookupRank))
-    lookup.add_argument("--min-count", type=int, default=5, metavar="N")
-    lookup.add_argument("--limit", type=int, default=20, metavar="N")
+    lookup.add_argument("--min-count", type=_count, default=5, metavar="N")
+    lookup.add_argument("--limit", type=_count, default=20, metavar="N")
     lookup.add_argument(
         "--snapshot", type=int, metavar="STEP", help="step of the snapshot (newest)"
     )
@@ -191,6 +191,16 @@ def _parser() -> argparse.ArgumentParser:
         "--public", action="store_true", help="make a repository that is created public"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1 (got {number})")
+    return number
+
+
+_count.__name__ = "int"  # in argparse's message about text that is no number
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -233,11 +243,12 @@ def _train(options: argparse.Namespace) -> int:
         name=options.name,
         suffix="" if source is None else "evaluated" if options.eval_only else "continued",
     )
-    if sae := request.config.get("sae", {}).get("pretrained"):
+    sae = request.config.get("sae", {}).get("pretrained")
+    if isinstance(sae, str):
         from backend.jobs.imports import located, unzipped
 
         request.config["sae"]["pretrained"] = unzipped(settings, located(settings, sae))
-    if options.eval_only and not request.config.get("sae", {}).get("pretrained"):
+    if options.eval_only and not sae:
         raise UserError("--eval-only needs an SAE: give --load-checkpoint PATH or sae.pretrained.")
     if options.save_activations is not None:
         return save_here(request, options.save_activations)

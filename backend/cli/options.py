@@ -13,6 +13,7 @@ from backend.jobs.imports import name_of, with_found, with_pretrained
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder, user_path
 from sae_engine.hub import is_on_hub
+from sae_engine.presets import by_section
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.fields import FieldError, Value, merge, nest, parse_grid
 from sae_engine.schema.problems import message_of
@@ -80,7 +81,7 @@ def _request(*, preset: str | None, config: dict[str, Any], name: str | None) ->
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """The configuration in a YAML file, which may also name a `preset`."""
+    """The configuration in a YAML file, which may also name a `preset`. Raises `UserError`."""
     try:
         tree = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -93,7 +94,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(
             f"'{path}' holds a {type(tree).__name__} instead of fields such as `sae: {{k: 32}}`."
         )
-    return cast(dict[str, Any], tree)
+    return by_section(cast(dict[Any, Any], tree))
 
 
 def grid_from(lines: Sequence[str]) -> dict[str, list[Value]]:

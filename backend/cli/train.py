@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import signal
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -24,20 +23,20 @@ from rich.progress import (
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from backend import store
+from backend.cli.new_runs import add_runs
 from backend.cli.tables import shown, summary_table, sweep_table
 from backend.jobs.execution import Train, engine, execute, exit_code, raise_terminated
 from backend.jobs.logs import logging_into, plain
 from backend.jobs.naming import member_config, named_config
 from backend.jobs.retry import JOB_BUSY_SECONDS, when_available
-from backend.processes import this_process
 from backend.settings import Settings
 from backend.store.database import Database, is_locked
 from backend.store.states import FIRST_PHASE
 from sae_engine.errors import UserError
-from sae_engine.files import RunFolder, published_file
+from sae_engine.files import RunFolder
 from sae_engine.preflight import check_config
 from sae_engine.presets import expand_grid, resolve_config
-from sae_engine.schema.config import RunConfig, by_pass
+from sae_engine.schema.config import by_pass
 from sae_engine.schema.records import (
     AnyRecord,
     MetricsRecord,
@@ -84,10 +83,11 @@ def train_here(
         when_available(partial(_prepare, database))
         for together in by_pass(configs):
             job = store.new_job("terminal")
-            members = dict(
-                _new_run(database, settings, config, job, group_id, checkpoint, run_dir, console)
-                for config in together
-            )
+            members = add_runs(database, settings, together, job, group_id, checkpoint, run_dir)
+            for run_id, member in members.items():
+                where = shown(str(run_dir or member.folder.path))
+                line = f"Run [bold]{run_id}[/bold] '{shown(member.config.name)}' in {where}"
+                console.print(line, highlight=False, soft_wrap=True)
             statuses += _execute_here(database, members, train, job, console, interrupts)
             if "interrupted" in statuses or interrupts.asked() is not StopRequest.NONE:
                 break
@@ -130,44 +130,6 @@ def _execute_here(
         )
     _print_end(database, members, console)
     return statuses
-
-
-def _new_run(
-    database: Database,
-    settings: Settings,
-    config: RunConfig,
-    job: str,
-    group_id: str | None,
-    checkpoint: RunFolder | None,
-    run_dir: Path | None,
-    console: Console,
-) -> tuple[str, Member]:
-    """Add a run's row, and its folder with the checkpoint that it continues from."""
-
-    def add() -> str:
-        with database.writing() as session:
-            run_id = store.add_run(
-                session, config=config, status="running", job=job, group_id=group_id
-            ).id
-            store.take_over(session, job, this_process())
-            return run_id
-
-    run_id = when_available(add)
-    folder = settings.run_folder(run_id)
-    if run_dir is None:
-        folder.path.mkdir(parents=True)
-    else:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        folder.path.parent.mkdir(parents=True, exist_ok=True)
-        folder.path.symlink_to(run_dir.resolve(), target_is_directory=True)
-    if checkpoint is not None:
-        with published_file(folder.checkpoint) as path:
-            shutil.copyfile(checkpoint.checkpoint, path)
-    where = run_dir or folder.path
-    name = shown(config.name)
-    line = f"Run [bold]{run_id}[/bold] '{name}' in {shown(str(where))}"
-    console.print(line, highlight=False, soft_wrap=True)
-    return run_id, Member(config, folder, resume=checkpoint is not None)
 
 
 def _print_end(database: Database, members: Mapping[str, Member], console: Console) -> None:

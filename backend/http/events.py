@@ -33,7 +33,7 @@ REVISIONS_AT_A_TIME = 500
 """Revisions of a long history that are read and sent at once."""
 MAX_LISTENERS = 1_000
 """Fewer where few files may be open."""
-BUSY_SECONDS = 10
+LISTENER_RETRY_SECONDS = 10
 """When a listener that found no place may try again."""
 SILENCE_SECONDS = 15.0
 """A comment keeps the connection open after this long without an event."""
@@ -80,7 +80,7 @@ class EventFeed:
         it again.
         """
         if self.is_full():  # requests that came at once may all have found a place
-            yield retry_text(BUSY_SECONDS)
+            yield retry_text(LISTENER_RETRY_SECONDS)
             return
         self._listeners[run_id] += 1
         try:

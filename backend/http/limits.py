@@ -1,4 +1,6 @@
-"""Limits on the size of requests and on changes per minute, which only runaway programs exceed."""
+"""Limits on the size of requests and on changes per minute, so high that only a runaway client
+reaches them.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,8 @@ READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 class RequestLimits:
     """ASGI middleware that refuses requests that are too large or too frequent.
 
-    A request without a Content-Length is cut off by the application as it reads. Only a few changes
-    are made at a time: they may wait for each other, and must leave threads to those who read.
+    The application itself cuts off a request without a Content-Length while it reads. Only a few
+    changes are made at a time: they may wait for each other, and readers need threads too.
     """
 
     def __init__(
@@ -100,14 +102,14 @@ class RequestLimits:
 
 
 class _Patient:
-    """Receives a request, whose parts must arrive in time."""
+    """Receives a request; refuses one whose parts do not arrive in time."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._is_complete = False
 
     async def __call__(self) -> Message:
-        if self._is_complete:  # what follows is the client's end, whenever that is
+        if self._is_complete:  # next comes the client's disconnect, at any time
             return await self._receive()
         try:
             async with asyncio.timeout(BODY_SECONDS):

@@ -1,4 +1,4 @@
-"""Counts what each client does within the last minute, by a clock that is never set."""
+"""Counts what each client did within the last minute, on a monotonic clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 WINDOW_SECONDS = 60.0
 MAX_CLIENTS = 10_000
-"""Clients remembered; beyond that all are forgotten."""
+"""Clients that are remembered; one more, and all are forgotten."""
 
 
 class Rate:
@@ -21,14 +21,14 @@ class Rate:
         self._times: dict[str, deque[float]] = {}
 
     def wait_seconds(self, client: str) -> int:
-        """0 if the client may do one more, else whole seconds until it may: 1 to 60."""
+        """0 if the client may act now, otherwise whole seconds until it may: 1 to 60."""
         times = self._recent(client)
         if len(times) < self.amount:
             return 0
         return max(1, math.ceil(times[-self.amount] + WINDOW_SECONDS - self._clock()))
 
     def count(self, client: str) -> None:
-        """Count one."""
+        """Count one action of the client."""
         if client not in self._times and len(self._times) >= MAX_CLIENTS:
             self._times.clear()
         self._times.setdefault(client, deque(maxlen=self.amount)).append(self._clock())

@@ -39,7 +39,7 @@ from sae_engine.scratch import remove_abandoned
 MAX_OPEN_INDEXES = 8
 MAX_UPLOADS = 4
 """Files uploaded at a time."""
-BUSY_SECONDS = 10.0
+REQUEST_WAIT_SECONDS = 10.0
 """How long a request waits for other writers before it gets a 503; browsers wait for 15."""
 
 
@@ -75,7 +75,7 @@ class Services:
         settings: Settings,
         command: JobCommand = job_command,
         inference: tuple[str, ...] = INFERENCE_COMMAND,
-        busy_seconds: float = BUSY_SECONDS,
+        busy_seconds: float = REQUEST_WAIT_SECONDS,
     ) -> None:
         self.settings = settings
         self.database = Database(settings.resolved_database_url, busy_seconds=busy_seconds)

@@ -22,7 +22,8 @@ from sae_engine.scratch import scratch_folder
 
 WRITE_BYTES = 2**20
 """Received parts are written to disk in pieces of at least this size."""
-BUSY_SECONDS = 10
+UPLOAD_RETRY_SECONDS = 10
+"""When a client that may not upload now may try again."""
 FileName = Annotated[
     str, Query(min_length=1, max_length=1_000, description="Name of the file, with its ending.")
 ]
@@ -52,7 +53,7 @@ async def store_upload(
         raise UnavailableError(
             f"{MAX_UPLOADS} other files are being uploaded; try again when one is done.",
             kind="uploading",
-            retry_after_seconds=BUSY_SECONDS,
+            retry_after_seconds=UPLOAD_RETRY_SECONDS,
         )
     async with services.uploads:
         await _receive(request, target, destination)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -17,9 +16,9 @@ def _nvml() -> Any:
         import pynvml  # pyright: ignore[reportMissingTypeStubs]
 
         pynvml.nvmlInit()
+        return pynvml if pynvml.nvmlDeviceGetCount() else None
     except Exception:
         return None
-    return pynvml if pynvml.nvmlDeviceGetCount() else None
 
 
 def visible_gpus() -> list[str]:
@@ -29,7 +28,7 @@ def visible_gpus() -> list[str]:
         return []
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return [str(number) for number in range(nvml.nvmlDeviceGetCount())]
+        return [str(number) for number in range(_read(nvml, nvml.nvmlDeviceGetCount) or 0)]
     return [name for part in chosen.split(",") if (name := part.strip()) and name != "-1"]
 
 
@@ -42,22 +41,33 @@ def gpus() -> list[Device]:
 
 
 def _gpu(nvml: Any, number: int, name: str) -> Device:
-    handle = (
-        nvml.nvmlDeviceGetHandleByIndex(int(name))
-        if name.isdecimal()
-        else nvml.nvmlDeviceGetHandleByUUID(name)
-    )
-    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    utilization = temperature = None
-    with suppress(nvml.NVMLError):
-        utilization = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
-    with suppress(nvml.NVMLError):
-        temperature = float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
+    handle = _read(nvml, _handle, nvml, name)
+
+    def read(query: Any, *more: object) -> Any:
+        return None if handle is None else _read(nvml, query, handle, *more)
+
+    memory = read(nvml.nvmlDeviceGetMemoryInfo)
+    rates = read(nvml.nvmlDeviceGetUtilizationRates)
+    temperature = read(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
     return Device(
         id=f"cuda:{number}",
-        name=nvml.nvmlDeviceGetName(handle),
-        utilization=utilization,
-        memory_used_bytes=memory.used,
-        memory_total_bytes=memory.total,
-        temperature_celsius=temperature,
+        name=read(nvml.nvmlDeviceGetName) or f"GPU {name}",
+        utilization=None if rates is None else rates.gpu / 100,
+        memory_used_bytes=None if memory is None else memory.used,
+        memory_total_bytes=None if memory is None else memory.total,
+        temperature_celsius=None if temperature is None else float(temperature),
     )
+
+
+def _handle(nvml: Any, name: str) -> Any:
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    return nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def _read(nvml: Any, query: Any, *more: object) -> Any:
+    """What the driver answers; None if it does not support the query or does not know the GPU."""
+    try:
+        return query(*more)
+    except (nvml.NVMLError, ValueError):
+        return None

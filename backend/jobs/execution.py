@@ -1,4 +1,4 @@
-"""Runs the engine in this process and records how each run ended, whatever happens.
+"""Runs the engine in this process and records how each run ended, even after an error or a signal.
 
 Used by a job's process and by `sae-workbench train`.
 """
@@ -99,7 +99,7 @@ def execute(
 
     The `members`, by run id, share a pass of the language model; an error that ends the pass ends
     all runs still on it. `asked` is a stop request from this process, besides those in the
-    database. A run that is not the `job`'s any more ends at once and stores nothing. While the
+    database. A run that no longer belongs to the `job` ends at once and stores nothing. While the
     database is unavailable, training waits. Raises `DiskFullError` or `DatabaseRefusedError` if not
     even the ends of the runs can be stored.
     """
@@ -223,7 +223,7 @@ class StopRequests:
                 raise
 
     def _report_alive(self) -> None:
-        """Nobody judges the processes of an SQLite database by their reports."""
+        """Tell servers on other machines; those of an SQLite database see the process itself."""
         at = time.monotonic()
         if not self._database.is_sqlite and at >= self._next_report:
             self._next_report = at + REPORT_SECONDS

@@ -34,8 +34,9 @@ def room_on(slot: Slot, folder: Path) -> Room:
     device = slot.id if slot.node else slot.device
     total, free = slot.memory or memory()
     for gpu in gpus():
-        if gpu.id == device:
-            free, total = gpu.memory_total_bytes - gpu.memory_used_bytes, gpu.memory_total_bytes
+        used, own = gpu.memory_used_bytes, gpu.memory_total_bytes
+        if gpu.id == device and used is not None and own is not None:  # else it uses the machine's
+            free, total = own - used, own
     return Room(device, free, total, shutil.disk_usage(folder).free)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from backend.jobs.texts import relative_to_data
 from backend.settings import Settings
 from sae_engine.errors import ConfigError
 from sae_engine.files import user_path
 from sae_engine.hub import HubName, is_on_hub
-from sae_engine.interop.archives import is_archive, unpacked
+from sae_engine.interop.archives import is_archive, unpacked, unpacked_folder
 from sae_engine.interop.formats import describe
+from sae_engine.presets import by_section
 from sae_engine.schema.config import PretrainedFormat
 from sae_engine.schema.runs import ImportCreate, RunCreate
 from sae_engine.schema.saes import FoundSAE
@@ -39,10 +42,17 @@ def unzipped(settings: Settings, path: str) -> str:
     return str(unpacked(archive, settings.data_dir / FOLDER))
 
 
-def remove_unpacked(settings: Settings, path: str) -> None:
-    """Remove the SAE at `path` if it was unpacked from a zip, which unpacks it again if needed."""
-    folder = Path(path).parent
-    if folder.parent == settings.data_dir / FOLDER:
+def remove_unpacked(settings: Settings, path: str, in_use: Iterable[str]) -> None:
+    """Remove the folder around `path` if it was unpacked from a zip and holds none of the SAEs
+    `in_use`; importing the zip again unpacks it again.
+    """
+    if is_on_hub(path):
+        return
+    folder = unpacked_folder(user_path(path), settings.data_dir / FOLDER)
+    if folder is None:
+        return
+    used = (os.path.realpath(user_path(other)) for other in in_use if not is_on_hub(other))
+    if not any(Path(other).is_relative_to(folder) for other in used):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -52,7 +62,8 @@ def import_request(body: ImportCreate) -> RunCreate:
     Raises `ConfigError` unless the model and the place are given or found, and `UserError` for an
     SAE whose files are needed to find them and cannot be read.
     """
-    model = _section(body.config, "model")
+    config = by_section(body.config)
+    model = config.get("model", {})
     for field, given in (
         ("name", body.model),
         ("layer", body.layer),
@@ -65,7 +76,7 @@ def import_request(body: ImportCreate) -> RunCreate:
     model = with_found(model, body.path, body.format)
     return RunCreate(
         preset=body.preset,
-        config=with_pretrained(body.config | {"model": model}, body.path, body.format),
+        config=with_pretrained(config | {"model": model}, body.path, body.format),
         name=body.name or name_of(body.path),
         tags=body.tags,
         notes=body.notes,
@@ -117,7 +128,7 @@ def with_pretrained(
     sae = {"pretrained": path, "d_sae": None, "expansion_factor": None}
     if format is not None:
         sae["pretrained_format"] = format
-    return config | {"sae": _section(config, "sae") | sae}
+    return config | {"sae": config.get("sae", {}) | sae}
 
 
 def name_of(path: str) -> str:
@@ -131,10 +142,3 @@ def name_of(path: str) -> str:
         return here.stem[:200]
     folder = here.parent if here.suffix else here
     return (folder.name or here.name)[:200]
-
-
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    value: object = config.get(name, {})
-    if not isinstance(value, dict):
-        raise ConfigError.of(name, "This is a section with fields, such as {...}.")
-    return cast(dict[str, Any], value)

@@ -45,6 +45,9 @@ def _gpu_load(device: str | None) -> dict[str, float]:
     place = int(number) if number.isdecimal() else 0
     if place >= len(found):
         return {}
-    gpu = found[place]
-    values = {"gpu_memory_gib": gpu.memory_used_bytes / GIB}
-    return values if gpu.utilization is None else values | {"gpu_share": gpu.utilization}
+    gpu, values = found[place], dict[str, float]()
+    if gpu.memory_used_bytes is not None:
+        values["gpu_memory_gib"] = gpu.memory_used_bytes / GIB
+    if gpu.utilization is not None:
+        values["gpu_share"] = gpu.utilization
+    return values

@@ -1,22 +1,20 @@
-"""Runs whose machine was lost: they are queued again by themselves, but not without end.
+"""Runs whose machine was lost: they are requeued automatically, a limited number of times.
 
 Called by the supervisor. Each loss is stored as a notice at the step of the newest checkpoint, so
-that losses without any progress between them can be counted, by any server.
+that any server can count the losses without progress between them.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Any, cast
 
-from safetensors import SafetensorError, safe_open
 from sqlalchemy.orm import Session
 
 from backend import store
 from backend.jobs.logs import LOG_TAIL_LINES, tail
 from backend.store.models import RunRow
 from sae_engine.files import RunFolder
+from sae_engine.training.position import saved_position
 
 MOST_LOSSES = 3
 """How often a run is queued again without a new checkpoint."""
@@ -28,7 +26,7 @@ def queue_again_after_loss(session: Session, row: RunRow, folder: RunFolder, nod
     """Record that an active run was interrupted, and queue it again unless it was asked to stop or
     its machine was lost too often.
     """
-    step, was_stopping = checkpoint_step(folder), row.status == "stopping"
+    step, was_stopping = saved_position(folder).step, row.status == "stopping"
     losses = 1 + sum(
         n.kind == "node_lost" and n.step == step for n in store.notices(session, row.id)
     )
@@ -47,14 +45,3 @@ def queue_again_after_loss(session: Session, row: RunRow, folder: RunFolder, nod
         session, row.id, level="warning", kind="node_lost", step=step,
         message=f"{message} The run was queued again ({losses} of {MOST_LOSSES} times).",
     )  # fmt: skip
-
-
-def checkpoint_step(folder: RunFolder) -> int:
-    """The step of the newest readable checkpoint; 0 without one."""
-    for path in (folder.checkpoint, folder.previous_checkpoint):
-        try:
-            with cast(Any, safe_open(path, "np")) as file:
-                return int(json.loads(file.metadata()["state"])["step"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            continue
-    return 0

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from sqlalchemy.orm import Session
+
 from backend import store
 from backend.errors import ConflictError, ForbiddenError
 from backend.settings import Settings
 from backend.store.models import RunRow
 from sae_engine.hub import HubName
+from sae_engine.interop.export import published_step
 from sae_engine.interop.push import PushedRun
 
 
-def pushed_run(settings: Settings, row: RunRow) -> PushedRun:
-    """A run's SAE and figures; raises `ConflictError` for a run that is active or has no SAE."""
+def pushed_run(settings: Settings, session: Session, row: RunRow) -> PushedRun:
+    """A run's SAE and its figures; raises `ConflictError` for a run that is active or has no SAE."""
     folder = settings.run_folder(row.id)
     if row.status in store.ACTIVE:
         raise ConflictError(
@@ -20,7 +23,13 @@ def pushed_run(settings: Settings, row: RunRow) -> PushedRun:
         )
     if not folder.sae.is_file() or not folder.sae_config.is_file():
         raise ConflictError(f"The run '{row.name}' has no SAE to push.", kind="no-sae")
-    return PushedRun(folder, row.name, store.config_of(row), row.latest_metrics, row.tokens)
+    config, step = store.config_of(row), published_step(folder)
+    if step is None or step >= row.step:
+        return PushedRun(folder, row.name, config, row.latest_metrics, row.tokens)
+    # The run ended some steps after it last saved its SAE.
+    points = store.metrics(session, row.id)
+    latest = points.at(points.step <= step).latest()
+    return PushedRun(folder, row.name, config, latest, step * config.train.batch_size_tokens)
 
 
 def require_allowed(settings: Settings, target: str) -> None:

@@ -1,9 +1,9 @@
 """Runs jobs on the machines of a Ray cluster. Used by the supervisor as its `Executor`.
 
-Ray starts a job's process on the node that we choose and says what it sees of it. It is no judge:
-it calls a job failed while the job still works, if only the node's own agent is gone. So a job is
-gone for certain only if Ray saw its process end; otherwise its reports to the database decide.
-Jobs of this machine, from before the cluster or from a terminal, remain with the local executor.
+Ray starts a job's process on the node that we choose and reports its state. Its reports are not
+conclusive: it calls a working job failed if the node's agent is gone. So a job has certainly ended
+only if Ray saw its process end; otherwise its reports to the database decide. Jobs on this machine,
+started before the cluster was set up or in a terminal, remain with the local executor.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NODES_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 """How long the state of a job is remembered."""
 LOST_SILENCE = timedelta(seconds=60)
-"""A run whose job Ray has lost is given up after this long without a report."""
+"""A run whose job Ray has lost is given up after reporting nothing for this long."""
 MIB = 2**20
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class RayExecutor:
         self._problem: str | None = "The Ray cluster has not answered yet."
         self._next_refresh = 0.0
         self._seen: dict[str, tuple[JobState, float]] = {}
-        """The state of each job, and when (`time.monotonic`) it was asked for."""
+        """The state of each job, and when (`time.monotonic`) Ray was asked for it."""
 
     @property
     def problem(self) -> str | None:
@@ -86,7 +86,7 @@ class RayExecutor:
             problem = None if self._slots else "No machine of the Ray cluster offers a GPU or CPUs."
         except UserError as error:
             problem = str(error)
-        if problem is not None and problem != self._problem:  # once, not at every try
+        if problem is not None and problem != self._problem:  # once, not at every attempt
             _log.warning("%s", problem)
         self._problem = problem
         self._next_refresh = time.monotonic() + NODES_SECONDS
@@ -141,7 +141,7 @@ class RayExecutor:
         return state
 
     def _ask(self, job: Job) -> JobState:
-        if self._problem is not None:  # do not wait for each of many jobs
+        if self._problem is not None:  # else every job would wait for an answer
             return Unknown(FOREIGN_SILENCE)
         try:
             info = self._api.job(job.name)
@@ -156,7 +156,7 @@ class RayExecutor:
         return any(each.name == node for each in self._nodes)
 
     def end(self, job: Job, number: signal.Signals) -> None:
-        """Ask Ray to stop a job, which it kills if it does not end."""
+        """Ask Ray to stop a job; Ray kills a job that does not end."""
         if not node_of(job.slot):
             self._local.end(job, number)
             return
@@ -200,7 +200,7 @@ def _variables(node: Node, num_slots: int) -> dict[str, str]:
 
 
 def _memory_of(node: Node, device: str) -> Memory | None:
-    """Of a node's device, as far as it reports it."""
+    """The memory of a node's device; None if the node does not report it."""
     for gpu in node.gpus:
         if device == f"cuda:{gpu.index}":
             return Memory(_bytes(gpu.memory_total), _bytes(gpu.memory_total - gpu.memory_used))

@@ -163,8 +163,10 @@ class Recorder:
                 )
                 self._store_size(session, record)
             case StartRecord():
-                store.forget_after(session, run_id, record.step)
-                store.update_run(session, run_id, step=record.step, tokens=record.tokens)
+                self._latest = store.forget_after(session, run_id, record.step)
+                store.update_metrics(
+                    session, run_id, self._latest, step=record.step, tokens=record.tokens
+                )
                 if record.step:
                     message = f"Resumed at step {record.step:,}."
                     store.add_notice(
@@ -173,14 +175,19 @@ class Recorder:
             case SnapshotRecord():
                 store.add_snapshot(session, run_id, record)
             case NoticeRecord():
-                store.add_notice(
-                    session, run_id, level=record.level, message=record.message, step=record.step
-                )
+                self._add_notice(session, record)
             case EndRecord():
                 store.update_run(session, run_id, step=record.step, tokens=record.tokens)
                 store.end_run(session, run_id, record.reason)
             case MetricsRecord() | FailureRecord():
                 raise AssertionError("measurements are stored by _flush, failures by fail")
+
+    def _add_notice(self, session: Session, record: NoticeRecord) -> None:
+        """Store a notice, unless it is about the whole run and an earlier start has stored it."""
+        message, step = record.message, record.step
+        known = store.notices(session, self._run_id) if step is None else ()
+        if not any((n.message, n.step) == (message, None) for n in known):
+            store.add_notice(session, self._run_id, level=record.level, message=message, step=step)
 
     def _flush(self) -> None:
         if self._waiting:
@@ -221,8 +228,8 @@ class Recorder:
         return None if end is None else max(0.0, end - time.monotonic())
 
     def _write(self, action: Callable[[Session], object]) -> None:
-        """Store something, unless the run is not this job's any more. Writers take turns, so that
-        does not change before it is stored.
+        """Store something while the run belongs to this job. Writers take turns, so that cannot
+        change before it is stored.
         """
 
         def transaction() -> None:
@@ -235,7 +242,7 @@ class Recorder:
         if not self.is_superseded:
             when_available(transaction, deadline=self.deadline)
             if self.is_superseded:
-                _log.warning("run %s is not run by job %s any more", self._run_id, self._job)
+                _log.warning("run %s no longer belongs to job %s", self._run_id, self._job)
 
 
 def _speed(first: MetricsRecord, last: MetricsRecord) -> float | None:

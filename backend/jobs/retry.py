@@ -20,18 +20,18 @@ from backend.store.database import (
 from sae_engine.errors import DiskFullError, UserError
 
 JOB_BUSY_SECONDS = 2.0
-"""How long one try of a job waits for other writers; signals are handled between tries."""
+"""How long one attempt of a job waits for other writers; signals are handled between attempts."""
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
 REFUSED_SECONDS = 60.0
-"""How long a job waits for a database that refuses it, as it may while it is being restored."""
+"""How long a job waits for a database that refuses it, for example while it is being restored."""
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
 
 class DatabaseRefusedError(UserError):
-    """The database has answered for a while, and let this process in no more."""
+    """The database answers, but no longer accepts this process."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -41,8 +41,8 @@ class DatabaseRefusedError(UserError):
 
 
 def _reason(error: DBAPIError | DatabaseGoneError) -> str | None:
-    """Why a transaction will hardly succeed soon; None if it may. Raises what is no unavailability,
-    and `DiskFullError`.
+    """Why a transaction is unlikely to succeed soon; None if it may. Raises `DiskFullError`, and
+    the error itself if it does not mean that the database is unavailable.
     """
     if isinstance(error, DatabaseGoneError):
         return str(error)

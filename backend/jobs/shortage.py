@@ -1,7 +1,7 @@
 """Pauses after starts that failed for lack of a resource: descriptors, memory, processes, disk.
 
-Kept by the supervisor. A shortage passes, so it must fail no run; the queue waits, longer after
-every failure, and says why.
+Kept by the supervisor. A shortage is temporary, so it must not fail a run; the queue waits, longer
+after every failure, and says why.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class StartPause:
         self._why: str | None = None
 
     def begin(self, why: str) -> None:
-        """Wait, twice as long as after the failure before."""
-        if why != self._why:  # once, not at every try
+        """Wait, twice as long as after the previous failure."""
+        if why != self._why:  # once, not at every attempt
             _log.warning("%s; the queue waits and tries again", why)
         self._why = why
         self._until = time.monotonic() + self._seconds

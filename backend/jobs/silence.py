@@ -1,7 +1,7 @@
 """How long a run has reported nothing, and how long it has made no progress.
 
-Kept by the supervisor. Measured by a clock that neither jumps nor runs while the machine sleeps,
-and never by comparing the clocks of two machines.
+Kept by the supervisor. Uses a monotonic clock that stops during sleep, and never compares the
+clocks of two machines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from backend.store.models import RunRow
 
 
 class Report(NamedTuple):
-    """A run's latest report, and since when (`time.monotonic`) it has been the latest."""
+    """A run's latest report, and when (`time.monotonic`) it was first seen."""
 
     job: str | None
     reported_at: datetime | None
@@ -35,9 +35,9 @@ class Report(NamedTuple):
         return earlier
 
     def silence(self) -> timedelta:
-        """How long the run has not reported anything."""
+        """Time since the last report."""
         return timedelta(seconds=time.monotonic() - self.reported)
 
     def standstill(self) -> timedelta:
-        """How long the run has not made any progress."""
+        """Time since the last progress."""
         return timedelta(seconds=time.monotonic() - self.progressed)

@@ -2,7 +2,7 @@
 `python -m backend.jobs.worker <job> [<node of a cluster>]`.
 
 Started by the supervisor's executor and detached from it: it continues when the server is gone, and
-writes the end of its runs into their rows. The supervisor judges only runs whose job could not.
+writes the end of its runs into their rows. The supervisor ends only runs whose job could not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def main(job: str, node: str = "", *, train: Train = engine) -> int:
             when_available(lambda: check_folder(database, settings.data_dir, node))
         rows = when_available(lambda: _take_over(database, job))
         if not rows:
-            print(f"The database has no runs of the job {job}, or none any more.", file=sys.stderr)
+            print(
+                f"The database has no runs for job {job}; they may have been reassigned.",
+                file=sys.stderr,
+            )
             return os.EX_NOINPUT
         if node:
             print_into(settings.run_folder(rows[0].id).log)

@@ -153,24 +153,28 @@ class _Job:
 
     async def run(self, client: Callable[[], ChatClient]) -> None:
         """Label all features, and store how the job ended."""
+        try:
+            async with aclosing(client()) as chat:
+                await self._label_all(chat)
+        except _EndedError:
+            return
+        except EndpointError as error:
+            self._end("failed", str(error))
+        except Exception:
+            self._end("failed", INTERNAL_ERROR)
+            raise
+        else:
+            self._end("finished")
+
+    async def _label_all(self, chat: ChatClient) -> None:
         num_workers = min(self._task.concurrency, len(self._task.features))
-        async with aclosing(client()) as chat:
-            workers = [asyncio.create_task(self._work(chat)) for _ in range(num_workers)]
-            try:
-                await asyncio.gather(*workers)
-            except _EndedError:
-                return
-            except EndpointError as error:
-                self._end("failed", str(error))
-                return
-            except Exception:
-                self._end("failed", INTERNAL_ERROR)
-                raise
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
-        self._end("finished")
+        workers = [asyncio.create_task(self._work(chat)) for _ in range(num_workers)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
     async def _work(self, chat: ChatClient) -> None:
         for feature in self._remaining:

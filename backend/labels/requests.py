@@ -75,7 +75,13 @@ def _first(
     alive = np.flatnonzero(index.fired)
     order = "asc" if request.sort in ("index", "label") else "desc"
     listed = ordered(
-        alive, request.sort, order, arrays=index.arrays, labels={}, clarity=index.clarity
+        alive,
+        request.sort,
+        order,
+        arrays=index.arrays,
+        labels={feature: known.label for feature, known in written.items()},
+        stars=[feature for feature, known in written.items() if known.starred],
+        clarity=index.clarity,
     )
     may = (feature for feature in listed.tolist() if _is_open(feature, request, written))
     return list(islice(may, request.limit))

@@ -23,7 +23,7 @@ from backend.store.labels import written_labels
 from sae_engine.features.export.source import ExportSource
 from sae_engine.features.export.write import check_room, export_features
 from sae_engine.files import room_needed
-from sae_engine.interop.export import export_saelens
+from sae_engine.interop.export import export_saelens, published_step
 from sae_engine.schema.exports import EXPORT_FORMATS, ExportFormat, ExportProgress, file_name
 from sae_engine.scratch import scratch_folder
 
@@ -115,7 +115,8 @@ def _write_sae(services: Services, run_id: str, scratch: Path) -> Path:
     folder = services.settings.run_folder(run_id)
     if not folder.sae.exists():
         raise ConflictError(f"The run '{row.name}' has no SAE to export.", kind="no-sae")
-    target = scratch / file_name(row.name, row.step, "saelens")
+    step = published_step(folder)  # the run may have trained on since
+    target = scratch / file_name(row.name, row.step if step is None else step, "saelens")
     export_saelens(folder, target)
     return target
 

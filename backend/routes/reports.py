@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from backend import store
 from backend.errors import NotFoundError, UnavailableError
 from backend.http.curves import metrics_series
-from backend.http.events import BUSY_SECONDS
+from backend.http.events import LISTENER_RETRY_SECONDS
 from backend.http.parameters import MAX_INTEGER
 from backend.http.services import ServicesDep
 from backend.http.shapes import notice_shape
@@ -73,7 +73,7 @@ def get_events(
         raise UnavailableError(
             f"This server already has {services.events.max_listeners} event listeners; close some.",
             kind="too-many-listeners",
-            retry_after_seconds=BUSY_SECONDS,
+            retry_after_seconds=LISTENER_RETRY_SECONDS,
         )
     return EventStream(services.events.follow(run_id, last_seen))
 

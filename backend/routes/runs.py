@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 import shutil
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
+from sqlalchemy.orm import Session
 
 from backend import store
 from backend.errors import ConflictError, UnprocessableError
@@ -16,6 +19,7 @@ from backend.http.parameters import IdempotencyKey, PageLimit
 from backend.http.services import Services, ServicesDep
 from backend.jobs.imports import import_request, remove_unpacked
 from backend.jobs.naming import member_config, named_config
+from backend.store.models import RunRow
 from sae_engine.presets import expand_grid, resolve_config
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import (
@@ -42,7 +46,7 @@ def create_run(
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Queue a run. Repeating a request with the same `Idempotency-Key` returns the same run."""
-    return _queue_run(services, body, idempotency_key, _digest(body), response)
+    return _queue_once(services, body, lambda: body, idempotency_key, response)
 
 
 @router.post("/imports", status_code=201)
@@ -53,9 +57,12 @@ def create_import(
     idempotency_key: IdempotencyKey = None,
 ) -> Run:
     """Queue a run that trains nothing: it evaluates the SAE at `path` and indexes its features."""
-    path = readable_sae(services, body.path)
-    request = import_request(body.model_copy(update={"path": path}))
-    return _queue_run(services, request, idempotency_key, _digest(body), response)
+
+    def request() -> RunCreate:
+        path = readable_sae(services, body.path)
+        return import_request(body.model_copy(update={"path": path}))
+
+    return _queue_once(services, body, request, idempotency_key, response)
 
 
 @router.post("/sweeps", status_code=201)
@@ -64,18 +71,20 @@ def create_sweep(
 ) -> Sweep:
     """Queue a run for every combination of the grid's values; none if one of them is invalid."""
     digest = _digest(body)
+    with services.database.reading() as session:
+        first = store.earlier_request(session, idempotency_key, digest)
+        if first is not None:
+            return _sweep_of(services, session, first)
     members = [
         (label, with_local_files(services, config))
         for label, config in expand_grid(body.preset, body.config, body.grid)
     ]
     check_runnable(services, [config for _, config in members])
     with services.database.writing() as session:
-        first = None
-        if idempotency_key is not None:
-            first = store.earlier_request(session, idempotency_key, digest)
+        first = store.earlier_request(session, idempotency_key, digest)
         if first is None:
             group_id = secrets.token_hex(5)
-            rows = [
+            first, *_ = [
                 store.add_run(
                     session,
                     config=member_config(config, body, label),
@@ -87,19 +96,22 @@ def create_sweep(
                 )
                 for number, (label, config) in enumerate(members)
             ]
-        else:
-            group_id = first.group_id or ""
-            rows = store.group(session, group_id)
-        runs = services.run_shapes(session, rows)
+        sweep = _sweep_of(services, session, first)
     services.supervisor.wake()
-    return Sweep(id=group_id, runs=runs)
+    return sweep
+
+
+def _sweep_of(services: Services, session: Session, first: RunRow) -> Sweep:
+    """The sweep of its first run."""
+    group_id = first.group_id or ""
+    return Sweep(id=group_id, runs=services.run_shapes(session, store.group(session, group_id)))
 
 
 def _digest(body: RunCreate) -> str:
     """Hash that distinguishes requests with the same `Idempotency-Key`."""
     try:
-        described = body.model_dump_json()
-    except ValueError:  # pydantic: too deep
+        described = json.dumps(body.model_dump())
+    except (ValueError, RecursionError):
         raise UnprocessableError(
             "The configuration is nested too deeply; it consists of sections with fields.",
             kind="invalid",
@@ -107,20 +119,32 @@ def _digest(body: RunCreate) -> str:
     return hashlib.sha256(f"{type(body).__name__} {described}".encode()).hexdigest()
 
 
-def _queue_run(
+def _queue_once(
     services: Services,
     body: RunCreate,
+    request: Callable[[], RunCreate],
     idempotency_key: str | None,
-    digest: str,
     response: Response,
 ) -> Run:
-    """Check and store a run, unless an earlier request with the key has already."""
+    """The run of an earlier request with this key; otherwise queue what `request` returns."""
+    digest = _digest(body)
+    with services.database.reading() as session:
+        row = store.earlier_request(session, idempotency_key, digest)
+        run = None if row is None else services.run_shape(session, row)
+    if run is None:
+        run = _queue_run(services, request(), idempotency_key, digest)
+    response.headers["Location"] = f"{services.settings.base_path}/api/runs/{run.id}"
+    return run
+
+
+def _queue_run(
+    services: Services, body: RunCreate, idempotency_key: str | None, digest: str
+) -> Run:
+    """Check and store a run, unless a request with the key has stored one meanwhile."""
     config = with_local_files(services, resolve_config(body.preset, body.config))
     check_runnable(services, [config])
     with services.database.writing() as session:
-        row = None
-        if idempotency_key is not None:
-            row = store.earlier_request(session, idempotency_key, digest)
+        row = store.earlier_request(session, idempotency_key, digest)
         if row is None:
             row = store.add_run(
                 session,
@@ -133,7 +157,6 @@ def _queue_run(
             )
         run = services.run_shape(session, row)
     services.supervisor.wake()
-    response.headers["Location"] = f"{services.settings.base_path}/api/runs/{run.id}"
     return run
 
 
@@ -187,14 +210,15 @@ def update_run(run_id: str, body: RunPatch, services: ServicesDep) -> Run:
 def delete_run(run_id: str, services: ServicesDep) -> None:
     """Delete a run with its folder and everything computed from it; refused while it runs."""
     with services.database.writing() as session:
-        unused_sae = store.delete_run(session, run_id)
+        imported = store.delete_run(session, run_id)
+        in_use = store.imported_saes(session) if imported is not None else ()
     folder = services.settings.run_folder(run_id).path
     if folder.is_symlink():  # the user keeps its files elsewhere; leave them there
         folder.unlink()
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    if unused_sae is not None:
-        remove_unpacked(services.settings, unused_sae)
+    if imported is not None:
+        remove_unpacked(services.settings, imported, in_use)
     services.analyses.forget(run_id)
 
 

@@ -32,7 +32,7 @@ def push_run(run_id: str, body: PushCreate, services: ServicesDep) -> Pushed:
     `SAE_WORKBENCH_PUSH_TO`; answers when everything is there.
     """
     with services.database.reading() as session:
-        run = pushed_run(services.settings, store.get_run(session, run_id))
+        run = pushed_run(services.settings, session, store.get_run(session, run_id))
     require_allowed(services.settings, body.target)
     if not services.exporting.acquire(blocking=False):
         raise ConflictError(

@@ -34,7 +34,9 @@ from backend.store.runs import (
     find_run,
     get_run,
     group,
+    imported_saes,
     measured_speed,
+    new_run_id,
     patch_run,
 )
 from backend.store.states import (
@@ -81,6 +83,7 @@ __all__ = [
     "forget_after",
     "get_run",
     "group",
+    "imported_saes",
     "is_run_by",
     "label",
     "labels",
@@ -90,6 +93,7 @@ __all__ = [
     "metrics",
     "metrics_between",
     "new_job",
+    "new_run_id",
     "notices",
     "now",
     "patch_labels",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -16,8 +17,12 @@ from backend.store.models import RunRow, TagRow
 from sae_engine.schema.features import SortOrder
 from sae_engine.schema.runs import RunSort, RunStatus, TagCount
 
-SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("l0", "eval_l0"), "ce_delta": ("ce_delta",)}
+SORTED_BY = {"fvu": ("eval_fvu", "fvu"), "l0": ("eval_l0", "l0"), "ce_delta": ("ce_delta",)}
 """Column of `RunRow` to metrics; the column holds the first of them that was measured."""
+
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+"""Characters that databases refuse: NUL and half surrogate pairs."""
 
 
 def sorted_values(latest: Mapping[str, float]) -> dict[str, float | None]:
@@ -182,9 +187,9 @@ def _is_key(sort: RunSort, key: object) -> bool:
         case "created" | "status":
             return _is_seq(key)
         case "name":
-            return isinstance(key, str)
+            return isinstance(key, str) and _UNSTORABLE.search(key) is None
         case _:
-            return key is None or isinstance(key, float)
+            return key is None or (isinstance(key, float) and math.isfinite(key))
 
 
 def _is_seq(value: object) -> bool:

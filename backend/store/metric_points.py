@@ -76,6 +76,10 @@ class Points:
             if curve.measured[index]
         }
 
+    def latest(self) -> dict[str, float]:
+        """The last measured value of each metric."""
+        return {name: float(c.values[c.measured][-1]) for name, c in self.curves.items()}
+
     def rows(self) -> list[Row]:
         """The points as rows of the table `metrics`."""
         columns = (self.step.tolist(), self.tokens.tolist(), self.time.tolist())

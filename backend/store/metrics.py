@@ -66,11 +66,14 @@ def add_metrics(
     _pack(session, run_id, packing)
 
 
-def forget_after(session: Session, run_id: str, step: int) -> None:
-    """Delete a run's measurements, snapshots and notices of steps after `step`."""
+def forget_after(session: Session, run_id: str, step: int) -> dict[str, float]:
+    """Delete a run's measurements, snapshots and notices of steps after `step`. Return the latest
+    value of each metric that is left.
+    """
     _unpack_from(session, run_id, step + 1)
     for table in (MetricsRow, SnapshotRow, NoticeRow):
         session.execute(delete(table).where(table.run_id == run_id, table.step > step))
+    return metrics(session, run_id).latest()
 
 
 def metrics(session: Session, run_id: str, since_step: int = -1) -> Points:

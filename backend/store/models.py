@@ -133,7 +133,7 @@ class RunRow(Base):
 
     @property
     def has_begun(self) -> bool:
-        """Whether its process has reported anything, be it that it has started."""
+        """Whether its process has reported anything, if only that it has started."""
         return self.reported_at != self.started_at
 
     def remaining_seconds(self, at: datetime) -> float | None:

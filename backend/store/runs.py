@@ -22,10 +22,15 @@ COMPARED_RUNS = 200
 """Number of the newest runs whose speed is considered."""
 
 
+def new_run_id() -> str:
+    return secrets.token_hex(5)
+
+
 def add_run(
     session: Session,
     *,
     config: RunConfig,
+    run_id: str | None = None,
     tags: Sequence[str] = (),
     notes: str = "",
     status: RunStatus = "queued",
@@ -40,7 +45,7 @@ def add_run(
     """
     at = now()
     row = RunRow(
-        id=secrets.token_hex(5),
+        id=run_id or new_run_id(),
         name=config.name,
         status=status,
         config=config.model_dump(mode="json"),
@@ -61,8 +66,12 @@ def add_run(
     return row
 
 
-def earlier_request(session: Session, idempotency_key: str, request_digest: str) -> RunRow | None:
+def earlier_request(
+    session: Session, idempotency_key: str | None, request_digest: str
+) -> RunRow | None:
     """The run that an earlier request with this key created; raises if that request differed."""
+    if idempotency_key is None:
+        return None
     row = session.scalar(select(RunRow).where(RunRow.idempotency_key == idempotency_key))
     if row is not None and row.request_digest != request_digest:
         raise UnprocessableError(
@@ -123,7 +132,7 @@ def patch_run(session: Session, run_id: str, patch: RunPatch) -> RunRow:
 
 def delete_run(session: Session, run_id: str) -> str | None:
     """Delete a run and everything stored about it; refuses while it is active. Returns the path of
-    the SAE that it imported if no other run did.
+    the SAE that it imported, if it did.
     """
     row = get_run(session, run_id)
     path = readable_config(row).config.sae.pretrained
@@ -134,10 +143,14 @@ def delete_run(session: Session, run_id: str) -> str | None:
         raise ConflictError(
             f"The run '{row.name}' is {row.status}; stop it before deleting it.", kind="run-active"
         )
-    if path is None:
-        return None
-    others = RunRow.config["sae"]["pretrained"].as_string() == path
-    return None if session.scalar(select(RunRow.seq).where(others).limit(1)) else path
+    return path
+
+
+def imported_saes(session: Session) -> Sequence[str]:
+    """Paths of the SAEs that runs have imported."""
+    path = RunRow.config["sae"]["pretrained"].as_string()
+    found = session.scalars(select(path).where(path.is_not(None)).distinct())
+    return [each for each in found if each is not None]
 
 
 def _tag_rows(tags: Iterable[str]) -> list[TagRow]:

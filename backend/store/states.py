@@ -37,7 +37,7 @@ def request_stop(session: Session, run_id: str, *, force: bool) -> RunRow:
         )
     if row.status == "queued":
         _change_status(row, "stopped")
-        row.ended_at, row.phase = now(), None
+        row.ended_at, row.phase, row.queue_rank = now(), None, None
     else:
         if row.status != "stopping":
             _change_status(row, "stopping")
@@ -192,8 +192,8 @@ def report_alive(session: Session, job: str) -> None:
 
 
 def stop_requests(session: Session, run_ids: Sequence[str], job: str) -> dict[str, StopRequest]:
-    """The stop request of each run. The job is to stop at once what it does not run any more: a run
-    that was deleted, given up or started again.
+    """The stop request of each run. The job has to stop at once any run that no longer belongs to
+    it: one that was deleted, given up or started again.
     """
     requests = dict.fromkeys(run_ids, StopRequest.FORCE)
     mine = (RunRow.id.in_(run_ids), RunRow.job == job, RunRow.status.in_(ACTIVE))

@@ -40,7 +40,8 @@ def _gpu(gpu: Device) -> str:
     parts = [f'<span class="wb-gpu">{name}</span>']
     if gpu.utilization is not None:
         parts.append(_meter("Utilization", gpu.utilization, f"{gpu.utilization:.0%}"))
-    parts.append(_memory("GPU memory", gpu.memory_used_bytes, gpu.memory_total_bytes))
+    if gpu.memory_used_bytes is not None and gpu.memory_total_bytes is not None:
+        parts.append(_memory("GPU memory", gpu.memory_used_bytes, gpu.memory_total_bytes))
     if gpu.temperature_celsius is not None:
         share = gpu.temperature_celsius / 100
         hot = gpu.temperature_celsius >= HOT_CELSIUS

@@ -6,6 +6,7 @@ Called by the backend before a path is read as an SAE. No torch.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import stat
 import zlib
@@ -25,6 +26,8 @@ MAX_BYTES = 32 * 2**30
 """Most bytes that are unpacked."""
 _DAMAGE = (BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, ValueError, OSError)
 """What `zipfile` raises for a file that it cannot read."""
+_MARKER = ".unpacked-from-zip"
+"""File in a folder that was unpacked here, so that no other folder is taken for one."""
 
 
 def is_archive(path: Path) -> bool:
@@ -55,6 +58,15 @@ def unpacked(
             f"'{archive}' cannot be unpacked ({cause_of(error)}); download or copy the zip again."
         ) from error
     return target
+
+
+def unpacked_folder(path: Path, parent: Path) -> Path | None:
+    """The folder below `parent` that holds `path` and was unpacked from a zip, if there is one."""
+    path, parent = (Path(os.path.realpath(each)) for each in (path, parent))
+    if path == parent or not path.is_relative_to(parent):
+        return None
+    folder = parent / path.relative_to(parent).parts[0]
+    return folder if (folder / _MARKER).is_file() else None
 
 
 def _checked(archive: Path, entries: Sequence[ZipInfo], max_entries: int) -> list[ZipInfo]:
@@ -139,6 +151,7 @@ def _require_room(archive: Path, parent: Path, size: int, max_bytes: int) -> Non
 def _unpack(file: ZipFile, entries: Sequence[ZipInfo], inside: PurePosixPath, target: Path) -> None:
     with published_folder(target.parent) as temporary:
         (temporary / target.name).mkdir()
+        (temporary / _MARKER).touch()
         for entry in entries:
             path = PurePosixPath(entry.filename)
             folder = temporary / target.name if path.parent == inside else temporary

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sae_engine.errors import UserError
-from sae_engine.files import RunFolder, published_folder
+from sae_engine.files import RunFolder, published_folder, read_json_object
 from sae_engine.interop.places import transformerlens_hook
 from sae_engine.schema.config import ModelConfig
 
@@ -37,6 +37,14 @@ def export_saelens(folder: RunFolder, target: Path) -> None:
     with published_folder(target) as made:
         shutil.copyfile(folder.sae, made / "sae_weights.safetensors")
         (made / "cfg.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def published_step(folder: RunFolder) -> int | None:
+    """The step of a run's newest SAE; None if it was not trained here, or is not there."""
+    try:
+        return int(read_json_object(folder.sae_config)["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]:

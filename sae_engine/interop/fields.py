@@ -85,7 +85,7 @@ DICTIONARY_LEARNING = _names(
 OURS = _names(
     """
     architecture d_in d_sae k ranks_by passes_mean activation dtype model_name hook_name hook_io
-    dataset ctx_len
+    dataset ctx_len step
     """
 )
 

@@ -4,6 +4,7 @@ Uses `schema`; used by the backend and by library users.
 """
 
 from sae_engine.presets.resolve import (
+    by_section,
     expand_grid,
     get_preset,
     presets,
@@ -13,6 +14,7 @@ from sae_engine.presets.resolve import (
 )
 
 __all__ = [
+    "by_section",
     "expand_grid",
     "get_preset",
     "presets",

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
@@ -23,6 +23,7 @@ from sae_engine.schema.fields import (
     is_tree,
     merge,
     nest,
+    section_help,
 )
 from sae_engine.schema.machine import Preset
 from sae_engine.schema.problems import FieldProblem, message_of
@@ -60,6 +61,7 @@ def resolve_config(preset: str | None, overrides: dict[str, Any]) -> RunConfig:
 
     Raises `ConfigError` with one problem per wrong field.
     """
+    overrides = by_section(overrides)
     base = get_preset(preset).config.model_dump(exclude_unset=True) if preset else {}
     for section, one, other in _EITHER_OR:
         given: object = overrides.get(section)
@@ -79,6 +81,7 @@ def expand_grid(
     `grid` maps fields such as `sae.k` to values to try; the last field varies fastest. Raises
     `ConfigError`.
     """
+    overrides = by_section(overrides)
     for field, values in grid.items():
         if field not in field_names():
             raise ConfigError([unknown_field(field)])
@@ -97,6 +100,32 @@ def expand_grid(
         label = " ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         expanded.append((label, resolve_config(preset, tree)))
     return expanded
+
+
+def by_section(overrides: Mapping[Any, Any]) -> dict[str, Any]:
+    """A copy of `overrides` with `{}` for a section that is None, as YAML reads one without fields.
+
+    Raises `ConfigError` for a section that is no mapping, and for a name that is not text.
+    """
+    found: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if name in section_help():
+            value = _section(name, {} if value is None else value)
+        if not isinstance(name, str):
+            raise ConfigError([unknown_field(str(name))])
+        found[name] = value
+    return found
+
+
+def _section(name: str, value: object) -> dict[str, Any]:
+    if not is_tree(value):
+        some = next(field for field in field_names() if field.startswith(f"{name}."))
+        message = f"This is a section with fields, such as {some} (got {value!r:.80})."
+        raise ConfigError.of(name, message)
+    for field in cast(dict[object, Any], value):
+        if not isinstance(field, str):
+            raise ConfigError([unknown_field(f"{name}.{field}")])
+    return value
 
 
 def validate_config(values: dict[str, Any]) -> RunConfig:

@@ -14,8 +14,12 @@ from sae_engine.sae.autoencoders import BY_PRE_ACTIVATION, SAE
 from sae_engine.schema.config import RunConfig
 
 
-def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) -> None:
-    """Write both files into `folder`; `sae` maps raw activations (see `SAE.folded`)."""
+def publish_sae(
+    sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str, *, step: int | None = None
+) -> None:
+    """Write both files into `folder`; `sae` maps raw activations (see `SAE.folded`) and was trained
+    for `step` steps, unless it is from elsewhere.
+    """
     with published_file(folder.sae) as path:
         sae.save(path)
     with published_file(folder.sae_config) as path:
@@ -27,6 +31,7 @@ def publish_sae(sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str) 
             hook_io=config.model.hook_io,
             dataset=config.data.title,
             ctx_len=config.data.ctx_len,
+            step=step,
         )
 
 
@@ -39,6 +44,7 @@ def write_sae_config(
     hook_io: Literal["output", "input"] = "output",
     dataset: str,
     ctx_len: int,
+    step: int | None = None,
 ) -> None:
     """Write `cfg.json`: what the published tensors are and where the SAE's inputs come from."""
     described = {
@@ -55,5 +61,6 @@ def write_sae_config(
         **({} if hook_io == "output" else {"hook_io": hook_io}),
         "dataset": dataset,
         "ctx_len": ctx_len,
+        **({} if step is None else {"step": step}),
     }
     path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")

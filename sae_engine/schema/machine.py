@@ -73,11 +73,11 @@ class Estimate(Shape):
     model_parameters: int
     """Of the language model's layers that training loads."""
     tokens: int | None
-    """Training tokens; null if that depends on the length of the text."""
+    """Training tokens, none for an imported SAE; null if that depends on the length of the text."""
     steps: int | None
     checkpoint_bytes: int
     disk_bytes: int
-    """Upper bound for the run's folder."""
+    """Upper bound for the run's folder without its log; without snapshots if `steps` is null."""
     memory: list[MemoryPart]
     """Device memory in the phase that needs most; on a CPU, without the program itself."""
     memory_bytes: int
@@ -115,8 +115,9 @@ class Device(Shape):
     name: str
     utilization: float | None
     """Share of time busy, 0 to 1."""
-    memory_used_bytes: int
-    memory_total_bytes: int
+    memory_used_bytes: int | None
+    """Null also if the GPU has no memory of its own."""
+    memory_total_bytes: int | None
     temperature_celsius: float | None
 
 

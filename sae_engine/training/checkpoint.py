@@ -151,18 +151,6 @@ def cursor_from_json(saved: list[Any]) -> SourceCursor:
     return RowCursor(tuple(Cursor(*start) for start in starts), tuple(counts), given)
 
 
-def saved_position(folder: RunFolder) -> tuple[int, int]:
-    """Steps and tokens of the newest readable checkpoint, from its header; zeros without one."""
-    for path in (folder.checkpoint, folder.previous_checkpoint):
-        try:
-            with safe_open(path, framework="pt") as file:
-                described = json.loads(file.metadata()["state"])
-            return described["step"], described["tokens"]
-        except Exception:  # missing or damaged, which resuming reports
-            continue
-    return 0, 0
-
-
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """State and tensors of a checkpoint; raises `UnreadableCheckpointError`."""
     try:

@@ -31,10 +31,10 @@ from sae_engine.schema.records import (
     StartRecord,
     StopRequest,
 )
-from sae_engine.training.checkpoint import saved_position
 from sae_engine.training.clock import Clock, open_timer
 from sae_engine.training.heldout import SharedHeldout
 from sae_engine.training.member import Member, never
+from sae_engine.training.position import saved_position
 from sae_engine.training.pretrained import inspect_pretrained
 from sae_engine.training.rehearsal import REHEARSING, rehearse
 from sae_engine.training.run import NonFiniteLossError, TrainingRun

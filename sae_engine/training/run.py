@@ -262,13 +262,13 @@ class TrainingRun:
         values = self._heldout.reconstruction(sae, num_tokens)
         if values["eval_fvu"] < self._best_fvu:
             self._best_fvu = values["eval_fvu"]
-            publish_sae(sae, self.folder.best, self.config, self._hook_name)
+            self._publish(sae, self.folder.best)
         return values
 
     def _save(self, stream: ActivationStream) -> None:
         """Publish the current SAE, and begin to write a checkpoint to resume from."""
         trainer = self.trainer
-        publish_sae(self._folded(), self.folder, self.config, self._hook_name)
+        self._publish(self._folded(), self.folder)
         state = TrainState(
             step=trainer.steps_done,
             tokens=self._tokens(trainer.steps_done),
@@ -284,6 +284,10 @@ class TrainingRun:
             device=device_kind(self._feed.device),
         )
         self._checkpoints.save(trainer, state)
+
+    def _publish(self, sae: TopKSAE, folder: RunFolder) -> None:
+        step = self.trainer.steps_done
+        publish_sae(sae, folder, self.config, self._hook_name, step=step)
 
     def _folded(self) -> TopKSAE:
         """The current SAE on raw activations, for everything that is published.

@@ -126,6 +126,20 @@ def test_a_model_without_a_size_is_named(tmp_path):
         estimate(config, gpu=False)
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("preset", ["tiny", "gemma-2-2b-seed"])
+def test_an_import_trains_nothing(preset, gpu):
+    trained = estimate(resolve_config(preset, {}), gpu=gpu)
+    found = estimate(resolve_config(preset, {"sae": {"pretrained": "their/sae"}}), gpu=gpu)
+    assert (found.steps, found.tokens, found.checkpoint_bytes) == (0, 0, 0)
+    parts, training = parts_of(found), {"Adam", "one step", "shuffled text"}
+    assert not (training | {"checkpoint being written", "published SAE"}) & parts.keys()
+    assert parts["SAE"] == parts_of(trained).get("published SAE", parts["SAE"])
+    assert found.memory_bytes == sum(parts.values()) < trained.memory_bytes
+    assert found.disk_bytes < trained.disk_bytes
+    assert found.model_parameters == trained.model_parameters
+
+
 def test_only_what_is_read_again_is_stored_and_the_rest_takes_the_space_of_its_codes():
     def disk(tokens: int, **train: object) -> int:
         overrides = {
@@ -137,9 +151,13 @@ def test_only_what_is_read_again_is_stored_and_the_rest_takes_the_space_of_its_c
         return estimate(resolve_config("tiny", overrides), gpu=False).disk_bytes
 
     stored = 192 * 4  # bytes of an activation of the embedded model
-    codes = 16 * (12 + 8)  # kept, and while they are sorted
-    assert disk(100_000) - disk(99_000) == 1000 * codes
-    assert disk(10**8) - disk(100_000) == (10**8 - 100_000) * codes
+    codes = 16 * (12 + 8) + 24  # kept, and while they are sorted; and the tokens
+    pairs = 16 * 18
+    all_pairs = 8192 * estimate(resolve_config("tiny", {}), gpu=False).d_sae * 18
+    assert disk(100_000) - disk(99_000) == 1000 * (codes + pairs)
+    rest = 10**8 - 100_000
+    overlap = 3 * (10**8 // 6 - 100_000 // 6)
+    assert disk(10**8) - disk(100_000) == rest * codes + all_pairs - 100_000 * pairs + overlap
     more = disk(10**8, eval_tokens=300_000) - disk(10**8, eval_tokens=50_000)
     assert more == 200_000 * stored
 

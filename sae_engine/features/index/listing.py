@@ -88,8 +88,8 @@ def ordered(
     *,
     arrays: IndexArrays,
     labels: Mapping[int, str],
+    stars: Collection[int],
     clarity: Callable[[], NDArray[np.float64]],
-    stars: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Sort ascending latents; ties stay ascending, latents without a label come last."""
     descending = order == "desc"

@@ -27,7 +27,7 @@ WEIGHTS = {
 }
 
 
-def publish(folder: RunFolder) -> None:
+def publish(folder: RunFolder, **more: object) -> None:
     """Write what a run leaves in its folder: a configuration and a TopK SAE."""
     model = {"name": "tiny-gemma2", "layer": 1, "site": "mlp_out"}
     config = resolve_config("quick-test", {"model": model})
@@ -36,19 +36,23 @@ def publish(folder: RunFolder) -> None:
     save_file(WEIGHTS, folder.sae, metadata={"activation": "topk", "k": "2"})
     described = {"architecture": "topk", "d_in": 3, "d_sae": 4, "k": 2, "ctx_len": 128}
     described |= {"model_name": "tiny-gemma2", "hook_name": "layer 1 mlp_out", "dataset": "text"}
+    described |= more
     folder.sae_config.write_text(json.dumps(described), "utf-8")
 
 
+@pytest.mark.parametrize(
+    ("more", "step"), [({}, 20), ({"step": 12}, 12), ({"step": 0}, 0), ({"step": None}, 20)]
+)
 def test_rest_answers_with_a_zip_of_a_saelens_folder(
-    client: TestClient, settings: Settings
+    client: TestClient, settings: Settings, more: dict[str, object], step: int
 ) -> None:
     run = create(client, "quick")
     wait_for_status(client, run.id, "finished")
-    publish(settings.run_folder(run.id))
+    publish(settings.run_folder(run.id), **more)
     answer = client.get(f"/api/runs/{run.id}/export", params={"format": "saelens"})
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/zip"
-    name = "quick-step20-saelens"
+    name = f"quick-step{step}-saelens"
     assert f'filename="{name}.zip"' in answer.headers["content-disposition"]
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         config = json.loads(archive.read(f"{name}/cfg.json"))

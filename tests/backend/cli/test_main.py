@@ -74,6 +74,20 @@ def test_a_wrong_option_is_explained_in_one_sentence(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--limit", "--min-count"])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [("0", "must be at least 1 (got 0)"), ("-1", "must be"), ("x", "invalid int")],
+)
+def test_a_lookup_counts_from_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, number: str, words: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["lookup", "run", "text", option, number, "--data-dir", str(tmp_path)])
+    assert exit_info.value.code == 2
+    assert f"argument {option}: {words}" in capsys.readouterr().err
+
+
 def ask(**given: Any) -> RunCreate:
     return request_from(**({"recipe": None, "path": None, "values": {}, "name": None} | given))
 
@@ -98,7 +112,16 @@ def test_a_bare_configuration_file_needs_no_recipe(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "Cannot read"), ("a: [", "not valid YAML"), ("- a", "holds a list")],
+    [
+        (None, "Cannot read"),
+        ("a: [", "not valid YAML"),
+        ("- a", "holds a list"),
+        ("sae: 5", r"sae: This is a section with fields, such as sae\..* \(got 5\)"),
+        ("model: [1]", "model: This is a section"),
+        ("1: x", "1: Unknown setting"),
+        ("sae: {2: 3}", "sae.2: Unknown setting"),
+        ("train: {[a]: 3}", "not valid YAML"),
+    ],
 )
 def test_a_file_that_is_not_a_configuration_is_refused(
     tmp_path: Path, content: str | None, words: str
@@ -162,6 +185,28 @@ def test_a_wrong_command_is_reported_and_exits_with_2(
     printed = capsys.readouterr().err
     assert words in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("sae:\nmodel:\ntrain: {lr: 0}", "train.lr"),
+        ("sae: text", "sae: This is a section with fields"),
+        ("sae: {pretrained: 5}", "sae.pretrained: Input should be a valid string"),
+        ("sae: {pretrained: [a]}", "sae.pretrained: Input should be a valid string"),
+        ("null: 5", "None: Unknown setting"),
+        ("name: {a: 1}", "name"),
+        ("preset: 5", "preset"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--sae.k", "8"], ["--grid", "sae.k=4,8"]])
+def test_a_configuration_file_with_a_wrong_section_or_name_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str, more: list[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    assert main(["train", "--config", str(path), *more, "--data-dir", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_an_unknown_argument_of_other_commands_is_refused(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backend import store
+from backend.cli import new_runs
 from backend.cli.checkpoints import checkpoint_of, source_of
 from backend.cli.main import main
 from backend.cli.options import grid_from
@@ -170,6 +171,99 @@ def test_a_run_continues_from_another_runs_checkpoint(
         steps = store.metrics(session, newest.id).step.tolist()
     assert newest.config["sae"]["k"] == 8
     assert steps == list(range(11, 21))
+
+
+@pytest.mark.parametrize("gone", ["last.safetensors", "previous.safetensors", None])
+def test_a_continued_run_has_whatever_a_resumed_run_would_read(
+    settings: Settings, database: Database, tmp_path: Path, gone: str | None
+) -> None:
+    source = RunFolder(tmp_path / "source")
+    source.best.path.mkdir(parents=True)
+    files = [
+        "checkpoints/best/cfg.json", "checkpoints/best/sae.safetensors", "model.json",
+        "checkpoints/last.safetensors", "checkpoints/previous.safetensors",
+    ]  # fmt: skip
+    for name in files:
+        (source.path / name).write_text(name)
+    if gone is not None:
+        (source.checkpoints / gone).unlink()
+    source.config.write_text("sae: {k: 8}")
+    (source.best.path / ".sae.safetensors.tmp").touch()
+    found: dict[str, str] = {}
+
+    def train(members: Sequence[Member]) -> Iterator[tuple[int, AnyRecord]]:
+        [member] = members
+        assert member.resume
+        for path in filter(Path.is_file, member.folder.path.rglob("*")):
+            found[str(path.relative_to(member.folder.path))] = path.read_text()
+        yield 0, EndRecord(reason="stopped", step=0, tokens=0)
+
+    checkpoint = checkpoint_of(source_of(source.path, settings))
+    assert train_here(settings, ask(path=source.config), checkpoint=checkpoint, train=train) == 0
+    expected = {name: name for name in files if gone is None or not name.endswith(gone)}
+    assert {name: found.get(name) for name in expected} == expected
+    assert set(found) - set(expected) <= {"log.txt", "environment.json"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_run_whose_folder_cannot_be_made_is_not_added(
+    settings: Settings, database: Database, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"id-{n}" for n in range(2)]
+    monkeypatch.setattr(store, "new_run_id", iter(ids).__next__)
+    runs = settings.run_folder(ids[0]).path.parent
+    theirs = runs / ids[number] / "file"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    with pytest.raises(FileExistsError):
+        train_here(settings, ask(recipe="tiny"), grid={"sae.k": [8, 16]}, train=fake_train)
+    with database.reading() as session:
+        assert store.list_runs(session).total == 0
+    assert list(runs.rglob("*")) == [theirs.parent, theirs]
+
+
+@pytest.mark.parametrize("run_dir", ["/dev/null/x", "/proc/x"])
+def test_a_run_dir_that_cannot_be_made_is_refused_and_leaves_no_run(
+    settings: Settings, database: Database, run_dir: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--run-dir", run_dir, "--data-dir", str(settings.data_dir)]
+    assert main(["train", "--quick-test", *options]) == 2
+    assert f"Cannot use '{run_dir}': " in capsys.readouterr().err
+    with database.reading() as session:
+        assert store.list_runs(session).total == 0
+
+
+def test_runs_are_added_once_even_if_the_answer_to_the_commit_is_lost(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(transaction: Callable[[], None]) -> None:
+        transaction()
+        transaction()
+
+    monkeypatch.setattr(new_runs, "when_available", twice)
+    grid = {"sae.k": [8, 16]}
+    assert train_here(settings, ask(recipe="quick-test"), grid=grid, train=fake_train) == 0
+    with database.reading() as session:
+        assert [row.status for row in store.list_runs(session).rows] == ["finished"] * 2
+
+
+def test_a_run_dir_stays_empty_if_its_run_cannot_be_added(
+    settings: Settings, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError("no room")
+
+    source, run_dir = RunFolder(tmp_path / "source"), tmp_path / "mine"
+    source.checkpoints.mkdir(parents=True)
+    source.checkpoint.touch()
+    monkeypatch.setattr(store, "add_run", fail)
+    for _ in range(2):
+        with pytest.raises(UserError, match="no room"):
+            train_here(
+                settings, ask(recipe="tiny"), checkpoint=source, run_dir=run_dir, train=fake_train
+            )
+    assert not run_dir.exists()
+    assert not list((settings.data_dir / "runs").iterdir())
 
 
 def test_the_best_sae_of_a_run_can_be_evaluated_but_not_trained(

@@ -227,6 +227,32 @@ def test_an_invalid_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("name", ["LABELS_BASE_URL", "RAY_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:11434", "http://localhost:abc/v1", "http://localhost:99999", "http://h:0/",
+        "http://[bad/v1", "http://300.1.1.1/", "http://", "http:///v1", "http://\u200b/",
+    ],
+)  # fmt: skip
+def test_a_url_that_cannot_be_used_is_refused_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(f"SAE_WORKBENCH_{name}", url)
+    with pytest.raises(UserError, match=f"^SAE_WORKBENCH_{name} = .* is not valid: ") as refused:
+        load_settings()
+    assert "\n" not in str(refused.value)
+    assert "Value error" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:11434/v1", "https://é.example/v1", "http://[::1]:8"]
+)
+def test_a_usable_url_is_kept(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("SAE_WORKBENCH_LABELS_BASE_URL", url)
+    assert load_settings().labels_base_url == url
+
+
 def test_settings_are_read_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

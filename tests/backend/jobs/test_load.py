@@ -17,11 +17,11 @@ GPUS = [
         id=f"cuda:{number}",
         name="a GPU",
         utilization=share,
-        memory_used_bytes=(number + 1) * 2**30,
-        memory_total_bytes=8 * 2**30,
+        memory_used_bytes=used,
+        memory_total_bytes=used and 8 * 2**30,
         temperature_celsius=None,
     )
-    for number, share in enumerate([0.25, None])
+    for number, (share, used) in enumerate([(0.25, 2**30), (None, 2 * 2**30), (0.5, None)])
 ]
 
 
@@ -49,7 +49,8 @@ def test_memory_is_that_of_this_process_and_the_cpu_a_share_of_all() -> None:
         ("cuda", {"gpu_share": 0.25, "gpu_memory_gib": 1.0}),
         ("cuda:0", {"gpu_share": 0.25, "gpu_memory_gib": 1.0}),
         ("cuda:1", {"gpu_memory_gib": 2.0}),  # it reports no utilization
-        ("cuda:2", {}),
+        ("cuda:2", {"gpu_share": 0.5}),  # it has no memory of its own
+        ("cuda:3", {}),
         ("cpu", {}),
         (None, {}),
     ],

@@ -1,10 +1,12 @@
-"""Runs whose machine was lost are queued again, but not without end."""
+"""Runs whose machine was lost are requeued automatically, a limited number of times."""
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
+from safetensors.numpy import save_file
 from starlette.testclient import TestClient
 
 from backend import store
@@ -12,6 +14,7 @@ from backend.jobs import losses
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.presets import resolve_config
+from sae_engine.training.position import Position, saved_position
 from tests.backend.conftest import create, read, wait_for_status
 
 
@@ -20,7 +23,7 @@ def test_a_run_is_queued_again_three_times_for_each_checkpoint(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = 0
-    monkeypatch.setattr(losses, "checkpoint_step", lambda _: step)
+    monkeypatch.setattr(losses, "saved_position", lambda _: Position(step, 0))
     with database.writing() as session:
         blocking = store.add_run(session, config=resolve_config("quick-test", {"name": "first"})).id
         run_id = store.add_run(session, config=resolve_config("quick-test", {"name": "lost"})).id
@@ -57,9 +60,15 @@ def test_a_run_that_was_asked_to_stop_is_not_queued_again(
     assert read(client, run.id).status == "interrupted"
 
 
-def test_a_missing_or_damaged_checkpoint_counts_as_none(settings: Settings) -> None:
+def test_a_missing_or_damaged_checkpoint_does_not_count(settings: Settings) -> None:
     folder = settings.run_folder("r")
-    assert losses.checkpoint_step(folder) == 0
+    assert saved_position(folder) == (0, 0)
     folder.checkpoints.mkdir(parents=True)
     folder.checkpoint.write_bytes(os.urandom(100))
-    assert losses.checkpoint_step(folder) == 0
+    assert saved_position(folder) == (0, 0)
+    header = {"state": json.dumps({"step": 7, "tokens": 70})}
+    save_file({}, folder.previous_checkpoint, metadata=header)
+    assert saved_position(folder) == (7, 70)
+    header = {"state": json.dumps({"step": 9})}
+    save_file({}, folder.checkpoint, metadata=header)
+    assert saved_position(folder) == (7, 70)

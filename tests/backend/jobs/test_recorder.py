@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 
 from backend import store
 from sae_engine.presets import resolve_config
-from sae_engine.schema.records import MetricsRecord, PhaseRecord, PlanRecord, StartRecord
+from sae_engine.schema.records import (
+    MetricsRecord,
+    NoticeRecord,
+    PhaseRecord,
+    PlanRecord,
+    StartRecord,
+)
 from tests.backend.fake_engine import measured
 from tests.backend.jobs.bench import Bench
 
@@ -99,6 +106,49 @@ def test_measurements_of_a_resumed_run_at_its_checkpoint_are_merged(
         points = store.metrics(session, bench.id)
     assert points.step.tolist() == [9]
     assert points.values_at(0) == measured(9).values | {"eval_fvu": 0.25}
+
+
+@pytest.mark.parametrize(("step", "fvu"), [(0, None), (7, 0.75), (9, 0.5), (11, 0.25)])
+def test_a_resumed_run_has_the_latest_values_before_its_checkpoint(
+    bench: Bench, step: int, fvu: float | None
+) -> None:
+    first = bench.recorder()
+    for at, value in [(5, 0.75), (9, 0.5), (10, 0.25)]:
+        first.record(MetricsRecord(step=at, tokens=at, time=at, values={"eval_fvu": value}))
+    first.record(MetricsRecord(step=6, tokens=6, time=6, values={"ce_delta": math.nan}))
+    first.record(PhaseRecord(phase="killed here"))
+    before = bench.row()
+    assert (before.fvu, set(before.latest_metrics)) == (0.25, {"eval_fvu", "ce_delta"})
+    second = bench.recorder()
+    second.record(StartRecord(step=step, tokens=step))
+    row = bench.row()
+    assert (row.fvu, row.step, row.ce_delta) == (fvu, step, None)
+    assert row.latest_metrics.get("eval_fvu") == fvu
+    assert ("ce_delta" in row.latest_metrics) == (step > 6)
+    second.record(MetricsRecord(step=12, tokens=12, time=12, values={"l0": 3.0}))
+    second.record(PhaseRecord(phase="training"))
+    assert (bench.row().fvu, bench.row().latest_metrics["l0"]) == (fvu, 3.0)
+
+
+def test_a_resumed_run_does_not_repeat_what_its_notices_say(bench: Bench) -> None:
+    for start in range(3):
+        recorder = bench.recorder()
+        for message in ("12 rows were left out.", "The text has no titles."):
+            recorder.record(NoticeRecord(level="warning", message=message))
+        recorder.record(NoticeRecord(level="warning", message=f"start {start}"))
+        recorder.record(StartRecord(step=10, tokens=1000))
+        recorder.record(NoticeRecord(level="warning", message="One latent is dead.", step=11))
+        recorder.record(NoticeRecord(level="warning", message="12 rows were left out.", step=11))
+    with bench.database.reading() as session:
+        said = Counter((n.message, n.step) for n in store.notices(session, bench.id))
+    assert said == {
+        ("12 rows were left out.", None): 1,
+        ("The text has no titles.", None): 1,
+        **{(f"start {start}", None): 1 for start in range(3)},
+        ("Resumed at step 10.", 10): 3,
+        ("One latent is dead.", 11): 1,
+        ("12 rows were left out.", 11): 1,
+    }
 
 
 def test_a_resumed_run_continues_its_own_curve(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from backend import store
 from backend.app import create_app
 from backend.labels.chat import ChatClient
-from backend.labels.jobs import FAILURES_IN_A_ROW, Labeler, LabelTask
+from backend.labels.jobs import FAILURES_IN_A_ROW, INTERNAL_ERROR, Labeler, LabelTask
 from backend.processes import start_of
 from backend.settings import Settings
 from backend.store import label_jobs
@@ -212,6 +212,26 @@ def test_a_job_whose_server_is_gone_is_interrupted(
     job = newest_job(client, run_id)
     assert (job.status, job.problem) == ("interrupted", "The server that did it has ended.")
     assert job.ended_at is not None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("url", ["http://localhost:abc/v1", "http://300.1.1.1/v1"])
+def test_a_job_whose_client_cannot_be_made_fails(
+    client: TestClient, database: Database, run_id: str, index: FeatureIndex, url: str
+) -> None:
+    def broken() -> ChatClient:
+        return ChatClient(url, MODEL, None)
+
+    labeler = Labeler(database)
+    pid, created = labeler.process()
+    with database.writing() as session:
+        job_id = label_jobs.add_label_job(
+            session, run_id, snapshot=7, model=MODEL, total=1, pid=pid, pid_created=created
+        ).id
+    labeler.start(LabelTask(job_id, run_id, index, [0], MODEL, 1), broken)
+    job = wait_for_end(client, run_id)
+    assert (job.status, job.problem) == ("failed", INTERNAL_ERROR)
+    labeler.close()
 
 
 def test_a_closing_server_interrupts_its_jobs(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from starlette.testclient import TestClient
 
 from backend import store
+from backend.labels.requests import features_to_label
 from backend.store.database import Database
+from backend.store.labels import propose_label
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.features.labels.examples import examples_of
 from sae_engine.features.labels.questions import PROMPT_VERSION, detection_score
-from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.features import FeatureSort
+from sae_engine.schema.labels import LabelRequest, LabelUpdate
 from tests.backend.conftest import wait_for
 from tests.backend.fake_endpoint import (
     KEY,
@@ -156,6 +159,32 @@ def test_labeled_and_dead_features_are_skipped(
     asked = client.post(f"/api/runs/{run_id}/labels/estimate", json={"limit": 200_000}).json()
     alive = 300 - index.features(state="dead").total
     assert asked["features"] == alive - 4
+
+
+@pytest.mark.parametrize("sort", get_args(FeatureSort))
+def test_the_first_features_are_those_of_the_list(
+    client: TestClient, database: Database, run_id: str, index: FeatureIndex, sort: FeatureSort
+) -> None:
+    alive = some_features(index, 40)
+    for place, feature in enumerate(alive[:30:3]):
+        put(client, run_id, feature, "", starred=place % 2 == 0)
+    put(client, run_id, alive[1], "a person's", starred=True)
+    with database.writing() as session:
+        for feature, text in zip(alive[-9::2], ["e", "B", "d", "A", "c"], strict=True):
+            propose_label(session, run_id, feature, text, model="m", prompt_version="1", score=None)
+        request = LabelRequest(sort=sort, limit=150, relabel=True)
+        chosen = features_to_label(session, run_id, index, request)
+        labels, stars = store.labels(session, run_id), store.stars(session, run_id)
+    listed = index.features(
+        sort=sort,
+        order="asc" if sort in ("index", "label") else "desc",
+        labels=labels,
+        stars=stars,
+        limit=index.d_sae,
+    )
+    expected = [row.index for row in listed.items if index.fired[row.index]]
+    expected.remove(alive[1])
+    assert chosen == expected[:150]
 
 
 def test_an_unknown_feature_is_named(client: TestClient, run_id: str) -> None:

@@ -19,6 +19,7 @@ from backend.cli.train import train_here
 from backend.settings import Settings
 from backend.store.database import Database
 from sae_engine.errors import UserError
+from sae_engine.interop.archives import unpacked
 from sae_engine.presets import resolve_config
 from sae_engine.schema.fields import Value
 from sae_engine.schema.runs import ENDED, Run
@@ -304,6 +305,42 @@ def test_what_was_unpacked_goes_with_the_last_run_that_imported_it(
     assert paths[2].exists()
     assert not list(settings.data_dir.glob("imports/*"))
     assert Path(post(client, archive).json()["config"]["sae"]["pretrained"]).exists()
+
+
+def delete_import_of(client: TestClient, database: Database, path: Path) -> None:
+    """Add a finished run that imported the SAE at `path`, and delete it."""
+    config = resolve_config("quick-test", {"name": "x", "sae": {"pretrained": str(path)}})
+    with database.writing() as session:
+        run_id = store.add_run(session, config=config, status="finished").id
+    assert client.delete(f"/api/runs/{run_id}").status_code == 204
+
+
+@pytest.mark.parametrize("name", ["layer_1", "gemma-scope/layer_1", "scope/layers/layer_1"])
+def test_saes_that_the_user_put_beside_unpacked_ones_stay(
+    client: TestClient, database: Database, settings: Settings, name: str
+) -> None:
+    path = write_sae(settings.data_dir / "imports" / name)
+    other = write_sae(path.parent.with_name("layer_2"))
+    for given in (path.parent, path):
+        delete_import_of(client, database, given)
+        assert path.exists()
+        assert other.exists()
+
+
+@pytest.mark.parametrize("inside", [".", "sae_weights.safetensors"])
+def test_an_unpacked_folder_stays_while_a_run_uses_anything_in_it(
+    client: TestClient, database: Database, settings: Settings, sae: Path, inside: str
+) -> None:
+    folder = unpacked(zipped(sae), settings.data_dir / "imports")
+    link = settings.data_dir / "link"
+    link.symlink_to(folder)
+    config = resolve_config("tiny", {"name": "x", "sae": {"pretrained": str(link / inside)}})
+    with database.writing() as session:
+        other = store.add_run(session, config=config, status="finished").id
+    delete_import_of(client, database, folder)
+    assert folder.exists()
+    assert client.delete(f"/api/runs/{other}").status_code == 204
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("command", [["import"], ["train", "--eval-only", "--sae.pretrained"]])

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from backend import store
 from backend.cli.main import main
 from backend.errors import ForbiddenError
-from backend.jobs.pushes import require_allowed
+from backend.jobs.pushes import pushed_run, require_allowed
 from backend.settings import Settings, load_settings
 from backend.store.database import Database
 from sae_engine.errors import DiskFullError, UserError
@@ -27,6 +27,7 @@ from sae_engine.sae.autoencoders import SAE
 from sae_engine.sae.published import publish_sae
 from sae_engine.schema.config import RunConfig
 from tests.backend.conftest import create, wait_for_status
+from tests.backend.fake_engine import measured
 from tests.sae_engine.hub_server import Hub, ask, serve
 from tests.sae_engine.hub_uploads import WRITE_TOKEN
 from tests.sae_engine.sae.test_autoencoders import random_sae
@@ -95,10 +96,27 @@ def run(client: TestClient, settings: Settings, database: Database) -> str:
     return run.id
 
 
-def publish(folder: RunFolder) -> SAE:
+def publish(folder: RunFolder, step: int | None = None) -> SAE:
     sae = random_sae(5, ranks_by_norm=False).folded(1.0)
-    publish_sae(sae, folder, RunConfig.model_validate(CONFIG), "model.layers.1")
+    publish_sae(sae, folder, RunConfig.model_validate(CONFIG), "model.layers.1", step=step)
     return sae
+
+
+@pytest.mark.parametrize(("step", "figures"), [(None, 20), (20, 20), (12, 12), (1, 1)])
+def test_the_figures_are_those_of_the_step_at_which_the_sae_was_saved(
+    client: TestClient, settings: Settings, database: Database, step: int | None, figures: int
+) -> None:
+    run_id = create(client, "a run").id
+    wait_for_status(client, run_id, "finished")
+    publish(settings.run_folder(run_id), step)
+    with database.reading() as session:
+        row = store.get_run(session, run_id)
+        pushed = pushed_run(settings, session, row)
+        points = store.metrics(session, run_id)
+        assert (row.step, points.step[-1]) == (20, 20)
+    assert pushed.metrics.items() >= measured(figures).values.items()
+    batch = pushed.config.train.batch_size_tokens
+    assert pushed.tokens == (row.tokens if figures == 20 else figures * batch)
 
 
 def pushes(hub: Hub, settings: Settings, home: Path, *calls: list[str]) -> list:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -168,6 +170,69 @@ def test_an_idempotency_key_creates_one_run_and_refuses_another_request(
     other = client.post("/api/runs", json={**body, "name": "other"}, headers=headers)
     assert "'once'" in problem(other, 422).detail
     assert listed(client) == ["finish"]
+
+
+RETRIED = [
+    ("/api/runs", {}),
+    ("/api/sweeps", {"grid": {"sae.k": [8]}}),
+    ("/api/imports", {"path": "sae", "model": "tiny-gemma2", "layer": 1}),
+]
+
+
+@pytest.mark.parametrize(("route", "more"), RETRIED)
+def test_a_retry_gets_its_answer_even_if_the_request_is_not_possible_any_more(
+    client: TestClient, settings: Settings, route: str, more: dict[str, Any]
+) -> None:
+    text, sae = settings.data_dir / "text.txt", settings.data_dir / "sae"
+    text.write_text("some text\n")
+    sae.mkdir()
+    np.savez(sae / "params.npz", W_dec=np.zeros((4, 2), np.float32))
+    config = {"data": {"dataset": "text.txt"}}
+    body = {"preset": "quick-test", "name": "finish", "config": config, **more}
+    headers = {"Idempotency-Key": "once"}
+    first = client.post(route, json=body, headers=headers)
+    assert first.status_code == 201, first.text
+    text.unlink()
+    shutil.rmtree(sae)
+    again = client.post(route, json=body, headers=headers)
+    assert again.status_code == 201, again.text
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers.get("location") == first.headers.get("location")
+    assert (
+        "'once'"
+        in problem(client.post(route, json=body | {"name": "x"}, headers=headers), 422).detail
+    )
+    problem(client.post(route, json=body), 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (
+            r'{"config": {"model": {"name": "\ud800"}}}',
+            "model.name: Input should be a valid string",
+        ),
+        (r'{"config": {"\udfff": 1}}', "unicode string (got '\\udfff')"),
+        (r'{"config": {"data": {"train_roles": ["\ud83d"]}}}', "data.train_roles"),
+        (r'{"preset": "\ud800"}', "preset"),
+    ],
+    ids=["value", "field", "list", "preset"],
+)
+def test_half_a_surrogate_pair_is_named_where_it_is(
+    client: TestClient, body: str, words: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    found = problem(client.post("/api/runs", content=body, headers=headers), 422)
+    assert words in found.detail
+
+
+@pytest.mark.parametrize("depth", [200, 900])
+def test_a_deep_configuration_is_refused(client: TestClient, depth: int) -> None:
+    body = '{"config": ' + depth * '{"a":' + "1" + (depth + 1) * "}"
+    headers = {"Content-Type": "application/json"}
+    answer = client.post("/api/runs", content=body, headers=headers)
+    detail = problem(answer, 422).detail
+    assert "a.a: Unknown setting" in detail or "nested too deeply" in detail
 
 
 def test_pages_list_runs_newest_first(client: TestClient) -> None:

@@ -104,6 +104,21 @@ def log_of(client: TestClient, run_id: str) -> str:
     return client.get(f"/api/runs/{run_id}/log").text
 
 
+@pytest.mark.parametrize("section", [5, [1], "text", False])
+def test_a_grid_does_not_replace_a_section_that_is_none(
+    client: TestClient, section: object
+) -> None:
+    for request in (sweep, estimate):
+        answer = request(client, {"sae.k": [8]}, config={"sae": section})
+        assert answer.status_code == 422
+        assert "sae: This is a section with fields" in answer.text
+    assert sweep(client, {"sae.k": [8]}, config={"sae": None}).status_code == 201
+
+
+def estimate(client: TestClient, grid: dict, **more: object):
+    return client.post("/api/config/estimate", json={"preset": "tiny", "grid": grid, **more})
+
+
 def test_one_idempotency_key_creates_one_sweep(client: TestClient) -> None:
     body = {"preset": "quick-test", "name": "finish", "grid": {"sae.k": [8, 16]}}
     key = {"Idempotency-Key": "once"}

@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from backend import store
 from backend.store import RunFilter
 from backend.store.database import Database
+from backend.store.listing import sorted_values
 from backend.store.models import RunRow
 from sae_engine.presets import resolve_config
 from sae_engine.schema.features import SortOrder
@@ -59,7 +60,7 @@ def value_of(row: RunRow, sort: RunSort) -> Any:
     if sort == "fvu":
         value = latest.get("eval_fvu", latest.get("fvu"))
     elif sort == "l0":
-        value = latest.get("l0", latest.get("eval_l0"))
+        value = latest.get("eval_l0", latest.get("l0"))
     else:
         value = latest.get("ce_delta")
     return value if value is not None and math.isfinite(value) else None
@@ -86,6 +87,14 @@ def walk(list_page: Callable[[str | None], store.RunList]) -> list[int]:
         cursor = page.next_cursor
         if cursor is None:
             return found
+
+
+@pytest.mark.parametrize("name", ["fvu", "l0"])
+def test_lists_are_sorted_by_the_held_out_value_once_it_is_measured(name: str) -> None:
+    trained, heldout = {name: 2.0}, {f"eval_{name}": 3.0}
+    assert sorted_values(trained)[name] == 2.0
+    assert sorted_values(trained | heldout)[name] == sorted_values(heldout | trained)[name] == 3.0
+    assert sorted_values(trained | {f"eval_{name}": math.nan})[name] is None
 
 
 @pytest.mark.parametrize("order", get_args(SortOrder))
@@ -239,3 +248,16 @@ def test_an_invalid_cursor_is_refused(client: TestClient, place: bytes) -> None:
     answer = client.get("/api/runs", params={"cursor": cursor})
     assert answer.status_code == 422, answer.text
     assert "not a cursor" in answer.json()["detail"]
+
+
+@pytest.mark.both_databases
+def test_a_cursor_whose_key_no_database_takes_is_refused(client: TestClient) -> None:
+    for sort, key in [
+        ("name", r'"\ud800"'), ("name", r'"a\udfffb"'), ("name", r'"a\u0000b"'), ("name", "1"),
+        ("fvu", "NaN"), ("l0", "-Infinity"), ("ce_delta", "1e999"), ("fvu", '"1"'),
+    ]:  # fmt: skip
+        place = f'["{sort}","asc",{key},5]'.encode()
+        query = {"sort": sort, "order": "asc", "cursor": base64.urlsafe_b64encode(place).decode()}
+        answer = client.get("/api/runs", params=query)
+        assert answer.status_code == 422, (sort, key, answer.text)
+        assert "is not a cursor of a list sorted by" in answer.json()["detail"], (sort, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +71,9 @@ class Naive:
     def forget(self, step: int) -> None:
         self.points = {s: point for s, point in self.points.items() if s <= step}
 
+    def latest(self) -> dict[str, float]:
+        return {n: v for s in sorted(self.points) for n, v in self.points[s][3].items()}
+
     def metrics(self, since: int) -> list[object]:
         return [(s, *self.points[s]) for s in sorted(self.points) if s > since]
 
@@ -94,7 +97,11 @@ def same(found: list[object], expected: list[object]) -> bool:
 
 def _exact(point: object) -> object:
     step, tokens, time, revision, values = point  # pyright: ignore[reportGeneralTypeIssues]
-    return (step, tokens, time, revision, {n: float(v).hex() for n, v in values.items()})
+    return (step, tokens, time, revision, hexed(values))
+
+
+def hexed(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: float(value).hex() for name, value in values.items()}
 
 
 def new_run(session: Session) -> str:
@@ -117,8 +124,9 @@ def test_the_store_behaves_like_a_dictionary_after_any_writes_and_deletions(
     run_id, naive = new_run(session), Naive()
     for action in data.draw(actions):
         if isinstance(action, Forget):
-            store.forget_after(session, run_id, action.step)
+            latest = store.forget_after(session, run_id, action.step)
             naive.forget(action.step)
+            assert hexed(latest) == hexed(naive.latest())
         else:
             records = [
                 MetricsRecord(step=s, tokens=s * 2**33, time=s / 3, values=values)

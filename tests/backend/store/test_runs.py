@@ -145,22 +145,26 @@ def test_a_run_can_be_stopped_until_it_has_ended(database: Database, status: Run
     with database.writing() as session:
         run_id = add(session, status=status).id
         if status in after:
-            assert store.request_stop(session, run_id, force=False).status == after[status]
+            stopped = store.request_stop(session, run_id, force=False)
+            assert (stopped.status, stopped.queue_rank) == (after[status], None)
         else:
             with pytest.raises(ConflictError, match="already ended"):
                 store.request_stop(session, run_id, force=False)
 
 
 @pytest.mark.both_databases
-def test_the_last_run_of_an_imported_sae_names_it_when_it_is_deleted(database: Database) -> None:
+def test_a_run_names_the_sae_that_it_imported_when_it_is_deleted(database: Database) -> None:
     saes = ["/an/sae", "/an/sae", "/another's", None]
     with database.writing() as session:
         for path in saes:
             config = resolve_config("quick-test", {"name": "run", "sae": {"pretrained": path}})
             store.add_run(session, config=config)
         runs = [row.id for row in store.queued_runs(session)]
-        deleted = [store.delete_run(session, run_id) for run_id in runs]
-    assert deleted == [None, *saes[1:]]
+        for run_id, path in zip(runs, saes, strict=True):
+            others = [other for other in saes[saes.index(path) + 1 :] if other is not None]
+            assert set(store.imported_saes(session)) >= set(others)
+            assert store.delete_run(session, run_id) == path
+        assert not store.imported_saes(session)
 
 
 @pytest.mark.parametrize("status", STATUSES)

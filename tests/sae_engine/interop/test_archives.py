@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sae_engine.errors import UserError
-from sae_engine.interop.archives import is_archive, unpacked
+from sae_engine.interop.archives import is_archive, unpacked, unpacked_folder
 
 
 def write_zip(path: Path, files: Mapping[str, str]) -> Path:
@@ -81,9 +81,22 @@ def test_the_settings_of_a_sparsify_run_stay_above_its_sae(tmp_path: Path) -> No
         "run/other.txt": "",
     }
     folder = unpacked(write_zip(tmp_path / "a.zip", files), tmp_path / "imports")
-    assert set(contents(folder.parent)) == {
+    assert {name for name in contents(folder.parent) if not name.startswith(".")} == {
         "config.json", "layers.3.mlp/cfg.json", "layers.3.mlp/sae.safetensors",
     }  # fmt: skip
+
+
+def test_only_a_folder_that_was_unpacked_is_known_as_one(tmp_path: Path) -> None:
+    parent = tmp_path / "imports"
+    folder = unpacked(write_zip(tmp_path / "a.zip", {"mine/ae.pt": "w"}), parent)
+    theirs = parent / "0123456789abcdef" / "mine"
+    theirs.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for path in (folder, folder.parent, folder / "ae.pt", link):
+        assert unpacked_folder(path, parent) == folder.parent
+    for path in (theirs, theirs.parent, parent, tmp_path, parent / "absent" / "x"):
+        assert unpacked_folder(path, parent) is None
 
 
 def test_a_zip_is_unpacked_once_until_it_changes(tmp_path: Path) -> None:

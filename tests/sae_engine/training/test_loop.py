@@ -34,8 +34,8 @@ from sae_engine.schema.records import (
     StopRequest,
 )
 from sae_engine.text.packing import Packing, training_rows
-from sae_engine.training.checkpoint import saved_position
 from sae_engine.training.loop import train
+from sae_engine.training.position import saved_position
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 

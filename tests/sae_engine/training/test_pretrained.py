@@ -14,10 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sae_engine.errors import UserError
+from sae_engine.estimate import describe_model, estimate, index_bytes, model_shape
 from sae_engine.features.index.reader import FeatureIndex
 from sae_engine.files import RunFolder
 from sae_engine.interop.description import Description
-from sae_engine.interop.export import export_saelens
+from sae_engine.interop.export import export_saelens, published_step
 from sae_engine.interop.load import load_pretrained
 from sae_engine.interop.places import place_of
 from sae_engine.presets import resolve_config
@@ -94,13 +95,41 @@ def test_the_sae_of_a_training_run_gets_the_same_metrics_and_features(
     assert after[-1] == EndRecord(reason="finished", step=0, tokens=0)
     for name in ("eval_fvu", "eval_l0", "frac_alive", "ce_delta", "ce_loss_score"):
         assert values_of(after)[name] == pytest.approx(values_of(before)[name], rel=1e-5), name
+    assert_sizes_are_bounded(config_of(model_folders["gemma2"]), trained)
+    assert_sizes_are_bounded(inspecting(trained.path), folder)
     assert_same_file(folder.sae, trained.sae)
-    assert folder.sae_config.read_text() == trained.sae_config.read_text()
+    described = json.loads(trained.sae_config.read_text())
+    assert described.pop("step") == published_step(trained) == 24
+    assert json.loads(folder.sae_config.read_text()) == described
+    assert published_step(folder) is None
+    best = json.loads(trained.best.sae_config.read_text())["step"]
+    evaluated = {r.step: r.values["eval_fvu"] for r in metrics_of(before)}
+    assert best == min(evaluated, key=lambda step: evaluated[step])
     ours = FeatureIndex.open(folder.feature_index(0))
     theirs = FeatureIndex.open(trained.feature_index(24))
     assert [ours.feature(i).top_tokens for i in range(64)] == [
         theirs.feature(i).top_tokens for i in range(64)
     ]
+
+
+def metrics_of(records: list[AnyRecord]) -> list[MetricsRecord]:
+    found = (r for r in records if isinstance(r, MetricsRecord))
+    return [r for r in found if "eval_fvu" in r.values]
+
+
+def assert_sizes_are_bounded(config, folder: RunFolder):
+    """No folder is larger than its estimate."""
+    shape = model_shape(describe_model(config.model))
+    *snapshots, final = folder.snapshots()
+    for step in snapshots:
+        most = index_bytes(config, shape, config.index.snapshot_tokens)
+        assert size_of(folder.feature_index(step)) <= most
+    assert size_of(folder.feature_index(final)) <= index_bytes(config, shape, config.index.tokens)
+    assert size_of(folder.path) <= estimate(config, gpu=False).disk_bytes
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_gemma_scope_file_is_published_indexed_and_evaluated(inspecting, tmp_path: Path):
