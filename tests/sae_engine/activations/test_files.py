@@ -72,6 +72,16 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
         assert mine.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.parametrize(("dtype", "stored"), [("float16", "F16"), ("bfloat16", "BF16")])
+def test_saved_files_fit_together_in_every_data_type(
+    config: RunConfig, tmp_path: Path, dtype: str, stored: str
+):
+    settings = {"dtype": dtype}
+    config = config.model_copy(update={"model": config.model.model_copy(update=settings)})
+    collected(save_activations(config, tmp_path / "saved"))
+    assert open_activation_set(tmp_path / "saved").dtype == stored
+
+
 @pytest.mark.parametrize("kind", ["of the model", "of the text"])
 def test_notices_on_the_model_and_the_text_are_reported_while_saving_and_training(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

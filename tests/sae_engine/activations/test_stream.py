@@ -159,6 +159,23 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     assert not (tmp_path / "held").exists()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_held_out_activations_are_stored_as_the_model_computes_them(
+    model_folders, tmp_path: Path, dtype: str
+):
+    config = ModelConfig.model_validate(
+        {"name": str(model_folders["llama"]), "layer": 1, "dtype": dtype}
+    )
+    low = LanguageModel.load(config)
+    held = HeldoutText(low, heldout_rows(DATA, packing_of(low), 80), 60, tmp_path / "held")
+    at = torch.from_numpy(held.at)
+    expected = low.activations(torch.from_numpy(held.ids))[at]
+    assert held.read(0, 60).dtype == getattr(torch, dtype)
+    torch.testing.assert_close(held.read(0, 60), expected, rtol=0, atol=0)
+    [part] = next(held.parts(60))
+    assert part.dtype == getattr(torch, dtype)
+
+
 @pytest.mark.parametrize("num_stored", [1, 100, 130, 400])
 def test_held_out_activations_that_are_not_stored_are_read_again_in_the_same_calls(
     model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_stored: int
