@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -44,6 +44,14 @@ from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 from sae_engine.text.sources import open_text_source
 
 TextSource = ModelSource | SharedReading
+
+
+class Contents(NamedTuple):
+    """What a dataset, or a set of activation files, is recognized by."""
+
+    name: str
+    hash: str
+    """Empty if it is not known."""
 
 
 class Feed(Protocol):
@@ -84,7 +92,14 @@ class Feed(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes with the training data and its order."""
+        """A hash of what determines the order of the training data: settings, tokenizer and the
+        first rows of text, or the names and lengths of activation files.
+        """
+        ...
+
+    @property
+    def contents(self) -> Sequence[Contents]:
+        """What tells the data, of all datasets in order, from other data at the same place."""
         ...
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:
@@ -175,21 +190,20 @@ class TextFeed:
             return None
         return open_text_source(self._data, self._text_notices).division()
 
-    @property
-    def num_train_tokens(self) -> int:
-        return self._num_train_tokens
-
     @cached_property
-    def _num_train_tokens(self) -> int:
+    def num_train_tokens(self) -> int:
         excluded = self.model.excluded_ids
         return count_tokens(self._data, self._packing, excluded, self._check_stop)
 
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
+    @cached_property
+    def contents(self) -> Sequence[Contents]:
+        return [
+            Contents(data.dataset, open_text_source(data, self._text_notices).contents())
+            for data in self._data.datasets
+        ]
 
     @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
         digest = hashlib.sha256(self._packing.tokenizer.to_str().encode())
         for data in self._data.datasets:
             rows = training_rows(data, self._packing, check_stop=self._check_stop)
@@ -307,6 +321,10 @@ class FileFeed:
         files = [(part.path.name, part.first, part.last) for part in self._files.train]
         described = json.dumps([files, self._files.d_in, self._config.data.seed])
         return hashlib.sha256(described.encode()).hexdigest()
+
+    @cached_property
+    def contents(self) -> Sequence[Contents]:
+        return [Contents(str(self._config.data.activations), self._files.contents())]
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:
         if self._model is None and self._files.has_tokens:

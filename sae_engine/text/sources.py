@@ -47,6 +47,12 @@ class TextSource(Protocol):
         """
         ...
 
+    def contents(self) -> str:
+        """A hash that differs if the text has changed, going by a bounded part of it; "" if that
+        cannot be known. Raises `ConfigError`.
+        """
+        ...
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         """A split's documents in order; those before number `start` may be left out.
 

@@ -57,6 +57,10 @@ class EmbeddedCorpus:
     def division(self) -> None:
         return None
 
+    def contents(self) -> str:
+        texts = (document.text.encode() for document in named_documents())
+        return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))
 

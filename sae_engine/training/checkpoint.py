@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -47,7 +47,9 @@ class TrainState(NamedTuple):
     best_fvu: float
     stream: StreamState
     fingerprint: str
-    """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
+    """Identifies the settings, the tokenizer and the SAE's shape that the state belongs to."""
+    contents: Sequence[str] = ()
+    """The hashes of `Feed.contents`; none if written before they were kept."""
     overlap: str = ""
     """Which held-out text has been seen in training text; see `TextOverlap`."""
     device: str = ""

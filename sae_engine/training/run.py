@@ -10,12 +10,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.activations.feed import Feed
+from sae_engine.activations.feed import Contents, Feed
 from sae_engine.activations.outliers import OutlierFilter
 from sae_engine.activations.stream import ActivationStream, StreamState
 from sae_engine.errors import ConfigError, UserError
@@ -131,9 +131,10 @@ class TrainingRun:
         state, damage = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self._fingerprint:
             raise UserError(
-                "The text, the tokenizer or the SAE's shape is not what this run began with, so "
+                "The data, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
+        _require_same_contents(state.contents, self._feed.contents)
         if self._model is not None:
             require_same_model(self._model, self.folder.model)
         trainer.scale, trainer.variance = state.scale, state.variance
@@ -280,6 +281,7 @@ class TrainingRun:
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,
+            contents=[contents.hash for contents in self._feed.contents],
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
             device=device_kind(self._feed.device),
         )
@@ -317,6 +319,16 @@ class TrainingRun:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
+
+
+def _require_same_contents(before: Sequence[str], now: Sequence[Contents]) -> None:
+    """Raise `UserError` if data have changed since a checkpoint; older ones do not say."""
+    for its_hash, contents in zip(before, now, strict=False):
+        if its_hash and contents.hash and its_hash != contents.hash:
+            raise UserError(
+                f"'{contents.name}' has changed since this run began, so the run cannot be "
+                "resumed; restore what it was, or start a new run."
+            )
 
 
 def _moved(before: str, now: str) -> str | None:

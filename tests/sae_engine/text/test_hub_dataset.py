@@ -320,3 +320,26 @@ def test_an_unreachable_hub_is_reported_within_seconds(tmp_path):
     message = ask(code, nowhere, tmp_path)
     assert message.startswith("The dataset 'some/texts' is not cached and the Hugging Face hub")
     assert "check the network" in message
+
+
+CONTENTS = """
+import json
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.sources import open_text_source
+
+print(json.dumps(open_text_source(DataConfig(dataset="some/texts")).contents()))
+"""
+
+
+def test_a_dataset_is_known_by_its_files_and_not_by_its_card(hub, tmp_path):
+    def contents(files: dict[str, bytes], **environment: str) -> str:
+        hub.repositories.clear()
+        hub.add("datasets", "some/texts", files)
+        return ask(CONTENTS, hub, tmp_path, **environment)
+
+    files = three_files()
+    first = contents(files)
+    assert first
+    assert contents(files | {"README.md": b"A new card."}) == first
+    assert contents(files | three_files(TEXTS[::-1])) not in ("", first)
+    assert contents(files, HF_HUB_OFFLINE="1") == ""
