@@ -271,8 +271,10 @@ class TextFeed:
         check_stop: CheckStop = never_stop,
         num_stored: int | None = None,
     ) -> Generator[Part, None, HeldoutText]:
-        wanted = num_tokens + num_tokens // 50  # some are at excluded positions
-        rows = yield from read_mixed_heldout(self._data, self._packing, wanted, check_stop)
+        excluded = self.model.excluded_ids
+        rows = yield from read_mixed_heldout(
+            self._data, self._packing, num_tokens, excluded, check_stop
+        )
         heldout = HeldoutText(self.model, rows, num_tokens, folder, num_stored)
         self.overlap = TextOverlap(heldout.ids, heldout.at)
         return heldout

@@ -6,7 +6,7 @@ activations, so most of the shuffling happens here.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +14,17 @@ from jaxtyping import Int
 
 from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, never_stop
-from sae_engine.progress import Part, result_of
+from sae_engine.progress import Part
 from sae_engine.schema.config import DataConfig
 from sae_engine.sizes import TOKENS_PER_BLOCK
-from sae_engine.text.packing import Cursor, PackedRows, Packing, each_heldout_row, training_rows
+from sae_engine.text.packing import (
+    Cursor,
+    PackedRows,
+    Packing,
+    each_heldout_row,
+    num_counted,
+    training_rows,
+)
 
 
 class RowCursor(NamedTuple):
@@ -67,21 +74,18 @@ def shuffled_rows(
     return ShuffledRows(rows, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
 
 
-def mixed_heldout_rows(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
-) -> Int[np.ndarray, "rows ctx"]:
-    """What `read_mixed_heldout` returns."""
-    return result_of(read_mixed_heldout(config, packing, num_tokens, check_stop))
-
-
 def read_mixed_heldout(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
+    config: DataConfig,
+    packing: Packing,
+    num_tokens: int,
+    excluded_ids: Collection[int],
+    check_stop: CheckStop = never_stop,
 ) -> Generator[Part, None, Int[np.ndarray, "rows ctx"]]:
-    """Rows of held-out text with at least `num_tokens` tokens, without context, or all there are.
-    More tokens only add rows at the end.
+    """Rows of held-out text with at least `num_tokens` tokens, without context and `excluded_ids`,
+    or all there are. More tokens only add rows at the end.
 
     They are mixed as the training rows are, until a dataset has no more. Raises `UserError` if one
-    has less than a row, and if rows for `num_tokens` tokens hold nothing but context.
+    has less than a row, and if rows for `num_tokens` tokens hold none that counts.
     """
     datasets = [each_heldout_row(one, packing, check_stop) for one in config.datasets]
     counts = [0] * len(datasets)
@@ -96,18 +100,24 @@ def read_mixed_heldout(
             continue
         rows.append(row)
         counts[number] += 1
-        num_found += int((row >= 0).sum()) - (packing.bos_id is not None)
+        num_found += num_counted(row, excluded_ids)
         if num_found // TOKENS_PER_BLOCK > num_reported // TOKENS_PER_BLOCK:
             num_reported = min(num_found, num_tokens)
             yield Part(num_reported, num_tokens, "tokens")
         if not num_found and len(rows) >= packing.rows_holding(num_tokens):
             break
     if not num_found:
-        raise UserError(
-            f"No held-out message is of {' or '.join(config.train_roles or ())}; name roles of "
-            f"'{config.title}' in data.train_roles."
-        )
+        raise _nothing_counts(config)
     return np.stack(rows)
+
+
+def _nothing_counts(config: DataConfig) -> UserError:
+    if not config.train_roles:
+        return UserError(f"The held-out text of '{config.title}' holds only special tokens.")
+    return UserError(
+        f"No held-out message is of {' or '.join(config.train_roles)}; name roles of "
+        f"'{config.title}' in data.train_roles."
+    )
 
 
 class MixedRows:

@@ -143,17 +143,6 @@ def training_rows(
     return _rows(config, packing, "train", cursor, num_epochs, check_stop)
 
 
-def heldout_rows(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
-) -> Int[np.ndarray, "rows ctx"]:
-    """Rows of held-out text with at least `num_tokens` tokens, or all that the dataset has.
-
-    Raises `UserError` if it has less than one row.
-    """
-    num_rows = packing.rows_holding(num_tokens)
-    return np.stack(list(islice(each_heldout_row(config, packing, check_stop), num_rows)))
-
-
 def each_heldout_row(
     config: DataConfig, packing: Packing, check_stop: CheckStop = never_stop
 ) -> Iterator[Int[np.ndarray, " ctx"]]:
@@ -178,8 +167,12 @@ def count_tokens(
 ) -> int:
     """Tokens in one epoch of the training text; context and `excluded_ids` are not counted."""
     rows = _rows(config, packing, "train", BEGINNING, 1, check_stop)
-    excluded = list(excluded_ids)
-    return sum(int((read_rows(row).counted & ~np.isin(row, excluded)).sum()) for row in rows)
+    return sum(num_counted(row, excluded_ids) for row in rows)
+
+
+def num_counted(row: Int[np.ndarray, " ctx"], excluded_ids: Collection[int]) -> int:
+    """Tokens of a row that are neither context nor in `excluded_ids`."""
+    return int((read_rows(row).counted & ~np.isin(row, list(excluded_ids))).sum())
 
 
 def _rows(

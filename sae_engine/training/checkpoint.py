@@ -95,10 +95,6 @@ class CheckpointWriter:
         except Exception as error:
             self._error = error
 
-    @property
-    def is_writing(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def wait(self) -> None:
         """Until the last checkpoint is published; raises what went wrong with it."""
         self.close()

@@ -14,7 +14,8 @@ from sae_engine.activations.stream import ActivationStream, ModelSource, SourceC
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.order import shuffled_rows
-from sae_engine.text.packing import Cursor, Packing, heldout_rows, training_rows
+from sae_engine.text.packing import Cursor, Packing, training_rows
+from tests.sae_engine.text.heldout_text import heldout_rows
 
 CTX = 16
 DATA = DataConfig(ctx_len=CTX)

@@ -14,11 +14,11 @@ from sae_engine.text.order import (
     RowCursor,
     Rows,
     ShuffledRows,
-    mixed_heldout_rows,
     shuffled_rows,
 )
-from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
+from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 from sae_engine.training.checkpoint import cursor_from_json
+from tests.sae_engine.text.heldout_text import heldout_rows, mixed_heldout_rows
 from tests.sae_engine.text.test_packing import BOS, EOS, TOKENIZER
 
 CTX = 16
@@ -199,6 +199,27 @@ def test_more_held_out_tokens_only_add_rows_at_the_end(tmp_path: Path, weights):
         assert np.array_equal(rows, longest[:num_rows])
 
 
+@pytest.mark.parametrize("excluded", [[BOS], [BOS, EOS], [BOS, EOS, 9, 10, 11]])
+def test_excluded_tokens_do_not_count_as_held_out(tmp_path: Path, excluded: list[int]):
+    """Of short documents, many tokens are eos."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(3000)))
+    config = DataConfig(dataset=str(path), ctx_len=CTX)
+    everything = mixed_heldout_rows(config, PACKING, 10**6, excluded)
+    found = (~np.isin(everything, excluded)).sum(axis=1).cumsum()
+    for wanted in (1, 50, int(found[-1]) - 1, int(found[-1])):
+        rows = mixed_heldout_rows(config, PACKING, wanted, excluded)
+        assert np.array_equal(rows, everything[: np.searchsorted(found, wanted) + 1])
+
+
+def test_held_out_text_of_special_tokens_only_is_refused(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(300)))
+    config = DataConfig(dataset=str(path), ctx_len=CTX)
+    with pytest.raises(UserError, match=r"text.txt' holds only special tokens"):
+        mixed_heldout_rows(config, PACKING, 10, range(TOKENIZER.get_vocab_size()))
+
+
 @pytest.mark.parametrize("block", [1, 40, 100])
 def test_reading_held_out_rows_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
@@ -206,7 +227,7 @@ def test_reading_held_out_rows_says_how_far_it_is(
     """After every block of tokens, and at most once a row."""
     monkeypatch.setattr(order_module, "TOKENS_PER_BLOCK", block)
     wanted = 12 * (CTX - 1)
-    parts = list(order_module.read_mixed_heldout(mixture(tmp_path, 1, 2), PACKING, wanted))
+    parts = list(order_module.read_mixed_heldout(mixture(tmp_path, 1, 2), PACKING, wanted, [BOS]))
     counts = range(CTX - 1, wanted + 1, CTX - 1)
     assert parts == [(n, wanted, "tokens") for n in counts if n // block > (n - CTX + 1) // block]
 

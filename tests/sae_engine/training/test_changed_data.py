@@ -46,7 +46,9 @@ WRITERS = {"dataset": write_text, "activations": write_activations}
 def begun(config: RunConfig, folder: RunFolder) -> None:
     """Train a step and write a checkpoint."""
     records: list[AnyRecord] = []
-    collected(train(config, folder, should_stop=stopping_at(1, StopRequest.FORCE, records)), records)
+    collected(
+        train(config, folder, should_stop=stopping_at(1, StopRequest.FORCE, records)), records
+    )
 
 
 def resumed(config: RunConfig, folder: RunFolder) -> AnyRecord:

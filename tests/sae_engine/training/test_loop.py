@@ -273,6 +273,15 @@ def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: 
     assert "fewer than the 1,500 requested" in short[0].message
 
 
+def test_short_documents_fill_the_held_out_text_without_a_notice(model_folders, tmp_path: Path):
+    """A sixth of their tokens are eos, which are never held out."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(10_000)))
+    config = config_of(model_folders["gemma2"], data={"dataset": str(path)})
+    held = TextFeed([config]).open_heldout(1500, tmp_path / "held")
+    assert 1500 <= held.num_tokens < 1500 + 32
+
+
 def test_an_epoch_is_exact_where_bos_and_eos_are_one_token(model_folders, tmp_path: Path):
     folder = tmp_path / "model"
     shutil.copytree(model_folders["gpt2"], folder)
