@@ -36,6 +36,10 @@ class RowCursor(NamedTuple):
     """Rows read from each dataset before `starts`."""
     given: int = 0
     """Always 0 without pools."""
+    ends_at_any_epoch: bool = False
+    """Whether the pool ends with the first row after which any dataset begins again: one that an
+    earlier version of this program began.
+    """
 
 
 class Rows(Protocol):
@@ -71,7 +75,8 @@ def shuffled_rows(
     rows = MixedRows(datasets, config.weights, cursor.counts)
     if pool_rows <= 1:
         return rows
-    return ShuffledRows(rows, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
+    start = rows.cursor._replace(ends_at_any_epoch=cursor.ends_at_any_epoch)
+    return ShuffledRows(rows, start, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
 
 
 def read_mixed_heldout(
@@ -140,6 +145,13 @@ class MixedRows:
     def cursor(self) -> RowCursor:
         return RowCursor(tuple(rows.cursor for rows in self._datasets), tuple(self._counts))
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which the row read last begins; always 0 in a mixture, whose datasets begin
+        again at different rows.
+        """
+        return self._datasets[0].epoch if len(self._datasets) == 1 else 0
+
     def __next__(self) -> Int[np.ndarray, " ctx"]:
         number = furthest_behind(self._counts, self._weights, range(len(self._datasets)))
         row = next(self._datasets[number])
@@ -158,17 +170,22 @@ def furthest_behind(counts: Sequence[int], weights: Sequence[float], among: Iter
 class ShuffledRows:
     """Rows in pools of `pool_rows`, each pool shuffled by itself.
 
-    A pool ends early where a dataset begins again, so that epochs do not mix. The order is a pure
-    function of (rows, `seed`, position). To continue from a cursor, one pool of text is read again.
+    Unless datasets are mixed, a pool ends early with the last row that begins in its epoch, so that
+    each epoch reads every row once. The order is a pure function of (rows, `seed`, position). To
+    continue from a cursor, one pool of text is read again.
     """
 
-    def __init__(self, rows: MixedRows, *, pool_rows: int, seed: int, given: int = 0) -> None:
-        """`rows` are where a pool begins; `given` of the pool's rows are skipped."""
+    def __init__(
+        self, rows: MixedRows, start: RowCursor, *, pool_rows: int, seed: int, given: int = 0
+    ) -> None:
+        """`rows` are at `start`, where a pool begins; `given` of the pool's rows are skipped."""
         self.packing = rows.packing
         self._rows = rows
         self._pool_rows = pool_rows
         self._seed = seed
-        self._start = rows.cursor
+        self._start = self._end = start
+        self._held: Int[np.ndarray, " ctx"] | None = None
+        """The first row of the next pool, if reading this one went so far."""
         self._given = given
         self._pool: Int[np.ndarray, "rows ctx"] | None = None
 
@@ -186,19 +203,32 @@ class ShuffledRows:
             count -= len(part)
             self._given += len(part)
             if self._given == len(self._pool):
-                self._start, self._given, self._pool = self._rows.cursor, 0, None
+                self._start, self._given, self._pool = self._end, 0, None
         return np.concatenate(parts)
 
     def _next_pool(self) -> Int[np.ndarray, "rows ctx"]:
-        """Read the pool that begins at `_start`."""
-        rows = [next(self._rows)]
-        while len(rows) < self._pool_rows and not self._begins_again():
-            rows.append(next(self._rows))
+        """Read the pool that begins at `_start`, and set its end."""
+        rows = self._rows_of_pool()
         seed = np.random.SeedSequence((self._seed, sum(self._start.counts), 2))
         order = np.argsort(seed.generate_state(len(rows), np.uint64), kind="stable")
         return np.stack([rows[number] for number in order])
 
-    def _begins_again(self) -> bool:
-        """Whether the row read last is in a later epoch of its dataset than the pool's first."""
-        now = self._rows.cursor.starts
-        return any(a.epoch > b.epoch for a, b in zip(now, self._start.starts, strict=True))
+    def _rows_of_pool(self) -> list[Int[np.ndarray, " ctx"]]:
+        """The pool's rows in reading order."""
+        rows = [next(self._rows) if self._held is None else self._held]
+        self._held, epoch = None, self._rows.epoch
+        while True:
+            self._end = self._rows.cursor
+            if len(rows) == self._pool_rows or self._ends_before_its_size():
+                return rows
+            row = next(self._rows)
+            if self._rows.epoch != epoch and not self._start.ends_at_any_epoch:
+                self._held = row
+                return rows
+            rows.append(row)
+
+    def _ends_before_its_size(self) -> bool:
+        return self._start.ends_at_any_epoch and any(
+            now.epoch > first.epoch
+            for now, first in zip(self._end.starts, self._start.starts, strict=True)
+        )

@@ -102,6 +102,8 @@ class PackedRows:
         """`read(n)` yields the documents whose number is at least `n`."""
         self.packing = packing
         self.cursor = cursor
+        self.epoch = cursor.epoch
+        """The epoch in which the row read last begins."""
         tokenized = _tokenized(packing, read, cursor, num_epochs)
         self._documents = interruptible(tokenized, check_stop)
         self._current: Tokens | None = None
@@ -115,6 +117,7 @@ class PackedRows:
         parts: list[np.ndarray] = []
         while wanted:
             at, ids, is_last = self._current or next(self._documents)
+            self.epoch = self.epoch if parts else at.epoch
             taken, rest = ids[:wanted], ids[wanted:]
             parts.append(taken)
             wanted -= len(taken)

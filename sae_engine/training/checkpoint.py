@@ -145,8 +145,11 @@ def cursor_from_json(saved: list[Any]) -> SourceCursor:
     """A position in the corpus from its JSON."""
     if isinstance(saved[0], int):
         return Cursor(*saved)
-    starts, counts, given = saved
-    return RowCursor(tuple(Cursor(*start) for start in starts), tuple(counts), given)
+    starts, counts, given, *rest = saved
+    ends_at_any_epoch = rest[0] if rest else True  # until pools were kept whole in mixtures
+    return RowCursor(
+        tuple(Cursor(*start) for start in starts), tuple(counts), given, ends_at_any_epoch
+    )
 
 
 def saved_position(folder: RunFolder) -> tuple[int, int]:
