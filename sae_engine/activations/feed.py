@@ -126,7 +126,7 @@ def open_feed(configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) 
     `check_stop` is called while opening and during the work that is done once for all runs.
     """
     if configs[0].data.activations:
-        return FileFeed(configs[0], check_stop)
+        return FileFeed(configs, check_stop)
     return TextFeed(configs, check_stop)
 
 
@@ -283,19 +283,20 @@ class TextFeed:
 class FileFeed:
     """Activation files; the language model is loaded only to build features."""
 
-    def __init__(self, config: RunConfig, check_stop: CheckStop = never_stop) -> None:
+    def __init__(self, configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) -> None:
+        config = self._config = configs[0]
         assert config.data.activations is not None
-        self._config = config
         self._files = open_activation_set(config.data.activations)
         if self._files.has_tokens:
             require_token_ids(self._files, vocab_size(config.model, check_stop))
         self.device = resolve_device(config.model)
         self.overlap: TextOverlap | None = None
         self._model: LanguageModel | None = None
+        self._repetition = _repetition(configs, self.num_train_tokens)
 
     @property
     def notices(self) -> list[str]:
-        return [] if self._model is None else self._model.notices
+        return [*self._repetition, *([] if self._model is None else self._model.notices)]
 
     def hook_of(self, config: RunConfig) -> int:
         return 0
@@ -349,3 +350,14 @@ class FileFeed:
         return HeldoutFiles(self._files, num_tokens, check_stop, num_stored)
 
     def close(self) -> None: ...
+
+
+def _repetition(configs: Sequence[RunConfig], num_tokens: int) -> list[str]:
+    """A sentence if training asks for more than the files' `num_tokens` without saying so."""
+    most = max(0 if c.sae.pretrained else c.train.total_tokens or 0 for c in configs)
+    if most <= num_tokens:
+        return []
+    return [
+        f"The activation files hold {num_tokens:,} training tokens, fewer than the {most:,} of "
+        "train.total_tokens, so training reads them more than once."
+    ]

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from sae_engine.activations import files as activation_files
 from sae_engine.activations import stream as activations
 from sae_engine.activations import writer
+from sae_engine.activations.feed import FileFeed
 from sae_engine.activations.files import FileSource, HeldoutFiles, open_activation_set
 from sae_engine.activations.writer import save_activations
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.model.language_model import LanguageModel
+from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import NoticeRecord, PlanRecord
 from sae_engine.text.packing import Cursor
@@ -297,6 +299,35 @@ def test_breaks_of_the_text_are_read_from_all_held_out_files(tmp_path: Path):
 def test_an_unusable_file_is_named_with_the_remedy(make, message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         open_activation_set(make(tmp_path))
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+@pytest.mark.parametrize(("tokens", "is_repeated"), [(2000, True), (3410, True), (3414, False)])
+def test_files_that_are_read_again_are_reported_unless_epochs_are_asked_for(
+    config: RunConfig, tmp_path: Path, tokens: int, is_repeated: bool, epochs: int | None
+):
+    write(tmp_path / "a.safetensors", tokens, 32)
+    sizes = {"total_tokens": None if epochs else 3072, "num_epochs": epochs}
+    train_config = config.train.model_copy(update=sizes)
+    config = from_files(config.model_copy(update={"train": train_config}), tmp_path)
+    said = FileFeed([config]).notices
+    assert len(said) == (is_repeated and not epochs)
+    assert all("fewer than the 3,072 of train.total_tokens" in notice for notice in said)
+
+
+@pytest.mark.parametrize("phase", ["saving held-out activations", "saving activations"])
+def test_a_folder_whose_saving_was_interrupted_is_refused(
+    config: RunConfig, tmp_path: Path, phase: str
+):
+    saving = save_activations(config, tmp_path / "saved")
+    for record in saving:
+        if getattr(record, "phase", "") == phase:
+            break
+    saving.close()
+    with pytest.raises(ConfigError, match=r"saved' was interrupted, so some are missing; delete"):
+        open_activation_set(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="was interrupted"):
+        check_config(from_files(config, tmp_path / "saved"))
 
 
 @pytest.mark.parametrize(("first", "last"), [(99_999, 1), (1, -100), (8192, 8192)])
