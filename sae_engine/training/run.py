@@ -211,7 +211,7 @@ class TrainingRun:
         yield from self._heldout.open()
         if _due(step, config.eval_every):
             yield PhaseRecord(phase="evaluating")
-            yield self._metrics(self._evaluate(config.eval_tokens))
+            yield self._metrics(self._evaluate())
         if _due(step, config.ce_every):
             yield from self._cross_entropy()
         if _due(step, config.snapshot_every):
@@ -226,7 +226,10 @@ class TrainingRun:
         self._checkpoints.wait()
         yield from self._heldout.open()
         yield PhaseRecord(phase="evaluating")
-        yield self._metrics(self._evaluate(self.config.data.heldout_tokens))
+        values = self._evaluate()
+        if self.config.data.heldout_tokens != self.config.train.eval_tokens:
+            values = self._heldout.reconstruction(self._folded(), self.config.data.heldout_tokens)
+        yield self._metrics(values)
         yield PhaseRecord(phase="building the feature index")
         yield from self._heldout.index(self._folded(), self.trainer.steps_done, final=True)
         yield from self._cross_entropy()
@@ -258,9 +261,10 @@ class TrainingRun:
             step=step, tokens=self._tokens(step), time=self._seconds(), values=dict(self._measured)
         )
 
-    def _evaluate(self, num_tokens: int) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
+        """Held-out metrics on the tokens on which all SAEs of the run are compared."""
         sae = self._folded()
-        values = self._heldout.reconstruction(sae, num_tokens)
+        values = self._heldout.reconstruction(sae, self.config.train.eval_tokens)
         if values["eval_fvu"] < self._best_fvu:
             self._best_fvu = values["eval_fvu"]
             publish_sae(sae, self.folder.best, self.config, self._hook_name)
