@@ -60,7 +60,9 @@ class TrainingRun:
         feed: Feed,
         heldout: SharedHeldout,
         stop: StopSwitch,
+        step: int = 0,
     ) -> None:
+        """`step` is that of the checkpoint to resume from; 0 for a new run."""
         self.config = config
         self.folder = folder
         self.stop = stop
@@ -87,7 +89,7 @@ class TrainingRun:
         self._fingerprint = _fingerprint(config, feed)
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop, self._ending)
-        self._trackers = open_trackers(config, folder)
+        self._trackers = open_trackers(config, folder, step)
         self._announced_outliers = False
         self._best_fvu = math.inf
         self._seconds_before = 0.0
