@@ -41,7 +41,7 @@ READING = "reading held-out text"
 """The phase, in words."""
 NO_FEATURES = (
     "The activation files hold no token ids, so this run has no features to show; its metrics are "
-    "measured as always."
+    "measured as usual."
 )
 
 
@@ -189,10 +189,10 @@ class HeldoutWork:
         """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; none if
         their text is not known.
         """
-        yield PhaseRecord(phase="loading the whole language model")
         heldout = self._shared.heldout
         if heldout.ids is None or heldout.at is None:
             return {}
+        yield PhaseRecord(phase="loading the whole language model")
         model = self._shared.feed.load_model(self._check_stop)
         if model is None:
             return {}

@@ -21,7 +21,7 @@ from sae_engine.files import RunFolder
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import NoticeRecord, PlanRecord
+from sae_engine.schema.records import NoticeRecord, PhaseRecord, PlanRecord
 from sae_engine.text.packing import Cursor
 from sae_engine.training.loop import train
 from tests.sae_engine.training.test_loop import collected, config_of, losses
@@ -62,9 +62,11 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
     assert "--load-activations" in records[-1].message
     assert len(list(saved.glob("train-*.safetensors"))) > 1
     live, filed = RunFolder(tmp_path / "live"), RunFolder(tmp_path / "filed")
-    expected = losses(collected(train(config, live)))
+    read = collected(train(config, live))
     again = collected(train(from_files(config, saved), filed))
-    assert losses(again) == expected
+    assert losses(again) == losses(read)
+    loading = PhaseRecord(phase="loading the whole language model")
+    assert [loading in found for found in (read, again)] == [True, False]
     for name, tensor in load_file(live.sae).items():
         assert torch.equal(load_file(filed.sae)[name], tensor)
     assert filed.snapshots() == live.snapshots()
