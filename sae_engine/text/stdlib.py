@@ -26,7 +26,7 @@ from sae_engine.text.duplicates import shared_fractions
 EMBEDDED_CORPUS = "python-stdlib"
 HELDOUT_PERCENT = 12
 MOST_SHARED = 0.05
-"""Largest fraction of a held-out document that may stand in training text."""
+"""Largest fraction of a held-out document that may occur in training text."""
 DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
 SHORTEST_DOCUMENT_CHARS = 120

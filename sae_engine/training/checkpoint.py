@@ -62,8 +62,8 @@ class UnreadableCheckpointError(UserError):
 
 
 def device_kind(device: torch.device) -> str:
-    """What the bits of a run depend on besides its configuration: a GPU's name, or the vector
-    instructions of a CPU.
+    """The hardware on which the bits of a run depend: a GPU's name, or the vector instructions of a
+    CPU. On a CPU they also depend on the number of threads, which is not kept.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
