@@ -82,7 +82,7 @@ class Feed(Protocol):
 
     @property
     def division(self) -> Division | None:
-        """What a document of the text is, where that is known."""
+        """How the text is divided into documents, if known."""
         ...
 
     @property
@@ -99,7 +99,7 @@ class Feed(Protocol):
 
     @property
     def contents(self) -> Sequence[Contents]:
-        """What tells the data, of all datasets in order, from other data at the same place."""
+        """What each dataset is recognized by when a run resumes."""
         ...
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:

@@ -184,8 +184,8 @@ def _round_up(count: int, unit: int) -> int:
 
 
 def _reserve(file: Path, num_bytes: int) -> None:
-    """Allocate a file that will be written through memory, where a full disk would kill the process
-    instead of raising. Does nothing on systems without `posix_fallocate`.
+    """Allocate a file before it is written through memory, where a full disk would kill the process
+    instead of raising an error. Does nothing on systems without `posix_fallocate`.
     """
     with file.open("wb") as made:
         if hasattr(os, "posix_fallocate"):

@@ -37,11 +37,11 @@ class Helper:
     """A process that runs `serve(connection, *args)` on one device.
 
     It uses as many threads as the trainer, because the order of sums depends on them. It ends when
-    the trainer's end of the pipe closes, however that comes about.
+    the trainer's end of the pipe closes, for whatever reason.
     """
 
     def __init__(self, kind: str, device: str, serve: Callable[..., None], *args: object) -> None:
-        """`kind` says in messages what it is."""
+        """`kind` names it in messages."""
         context = get_context("spawn")  # CUDA does not survive a fork
         self.connection, theirs = context.Pipe()
         self._process = context.Process(

@@ -61,7 +61,7 @@ class HubDataset:
         if self._name.lower() in _FILE_READERS:
             raise ConfigError.of(
                 "data.dataset",
-                f"'{self._name}' is no dataset but a kind of file; give the path of the file or "
+                f"'{self._name}' is a file type, not a dataset; give the path of the file or "
                 "folder to read.",
             )
         if not _HUB_ID.fullmatch(self._name):

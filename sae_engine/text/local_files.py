@@ -44,7 +44,7 @@ class LocalFiles:
         self._chat = chat
 
     def require(self) -> None:
-        """The hub is not asked."""
+        """Makes no request to the hub."""
 
     def division(self) -> Division | None:
         files = self._files()

@@ -1,7 +1,7 @@
 """How much of the held-out text also occurs in the training text, by runs of 13 tokens.
 
-`activations` shows every row that a run trains on to the overlap of its held-out text; `training`
-reports the share as a metric and keeps what was seen in checkpoints.
+`activations` passes it every row that a run trains on; `training` reports the share as a metric and
+keeps what was seen in checkpoints.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class TextSource(Protocol):
         ...
 
     def division(self) -> Division | None:
-        """What a document is in plain text; None for rows, or if it differs between files.
+        """How plain text is divided into documents; None for rows, or if files differ.
 
         Raises `ConfigError`.
         """

@@ -52,7 +52,7 @@ class EmbeddedCorpus:
         """Nothing to check: it is always available."""
 
     def require(self) -> None:
-        """The hub is not asked."""
+        """Makes no request to the hub."""
 
     def division(self) -> None:
         return None

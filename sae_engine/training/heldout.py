@@ -144,7 +144,7 @@ class HeldoutWork:
         """Tokens whose activation has a larger norm are left out of everything; set it first."""
 
     def open(self) -> Iterator[AnyRecord]:
-        """Read the held-out text; the first time, say so, and whether it is shorter than wanted."""
+        """Read the held-out text; report it once, and whether it is shorter than wanted."""
         if self._announced:
             return
         yield from self._shared.opening(self._check_stop)

@@ -110,8 +110,8 @@ class TrainingRun:
         return self._tokens(self.trainer.steps_done)
 
     def begin(self, first_window: Float[Tensor, "n d_in"]) -> Iterator[AnyRecord]:
-        """Start from scratch: the first activations determine the limit for outliers, the input
-        scale and the first weights. Yields a notice if they are all the same.
+        """Start a new run: set the outlier limit, the input scale and the first weights from the
+        first activations. Yields a notice if they are all the same.
         """
         if self._model is not None:
             self._model.save(self.folder.model)
@@ -296,8 +296,8 @@ class TrainingRun:
     def _folded(self) -> TopKSAE:
         """The current SAE on raw activations, for everything that is published.
 
-        Raises `NonFiniteLossError` unless all its weights are finite; the loss, which is looked at
-        only at logged steps, shows that too late or not at all.
+        Raises `NonFiniteLossError` unless all its weights are finite; the loss is read only at
+        logged steps, which may be too late.
         """
         self.steps.fetch()
         sae = self.trainer.sae.folded(self.trainer.scale)
@@ -328,7 +328,9 @@ class TrainingRun:
 
 
 def _require_same_contents(before: Sequence[str], now: Sequence[Contents]) -> None:
-    """Raise `UserError` if data have changed since a checkpoint; older ones do not say."""
+    """Raise `UserError` if data have changed since the checkpoint, unless an earlier version wrote
+    it, which kept no hashes.
+    """
     for its_hash, contents in zip(before, now, strict=False):
         if its_hash and contents.hash and its_hash != contents.hash:
             raise UserError(
@@ -368,7 +370,9 @@ def _budget(config: RunConfig, feed: Feed) -> Budget:
 
 
 def _fingerprint(config: RunConfig, feed: Feed) -> str:
-    """Identifies what a checkpoint depends on: the data, the hook point and the SAE's shape."""
+    """Identifies what a checkpoint depends on: the order of the data, the hook point and the SAE's
+    shape.
+    """
     same = config.model_dump(
         mode="json",
         include={

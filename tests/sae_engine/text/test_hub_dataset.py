@@ -294,7 +294,7 @@ def test_damaged_data_is_named_by_its_document(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "ImageFolder"])
 def test_a_reader_of_files_is_no_dataset(name):
-    with pytest.raises(ConfigError, match=f"'{name}' is no dataset but a kind of file"):
+    with pytest.raises(ConfigError, match=f"'{name}' is a file type, not a dataset"):
         list(documents(DataConfig(dataset=name), "train"))
 
 
