@@ -33,6 +33,7 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
 )
+from sae_engine.text.stdlib import EMBEDDED_CORPUS
 from sae_engine.training.checkpoint import (
     CheckpointWriter,
     TrainState,
@@ -87,6 +88,7 @@ class TrainingRun:
             dead_feature_threshold=self.trainer.dead_threshold,
         )
         self._fingerprint = _fingerprint(config, feed)
+        self._contents = feed.contents
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop, self._ending)
         self._trackers = open_trackers(config, folder, step)
@@ -136,7 +138,7 @@ class TrainingRun:
                 "The data, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
-        _require_same_contents(state.contents, self._feed.contents)
+        _require_same_contents(state.contents, self._contents)
         if self._model is not None:
             require_same_model(self._model, self.folder.model)
         trainer.scale, trainer.variance = state.scale, state.variance
@@ -287,7 +289,7 @@ class TrainingRun:
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,
-            contents=[contents.hash for contents in self._feed.contents],
+            contents=[contents.hash for contents in self._contents],
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
             device=device_kind(self._feed.device),
         )
@@ -333,9 +335,11 @@ def _require_same_contents(before: Sequence[str], now: Sequence[Contents]) -> No
     """
     for its_hash, contents in zip(before, now, strict=False):
         if its_hash and contents.hash and its_hash != contents.hash:
+            is_embedded = contents.name == EMBEDDED_CORPUS
+            remedy = "use the same version of Python" if is_embedded else "restore its files"
             raise UserError(
                 f"'{contents.name}' has changed since this run began, so the run cannot be "
-                "resumed; restore what it was, or start a new run."
+                f"resumed; {remedy}, or start a new run."
             )
 
 

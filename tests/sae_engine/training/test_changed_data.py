@@ -89,8 +89,14 @@ def test_data_that_cannot_be_compared_are_taken_for_the_same(before: list[str], 
 
 def test_of_a_mixture_the_dataset_that_changed_is_named():
     now = [Contents("first", "a"), Contents("second", "c")]
-    with pytest.raises(UserError, match="'second' has changed"):
+    with pytest.raises(UserError, match=r"'second' has changed .* restore its files, or"):
         _require_same_contents(["a", "b"], now)
+
+
+def test_another_python_is_named_where_the_embedded_corpus_changed():
+    now = [Contents("python-stdlib", "b")]
+    with pytest.raises(UserError, match="use the same version of Python, or start a new run"):
+        _require_same_contents(["a"], now)
 
 
 def test_the_embedded_corpus_is_known_by_its_text(model_folders, monkeypatch):
