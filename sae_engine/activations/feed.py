@@ -190,20 +190,33 @@ class TextFeed:
             return None
         return open_text_source(self._data, self._text_notices).division()
 
-    @cached_property
+    # Type checkers do not accept a `cached_property` for a property of a protocol.
+    @property
     def num_train_tokens(self) -> int:
+        return self._num_train_tokens
+
+    @cached_property
+    def _num_train_tokens(self) -> int:
         excluded = self.model.excluded_ids
         return count_tokens(self._data, self._packing, excluded, self._check_stop)
 
-    @cached_property
+    @property
     def contents(self) -> Sequence[Contents]:
+        return self._contents
+
+    @cached_property
+    def _contents(self) -> Sequence[Contents]:
         return [
             Contents(data.dataset, open_text_source(data, self._text_notices).contents())
             for data in self._data.datasets
         ]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self._packing.tokenizer.to_str().encode())
         for data in self._data.datasets:
             rows = training_rows(data, self._packing, check_stop=self._check_stop)
@@ -325,8 +338,12 @@ class FileFeed:
         described = json.dumps([files, self._files.d_in, self._config.data.seed])
         return hashlib.sha256(described.encode()).hexdigest()
 
-    @cached_property
+    @property
     def contents(self) -> Sequence[Contents]:
+        return self._contents
+
+    @cached_property
+    def _contents(self) -> Sequence[Contents]:
         return [Contents(str(self._config.data.activations), self._files.contents())]
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:

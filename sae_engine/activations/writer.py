@@ -5,7 +5,7 @@ Called by the command line and notebooks; the files are read by `files`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -28,7 +28,7 @@ TOKENS_PER_FILE = 2**18
 
 def save_activations(
     config: RunConfig, folder: Path, check_stop: CheckStop = never_stop
-) -> Iterator[AnyRecord]:
+) -> Generator[AnyRecord]:
     """Write the training and held-out activations of a run of `config` to files in `folder`.
 
     A run with `data.activations` naming the folder then equals one that reads the text. Yields

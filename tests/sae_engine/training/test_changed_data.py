@@ -15,7 +15,7 @@ from sae_engine.activations.feed import Contents, TextFeed
 from sae_engine.errors import UserError
 from sae_engine.files import RunFolder
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import AnyRecord, StopRequest
+from sae_engine.schema.records import AnyRecord, EndRecord, StopRequest
 from sae_engine.text import stdlib
 from sae_engine.training.loop import train
 from sae_engine.training.run import _require_same_contents
@@ -51,10 +51,11 @@ def begun(config: RunConfig, folder: RunFolder) -> None:
     )
 
 
-def resumed(config: RunConfig, folder: RunFolder) -> AnyRecord:
+def resumed(config: RunConfig, folder: RunFolder) -> EndRecord:
     records: list[AnyRecord] = []
     stop = stopping_at(2, StopRequest.FORCE, records)
     collected(train(config, folder, should_stop=stop, resume=True), records)
+    assert isinstance(records[-1], EndRecord)
     return records[-1]
 
 
@@ -106,5 +107,5 @@ def test_the_embedded_corpus_is_known_by_its_text(model_folders, monkeypatch):
     assert len(before.hash) == 64
     documents = stdlib.named_documents()
     monkeypatch.setattr(stdlib, "named_documents", lambda: documents[:-1])
-    del feed.contents
+    del feed._contents
     assert feed.contents[0].hash != before.hash
