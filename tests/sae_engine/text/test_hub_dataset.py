@@ -158,7 +158,7 @@ def test_a_mixture_reads_a_dataset_of_the_hub_beside_a_local_file(hub, tmp_path)
     assert found[0] == found[1]
     rows, again, counts = found[0]
     assert rows == again
-    assert counts == [114, 38]  # of the rows in the first three pools
+    assert counts == [113, 37]  # of the 150 rows in the first three pools
 
 
 def test_num_samples_ends_reading_early(hub, tmp_path):
