@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ class TrainState(NamedTuple):
     stream: StreamState
     fingerprint: str
     """Identifies the settings, the tokenizer and the SAE's shape that the state belongs to."""
-    contents: Sequence[str] = ()
+    contents: tuple[str, ...] = ()
     """The hashes of `Feed.contents`; none if written before they were kept."""
     overlap: str = ""
     """Which held-out text has been seen in training text; see `TextOverlap`."""
@@ -138,7 +138,8 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
     trainer.load_(tensors)
     window, offset, cursor = described.pop("stream")
     stream = StreamState(window, offset, cursor_from_json(cursor))
-    return TrainState(stream=stream, **described), notice
+    contents = tuple(described.pop("contents", ()))
+    return TrainState(stream=stream, contents=contents, **described), notice
 
 
 def cursor_from_json(saved: list[Any]) -> SourceCursor:

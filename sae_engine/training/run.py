@@ -289,7 +289,7 @@ class TrainingRun:
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,
-            contents=[contents.hash for contents in self._contents],
+            contents=tuple(contents.hash for contents in self._contents),
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
             device=device_kind(self._feed.device),
         )
