@@ -61,12 +61,14 @@ def main() -> None:
         behind: list[float] = []
         published: list[float] = []
         for _ in range(REPEATS):
+            folder.checkpoint.unlink(missing_ok=True)
             began = time.perf_counter()
             held_up = seconds(lambda: writer.save(trainer, STATE))
-            while writer.is_writing:
+            while not folder.checkpoint.exists():
                 held_up += step() - usual
             published.append(time.perf_counter() - began)
             behind.append(held_up)
+        writer.wait()
         size = folder.checkpoint.stat().st_size / 2**20
     print(
         f"checkpoint {size:.0f} MiB, step {usual:.3f} s, foreground {median(foreground):.2f} s, "

@@ -96,6 +96,11 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
+    def wandb_id(self) -> Path:
+        """The id of the run at Weights & Biases, under which it goes on when it is resumed."""
+        return self.path / "wandb_id.txt"
+
+    @property
     def index_corpus(self) -> Path:
         """Held-out activations, removed when the run ends."""
         return self.path / "index_corpus"

@@ -32,6 +32,8 @@ from sae_engine.text.sources import documents, open_text_source
 EMBEDDED_MODEL = "tiny-gemma2"
 CHECKED_CONVERSATIONS = 1_000
 """Conversations in which roles to train on are looked for."""
+UNFINISHED = "unfinished"
+"""A file in a folder to which activations are still being saved."""
 MODEL_REMEDY = f"use a local folder or the embedded '{EMBEDDED_MODEL}'"
 
 
@@ -162,6 +164,11 @@ def activation_paths(path: Path | str) -> list[Path]:
     """The files of an activation set: the file itself, or a folder's, in order of their names."""
     path = user_path(path)
     if path.is_dir():
+        if (path / UNFINISHED).exists():
+            raise _unusable_activations(
+                f"Saving the activations in '{path}' was interrupted, so some are missing; delete "
+                "the folder and save them again."
+            )
         files = sorted(path.glob("*.safetensors"))
         if not files:
             raise _unusable_activations(f"The folder '{path}' holds no .safetensors file.")

@@ -1,4 +1,6 @@
-"""How much is processed at once, and kept. These sizes determine memory, never results."""
+"""Batch and buffer sizes. `TOKENS_PER_BLOCK` sets the order of training, and so its results; the
+others set only memory and speed, apart from rounding.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from sae_engine.schema.config import RunConfig
 TOKENS_PER_FORWARD = 4096
 """Tokens that the language model reads in one call."""
 TOKENS_PER_BLOCK = 32_768
-"""Tokens that are extracted and shuffled together; an activation waits for at most two blocks."""
+"""Tokens that are extracted and shuffled together; an activation waits for at most two blocks. Rows
+of text are shuffled before that only in pools larger than this.
+"""
 ENTRIES_PER_SORT = 2**25
 """Entries of a feature index that are sorted at once: 16 bytes each."""
 LOGITS_PER_CHUNK = 2**26

@@ -14,7 +14,7 @@ from sae_engine.interop.push import PushedRun
 
 
 def pushed_run(settings: Settings, session: Session, row: RunRow) -> PushedRun:
-    """A run's SAE and its figures; raises `ConflictError` for a run that is active or has no SAE."""
+    """A run's SAE and its figures; raises `ConflictError` for an active run or one without SAE."""
     folder = settings.run_folder(row.id)
     if row.status in store.ACTIVE:
         raise ConflictError(

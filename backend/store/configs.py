@@ -10,6 +10,7 @@ from backend.errors import ConflictError
 from backend.store.models import RunRow
 from sae_engine.schema.config import ADDED_LATER, RunConfig
 from sae_engine.schema.fields import is_tree, merge
+from sae_engine.schema.problems import message_of
 
 UNREADABLE = "UnreadableConfig"
 """Type of the error of a run whose stored configuration is invalid."""
@@ -45,7 +46,7 @@ def readable_config(row: RunRow) -> Readable:
     except ValidationError as error:
         problems = error.errors(include_url=False)
     where = "; ".join(
-        f"{'.'.join(map(str, p['loc'])) or 'all'}: {p['msg'].removeprefix('Value error, ')}"
+        f"{'.'.join(map(str, p['loc'])) or 'all'}: {message_of(p).rstrip('.')}"
         for p in problems[:SHOWN_PROBLEMS]
     )
     problem = f"This version cannot read the settings of the run '{row.name}' ({where})."

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
     from sae_engine.files import RunFolder
     from sae_engine.interop.export import export_saelens
     from sae_engine.presets import resolve_config
-    from sae_engine.text.packing import Packing, heldout_rows
+    from sae_engine.text.packing import Packing, each_heldout_row
     from sae_engine.training.loop import train
 
     config = resolve_config("tiny", {})
@@ -85,7 +86,8 @@ def prepare(folder: Path, run: Path | None, num_tokens: int) -> None:
     export_saelens(RunFolder(run), folder / "saelens")
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     packing = Packing(tokenizer, config.data.ctx_len, BOS, EOS)
-    np.save(folder / "rows.npy", heldout_rows(config.data, packing, num_tokens))
+    rows = islice(each_heldout_row(config.data, packing), packing.rows_holding(num_tokens))
+    np.save(folder / "rows.npy", np.stack(list(rows)))
 
 
 def ours(folder: Path, num_tokens: int) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -46,6 +46,14 @@ from sae_engine.text.sources import open_text_source
 TextSource = ModelSource | SharedReading
 
 
+class Contents(NamedTuple):
+    """What a dataset, or a set of activation files, is recognized by."""
+
+    name: str
+    hash: str
+    """Empty if it is not known."""
+
+
 class Feed(Protocol):
     """Where the activations of a pass come from."""
 
@@ -74,7 +82,7 @@ class Feed(Protocol):
 
     @property
     def division(self) -> Division | None:
-        """What a document of the text is, where that is known."""
+        """How the text is divided into documents, if known."""
         ...
 
     @property
@@ -84,7 +92,14 @@ class Feed(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes with the training data and its order."""
+        """A hash of what determines the order of the training data: settings, tokenizer and the
+        first rows of text, or the names and lengths of activation files.
+        """
+        ...
+
+    @property
+    def contents(self) -> Sequence[Contents]:
+        """What each dataset is recognized by when a run resumes."""
         ...
 
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:
@@ -111,7 +126,7 @@ def open_feed(configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) 
     `check_stop` is called while opening and during the work that is done once for all runs.
     """
     if configs[0].data.activations:
-        return FileFeed(configs[0], check_stop)
+        return FileFeed(configs, check_stop)
     return TextFeed(configs, check_stop)
 
 
@@ -175,6 +190,7 @@ class TextFeed:
             return None
         return open_text_source(self._data, self._text_notices).division()
 
+    # Type checkers do not accept a `cached_property` for a property of a protocol.
     @property
     def num_train_tokens(self) -> int:
         return self._num_train_tokens
@@ -183,6 +199,17 @@ class TextFeed:
     def _num_train_tokens(self) -> int:
         excluded = self.model.excluded_ids
         return count_tokens(self._data, self._packing, excluded, self._check_stop)
+
+    @property
+    def contents(self) -> Sequence[Contents]:
+        return self._contents
+
+    @cached_property
+    def _contents(self) -> Sequence[Contents]:
+        return [
+            Contents(data.dataset, open_text_source(data, self._text_notices).contents())
+            for data in self._data.datasets
+        ]
 
     @property
     def fingerprint(self) -> str:
@@ -257,8 +284,10 @@ class TextFeed:
         check_stop: CheckStop = never_stop,
         num_stored: int | None = None,
     ) -> Generator[Part, None, HeldoutText]:
-        wanted = num_tokens + num_tokens // 50  # some are at excluded positions
-        rows = yield from read_mixed_heldout(self._data, self._packing, wanted, check_stop)
+        excluded = self.model.excluded_ids
+        rows = yield from read_mixed_heldout(
+            self._data, self._packing, num_tokens, excluded, check_stop
+        )
         heldout = HeldoutText(self.model, rows, num_tokens, folder, num_stored)
         self.overlap = TextOverlap(heldout.ids, heldout.at)
         return heldout
@@ -267,19 +296,20 @@ class TextFeed:
 class FileFeed:
     """Activation files; the language model is loaded only to build features."""
 
-    def __init__(self, config: RunConfig, check_stop: CheckStop = never_stop) -> None:
+    def __init__(self, configs: Sequence[RunConfig], check_stop: CheckStop = never_stop) -> None:
+        config = self._config = configs[0]
         assert config.data.activations is not None
-        self._config = config
         self._files = open_activation_set(config.data.activations)
         if self._files.has_tokens:
             require_token_ids(self._files, vocab_size(config.model, check_stop))
         self.device = resolve_device(config.model)
         self.overlap: TextOverlap | None = None
         self._model: LanguageModel | None = None
+        self._repetition = _repetition(configs, self.num_train_tokens)
 
     @property
     def notices(self) -> list[str]:
-        return [] if self._model is None else self._model.notices
+        return [*self._repetition, *([] if self._model is None else self._model.notices)]
 
     def hook_of(self, config: RunConfig) -> int:
         return 0
@@ -308,6 +338,14 @@ class FileFeed:
         described = json.dumps([files, self._files.d_in, self._config.data.seed])
         return hashlib.sha256(described.encode()).hexdigest()
 
+    @property
+    def contents(self) -> Sequence[Contents]:
+        return self._contents
+
+    @cached_property
+    def _contents(self) -> Sequence[Contents]:
+        return [Contents(str(self._config.data.activations), self._files.contents())]
+
     def load_model(self, check_stop: CheckStop = never_stop) -> LanguageModel | None:
         if self._model is None and self._files.has_tokens:
             self._model = LanguageModel.load(self._config.model, check_stop=check_stop)
@@ -329,3 +367,14 @@ class FileFeed:
         return HeldoutFiles(self._files, num_tokens, check_stop, num_stored)
 
     def close(self) -> None: ...
+
+
+def _repetition(configs: Sequence[RunConfig], num_tokens: int) -> list[str]:
+    """A sentence if training asks for more than the files' `num_tokens` without saying so."""
+    most = max(0 if c.sae.pretrained else c.train.total_tokens or 0 for c in configs)
+    if most <= num_tokens:
+        return []
+    return [
+        f"The activation files hold {num_tokens:,} training tokens, fewer than the {most:,} of "
+        "train.total_tokens, so training reads them more than once."
+    ]

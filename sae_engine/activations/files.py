@@ -28,6 +28,7 @@ from sae_engine.files import published_file
 from sae_engine.interrupt import CheckStop, never_stop
 from sae_engine.preflight import activation_paths
 from sae_engine.sizes import TOKENS_PER_FORWARD
+from sae_engine.text.contents import contents_hash
 from sae_engine.text.packing import Cursor
 
 HELDOUT_FRACTION = 0.1
@@ -65,6 +66,16 @@ class ActivationSet(NamedTuple):
     @property
     def num_train_tokens(self) -> int:
         return sum(part.last - part.first for part in self.train)
+
+    def contents(self) -> str:
+        """See `contents_hash`; raises `ConfigError`."""
+        files = {part.path.name: part.path for part in (*self.train, *self.heldout)}
+        try:
+            return contents_hash(files)
+        except OSError as error:
+            raise _unusable(
+                f"'{error.filename}' is not a readable file: {cause_of(error)}."
+            ) from error
 
 
 def write_activation_file(

@@ -124,13 +124,12 @@ class HeldoutText:
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        self._dtype = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
         self._values: list[Tensor] = []
         for number, hook in enumerate(model.hooks):
             file, size = folder / f"hook_{number}", self.num_stored * hook.d_in
             with room_needed(file):
-                _reserve(file, size * self._dtype.itemsize)
-            values = torch.from_file(str(file), shared=True, size=size, dtype=self._dtype)
+                _reserve(file, size * hook.dtype.itemsize)
+            values = torch.from_file(str(file), shared=True, size=size, dtype=hook.dtype)
             self._values.append(values.view(self.num_stored, hook.d_in))
 
     def read(
@@ -170,11 +169,10 @@ class HeldoutText:
         return slice(int(self.row_starts[first]), int(self.row_starts[end]))
 
     def _compute(self, first: int, check_stop: CheckStop) -> list[Float[Tensor, "n d_in"]]:
-        """The activations of the call from row `first` on at every hook, as they are stored."""
+        """The activations of the call from row `first` on at every hook."""
         part = slice(first, first + self._rows_per_call)
         ids, at = torch.from_numpy(self.ids[part]), torch.from_numpy(self.at[part])
-        computed = extract(self._model, ids, check_stop, at=at)
-        return [values.to("cpu", self._dtype) for values in computed]
+        return [values.cpu() for values in extract(self._model, ids, check_stop, at=at)]
 
     def close(self) -> None:
         """Remove the files; their memory is freed with the last view of it."""
@@ -186,8 +184,8 @@ def _round_up(count: int, unit: int) -> int:
 
 
 def _reserve(file: Path, num_bytes: int) -> None:
-    """Allocate a file that will be written through memory, where a full disk would kill the process
-    instead of raising. Does nothing on systems without `posix_fallocate`.
+    """Allocate a file before it is written through memory, where a full disk would kill the process
+    instead of raising an error. Does nothing on systems without `posix_fallocate`.
     """
     with file.open("wb") as made:
         if hasattr(os, "posix_fallocate"):

@@ -51,7 +51,7 @@ def largest_norm(median: float, multiple: float | None) -> float:
 
 
 def is_outlier(x: Float[Tensor, "n d_in"], limit: float) -> Bool[Tensor, " n"]:
-    """Which rows have a norm above `limit`. Rows with NaN do not: they must not go unnoticed."""
+    """Which rows have a norm above `limit`. Rows with NaN are kept, so that the loss shows them."""
     return _norms(x) > limit
 
 
@@ -174,7 +174,7 @@ def ordinary_text(
 
 
 def is_ordinary(x: Float[Tensor, "n d_in"], limit: float) -> Bool[np.ndarray, " n"]:
-    """Which rows are no outliers."""
+    """Which rows are not outliers."""
     if math.isinf(limit):
         return np.ones(len(x), np.bool_)
     return ~is_outlier(x, limit).cpu().numpy()
@@ -192,7 +192,7 @@ def _require_some(kept: Bool[np.ndarray, " all"], limit: float) -> None:
 def _breaks_without_outliers(
     breaks: Int[np.ndarray, " breaks"] | None, kept: Bool[np.ndarray, " all"]
 ) -> Int[np.ndarray, " breaks_of_kept"]:
-    """The breaks of the text of the tokens that are kept; each one left out makes another."""
+    """The breaks of the text of the tokens that are kept; each removed token adds a break."""
     is_break = np.concatenate([[False], ~kept])[:-1]
     if breaks is not None:
         is_break[breaks] = True

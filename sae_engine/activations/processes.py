@@ -37,11 +37,11 @@ class Helper:
     """A process that runs `serve(connection, *args)` on one device.
 
     It uses as many threads as the trainer, because the order of sums depends on them. It ends when
-    the trainer's end of the pipe closes, however that comes about.
+    the trainer's end of the pipe closes, for whatever reason.
     """
 
     def __init__(self, kind: str, device: str, serve: Callable[..., None], *args: object) -> None:
-        """`kind` says in messages what it is."""
+        """`kind` names it in messages."""
         context = get_context("spawn")  # CUDA does not survive a fork
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -54,9 +54,12 @@ class Helper:
         theirs.close()
 
     def send(self, message: object) -> None:
+        """Raises `LostHelperError`."""
         try:
             self.connection.send(message)
         except OSError:
+            while self._has_answer():  # the last one may say why the helper failed
+                self.receive()
             raise self._lost() from None
 
     def receive(self) -> Any:
@@ -82,6 +85,12 @@ class Helper:
         self._process.join(CLOSE_SECONDS)
         self._process.kill()
         self._process.join()
+
+    def _has_answer(self) -> bool:
+        try:
+            return self.connection.poll(CLOSE_SECONDS)
+        except OSError:
+            return False
 
     def _lost(self) -> LostHelperError:
         self._process.join(CLOSE_SECONDS)
@@ -154,7 +163,7 @@ class SharedTensor:
         return Shipped(DupFd(self._descriptor), self._num_bytes, shape, dtype)
 
     def close(self) -> None:
-        """No more processes will map it."""
+        """Close the descriptor; no further process can map it."""
         os.close(self._descriptor)
 
 

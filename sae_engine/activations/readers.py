@@ -1,9 +1,8 @@
 """Processes that run the language model for one trainer, so that all GPUs of a machine work for one
 run.
 
-`SharedReading` hands blocks of text to whoever is free, itself included, and gives the activations
-on in the order of the text. So a run's bits do not depend on the number of readers. Opened by
-`feed`.
+`SharedReading` gives each block to a free reader (itself included) and yields the activations in
+text order. So a run's bits do not depend on the number of readers. Opened by `feed`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from sae_engine.schema.config import ModelConfig
 from sae_engine.text.order import RowCursor
 
 BLOCKS_AHEAD = 2
-"""Blocks that a reader is given at a time, so that it never waits for the next."""
+"""Blocks given to a reader in advance, so that it never waits for the next."""
 POLL_SECONDS = 0.1
 
 
@@ -56,7 +55,7 @@ def reader_devices(config: ModelConfig, own: torch.device) -> list[str]:
 
 
 class Reader:
-    """A process with the language model on one device, which it loads while the trainer goes on."""
+    """A process that loads the language model on one device while the trainer continues."""
 
     def __init__(self, configs: Sequence[ModelConfig], ctx_len: int, device: str) -> None:
         on_device = [config.model_copy(update={"device": device}) for config in configs]
@@ -106,7 +105,7 @@ class SharedReading:
 
     @property
     def cursor(self) -> RowCursor:
-        """Where the next block begins, not where reading ahead has come to."""
+        """Where the next block begins, however far reading is ahead."""
         return self._ahead[0].text.cursor if self._ahead else self._source.cursor
 
     @property

@@ -25,7 +25,7 @@ from sae_engine.text.overlap import TextOverlap
 from sae_engine.text.packing import Cursor
 
 TimeCall = Callable[[], AbstractContextManager[object]]
-"""Opens a context around each call of the language model, to time it."""
+"""Opens a context that times a call of the language model."""
 SourceCursor = Cursor | RowCursor
 """A position in activation files or in text."""
 
@@ -72,7 +72,7 @@ class ModelSource:
         time_call: TimeCall = nullcontext,
         overlap: TextOverlap | None = None,
     ) -> None:
-        """Every row that is read is shown to `overlap`."""
+        """`overlap` receives every row that is read."""
         self._overlap = overlap
         self._model = model
         self._rows = rows

@@ -5,7 +5,7 @@ Called by the command line and notebooks; the files are read by `files`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from sae_engine.activations.files import FileMetadata, write_activation_file
 from sae_engine.activations.stream import rows_per_block
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.interrupt import CheckStop, never_stop
+from sae_engine.preflight import UNFINISHED
 from sae_engine.schema.config import RunConfig
 from sae_engine.schema.records import AnyRecord, NoticeRecord, PhaseRecord
 from sae_engine.sizes import num_heldout
@@ -27,7 +28,7 @@ TOKENS_PER_FILE = 2**18
 
 def save_activations(
     config: RunConfig, folder: Path, check_stop: CheckStop = never_stop
-) -> Iterator[AnyRecord]:
+) -> Generator[AnyRecord]:
     """Write the training and held-out activations of a run of `config` to files in `folder`.
 
     A run with `data.activations` naming the folder then equals one that reads the text. Yields
@@ -47,6 +48,9 @@ def save_activations(
         wanted = config.train.num_epochs * feed.num_train_tokens
     if wanted is None:
         raise ConfigError.of("train.total_tokens", "Give train.total_tokens or train.num_epochs.")
+    unfinished = folder / UNFINISHED
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text("These activations are still being saved, or saving was interrupted.\n")
     yield PhaseRecord(phase="saving held-out activations")
     num_tokens = num_heldout(config)
     heldout = feed.open_heldout(num_tokens, folder / ".heldout", check_stop)
@@ -72,6 +76,7 @@ def save_activations(
             yield PhaseRecord(
                 phase="saving activations", done=min(saved, wanted), total=wanted, unit="tokens"
             )
+    unfinished.unlink()
     yield from new_notices(feed, reported)
     yield NoticeRecord(
         level="info",

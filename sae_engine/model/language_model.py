@@ -56,6 +56,8 @@ class Hook(NamedTuple):
     """Full path of the module in the whole model, such as `model.layers.12`."""
     d_in: int
     """Width of the activations there."""
+    dtype: torch.dtype
+    """Theirs, which can differ from the weights'."""
 
 
 class Continuation(NamedTuple):
@@ -104,8 +106,8 @@ class LanguageModel:
         self._order = in_running_order(model, self._points, probe)
         prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
         self.hooks: list[Hook] = [
-            Hook(point, f"{prefix}{point.path}", activations.shape[-1])
-            for point, activations in zip(self._points, self.all_activations(probe), strict=True)
+            Hook(point, f"{prefix}{point.path}", x.shape[-1], x.dtype)
+            for point, x in zip(self._points, self.all_activations(probe), strict=True)
         ]
 
     @property

@@ -152,10 +152,12 @@ class FeatureHistory(Shape):
     index: int
     moments: list[FeatureMoment]
     born_step: int | None
-    """Step of the first snapshot in which it fires; null if it fires in the first one, or never."""
+    """Step of the first snapshot in which it fires on the tokens that all snapshots cover; null if
+    it does in the first one, or never.
+    """
     died_step: int | None
-    """Step of the snapshot after the last one in which it fires; null if it fires in the newest
-    one, or never.
+    """Step of the snapshot after the last one in which it fires on these tokens; null if it does in
+    the newest one, or never.
     """
     missing_steps: list[int]
     """Steps of snapshots that are left out, because their files are lost or damaged."""

@@ -224,7 +224,8 @@ METRICS: dict[str, Metric] = {
     "sae_share": Metric("SAE share", "Share of recent training time spent in the SAE's steps."),
     "eval_fvu": Metric(
         "Held-out FVU",
-        "Fraction of variance unexplained over the whole held-out set. Not defined if all "
+        "Fraction of variance unexplained on held-out text: during training on its first "
+        "`train.eval_tokens` tokens, at the end on `data.heldout_tokens`. Not defined if all "
         "activations are the same.",
         better="lower",
         may_be_undefined=True,
@@ -237,7 +238,8 @@ METRICS: dict[str, Metric] = {
     ),
     "frac_alive": Metric(
         "Alive latents",
-        "Share of latents that fired at least once on the held-out set, dense ones included.",
+        "Share of latents that fired at least once on the same held-out tokens, dense ones "
+        "included; it grows with their number.",
         better="higher",
     ),
     "frac_dense": Metric(

@@ -176,7 +176,7 @@ def _damage_reported(path: Path, kind: str, row: int | None = None) -> Iterator[
     try:
         yield
     except PermissionError:
-        raise unusable(f"'{path}' may not be read by this user; change its permissions.") from None
+        raise unusable(f"This user may not read '{path}'; change its permissions.") from None
     except (ArrowException, OSError) as error:
         where = "" if row is None else f" from row {row:,} on"
         raise unusable(

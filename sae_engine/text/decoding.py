@@ -18,7 +18,7 @@ from sae_engine.errors import ConfigError
 from sae_engine.text.notices import TextNotices
 
 SAMPLE_BYTES = 2**18
-"""An encoding is found out from this much of the beginning of a file."""
+"""Bytes read to detect an encoding."""
 GUESS_BYTES = 2**14
 """Bytes around the first that is not UTF-8, from which the encoding is guessed."""
 MAX_EXTRA_CHAOS = 0.02
@@ -118,7 +118,7 @@ def require_encoding(path: Path, sample: bytes, notices: TextNotices) -> str:
 
 
 def is_binary(sample: bytes) -> bool:
-    """Whether a file is no text: not in any encoding, or UTF-8 with a NUL, as git decides it."""
+    """Whether a file is not text: not in any encoding, or UTF-8 with a NUL, as git decides it."""
     encoding = encoding_of(sample)
     return encoding is None or (encoding == _UTF_8 and b"\0" in sample)
 
@@ -129,7 +129,7 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        raise unusable(f"'{path}' may not be read by this user; change its permissions.") from None
+        raise unusable(f"This user may not read '{path}'; change its permissions.") from None
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path) from error
     except OSError as error:

@@ -5,6 +5,8 @@ Calls here can block for minutes; `packing` makes them in a background thread.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import re
 import time
@@ -36,6 +38,7 @@ _FILE_READERS = {
     *("harbor", "sql", "generator", "spark", "packaged"),
 }
 """Names that the datasets library takes for readers of the files in the working directory."""
+_WITHOUT_TEXT = {"README.md", ".gitattributes"}
 _HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
 
 _log = logging.getLogger(__name__)
@@ -58,7 +61,7 @@ class HubDataset:
         if self._name.lower() in _FILE_READERS:
             raise ConfigError.of(
                 "data.dataset",
-                f"'{self._name}' is no dataset but a kind of file; give the path of the file or "
+                f"'{self._name}' is a file type, not a dataset; give the path of the file or "
                 "folder to read.",
             )
         if not _HUB_ID.fullmatch(self._name):
@@ -76,6 +79,24 @@ class HubDataset:
 
     def division(self) -> None:
         return None
+
+    def contents(self) -> str:
+        """From the hub's hashes of the files; a new card changes no text."""
+        from huggingface_hub import HfApi, is_offline_mode
+
+        if is_offline_mode():
+            return ""
+        try:
+            info = HfApi().dataset_info(
+                self._name, timeout=hub.TIMEOUT_SECONDS, files_metadata=True
+            )
+        except Exception:  # reported where the text is read
+            return ""
+        hashes = {file.rfilename: file.blob_id for file in info.siblings or []}
+        hashes = {name: id_ for name, id_ in hashes.items() if name not in _WITHOUT_TEXT}
+        if not all(hashes.values()):
+            return ""
+        return hashlib.sha256(json.dumps(sorted(hashes.items())).encode()).hexdigest()
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         self.check()

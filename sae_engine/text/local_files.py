@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_engine.errors import ConfigError
+from sae_engine.files import user_path
 from sae_engine.schema.config import DataConfig, Division
 from sae_engine.text.columns import READERS
-from sae_engine.text.decoding import unusable
+from sae_engine.text.contents import contents_hash
+from sae_engine.text.decoding import readable, unusable
 from sae_engine.text.documents import Document, Split, split_by_hash
 from sae_engine.text.notices import TextNotices
 from sae_engine.text.paths import DatasetFiles, data_suffix, dataset_files
@@ -42,7 +44,7 @@ class LocalFiles:
         self._chat = chat
 
     def require(self) -> None:
-        """The hub is not asked."""
+        """Makes no request to the hub."""
 
     def division(self) -> Division | None:
         files = self._files()
@@ -59,6 +61,11 @@ class LocalFiles:
         texts = (text for path in files.paths for text in self._texts(path, files))
         numbered = (Document(number, text) for number, text in enumerate(texts))
         return split_by_hash(numbered, split)
+
+    def contents(self) -> str:
+        root, paths = user_path(self._config.dataset), self._files().paths
+        with readable(root):
+            return contents_hash({path.relative_to(root).as_posix(): path for path in paths})
 
     def check(self) -> None:
         """Read the beginning of every file, of the first `CHECKED_FILES`."""

@@ -6,7 +6,7 @@ activations, so most of the shuffling happens here.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,10 +14,17 @@ from jaxtyping import Int
 
 from sae_engine.errors import UserError
 from sae_engine.interrupt import CheckStop, never_stop
-from sae_engine.progress import Part, result_of
+from sae_engine.progress import Part
 from sae_engine.schema.config import DataConfig
 from sae_engine.sizes import TOKENS_PER_BLOCK
-from sae_engine.text.packing import Cursor, PackedRows, Packing, each_heldout_row, training_rows
+from sae_engine.text.packing import (
+    Cursor,
+    PackedRows,
+    Packing,
+    each_heldout_row,
+    num_counted,
+    training_rows,
+)
 
 
 class RowCursor(NamedTuple):
@@ -29,6 +36,10 @@ class RowCursor(NamedTuple):
     """Rows read from each dataset before `starts`."""
     given: int = 0
     """Always 0 without pools."""
+    ends_at_any_epoch: bool = False
+    """Whether the pool ends with the first row after which any dataset begins again: one that an
+    earlier version of this program began.
+    """
 
 
 class Rows(Protocol):
@@ -64,24 +75,22 @@ def shuffled_rows(
     rows = MixedRows(datasets, config.weights, cursor.counts)
     if pool_rows <= 1:
         return rows
-    return ShuffledRows(rows, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
-
-
-def mixed_heldout_rows(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
-) -> Int[np.ndarray, "rows ctx"]:
-    """What `read_mixed_heldout` returns."""
-    return result_of(read_mixed_heldout(config, packing, num_tokens, check_stop))
+    start = rows.cursor._replace(ends_at_any_epoch=cursor.ends_at_any_epoch)
+    return ShuffledRows(rows, start, pool_rows=pool_rows, seed=config.seed, given=cursor.given)
 
 
 def read_mixed_heldout(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
+    config: DataConfig,
+    packing: Packing,
+    num_tokens: int,
+    excluded_ids: Collection[int],
+    check_stop: CheckStop = never_stop,
 ) -> Generator[Part, None, Int[np.ndarray, "rows ctx"]]:
-    """Rows of held-out text with at least `num_tokens` tokens, without context, or all there are.
-    More tokens only add rows at the end.
+    """Rows of held-out text with at least `num_tokens` tokens, without context and `excluded_ids`,
+    or all there are. More tokens only add rows at the end.
 
     They are mixed as the training rows are, until a dataset has no more. Raises `UserError` if one
-    has less than a row, and if rows for `num_tokens` tokens hold nothing but context.
+    has less than a row, and if rows for `num_tokens` tokens hold none that counts.
     """
     datasets = [each_heldout_row(one, packing, check_stop) for one in config.datasets]
     counts = [0] * len(datasets)
@@ -96,18 +105,24 @@ def read_mixed_heldout(
             continue
         rows.append(row)
         counts[number] += 1
-        num_found += int((row >= 0).sum()) - (packing.bos_id is not None)
+        num_found += num_counted(row, excluded_ids)
         if num_found // TOKENS_PER_BLOCK > num_reported // TOKENS_PER_BLOCK:
             num_reported = min(num_found, num_tokens)
             yield Part(num_reported, num_tokens, "tokens")
         if not num_found and len(rows) >= packing.rows_holding(num_tokens):
             break
     if not num_found:
-        raise UserError(
-            f"No held-out message is of {' or '.join(config.train_roles or ())}; name roles of "
-            f"'{config.title}' in data.train_roles."
-        )
+        raise _nothing_counts(config)
     return np.stack(rows)
+
+
+def _nothing_counts(config: DataConfig) -> UserError:
+    if not config.train_roles:
+        return UserError(f"The held-out text of '{config.title}' holds only special tokens.")
+    return UserError(
+        f"No held-out message is of {' or '.join(config.train_roles)}; name roles of "
+        f"'{config.title}' in data.train_roles."
+    )
 
 
 class MixedRows:
@@ -130,6 +145,13 @@ class MixedRows:
     def cursor(self) -> RowCursor:
         return RowCursor(tuple(rows.cursor for rows in self._datasets), tuple(self._counts))
 
+    @property
+    def epoch(self) -> int:
+        """The epoch in which the row read last begins; always 0 in a mixture, whose datasets begin
+        again at different rows.
+        """
+        return self._datasets[0].epoch if len(self._datasets) == 1 else 0
+
     def __next__(self) -> Int[np.ndarray, " ctx"]:
         number = furthest_behind(self._counts, self._weights, range(len(self._datasets)))
         row = next(self._datasets[number])
@@ -148,17 +170,22 @@ def furthest_behind(counts: Sequence[int], weights: Sequence[float], among: Iter
 class ShuffledRows:
     """Rows in pools of `pool_rows`, each pool shuffled by itself.
 
-    A pool ends early where a dataset begins again, so that epochs do not mix. The order is a pure
-    function of (rows, `seed`, position). To continue from a cursor, one pool of text is read again.
+    Unless datasets are mixed, a pool ends early with the last row that begins in its epoch, so that
+    each epoch reads every row once. The order is a pure function of (rows, `seed`, position). To
+    continue from a cursor, one pool of text is read again.
     """
 
-    def __init__(self, rows: MixedRows, *, pool_rows: int, seed: int, given: int = 0) -> None:
-        """`rows` are where a pool begins; `given` of the pool's rows are skipped."""
+    def __init__(
+        self, rows: MixedRows, start: RowCursor, *, pool_rows: int, seed: int, given: int = 0
+    ) -> None:
+        """`rows` are at `start`, where a pool begins; `given` of the pool's rows are skipped."""
         self.packing = rows.packing
         self._rows = rows
         self._pool_rows = pool_rows
         self._seed = seed
-        self._start = rows.cursor
+        self._start = self._end = start
+        self._held: Int[np.ndarray, " ctx"] | None = None
+        """The first row of the next pool, if reading this one went so far."""
         self._given = given
         self._pool: Int[np.ndarray, "rows ctx"] | None = None
 
@@ -176,19 +203,32 @@ class ShuffledRows:
             count -= len(part)
             self._given += len(part)
             if self._given == len(self._pool):
-                self._start, self._given, self._pool = self._rows.cursor, 0, None
+                self._start, self._given, self._pool = self._end, 0, None
         return np.concatenate(parts)
 
     def _next_pool(self) -> Int[np.ndarray, "rows ctx"]:
-        """Read the pool that begins at `_start`."""
-        rows = [next(self._rows)]
-        while len(rows) < self._pool_rows and not self._begins_again():
-            rows.append(next(self._rows))
+        """Read the pool that begins at `_start`, and set its end."""
+        rows = self._rows_of_pool()
         seed = np.random.SeedSequence((self._seed, sum(self._start.counts), 2))
         order = np.argsort(seed.generate_state(len(rows), np.uint64), kind="stable")
         return np.stack([rows[number] for number in order])
 
-    def _begins_again(self) -> bool:
-        """Whether the row read last is in a later epoch of its dataset than the pool's first."""
-        now = self._rows.cursor.starts
-        return any(a.epoch > b.epoch for a, b in zip(now, self._start.starts, strict=True))
+    def _rows_of_pool(self) -> list[Int[np.ndarray, " ctx"]]:
+        """The pool's rows in reading order."""
+        rows = [next(self._rows) if self._held is None else self._held]
+        self._held, epoch = None, self._rows.epoch
+        while True:
+            self._end = self._rows.cursor
+            if len(rows) == self._pool_rows or self._ends_before_its_size():
+                return rows
+            row = next(self._rows)
+            if self._rows.epoch != epoch and not self._start.ends_at_any_epoch:
+                self._held = row
+                return rows
+            rows.append(row)
+
+    def _ends_before_its_size(self) -> bool:
+        return self._start.ends_at_any_epoch and any(
+            now.epoch > first.epoch
+            for now, first in zip(self._end.starts, self._start.starts, strict=True)
+        )

@@ -1,7 +1,7 @@
-"""How much of the held-out text also stands in the training text, by runs of 13 tokens.
+"""How much of the held-out text also occurs in the training text, by runs of 13 tokens.
 
-`activations` shows every row that a run trains on to the overlap of its held-out text; `training`
-reports the share as a metric and keeps what was seen in checkpoints.
+`activations` passes it every row that a run trains on; `training` reports the share as a metric and
+keeps what was seen in checkpoints.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import zlib
 import numpy as np
 from jaxtyping import Bool, Int, UInt64
 
-TOKENS_PER_RUN = 13
+from sae_engine.text.ngrams import RUN_LENGTH, run_hashes
+
 MAX_TOKENS = 2**20
 """Held-out tokens that are compared; the first ones, if there are more."""
 
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _FILTER_BITS = 24
 
 
@@ -73,35 +73,11 @@ class TextOverlap:
 def _hashes(
     ids: Int[np.ndarray, "rows ctx"], at: Bool[np.ndarray, "rows ctx"]
 ) -> UInt64[np.ndarray, " n"]:
-    """The hash of each run of 13 tokens that all count: of 8, 4 and 1 tokens, each joined of two
-    halves.
-    """
-    one, here = ids.astype(np.uint64), at
-    two, here2 = _joined(one, one, 1), _both(here, here, 1)
-    four, here4 = _joined(two, two, 2), _both(here2, here2, 2)
-    eight, here8 = _joined(four, four, 4), _both(here4, here4, 4)
-    twelve, here12 = _joined(eight, four, 8), _both(here8, here4, 8)
-    runs, all_count = _joined(twelve, one, 12), _both(here12, here, 12)
-    return runs[all_count]
-
-
-def _joined(
-    first: UInt64[np.ndarray, "rows n"], second: UInt64[np.ndarray, "rows m"], offset: int
-) -> UInt64[np.ndarray, "rows k"]:
-    """Hashes of the runs that consist of one in `first` and that in `second` `offset` later."""
-    later = second[:, offset:]
-    mixed = first[:, : later.shape[1]] * _MULTIPLIER
-    mixed ^= mixed >> np.uint64(29)
-    mixed += later
-    mixed *= _MULTIPLIER
-    return mixed ^ (mixed >> np.uint64(32))
-
-
-def _both(
-    first: Bool[np.ndarray, "rows n"], second: Bool[np.ndarray, "rows m"], offset: int
-) -> Bool[np.ndarray, "rows k"]:
-    later = second[:, offset:]
-    return first[:, : later.shape[1]] & later
+    """The hash of each run of tokens that all count."""
+    before = np.cumsum(at, axis=1)
+    before = np.concatenate([np.zeros((len(at), 1), before.dtype), before], axis=1)
+    all_count = before[:, RUN_LENGTH:] - before[:, :-RUN_LENGTH] == RUN_LENGTH
+    return run_hashes(ids.astype(np.uint64))[all_count]
 
 
 def _short(runs: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:

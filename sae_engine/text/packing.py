@@ -102,6 +102,8 @@ class PackedRows:
         """`read(n)` yields the documents whose number is at least `n`."""
         self.packing = packing
         self.cursor = cursor
+        self.epoch = cursor.epoch
+        """The epoch in which the row read last begins."""
         tokenized = _tokenized(packing, read, cursor, num_epochs)
         self._documents = interruptible(tokenized, check_stop)
         self._current: Tokens | None = None
@@ -115,6 +117,7 @@ class PackedRows:
         parts: list[np.ndarray] = []
         while wanted:
             at, ids, is_last = self._current or next(self._documents)
+            self.epoch = self.epoch if parts else at.epoch
             taken, rest = ids[:wanted], ids[wanted:]
             parts.append(taken)
             wanted -= len(taken)
@@ -143,17 +146,6 @@ def training_rows(
     return _rows(config, packing, "train", cursor, num_epochs, check_stop)
 
 
-def heldout_rows(
-    config: DataConfig, packing: Packing, num_tokens: int, check_stop: CheckStop = never_stop
-) -> Int[np.ndarray, "rows ctx"]:
-    """Rows of held-out text with at least `num_tokens` tokens, or all that the dataset has.
-
-    Raises `UserError` if it has less than one row.
-    """
-    num_rows = packing.rows_holding(num_tokens)
-    return np.stack(list(islice(each_heldout_row(config, packing, check_stop), num_rows)))
-
-
 def each_heldout_row(
     config: DataConfig, packing: Packing, check_stop: CheckStop = never_stop
 ) -> Iterator[Int[np.ndarray, " ctx"]]:
@@ -178,8 +170,12 @@ def count_tokens(
 ) -> int:
     """Tokens in one epoch of the training text; context and `excluded_ids` are not counted."""
     rows = _rows(config, packing, "train", BEGINNING, 1, check_stop)
-    excluded = list(excluded_ids)
-    return sum(int((read_rows(row).counted & ~np.isin(row, excluded)).sum()) for row in rows)
+    return sum(num_counted(row, excluded_ids) for row in rows)
+
+
+def num_counted(row: Int[np.ndarray, " ctx"], excluded_ids: Collection[int]) -> int:
+    """Tokens of a row that are neither context nor in `excluded_ids`."""
+    return int((read_rows(row).counted & ~np.isin(row, list(excluded_ids))).sum())
 
 
 def _rows(

@@ -37,7 +37,7 @@ class TextFile(NamedTuple):
 
 
 def open_text_file(path: Path, division: Division | None, notices: TextNotices) -> TextFile:
-    """Find out a file's encoding and, unless given, its division; raises `ConfigError`."""
+    """Detect a file's encoding and, unless given, its division; raises `ConfigError`."""
     sample = read_sample(path)
     encoding = require_encoding(path, sample, notices)
     found = division or division_of(sample.decode(encoding, "replace"))

@@ -33,7 +33,7 @@ _harmless: OrderedDict[Path, _State] = OrderedDict()
 def require_harmless(paths: Iterable[Path]) -> None:
     """Raise `ConfigError` for the first file that crashes the process that reads its beginning.
 
-    A file is tried once, and again when it changes. Files of other kinds are passed.
+    A file is tried once, and again when it changes. Files of other kinds are skipped.
     """
     states = {path.absolute(): _state(path) for path in paths if data_suffix(path) in READERS}
     new = [path for path, state in states.items() if _harmless.get(path) != state]

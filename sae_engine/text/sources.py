@@ -41,9 +41,15 @@ class TextSource(Protocol):
         ...
 
     def division(self) -> Division | None:
-        """What a document is in plain text; None for rows, or if it differs between files.
+        """How plain text is divided into documents; None for rows, or if files differ.
 
         Raises `ConfigError`.
+        """
+        ...
+
+    def contents(self) -> str:
+        """A hash that differs if the text has changed, going by a bounded part of it; "" if that
+        cannot be known. Raises `ConfigError`.
         """
         ...
 

@@ -26,7 +26,7 @@ from sae_engine.text.duplicates import shared_fractions
 EMBEDDED_CORPUS = "python-stdlib"
 HELDOUT_PERCENT = 12
 MOST_SHARED = 0.05
-"""Largest fraction of a held-out document that may stand in training text."""
+"""Largest fraction of a held-out document that may occur in training text."""
 DOCUMENT_CHARS = 6_000
 """A source file is cut into documents of about this many characters, at top-level statements."""
 SHORTEST_DOCUMENT_CHARS = 120
@@ -52,10 +52,14 @@ class EmbeddedCorpus:
         """Nothing to check: it is always available."""
 
     def require(self) -> None:
-        """The hub is not asked."""
+        """Makes no request to the hub."""
 
     def division(self) -> None:
         return None
+
+    def contents(self) -> str:
+        texts = (document.text.encode() for document in named_documents())
+        return hashlib.sha256(b"\0".join(texts)).hexdigest()
 
     def documents(self, split: Split, start: int) -> Iterator[Document]:
         return (Document(number, text) for number, text in enumerate(stdlib_documents(split)))

@@ -78,7 +78,7 @@ def csv_names(path: Path) -> list[str]:
 
 
 def json_names(path: Path) -> list[str]:
-    """The fields of the first row of JSON lines; none if it is no object."""
+    """The fields of the first row of JSON lines; none if it is not an object."""
     with readable(path), _open_rows(path, TextNotices()) as text:
         first = next((line for line in _whole_lines(text) if line and line.strip()), "")
     try:

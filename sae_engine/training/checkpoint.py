@@ -47,7 +47,9 @@ class TrainState(NamedTuple):
     best_fvu: float
     stream: StreamState
     fingerprint: str
-    """Identifies the text, the tokenizer and the SAE's shape that the state belongs to."""
+    """Identifies the settings, the tokenizer and the SAE's shape that the state belongs to."""
+    contents: tuple[str, ...] = ()
+    """The hashes of `Feed.contents`; none if written before they were kept."""
     overlap: str = ""
     """Which held-out text has been seen in training text; see `TextOverlap`."""
     device: str = ""
@@ -60,8 +62,8 @@ class UnreadableCheckpointError(UserError):
 
 
 def device_kind(device: torch.device) -> str:
-    """What the bits of a run depend on besides its configuration: a GPU's name, or the vector
-    instructions of a CPU.
+    """The hardware on which the bits of a run depend: a GPU's name, or the vector instructions of a
+    CPU. On a CPU they also depend on the number of threads, which is not kept.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -92,10 +94,6 @@ class CheckpointWriter:
             save_checkpoint(self._folder, tensors, state)
         except Exception as error:
             self._error = error
-
-    @property
-    def is_writing(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Until the last checkpoint is published; raises what went wrong with it."""
@@ -140,15 +138,19 @@ def load_checkpoint(folder: RunFolder, trainer: SAETrainer) -> tuple[TrainState,
     trainer.load_(tensors)
     window, offset, cursor = described.pop("stream")
     stream = StreamState(window, offset, cursor_from_json(cursor))
-    return TrainState(stream=stream, **described), notice
+    contents = tuple(described.pop("contents", ()))
+    return TrainState(stream=stream, contents=contents, **described), notice
 
 
 def cursor_from_json(saved: list[Any]) -> SourceCursor:
     """A position in the corpus from its JSON."""
     if isinstance(saved[0], int):
         return Cursor(*saved)
-    starts, counts, given = saved
-    return RowCursor(tuple(Cursor(*start) for start in starts), tuple(counts), given)
+    starts, counts, given, *rest = saved
+    ends_at_any_epoch = rest[0] if rest else True  # until pools were kept whole in mixtures
+    return RowCursor(
+        tuple(Cursor(*start) for start in starts), tuple(counts), given, ends_at_any_epoch
+    )
 
 
 def _read(path: Path, device: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

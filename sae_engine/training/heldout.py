@@ -41,7 +41,7 @@ READING = "reading held-out text"
 """The phase, in words."""
 NO_FEATURES = (
     "The activation files hold no token ids, so this run has no features to show; its metrics are "
-    "measured as always."
+    "measured as usual."
 )
 
 
@@ -144,7 +144,7 @@ class HeldoutWork:
         """Tokens whose activation has a larger norm are left out of everything; set it first."""
 
     def open(self) -> Iterator[AnyRecord]:
-        """Read the held-out text; the first time, say so, and whether it is shorter than wanted."""
+        """Read the held-out text; report it once, and whether it is shorter than wanted."""
         if self._announced:
             return
         yield from self._shared.opening(self._check_stop)
@@ -189,10 +189,10 @@ class HeldoutWork:
         """CE delta and scores of a folded SAE over the first `train.ce_tokens` tokens; none if
         their text is not known.
         """
-        yield PhaseRecord(phase="loading the whole language model")
         heldout = self._shared.heldout
         if heldout.ids is None or heldout.at is None:
             return {}
+        yield PhaseRecord(phase="loading the whole language model")
         model = self._shared.feed.load_model(self._check_stop)
         if model is None:
             return {}

@@ -88,7 +88,7 @@ def train_together(members: Sequence[Member]) -> Generator[tuple[int, AnyRecord]
             one_pass = yield from _open_pass(members, stack)
         except Halted:  # before training began, when every run was asked to stop
             for number, member in enumerate(members):
-                step, tokens = saved_position(member.folder) if member.resume else (0, 0)
+                step, tokens = _position(member)
                 yield number, EndRecord(reason="stopped", step=step, tokens=tokens)
             return
         resume = [member.resume and member.folder.has_checkpoint for member in members]
@@ -120,12 +120,18 @@ def _open_pass(
     stack.enter_context(closing(heldout))
     runs: list[TrainingRun] = []
     for number, (member, stop) in enumerate(zip(members, stops, strict=True)):
-        run = TrainingRun(member.config, member.folder, feed, heldout, stop)
+        step, _ = _position(member)
+        run = TrainingRun(member.config, member.folder, feed, heldout, stop, step)
         runs.append(stack.enter_context(closing(run)))
         yield number, run.plan
     devices = reader_devices(configs[0].model, feed.device) if len(runs) > 1 else []
     spread = stack.enter_context(closing(Spread(devices, runs)))
     return _Pass(feed, heldout, runs, spread, reported)
+
+
+def _position(member: Member) -> tuple[int, int]:
+    """Steps and tokens that a member has been trained for; zeros if it is new."""
+    return saved_position(member.folder) if member.resume else (0, 0)
 
 
 def _inspect(number: int, member: Member) -> Iterator[tuple[int, AnyRecord]]:
@@ -247,7 +253,7 @@ class _Pass:
     def _end(
         self, number: int, reason: Literal["finished", "stopped"]
     ) -> Iterator[tuple[int, AnyRecord]]:
-        """Let a run save, evaluate and index its SAE, and leave the pass."""
+        """Let a run save, evaluate and index its SAE, then return from the pass."""
         run = self._active[number]
         run.stop.finishing = True
         try:

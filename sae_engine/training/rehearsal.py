@@ -28,7 +28,7 @@ from sae_engine.model.loading import unusable
 from sae_engine.model_files import not_a_decoder
 from sae_engine.training.stopping import Halted
 
-TEXT = "A few words are read before the training starts, so that nothing is left to fail later."
+TEXT = "A few words used for a trial pass, so that errors appear before training starts."
 REHEARSING = "trying the language model on a few tokens"
 """The phase, in words."""
 NUM_TOKENS = 12

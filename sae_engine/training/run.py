@@ -10,12 +10,12 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_engine.activations.feed import Feed
+from sae_engine.activations.feed import Contents, Feed
 from sae_engine.activations.outliers import OutlierFilter
 from sae_engine.activations.stream import ActivationStream, StreamState
 from sae_engine.errors import ConfigError, UserError
@@ -33,6 +33,7 @@ from sae_engine.schema.records import (
     PhaseRecord,
     PlanRecord,
 )
+from sae_engine.text.stdlib import EMBEDDED_CORPUS
 from sae_engine.training.checkpoint import (
     CheckpointWriter,
     TrainState,
@@ -60,7 +61,9 @@ class TrainingRun:
         feed: Feed,
         heldout: SharedHeldout,
         stop: StopSwitch,
+        step: int = 0,
     ) -> None:
+        """`step` is that of the checkpoint to resume from; 0 for a new run."""
         self.config = config
         self.folder = folder
         self.stop = stop
@@ -85,9 +88,10 @@ class TrainingRun:
             dead_feature_threshold=self.trainer.dead_threshold,
         )
         self._fingerprint = _fingerprint(config, feed)
+        self._contents = feed.contents
         self._model = None if model is None else ModelIdentity.of(model)
         self._heldout = HeldoutWork(config, folder, heldout, stop, self._ending)
-        self._trackers = open_trackers(config, folder)
+        self._trackers = open_trackers(config, folder, step)
         self._announced_outliers = False
         self._best_fvu = math.inf
         self._seconds_before = 0.0
@@ -108,8 +112,8 @@ class TrainingRun:
         return self._tokens(self.trainer.steps_done)
 
     def begin(self, first_window: Float[Tensor, "n d_in"]) -> Iterator[AnyRecord]:
-        """Start from scratch: the first activations determine the limit for outliers, the input
-        scale and the first weights. Yields a notice if they are all the same.
+        """Start a new run: set the outlier limit, the input scale and the first weights from the
+        first activations. Yields a notice if they are all the same.
         """
         if self._model is not None:
             self._model.save(self.folder.model)
@@ -131,9 +135,10 @@ class TrainingRun:
         state, damage = load_checkpoint(self.folder, trainer)
         if state.fingerprint != self._fingerprint:
             raise UserError(
-                "The text, the tokenizer or the SAE's shape is not what this run began with, so "
+                "The data, the tokenizer or the SAE's shape is not what this run began with, so "
                 "it cannot be resumed; start a new run."
             )
+        _require_same_contents(state.contents, self._contents)
         if self._model is not None:
             require_same_model(self._model, self.folder.model)
         trainer.scale, trainer.variance = state.scale, state.variance
@@ -210,7 +215,7 @@ class TrainingRun:
         yield from self._heldout.open()
         if _due(step, config.eval_every):
             yield PhaseRecord(phase="evaluating")
-            yield self._metrics(self._evaluate(config.eval_tokens))
+            yield self._metrics(self._evaluate())
         if _due(step, config.ce_every):
             yield from self._cross_entropy()
         if _due(step, config.snapshot_every):
@@ -225,7 +230,10 @@ class TrainingRun:
         self._checkpoints.wait()
         yield from self._heldout.open()
         yield PhaseRecord(phase="evaluating")
-        yield self._metrics(self._evaluate(self.config.data.heldout_tokens))
+        values = self._evaluate()
+        if self.config.data.heldout_tokens != self.config.train.eval_tokens:
+            values = self._heldout.reconstruction(self._folded(), self.config.data.heldout_tokens)
+        yield self._metrics(values)
         yield PhaseRecord(phase="building the feature index")
         yield from self._heldout.index(self._folded(), self.trainer.steps_done, final=True)
         yield from self._cross_entropy()
@@ -257,9 +265,10 @@ class TrainingRun:
             step=step, tokens=self._tokens(step), time=self._seconds(), values=dict(self._measured)
         )
 
-    def _evaluate(self, num_tokens: int) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
+        """Held-out metrics on the tokens on which all SAEs of the run are compared."""
         sae = self._folded()
-        values = self._heldout.reconstruction(sae, num_tokens)
+        values = self._heldout.reconstruction(sae, self.config.train.eval_tokens)
         if values["eval_fvu"] < self._best_fvu:
             self._best_fvu = values["eval_fvu"]
             self._publish(sae, self.folder.best)
@@ -280,6 +289,7 @@ class TrainingRun:
             best_fvu=self._best_fvu,
             stream=stream.state,
             fingerprint=self._fingerprint,
+            contents=tuple(contents.hash for contents in self._contents),
             overlap="" if self._feed.overlap is None else self._feed.overlap.state(),
             device=device_kind(self._feed.device),
         )
@@ -292,8 +302,8 @@ class TrainingRun:
     def _folded(self) -> TopKSAE:
         """The current SAE on raw activations, for everything that is published.
 
-        Raises `NonFiniteLossError` unless all its weights are finite; the loss, which is looked at
-        only at logged steps, shows that too late or not at all.
+        Raises `NonFiniteLossError` unless all its weights are finite; the loss is read only at
+        logged steps, which may be too late.
         """
         self.steps.fetch()
         sae = self.trainer.sae.folded(self.trainer.scale)
@@ -321,6 +331,20 @@ class TrainingRun:
 
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._began
+
+
+def _require_same_contents(before: Sequence[str], now: Sequence[Contents]) -> None:
+    """Raise `UserError` if data have changed since the checkpoint, unless an earlier version wrote
+    it, which kept no hashes.
+    """
+    for its_hash, contents in zip(before, now, strict=False):
+        if its_hash and contents.hash and its_hash != contents.hash:
+            is_embedded = contents.name == EMBEDDED_CORPUS
+            remedy = "use the same version of Python" if is_embedded else "restore its files"
+            raise UserError(
+                f"'{contents.name}' has changed since this run began, so the run cannot be "
+                f"resumed; {remedy}, or start a new run."
+            )
 
 
 def _moved(before: str, now: str) -> str | None:
@@ -354,7 +378,9 @@ def _budget(config: RunConfig, feed: Feed) -> Budget:
 
 
 def _fingerprint(config: RunConfig, feed: Feed) -> str:
-    """Identifies what a checkpoint depends on: the data, the hook point and the SAE's shape."""
+    """Identifies what a checkpoint depends on: the order of the data, the hook point and the SAE's
+    shape.
+    """
     same = config.model_dump(
         mode="json",
         include={

@@ -177,7 +177,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     "downloads": 0,
                     "likes": 0,
                     "tags": [],
-                    "siblings": [{"rfilename": path} for path in repository.files],
+                    "siblings": [
+                        {"rfilename": path, "blobId": hashlib.sha1(content).hexdigest()}
+                        for path, content in repository.files.items()
+                    ],
                 }
             )
         elif what == "tree":

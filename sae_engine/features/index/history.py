@@ -22,9 +22,12 @@ def feature_history(
     """
     missing = list(missing_steps)
     readable: list[tuple[FeatureIndex, Feature, NDArray[np.float32]]] = []
+    first_positions: list[int | None] = []
     for snapshot in snapshots:
         try:
-            readable.append((snapshot, snapshot.summary(index), snapshot.decoder_row(index)))
+            found = (snapshot, snapshot.summary(index), snapshot.decoder_row(index))
+            first_positions.append(snapshot.first_position(index))
+            readable.append(found)
         except IndexDamagedError:
             if snapshot is snapshots[-1] and not readable:
                 raise
@@ -41,7 +44,9 @@ def feature_history(
         )
         for snapshot, feature, row in readable
     ]
-    fires = [moment.state != "dead" for moment in moments]
+    # The final index covers more text, on which a rare feature would seem to begin.
+    in_all = min(snapshot.num_tokens for snapshot, _, _ in readable)
+    fires = [first is not None and first < in_all for first in first_positions]
     born = died = None
     if any(fires):
         first, last = fires.index(True), len(fires) - 1 - fires[::-1].index(True)

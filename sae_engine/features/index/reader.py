@@ -237,6 +237,12 @@ class FeatureIndex:
         return self.arrays.max_activations(indices).tolist()
 
     @damage_checked
+    def first_position(self, index: int) -> int | None:
+        """The first position of the corpus on which a feature fires; None if it never does."""
+        start, end = self.arrays.latent_starts[index : index + 2]
+        return int(self.arrays.latent_positions[start:end].min()) if end > start else None
+
+    @damage_checked
     def top_tokens(self, latents: NDArray[Any], num: int) -> list[list[str]]:
         """Texts of up to `num` tokens with the highest F1 for each latent, best first."""
         chosen = self._details.top_tokens[latents, :num].tolist()

@@ -89,7 +89,7 @@ def test_valid_fields_are_shown_as_they_are(client: TestClient, database: Databa
     default = RunConfig().train.lr
     expected = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"lr": default})})
     assert invalid.config == expected
-    assert "train.lr: Input should be greater than 0" in _message(invalid)
+    assert "train.lr: It must be above 0" in _message(invalid)
 
 
 def test_the_reason_for_an_earlier_failure_is_kept(client: TestClient, database: Database) -> None:

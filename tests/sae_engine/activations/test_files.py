@@ -13,13 +13,15 @@ from safetensors.torch import load_file, save_file
 from sae_engine.activations import files as activation_files
 from sae_engine.activations import stream as activations
 from sae_engine.activations import writer
+from sae_engine.activations.feed import FileFeed
 from sae_engine.activations.files import FileSource, HeldoutFiles, open_activation_set
 from sae_engine.activations.writer import save_activations
 from sae_engine.errors import ConfigError, UserError
 from sae_engine.files import RunFolder
 from sae_engine.model.language_model import LanguageModel
+from sae_engine.preflight import check_config
 from sae_engine.schema.config import RunConfig
-from sae_engine.schema.records import NoticeRecord, PlanRecord
+from sae_engine.schema.records import NoticeRecord, PhaseRecord, PlanRecord
 from sae_engine.text.packing import Cursor
 from sae_engine.training.loop import train
 from tests.sae_engine.training.test_loop import collected, config_of, losses
@@ -60,9 +62,11 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
     assert "--load-activations" in records[-1].message
     assert len(list(saved.glob("train-*.safetensors"))) > 1
     live, filed = RunFolder(tmp_path / "live"), RunFolder(tmp_path / "filed")
-    expected = losses(collected(train(config, live)))
+    read = collected(train(config, live))
     again = collected(train(from_files(config, saved), filed))
-    assert losses(again) == expected
+    assert losses(again) == losses(read)
+    loading = PhaseRecord(phase="loading the whole language model")
+    assert [loading in found for found in (read, again)] == [True, False]
     for name, tensor in load_file(live.sae).items():
         assert torch.equal(load_file(filed.sae)[name], tensor)
     assert filed.snapshots() == live.snapshots()
@@ -70,6 +74,16 @@ def test_training_from_saved_files_equals_training_on_the_text(config: RunConfig
     for name in ("token_ids.npy", "row_starts.npy", "text_breaks.npy"):
         mine, theirs = (f.feature_index(step) / name for f in (filed, live))
         assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("float16", "F16"), ("bfloat16", "BF16")])
+def test_saved_files_fit_together_in_every_data_type(
+    config: RunConfig, tmp_path: Path, dtype: str, stored: str
+):
+    settings = {"dtype": dtype}
+    config = config.model_copy(update={"model": config.model.model_copy(update=settings)})
+    collected(save_activations(config, tmp_path / "saved"))
+    assert open_activation_set(tmp_path / "saved").dtype == stored
 
 
 @pytest.mark.parametrize("kind", ["of the model", "of the text"])
@@ -287,6 +301,35 @@ def test_breaks_of_the_text_are_read_from_all_held_out_files(tmp_path: Path):
 def test_an_unusable_file_is_named_with_the_remedy(make, message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         open_activation_set(make(tmp_path))
+
+
+@pytest.mark.parametrize("epochs", [None, 3])
+@pytest.mark.parametrize(("tokens", "is_repeated"), [(2000, True), (3410, True), (3414, False)])
+def test_files_that_are_read_again_are_reported_unless_epochs_are_asked_for(
+    config: RunConfig, tmp_path: Path, tokens: int, is_repeated: bool, epochs: int | None
+):
+    write(tmp_path / "a.safetensors", tokens, 32)
+    sizes = {"total_tokens": None if epochs else 3072, "num_epochs": epochs}
+    train_config = config.train.model_copy(update=sizes)
+    config = from_files(config.model_copy(update={"train": train_config}), tmp_path)
+    said = FileFeed([config]).notices
+    assert len(said) == (is_repeated and not epochs)
+    assert all("fewer than the 3,072 of train.total_tokens" in notice for notice in said)
+
+
+@pytest.mark.parametrize("phase", ["saving held-out activations", "saving activations"])
+def test_a_folder_whose_saving_was_interrupted_is_refused(
+    config: RunConfig, tmp_path: Path, phase: str
+):
+    saving = save_activations(config, tmp_path / "saved")
+    for record in saving:
+        if getattr(record, "phase", "") == phase:
+            break
+    saving.close()
+    with pytest.raises(ConfigError, match=r"saved' was interrupted, so some are missing; delete"):
+        open_activation_set(tmp_path / "saved")
+    with pytest.raises(ConfigError, match="was interrupted"):
+        check_config(from_files(config, tmp_path / "saved"))
 
 
 @pytest.mark.parametrize(("first", "last"), [(99_999, 1), (1, -100), (8192, 8192)])

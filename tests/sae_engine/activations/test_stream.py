@@ -14,7 +14,8 @@ from sae_engine.activations.stream import ActivationStream, ModelSource, SourceC
 from sae_engine.model.language_model import LanguageModel
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.text.order import shuffled_rows
-from sae_engine.text.packing import Cursor, Packing, heldout_rows, training_rows
+from sae_engine.text.packing import Cursor, Packing, training_rows
+from tests.sae_engine.text.heldout_text import heldout_rows
 
 CTX = 16
 DATA = DataConfig(ctx_len=CTX)
@@ -157,6 +158,23 @@ def test_held_out_activations_are_those_of_the_ordinary_tokens_in_order(model, t
     assert set(held.text_breaks) > set(held.row_starts[1:-1])  # separators of documents too
     held.close()
     assert not (tmp_path / "held").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_held_out_activations_are_stored_as_the_model_computes_them(
+    model_folders, tmp_path: Path, dtype: str
+):
+    config = ModelConfig.model_validate(
+        {"name": str(model_folders["llama"]), "layer": 1, "dtype": dtype}
+    )
+    low = LanguageModel.load(config)
+    held = HeldoutText(low, heldout_rows(DATA, packing_of(low), 80), 60, tmp_path / "held")
+    at = torch.from_numpy(held.at)
+    expected = low.activations(torch.from_numpy(held.ids))[at]
+    assert held.read(0, 60).dtype == getattr(torch, dtype)
+    torch.testing.assert_close(held.read(0, 60), expected, rtol=0, atol=0)
+    [part] = next(held.parts(60))
+    assert part.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("num_stored", [1, 100, 130, 400])

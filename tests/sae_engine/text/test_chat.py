@@ -18,7 +18,7 @@ from sae_engine.text.chat import ChatTemplate
 from sae_engine.text.context import read_rows
 from sae_engine.text.messages import NotMessagesError
 from sae_engine.text.notices import TextNotices
-from sae_engine.text.order import mixed_heldout_rows, shuffled_rows
+from sae_engine.text.order import shuffled_rows
 from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 from sae_engine.text.sources import documents
 from tests.sae_engine.text.chats import (
@@ -43,6 +43,7 @@ from tests.sae_engine.text.chats import (
     small_tokenizer,
     write_chats,
 )
+from tests.sae_engine.text.heldout_text import mixed_heldout_rows
 
 TALK = messages(("user", " hi there\n"), ("assistant", "yes"), ("user", "why"), ("assistant", "so"))
 TALK_IDS = [

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_engine.text.duplicates import WORDS_PER_RUN, shared_fractions
+from sae_engine.text.duplicates import shared_fractions
+from sae_engine.text.ngrams import RUN_LENGTH
 from sae_engine.text.stdlib import MOST_SHARED, stdlib_documents
 
 words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=40).map(" ".join)
@@ -11,7 +12,7 @@ words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=40).map(" ".join)
 
 def runs(text: str) -> list[tuple[str, ...]]:
     found = text.split()
-    return [tuple(found[n : n + WORDS_PER_RUN]) for n in range(len(found) - WORDS_PER_RUN + 1)]
+    return [tuple(found[n : n + RUN_LENGTH]) for n in range(len(found) - RUN_LENGTH + 1)]
 
 
 @given(st.lists(words, max_size=4), st.lists(words, min_size=1, max_size=4))

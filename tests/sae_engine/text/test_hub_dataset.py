@@ -158,7 +158,7 @@ def test_a_mixture_reads_a_dataset_of_the_hub_beside_a_local_file(hub, tmp_path)
     assert found[0] == found[1]
     rows, again, counts = found[0]
     assert rows == again
-    assert counts == [114, 38]  # of the rows in the first three pools
+    assert counts == [113, 37]  # of the 150 rows in the first three pools
 
 
 def test_num_samples_ends_reading_early(hub, tmp_path):
@@ -294,7 +294,7 @@ def test_damaged_data_is_named_by_its_document(hub, tmp_path):
 
 @pytest.mark.parametrize("name", ["text", "csv", "json", "parquet", "ImageFolder"])
 def test_a_reader_of_files_is_no_dataset(name):
-    with pytest.raises(ConfigError, match=f"'{name}' is no dataset but a kind of file"):
+    with pytest.raises(ConfigError, match=f"'{name}' is a file type, not a dataset"):
         list(documents(DataConfig(dataset=name), "train"))
 
 
@@ -320,3 +320,26 @@ def test_an_unreachable_hub_is_reported_within_seconds(tmp_path):
     message = ask(code, nowhere, tmp_path)
     assert message.startswith("The dataset 'some/texts' is not cached and the Hugging Face hub")
     assert "check the network" in message
+
+
+CONTENTS = """
+import json
+from sae_engine.schema.config import DataConfig
+from sae_engine.text.sources import open_text_source
+
+print(json.dumps(open_text_source(DataConfig(dataset="some/texts")).contents()))
+"""
+
+
+def test_a_dataset_is_known_by_its_files_and_not_by_its_card(hub, tmp_path):
+    def contents(files: dict[str, bytes], **environment: str) -> str:
+        hub.repositories.clear()
+        hub.add("datasets", "some/texts", files)
+        return ask(CONTENTS, hub, tmp_path, **environment)
+
+    files = three_files()
+    first = contents(files)
+    assert first
+    assert contents(files | {"README.md": b"A new card."}) == first
+    assert contents(files | three_files(TEXTS[::-1])) not in ("", first)
+    assert contents(files, HF_HUB_OFFLINE="1") == ""

@@ -14,11 +14,11 @@ from sae_engine.text.order import (
     RowCursor,
     Rows,
     ShuffledRows,
-    mixed_heldout_rows,
     shuffled_rows,
 )
-from sae_engine.text.packing import Cursor, Packing, count_tokens, heldout_rows, training_rows
+from sae_engine.text.packing import Cursor, Packing, count_tokens, training_rows
 from sae_engine.training.checkpoint import cursor_from_json
+from tests.sae_engine.text.heldout_text import heldout_rows, mixed_heldout_rows
 from tests.sae_engine.text.test_packing import BOS, EOS, TOKENIZER
 
 CTX = 16
@@ -92,7 +92,7 @@ def any_config(request: pytest.FixtureRequest, config: DataConfig, tmp_path: Pat
     return config if request.param == "one dataset" else mixture(tmp_path, 5, 2, 1)
 
 
-@pytest.mark.parametrize("pool_rows", [1, 6, 10**6])
+@pytest.mark.parametrize("pool_rows", [1, 6, 300])
 @pytest.mark.parametrize("read", [0, 1, 5, 6, 13, 200])
 def test_from_any_cursor_the_same_rows_follow(any_config: DataConfig, pool_rows: int, read: int):
     config = any_config
@@ -117,6 +117,29 @@ def test_a_pool_ends_where_the_text_begins_again(config: DataConfig):
     rows, expected = shuffled(config, 10**6).take(end), plain(config, end)
     assert as_sorted(rows[: num_rows + 1]) == as_sorted(expected[: num_rows + 1])
     assert as_sorted(rows[num_rows + 1 :]) == as_sorted(expected[num_rows + 1 :])
+
+
+def filling_its_rows(folder: Path) -> DataConfig:
+    """Training text that fills rows to the last."""
+    path = folder / "text.txt"
+    config = DataConfig(dataset=str(path), ctx_len=CTX)
+    for num_documents in range(60, 200):
+        path.write_text("\n\n".join(f"document {n} ends" for n in range(num_documents)))
+        if count_tokens(config, PACKING._replace(ctx_len=2), [BOS]) % (CTX - 1) == 0:
+            return config
+    raise AssertionError("no number of documents fills its rows")
+
+
+def test_a_pool_holds_no_row_of_the_next_epoch_though_the_text_fills_its_rows(tmp_path: Path):
+    """No row has tokens of two epochs."""
+    config = filling_its_rows(tmp_path)
+    one_epoch = training_rows(config, PACKING, num_epochs=1).take(10**6)
+    for pool_rows in (len(one_epoch) - 3, 10**6):
+        rows = shuffled(config, pool_rows)
+        for _ in range(3):
+            assert as_sorted(rows.take(len(one_epoch))) == as_sorted(one_epoch)
+            again = shuffled(config, pool_rows, rows.cursor)
+            assert again.cursor == rows.cursor
 
 
 @pytest.mark.parametrize("sizes", [(7, 33), (17, 8, 15), (60,)])
@@ -176,6 +199,41 @@ def test_a_pool_holds_the_rows_of_the_mixture(tmp_path: Path):
     assert as_sorted(shuffled(config, 20).take(20)) == as_sorted(in_order)
 
 
+@pytest.mark.parametrize("weights", [(1, 1), (5, 2, 1), (1, 20)])
+def test_pools_of_a_mixture_are_full_though_datasets_begin_again(tmp_path: Path, weights):
+    config = mixture(tmp_path, *weights)
+    rows, in_order = shuffled(config, 150), shuffled(config, 1)
+    for _ in range(5):
+        pool, expected = rows.take(150), in_order.take(150)
+        assert as_sorted(pool) == as_sorted(expected)
+        moved = np.abs([expected.tolist().index(row) - n for n, row in enumerate(pool.tolist())])
+        assert moved.mean() > 20
+    assert in_order.cursor.starts[0].epoch > 2 or weights[0] < weights[1]
+
+
+@pytest.mark.parametrize("given", [0, 1, 7])
+@pytest.mark.parametrize("weights", [(5, 1), (1,)])
+def test_a_pool_that_an_earlier_version_began_ends_as_it_began(
+    tmp_path: Path, weights: tuple[int, ...], given: int
+):
+    """Its cursors have three parts, and it ended with a row after which a dataset begins again."""
+    config = mixture(tmp_path, *weights)
+    in_order, pool = shuffled(config, 1), []
+    start = in_order.cursor
+    while not any(cursor.epoch for cursor in in_order.cursor.starts):
+        pool.append(in_order.take(1)[0])
+    seed = np.random.SeedSequence((config.seed, 0, 2))
+    order = np.argsort(seed.generate_state(len(pool), np.uint64), kind="stable")
+    cursor = cursor_from_json(json.loads(json.dumps([start.starts, start.counts, given])))
+    rows = shuffled(config, 300, cursor)
+    assert np.array_equal(rows.take(5), np.stack(pool)[order][given : given + 5])
+    rows = shuffled(config, 300, cursor_from_json(json.loads(json.dumps(rows.cursor))))
+    assert np.array_equal(rows.take(len(pool) - given - 5), np.stack(pool)[order][given + 5 :])
+    following = rows.cursor
+    assert following == in_order.cursor
+    assert np.array_equal(rows.take(9), shuffled(config, 300, following).take(9))
+
+
 def test_held_out_rows_are_mixed_as_training_rows_until_a_dataset_has_no_more(tmp_path: Path):
     config = mixture(tmp_path, 1, 2)
     each = [heldout_rows(one, PACKING, 10**6) for one in config.datasets]
@@ -199,6 +257,27 @@ def test_more_held_out_tokens_only_add_rows_at_the_end(tmp_path: Path, weights):
         assert np.array_equal(rows, longest[:num_rows])
 
 
+@pytest.mark.parametrize("excluded", [[BOS], [BOS, EOS], [BOS, EOS, 9, 10, 11]])
+def test_excluded_tokens_do_not_count_as_held_out(tmp_path: Path, excluded: list[int]):
+    """Of short documents, many tokens are eos."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(3000)))
+    config = DataConfig(dataset=str(path), ctx_len=CTX)
+    everything = mixed_heldout_rows(config, PACKING, 10**6, excluded)
+    found = (~np.isin(everything, excluded)).sum(axis=1).cumsum()
+    for wanted in (1, 50, int(found[-1]) - 1, int(found[-1])):
+        rows = mixed_heldout_rows(config, PACKING, wanted, excluded)
+        assert np.array_equal(rows, everything[: np.searchsorted(found, wanted) + 1])
+
+
+def test_held_out_text_of_special_tokens_only_is_refused(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(300)))
+    config = DataConfig(dataset=str(path), ctx_len=CTX)
+    with pytest.raises(UserError, match=r"text.txt' holds only special tokens"):
+        mixed_heldout_rows(config, PACKING, 10, range(TOKENIZER.get_vocab_size()))
+
+
 @pytest.mark.parametrize("block", [1, 40, 100])
 def test_reading_held_out_rows_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
@@ -206,7 +285,7 @@ def test_reading_held_out_rows_says_how_far_it_is(
     """After every block of tokens, and at most once a row."""
     monkeypatch.setattr(order_module, "TOKENS_PER_BLOCK", block)
     wanted = 12 * (CTX - 1)
-    parts = list(order_module.read_mixed_heldout(mixture(tmp_path, 1, 2), PACKING, wanted))
+    parts = list(order_module.read_mixed_heldout(mixture(tmp_path, 1, 2), PACKING, wanted, [BOS]))
     counts = range(CTX - 1, wanted + 1, CTX - 1)
     assert parts == [(n, wanted, "tokens") for n in counts if n // block > (n - CTX + 1) // block]
 

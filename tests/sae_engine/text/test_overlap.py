@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sae_engine.text.overlap import TOKENS_PER_RUN, TextOverlap
+from sae_engine.text.ngrams import RUN_LENGTH
+from sae_engine.text.overlap import TextOverlap
 
 CTX = 40
 
@@ -20,10 +21,10 @@ def all_at(ids: np.ndarray) -> np.ndarray:
 
 def runs_of(ids: np.ndarray, at: np.ndarray) -> list[tuple[int, ...]]:
     return [
-        tuple(row[first : first + TOKENS_PER_RUN].tolist())
+        tuple(row[first : first + RUN_LENGTH].tolist())
         for row, counts in zip(ids, at, strict=True)
-        for first in range(CTX - TOKENS_PER_RUN + 1)
-        if counts[first : first + TOKENS_PER_RUN].all()
+        for first in range(CTX - RUN_LENGTH + 1)
+        if counts[first : first + RUN_LENGTH].all()
     ]
 
 
@@ -66,7 +67,7 @@ def test_all_of_the_text_and_none_of_it() -> None:
 
 
 def test_rows_shorter_than_a_run_have_no_share() -> None:
-    held = rows(0, 5)[:, : TOKENS_PER_RUN - 1]
+    held = rows(0, 5)[:, : RUN_LENGTH - 1]
     overlap = TextOverlap(held, all_at(held))
     overlap.read_(held, all_at(held))
     assert overlap.share is None

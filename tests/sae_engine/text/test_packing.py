@@ -22,11 +22,11 @@ from sae_engine.text.packing import (
     PackedRows,
     Packing,
     count_tokens,
-    heldout_rows,
     training_rows,
 )
 from sae_engine.text.pieces import pieces_of
 from tests.sae_engine.test_interrupt import Background
+from tests.sae_engine.text.heldout_text import heldout_rows
 
 BOS, EOS = 2, 1
 TOKENIZER = Tokenizer.from_file(str(embedded_model_folder() / "tokenizer.json"))

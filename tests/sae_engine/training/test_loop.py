@@ -34,6 +34,7 @@ from sae_engine.schema.records import (
     StopRequest,
 )
 from sae_engine.text.packing import Packing, training_rows
+from sae_engine.training.heldout import HeldoutWork
 from sae_engine.training.loop import train
 from sae_engine.training.position import saved_position
 
@@ -139,6 +140,40 @@ def test_a_run_writes_an_sae_and_its_features_and_yields_every_metric(whole: Who
     assert TopKSAE.load(folder.best.sae).d_sae == 64
     assert not folder.index_corpus.exists()
     assert not list(folder.path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("heldout_tokens", [1000, 1500])
+@pytest.mark.parametrize(("fvus", "best"), [((0.5, 0.4, 0.6), 1), ((0.5, 0.6, 0.4), 2)])
+def test_the_best_sae_is_chosen_on_the_same_tokens_throughout(
+    model_folders,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    heldout_tokens: int,
+    fvus: tuple[float, ...],
+    best: int,
+):
+    """On all held-out tokens, which differ from the first ones, the last SAE seems better."""
+    measure = HeldoutWork.reconstruction
+    seen: list[torch.Tensor] = []
+
+    def scripted(work: HeldoutWork, sae: TopKSAE, num_tokens: int) -> dict[str, float]:
+        found = measure(work, sae, num_tokens)
+        if num_tokens > 1000:
+            return found | {"eval_fvu": 0.1}
+        seen.append(sae.W_enc.detach().clone())
+        return found | {"eval_fvu": fvus[len(seen) - 1]}
+
+    monkeypatch.setattr(HeldoutWork, "reconstruction", scripted)
+    config = config_of(
+        model_folders["gemma2"],
+        data={"heldout_tokens": heldout_tokens},
+        train={"snapshot_every": None, "ce_every": None},
+    )
+    folder = RunFolder(tmp_path)
+    records = collected(train(config, folder))
+    assert torch.equal(TopKSAE.load(folder.best.sae).W_enc, seen[best])
+    shown = [r.values for r in records if isinstance(r, MetricsRecord)][-1]["eval_fvu"]
+    assert shown == (fvus[-1] if heldout_tokens == 1000 else 0.1)
 
 
 @pytest.mark.parametrize("step", [2, 7, 13])
@@ -271,6 +306,15 @@ def test_the_length_of_an_epoch_is_counted_in_the_text(model_folders, tmp_path: 
     assert 0.5 * words < plan.total_tokens < 1.5 * words
     short = [r for r in records if isinstance(r, NoticeRecord)]
     assert "fewer than the 1,500 requested" in short[0].message
+
+
+def test_short_documents_fill_the_held_out_text_without_a_notice(model_folders, tmp_path: Path):
+    """A sixth of their tokens are eos, which are never held out."""
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(f"{n} is short" for n in range(10_000)))
+    config = config_of(model_folders["gemma2"], data={"dataset": str(path)})
+    held = TextFeed([config]).open_heldout(1500, tmp_path / "held")
+    assert 1500 <= held.num_tokens < 1500 + 32
 
 
 def test_an_epoch_is_exact_where_bos_and_eos_are_one_token(model_folders, tmp_path: Path):

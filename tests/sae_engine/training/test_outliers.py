@@ -20,8 +20,9 @@ from sae_engine.playground.read import ProbeModel, read_text
 from sae_engine.sae.autoencoders import TopKSAE
 from sae_engine.schema.config import DataConfig, ModelConfig, RunConfig
 from sae_engine.schema.records import AnyRecord, MetricsRecord, NoticeRecord, StopRequest
-from sae_engine.text.packing import Packing, heldout_rows
+from sae_engine.text.packing import Packing
 from sae_engine.training.loop import train
+from tests.sae_engine.text.heldout_text import heldout_rows
 from tests.sae_engine.training.test_loop import collected, config_of, losses, stopping_at
 
 pytestmark = pytest.mark.usefixtures("small_blocks")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from wandb.proto.wandb_internal_pb2 import Record
 
 from sae_engine.errors import ConfigError
@@ -151,7 +152,7 @@ def test_both_trackers_record_every_metric_of_a_run(model_folders, tmp_path):
 
 def test_nan_and_infinity_are_recorded_as_such(tmp_path):
     trackers = open_trackers(
-        config_of(tensorboard=True, wandb_project="features"), RunFolder(tmp_path)
+        config_of(tensorboard=True, wandb_project="features"), RunFolder(tmp_path), 0
     )
     values = {"fvu": math.nan, "loss": math.inf}
     for tracker in trackers:
@@ -163,7 +164,7 @@ def test_nan_and_infinity_are_recorded_as_such(tmp_path):
 
 
 def test_a_run_has_no_trackers_by_default(tmp_path):
-    assert open_trackers(config_of(), RunFolder(tmp_path)) == []
+    assert open_trackers(config_of(), RunFolder(tmp_path), 0) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,11 +180,38 @@ def test_the_error_for_a_missing_package_names_it(
 ):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ConfigError, match=f"package {package} is not installed; run: pip") as found:
-        open_trackers(config_of(**{field: value}), RunFolder(tmp_path))
+        open_trackers(config_of(**{field: value}), RunFolder(tmp_path), 0)
     assert [problem.field for problem in found.value.problems] == [f"train.{field}"]
 
 
 def test_a_missing_api_key_is_refused_with_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "online")
     with pytest.raises(ConfigError, match=r"No API key configured.* WANDB_MODE=offline"):
-        open_trackers(config_of(wandb_project="features"), RunFolder(tmp_path))
+        open_trackers(config_of(wandb_project="features"), RunFolder(tmp_path), 0)
+
+
+@pytest.mark.parametrize("resumed_after", [3, 5, 8])
+def test_a_resumed_run_goes_on_with_its_curves(tmp_path, monkeypatch, resumed_after: int):
+    """A new run in the same folder begins others."""
+    # Files of one second are ordered by this number's digits, so its tenth would come first.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
+    config = config_of(tensorboard=True, wandb_project="features")
+    folder = RunFolder(tmp_path)
+    steps = [(0, range(1, 9), 0.5), (resumed_after, range(resumed_after + 1, 11), 2.0)]
+    ids = [_logged(config, folder, *logged) for logged in steps]
+    assert ids[0] == ids[1]
+    assert {path.stem for path in tmp_path.glob("wandb/*/run-*.wandb")} == {f"run-{ids[0]}"}
+    expected = {step: 0.5 if step <= resumed_after else 2.0 for step in range(1, 11)}
+    assert tensorboard_curves(tmp_path) == {"fvu": expected}
+    assert _logged(config, folder, 0, range(1, 3), 4.0) != ids[0]
+    assert tensorboard_curves(tmp_path) == {"fvu": {1: 4.0, 2: 4.0}}
+
+
+def _logged(config: RunConfig, folder: RunFolder, step: int, steps: range, value: float) -> str:
+    """Log steps of a run that continues after `step`; return its id at Weights & Biases."""
+    for tracker in open_trackers(config, folder, step):
+        for number in steps:
+            values = {"fvu": value}
+            tracker.log(MetricsRecord(step=number, tokens=64, time=0.5, values=values))
+        tracker.close()
+    return folder.wandb_id.read_text("utf-8")
