@@ -76,6 +76,11 @@ class Feed(Protocol):
     def hook_name(self, hook: int) -> str: ...
 
     @property
+    def prepends_bos(self) -> bool:
+        """Whether every row starts with BOS; that of activation files is not known."""
+        ...
+
+    @property
     def num_readers(self) -> int | None:
         """Processes that run the language model, this one included; None if none does."""
         ...
@@ -179,6 +184,10 @@ class TextFeed:
 
     def hook_name(self, hook: int) -> str:
         return self.model.hooks[hook].name
+
+    @property
+    def prepends_bos(self) -> bool:
+        return self.model.bos_id is not None
 
     @property
     def num_readers(self) -> int:
@@ -319,6 +328,10 @@ class FileFeed:
 
     def hook_name(self, hook: int) -> str:
         return self._files.metadata.hook_name
+
+    @property
+    def prepends_bos(self) -> bool:
+        return True
 
     @property
     def num_readers(self) -> None:

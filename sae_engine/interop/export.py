@@ -65,7 +65,7 @@ def _saelens_config(described: dict[str, Any], hook_name: str) -> dict[str, Any]
             "hf_hook_name": described["hook_name"] + _side(described),
             "dataset_path": described["dataset"],
             "context_size": described["ctx_len"],
-            "prepend_bos": True,
+            "prepend_bos": described.get("prepends_bos", True),
             "trained_with": "SAE Workbench",
         },
     }

@@ -90,7 +90,10 @@ def _of_loading(file: SAEFile, described: Mapping[str, Any]) -> tuple[list[str],
     if removes_mean:
         notes.append(CENTERED)
     if described.get("prepend_bos") is False:
-        notes.append("It was trained on text without a BOS token; here every row starts with one.")
+        notes.append(
+            "It was trained on text without a BOS token; here rows start with one if the model has "
+            "it."
+        )
     if (positions := described.get("seqpos_slice")) not in (None, [], [None]):
         notes.append(
             f"It was trained on the positions {positions!s:.80} of each row; here all positions "

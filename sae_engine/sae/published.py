@@ -15,7 +15,13 @@ from sae_engine.schema.config import RunConfig
 
 
 def publish_sae(
-    sae: SAE, folder: RunFolder, config: RunConfig, hook_name: str, *, step: int | None = None
+    sae: SAE,
+    folder: RunFolder,
+    config: RunConfig,
+    hook_name: str,
+    *,
+    prepends_bos: bool = True,
+    step: int | None = None,
 ) -> None:
     """Write both files into `folder`; `sae` maps raw activations (see `SAE.folded`) and was trained
     for `step` steps, unless it is from elsewhere.
@@ -31,6 +37,7 @@ def publish_sae(
             hook_io=config.model.hook_io,
             dataset=config.data.title,
             ctx_len=config.data.ctx_len,
+            prepends_bos=prepends_bos,
             step=step,
         )
 
@@ -44,6 +51,7 @@ def write_sae_config(
     hook_io: Literal["output", "input"] = "output",
     dataset: str,
     ctx_len: int,
+    prepends_bos: bool = True,
     step: int | None = None,
 ) -> None:
     """Write `cfg.json`: what the published tensors are and where the SAE's inputs come from."""
@@ -61,6 +69,7 @@ def write_sae_config(
         **({} if hook_io == "output" else {"hook_io": hook_io}),
         "dataset": dataset,
         "ctx_len": ctx_len,
+        **({} if prepends_bos else {"prepends_bos": False}),
         **({} if step is None else {"step": step}),
     }
     path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")

@@ -108,9 +108,7 @@ def require_encoding(path: Path, sample: bytes, notices: TextNotices) -> str:
     """
     encoding = encoding_of(sample)
     if encoding is None:
-        raise unusable(
-            f"'{path}' is not text in any encoding that is known here; convert it to UTF-8."
-        )
+        raise unusable(f"'{path}' is not text in a known encoding; convert it to UTF-8.")
     if encoding.is_guess:
         sentence = f"'{path}' is not UTF-8; it is read as {encoding.name}, going by its bytes."
         notices.note(f"encoding {encoding.name}", str(path), sentence)

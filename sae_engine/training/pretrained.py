@@ -78,7 +78,8 @@ def _inspect(member: Member, stop: StopSwitch) -> Iterator[AnyRecord]:
         )
     sized = config.model_copy(update={"sae": config.sae.of_loaded(sae.d_sae, sae.k)})
     member._replace(config=sized).save_config()
-    publish_sae(sae, folder, config, feed.hook_name(hook))
+    place, prepends_bos = feed.hook_name(hook), feed.prepends_bos
+    publish_sae(sae, folder, config, place, prepends_bos=prepends_bos)
     yield PlanRecord(
         total_steps=0,
         total_tokens=0,

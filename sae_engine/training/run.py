@@ -69,6 +69,7 @@ class TrainingRun:
         self.stop = stop
         self.hook = feed.hook_of(config)
         self._hook_name = feed.hook_name(self.hook)
+        self._prepends_bos = feed.prepends_bos
         d_in = feed.d_in(self.hook)
         self.trainer = new_trainer(config, d_in, _budget(config, feed), feed.device)
         self._ordinary = OutlierFilter(config.data.max_norm_multiple)
@@ -296,8 +297,14 @@ class TrainingRun:
         self._checkpoints.save(trainer, state)
 
     def _publish(self, sae: TopKSAE, folder: RunFolder) -> None:
-        step = self.trainer.steps_done
-        publish_sae(sae, folder, self.config, self._hook_name, step=step)
+        publish_sae(
+            sae,
+            folder,
+            self.config,
+            self._hook_name,
+            prepends_bos=self._prepends_bos,
+            step=self.trainer.steps_done,
+        )
 
     def _folded(self) -> TopKSAE:
         """The current SAE on raw activations, for everything that is published.

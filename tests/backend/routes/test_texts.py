@@ -32,7 +32,7 @@ def damaged_parquet() -> bytes:
         ("a.jsonl", lambda: b'{"text": 1}\n' * 3, "Column 'text' holds int, not text"),
         ("a.jsonl", lambda: b"[" * 100_000 + b"\n", "is nested too deeply"),
         ("a.jsonl", lambda: b'{"id": ' + b"9" * 5_000 + b"}\n", "There is no column 'text'"),
-        ("a.txt", lambda: bytes(range(256)) * 40, "is not text in any encoding"),
+        ("a.txt", lambda: bytes(range(256)) * 40, "is not text in a known encoding"),
     ],
 )
 def test_a_text_that_cannot_be_read_is_refused_by_name(

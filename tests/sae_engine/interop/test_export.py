@@ -17,7 +17,7 @@ from sae_engine.interop.export import export_saelens
 from sae_engine.interop.load import load_pretrained
 from sae_engine.presets import resolve_config
 from sae_engine.sae.autoencoders import SAE
-from sae_engine.sae.published import write_sae_config
+from sae_engine.sae.published import publish_sae, write_sae_config
 from tests.sae_engine.sae.test_autoencoders import random_jumprelu, random_sae
 
 KINDS = {
@@ -93,6 +93,18 @@ def test_an_export_has_the_transformerlens_name_of_the_hook_point(
     export_saelens(folder, tmp_path / "export")
     described = json.loads((tmp_path / "export/cfg.json").read_text())
     assert described["metadata"]["hook_name"] == hook_name
+
+
+def test_an_export_says_whether_rows_started_with_bos(tmp_path: Path):
+    for prepends_bos in (True, False):
+        folder = RunFolder(tmp_path / str(prepends_bos))
+        folder.path.mkdir()
+        config = resolve_config("tiny", {})
+        publish_sae(random_sae(1).folded(1.0), folder, config, "m", prepends_bos=prepends_bos)
+        target = folder.path / "export"
+        export_saelens(folder, target)
+        metadata = json.loads((target / "cfg.json").read_text())["metadata"]
+        assert metadata["prepend_bos"] is prepends_bos
 
 
 def published(path: Path, sae: SAE) -> RunFolder:

@@ -61,7 +61,7 @@ def test_what_is_not_text_is_refused(tmp_path: Path, sample: bytes):
     assert encoding_of(sample) is None
     path = tmp_path / "a.txt"
     path.write_bytes(sample)
-    with pytest.raises(ConfigError, match="is not text in any encoding"):
+    with pytest.raises(ConfigError, match="is not text in a known encoding"):
         preflight(path)
 
 
