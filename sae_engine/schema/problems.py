@@ -55,7 +55,7 @@ def message_of(error: Any) -> str:
         limit = error["ctx"]["max_length"]
         return f"It has {len(value):,} characters; the limit is {limit:,}."
     name, _, fault = kind.partition("_")
-    if name in _KINDS and fault in ("type", "parsing", "from_float"):
+    if name in _KINDS and fault in ("type", "parsing", "from_float", "unicode"):
         return f"{value!r} is not {_KINDS[name]}."[:_LONGEST_MESSAGE]
     for words, plain in _PLAIN.items():
         said = said.replace(words, plain)

@@ -39,7 +39,7 @@ def _launch(page: Page, server: Server, total_tokens: int) -> str:
     page.goto(server.url)
     page.get_by_role("link", name="Train your first SAE").click()
     page.locator("a.wb-preset", has_text="quick-test").click()
-    tokens = page.locator('[class*="st-key-field-quick-test"][class*="total_tokens"] input')
+    tokens = page.locator('[class*="st-key-url"][class*="total_tokens"] input')
     expect(tokens).to_have_value("40000")
     tokens.fill(str(total_tokens))
     tokens.press("Enter")

@@ -71,7 +71,7 @@ def names_of(server: Server, status: str) -> list[str]:
 
 def start(page: Page, server: Server, name: str, button: str = "Start training") -> None:
     """Fill in a name on the launch page that is open, and click twice, as impatient people do."""
-    boxes = page.locator('[class*="st-key-field"][class*="name"] input')
+    boxes = page.locator('[class*="st-key-url-name"] input')
     box = boxes.filter(visible=True).first  # a page that is being replaced keeps a hidden copy
     box.fill(name)
     box.press("Enter")

@@ -192,8 +192,8 @@ def test_a_wrong_command_is_reported_and_exits_with_2(
     [
         ("sae:\nmodel:\ntrain: {lr: 0}", "train.lr"),
         ("sae: text", "sae: This is a section with fields"),
-        ("sae: {pretrained: 5}", "sae.pretrained: Input should be a valid string"),
-        ("sae: {pretrained: [a]}", "sae.pretrained: Input should be a valid string"),
+        ("sae: {pretrained: 5}", "sae.pretrained: 5 is not text"),
+        ("sae: {pretrained: [a]}", "sae.pretrained: ['a'] is not text"),
         ("null: 5", "None: Unknown setting"),
         ("name: {a: 1}", "name"),
         ("preset: 5", "preset"),

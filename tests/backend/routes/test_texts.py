@@ -58,7 +58,7 @@ def test_one_bad_row_refuses_no_file(client: TestClient, settings: Settings, row
 
 def test_a_reader_of_files_is_refused(client: TestClient) -> None:
     body = {"preset": "quick-test", "config": {"data": {"dataset": "text"}}}
-    assert "a kind of file" in problem(client.post("/api/runs", json=body), 422).detail
+    assert "is a file type" in problem(client.post("/api/runs", json=body), 422).detail
 
 
 def test_an_estimate_tells_how_the_text_is_read(client: TestClient, settings: Settings) -> None:
