@@ -212,7 +212,7 @@ def test_a_retry_gets_its_answer_even_if_the_request_is_not_possible_any_more(
             r'{"config": {"model": {"name": "\ud800"}}}',
             "is not text",
         ),
-        (r'{"config": {"\udfff": 1}}', "unicode string (got '\\udfff')"),
+        (r'{"config": {"\udfff": 1}}', "'\\udfff' is not text"),
         (r'{"config": {"data": {"train_roles": ["\ud83d"]}}}', "data.train_roles"),
         (r'{"preset": "\ud800"}', "preset"),
     ],
