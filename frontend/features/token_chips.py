@@ -17,8 +17,8 @@ from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
-STRENGTH = 2.0
-"""Of a feature just added: at 1 many features change a text little."""
+STRENGTH = 1.0
+"""Of a feature just added. At twice its largest activation, small models repeat one token."""
 
 
 class Found(NamedTuple):

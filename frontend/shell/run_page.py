@@ -147,8 +147,10 @@ def run_heading(run: Run, tab: str) -> str:
     )
 
 
-def snapshot_picker(run: Run) -> None:
-    """Choose a snapshot; the latest is followed unless one is chosen."""
+def snapshot_picker(run: Run, *, wide: bool = False) -> None:
+    """Choose a snapshot; the latest is followed unless one is chosen. A `wide` one fills its
+    column and has a title.
+    """
     snapshots = {str(s.step): s for s in reversed(cached_snapshots(run.id))}
     pinned = str(int_param("snapshot"))
     key, write = bound("snapshot", pinned if pinned in snapshots else LATEST, default=LATEST)
@@ -170,8 +172,8 @@ def snapshot_picker(run: Run) -> None:
         key=key,
         on_change=write,
         format_func=title,
-        label_visibility="collapsed",
-        width=190,
+        label_visibility="visible" if wide else "collapsed",
+        width="stretch" if wide else 190,
     )
 
 

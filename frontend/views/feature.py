@@ -66,10 +66,11 @@ def show() -> None:
     with left:
         label_form(run, feature)
         html_block(details.facts(feature) + details.top_tokens(feature.top_tokens))
-        if feature.neighbours:
-            nearest = details.nearest_features(run.id, feature.neighbours, param("snapshot"))
-            show_linked(nearest, key="neighbours")
-        _history(run, feature)
+        with st.container(key="related"):
+            if feature.neighbours:
+                nearest = details.nearest_features(run.id, feature.neighbours, param("snapshot"))
+                show_linked(nearest, key="neighbours")
+            _history(run, feature)
     with right:
         _graphs(feature)
         box = st.container()
@@ -105,10 +106,10 @@ def _no_such_feature(run: Run, last: int) -> None:
 def _navigation(
     run: Run, feature: FeatureDetail, last: int, lookup: Lookup, found: Steps | None
 ) -> None:
-    header, buttons, search = st.columns([1.25, 2.7, 1.25], vertical_alignment="bottom")
+    header, buttons, search = st.columns([1.25, 2.7, 1.25])
     with header:
         show_linked(_heading(run, feature, lookup, found), key="head")
-    with buttons, st.container(horizontal=True, gap="small", vertical_alignment="bottom"):
+    with buttons, st.container(horizontal=True, gap="small", key="steps"):
         previous = feature.index - 1 if feature.index > 0 else None
         following = feature.index + 1 if feature.index < last else None
         _step_button("Previous", "left", found.previous if found else previous)
@@ -123,7 +124,7 @@ def _navigation(
         )
         bound_number("Go to", "index", 0, last, clears=WAY_PARAMS, show_title=False, width=90)
         snapshot_picker(run)
-    with search:
+    with search, st.container(key="steps-search"):
         search_box(run)
 
 

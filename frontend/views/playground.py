@@ -83,9 +83,8 @@ def _text_box(run: Run) -> str | None:
         )
         say_wrong(problem)
     with snapshots:
-        html_block('<p class="wb-label">Snapshot</p>')
-        snapshot_picker(run)
-        st.button("Analyze", icon=":material/visibility:", key="read", width=190)
+        snapshot_picker(run, wide=True)
+        st.button("Analyze", icon=":material/visibility:", key="read", width="stretch")
     return None if problem else text
 
 
