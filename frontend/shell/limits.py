@@ -28,7 +28,7 @@ def out_of_bounds(
     if value is not None and value >= low and (high is None or value <= high):
         return ""
     kind = "a whole number" if whole else "a number"
-    bounds = f"of at least {low:,.12g}" if high is None else f"from {low:,.12g} to {high:,.12g}"
+    bounds = f"of at least {low:,}" if high is None else f"from {low:,} to {high:,}"
     return f"{title} must be {kind} {bounds} (this is {text[:40]})."
 
 

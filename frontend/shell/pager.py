@@ -13,6 +13,7 @@ _TOP_JS = """
 export default function ({ data, parentElement }) {
   const moved = parentElement.wbPage !== undefined && parentElement.wbPage !== data;
   parentElement.wbPage = data;
+  parentElement.style.scrollMarginTop = "5rem";  // below the header, which stays
   if (moved) parentElement.scrollIntoView({ block: "start" });
 }
 """
