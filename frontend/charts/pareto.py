@@ -170,7 +170,12 @@ def _labels(points: Sequence[Point], edge: Sequence[Point]) -> tuple[list[str], 
     x, y = (_shares(values) for values in ([p.l0 for p in points], [p.fvu for p in points]))
     wishes = _inward([point.l0 for point in points])
     order = sorted(range(len(points)), key=lambda n: points[n] not in edge)
-    found = placed(*([column[n] for n in order] for column in (x, y, texts, wishes)))
+    found = placed(
+        [x[n] for n in order],
+        [y[n] for n in order],
+        [texts[n] for n in order],
+        [wishes[n] for n in order],
+    )
     side_of = dict(zip(order, found, strict=True))
     sides = [side_of[n] for n in range(len(points))]
     return (

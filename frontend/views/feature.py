@@ -100,7 +100,14 @@ def _no_such_feature(run: Run, last: int) -> None:
     given = (param("index") or "")[:SHOWN_CHARS]
     wrong = f"There is no feature {given}" if given else "This address names no feature"
     html_block(notice(f"{wrong}: this run's features are 0 to {last}."))
-    page_button("Browse features", "features", key="browse", primary=True, **pinned)
+    page_button(
+        "Browse features",
+        "features",
+        key="browse",
+        primary=True,
+        id=run.id,
+        snapshot=param("snapshot"),
+    )
 
 
 def _navigation(
