@@ -20,7 +20,7 @@ from frontend.charts.figure import (
     axis_title,
     margin,
 )
-from frontend.charts.series import X_TITLES, Points, XAxis, points_of, positions, smooth
+from frontend.charts.series import X_HEADS, X_TITLES, Points, XAxis, points_of, positions, smooth
 from frontend.html.format import is_share
 from sae_engine.schema.records import METRICS
 from sae_engine.schema.runs import MetricsSeries
@@ -107,15 +107,25 @@ def figure(data: MetricsSeries, panel: Panel, view: CurveView) -> Figure:
             title=METRICS[name].title,
             color=color,
             smoothing=view.smoothing,
+            share=is_share(name),
         )
     ]
     return Figure(data=traces, layout=curve_layout(panel, view, [data]))
 
 
 def curve(
-    points: Points, *, key: str, title: str, color: str, smoothing: float = 0.0
+    points: Points,
+    *,
+    key: str,
+    title: str,
+    color: str,
+    smoothing: float = 0.0,
+    share: bool = False,
 ) -> list[Trace]:
-    """A curve, its raw points where it is smoothed, and marks where it is not finite."""
+    """A curve, its raw points where it is smoothed, and marks where it is not finite.
+
+    A `share` is shown in percent.
+    """
     sparse = len(points.y) <= SPARSE_POINTS
     smoothed = smoothing > 0 and not sparse
     main: Trace = {
@@ -127,7 +137,7 @@ def curve(
         "mode": "lines+markers" if sparse else "lines",
         "line": {"color": color, "width": 2},
         "marker": {"size": 5},
-        "hovertemplate": "%{y:.4g}",
+        "hovertemplate": "%{y:.3~p}" if share else "%{y:.4g}",
     }
     raw: Trace = {
         "type": "scatter",
@@ -176,6 +186,7 @@ def curve_layout(panel: Panel, view: CurveView, curves: Sequence[MetricsSeries])
             "type": "log" if view.log_x else "linear",
             "range": x_range(curves, view),
             "title": axis_title(X_TITLES[view.x_axis]),
+            "unifiedhovertitle": {"text": X_HEADS[view.x_axis]},
         },
         "yaxis": {
             "zeroline": False,

@@ -91,7 +91,7 @@ def density_ticks() -> dict[str, Any]:
     """Ticks of a logarithmic axis in percent."""
     return {
         "tickvals": list(_DECADES),
-        "ticktext": [f"{10 ** (n + 2):.7f}".rstrip("0").rstrip(".") + " %" for n in _DECADES],
+        "ticktext": [f"{10 ** (n + 2):.7f}".rstrip("0").rstrip(".") + "%" for n in _DECADES],
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from frontend.charts.curves import CurveView, Panel, curve, curve_layout
 from frontend.charts.figure import RUN_COLORS, Figure
 from frontend.charts.series import measured_in, points_of
+from frontend.html.format import is_share
 from frontend.html.tokens import plotly_text
 from sae_engine.schema.runs import MetricsSeries
 
@@ -39,6 +40,7 @@ def overlay_figure(
             title=plotly_text(name),
             color=colors[number],
             smoothing=view.smoothing,
+            share=is_share(metric),
         )
     ]
     return Figure(data=traces, layout=curve_layout(panel, view, curves) | {"showlegend": False})

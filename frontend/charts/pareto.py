@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from frontend.charts.figure import GRAY, TEAL, Figure, Trace, margin
+from frontend.charts.placement import placed
 from frontend.html.format import number
 from frontend.html.tokens import plotly_text
 from sae_engine.schema.config import DataConfig
@@ -95,6 +96,7 @@ def pareto_figure(
 ) -> Figure:
     """Runs as points, their Pareto front as a staircase; `colors` are keyed by run id."""
     edge = frontier(points)
+    texts, sides = _labels(points, edge)
     line: Trace = {
         "type": "scatter",
         "uid": "frontier",
@@ -108,8 +110,8 @@ def pareto_figure(
         "type": "scatter",
         "uid": "runs",
         "mode": "markers+text",
-        "text": [_label(point, is_front=point in edge, among=len(points)) for point in points],
-        "textposition": _inward([point.l0 for point in points]),
+        "text": texts,
+        "textposition": sides,
         "textfont": {"size": 11},
         "cliponaxis": False,
         "x": [point.l0 for point in points],
@@ -140,7 +142,7 @@ def pareto_figure(
 def _axis(title: str, values: Sequence[float]) -> dict[str, object]:
     axis: dict[str, object] = {"title": {"text": title, "font": {"size": 12}}, "zeroline": False}
     low, high = min(values, default=0), max(values, default=0)
-    if low <= 0 or high < _LOGARITHMIC_FROM * low:
+    if not _is_logarithmic(low, high):
         return axis
     ticks = _round_numbers(low, high)
     texts = [f"{tick:g}" for tick in ticks]
@@ -160,6 +162,40 @@ def _label(point: Point, *, is_front: bool, among: int) -> str:
     name = point.run.name
     short = name if len(name) <= LABEL_CHARS else f"{name[: LABEL_CHARS - 1]}…"
     return plotly_text(short)
+
+
+def _labels(points: Sequence[Point], edge: Sequence[Point]) -> tuple[list[str], list[str]]:
+    """Texts and sides of the labels that have room; those of the front choose first."""
+    texts = [_label(point, is_front=point in edge, among=len(points)) for point in points]
+    x, y = (_shares(values) for values in ([p.l0 for p in points], [p.fvu for p in points]))
+    wishes = _inward([point.l0 for point in points])
+    order = sorted(range(len(points)), key=lambda n: points[n] not in edge)
+    found = placed(
+        [x[n] for n in order],
+        [y[n] for n in order],
+        [texts[n] for n in order],
+        [wishes[n] for n in order],
+    )
+    side_of = dict(zip(order, found, strict=True))
+    sides = [side_of[n] for n in range(len(points))]
+    return (
+        [text if side else "" for text, side in zip(texts, sides, strict=True)],
+        [side or wish for side, wish in zip(sides, wishes, strict=True)],
+    )
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    """Where values lie on their axis, from 0 to 1."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if low == high:
+        return [0.5] * len(values)
+    if _is_logarithmic(low, high):
+        return [math.log(value / low) / math.log(high / low) for value in values]
+    return [(value - low) / (high - low) for value in values]
+
+
+def _is_logarithmic(low: float, high: float) -> bool:
+    return low > 0 and high >= _LOGARITHMIC_FROM * low
 
 
 def _inward(x: Sequence[float]) -> list[str]:

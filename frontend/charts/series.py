@@ -11,6 +11,12 @@ from sae_engine.schema.runs import MetricsSeries, MetricValue
 
 XAxis = Literal["step", "tokens", "time"]
 X_TITLES: dict[XAxis, str] = {"step": "step", "tokens": "training tokens", "time": "seconds"}
+X_HEADS: dict[XAxis, str] = {
+    "step": "step %{x:,}",
+    "tokens": "%{x:,} tokens",
+    "time": "%{x:,.1f} s",
+}
+"""Of a tooltip."""
 
 
 class Points(NamedTuple):

@@ -9,9 +9,10 @@ from frontend.api.client import ApiProblem
 from frontend.features.token_chips import STRENGTH, colored_text
 from frontend.html.blocks import html_block, link, show_linked
 from frontend.html.format import number
+from frontend.shell.limits import say_wrong
 from frontend.shell.problems import show_problem
 from frontend.shell.progress import kept_answer
-from frontend.shell.url import bound, param
+from frontend.shell.url import limited, param
 from sae_engine.schema.features import FeatureDetail
 from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
@@ -22,19 +23,20 @@ MAX_CHARACTERS = 2000
 
 def custom_text(run: Run, feature: FeatureDetail) -> None:
     """The box and the colored text, which stays when the reader moves to another feature."""
-    text = st.query_params.get("own", "")[:MAX_CHARACTERS]
-    key, write = bound("own", text)
+    text = st.query_params.get("own", "")
+    title = "Test your own text"
+    key, write, problem = limited(title, "own", text, MAX_CHARACTERS)
     with st.container(key="own-text", gap="xxsmall"):
         st.text_area(
-            "Test your own text",
+            title,
             key=key,
             on_change=write,
             height=68,
-            max_chars=MAX_CHARACTERS,
             placeholder="Test your own text on this feature; Ctrl+Enter to run",
             label_visibility="collapsed",
         )
-        if not text:
+        say_wrong(problem)
+        if problem or not text:
             return
         api, index, step = client(), feature.index, feature.snapshot
         try:

@@ -5,6 +5,7 @@ Read by the lookup page, which links to features, and by the feature page, which
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import streamlit as st
@@ -13,7 +14,8 @@ from frontend.api.cache import client
 from frontend.api.client import ApiProblem
 from frontend.html.format import count
 from frontend.html.tokens import chip
-from frontend.shell.url import choice_param, flag_param, int_param, param
+from frontend.shell.limits import too_long
+from frontend.shell.url import Entry, choice_param, flag_param, number_param, param
 from sae_engine.schema.lookup import LookupRank, LookupResult, TokenMatch, literal_text
 
 MATCHES: tuple[TokenMatch, ...] = get_args(TokenMatch)
@@ -21,7 +23,16 @@ RANKS: tuple[LookupRank, ...] = get_args(LookupRank)
 MOST_HITS = 50
 """Features that a lookup lists, and that a feature page steps through."""
 LEAST_COUNT = 5
+LEAST_COUNT_TITLE = "Minimum count"
+LARGEST_COUNT = 10**9
+MOST_CHARS = 500
+"""Limited by the API."""
 LOOKUP_PARAMS = ("q", "match", "exact_case", "rank", "min_count")
+
+
+def least_count() -> Entry:
+    """The smallest count of the address."""
+    return number_param("min_count", LEAST_COUNT_TITLE, 1, LARGEST_COUNT, default=LEAST_COUNT)
 
 
 class Lookup(NamedTuple):
@@ -41,8 +52,13 @@ class Lookup(NamedTuple):
             match=choice_param("match", MATCHES) or "fold",
             exact_case=flag_param("exact_case"),
             rank=choice_param("rank", RANKS) or "f1",
-            min_count=min(max(int_param("min_count") or LEAST_COUNT, 1), 10**9),
+            min_count=int(least_count().value or LEAST_COUNT),
         )
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the address's text or count; empty if nothing is."""
+        return too_long(self.text, MOST_CHARS) or least_count().problem
 
     @property
     def state(self) -> dict[str, object | None]:
@@ -79,7 +95,7 @@ class Lookup(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Where a feature stands among those of a lookup, and its neighbors there."""
+    """Where a feature stands among those of a lookup or list, and its neighbors there."""
 
     previous: int | None
     next: int | None
@@ -87,17 +103,23 @@ class Steps(NamedTuple):
     """HTML such as `3 of 25 for import`."""
 
 
+def steps_among(indices: Sequence[int], index: int, note: str) -> Steps:
+    """The steps from one of several features."""
+    place = indices.index(index)
+    return Steps(
+        previous=indices[place - 1] if place else None,
+        next=indices[place + 1] if place + 1 < len(indices) else None,
+        note=note,
+    )
+
+
 def steps(run_id: str, snapshot: int, lookup: Lookup, index: int) -> Steps | None:
     """The steps from a feature; None if the lookup does not list it."""
     hits = _hits(run_id, snapshot, lookup)
     if index not in hits:
         return None
-    place = hits.index(index)
-    return Steps(
-        previous=hits[place - 1] if place else None,
-        next=hits[place + 1] if place + 1 < len(hits) else None,
-        note=f"{count(place + 1)} of {count(len(hits))} for {chip(lookup.text)}",
-    )
+    place = f"{count(hits.index(index) + 1)} of {count(len(hits))}"
+    return steps_among(hits, index, f"{place} for {chip(lookup.text)}")
 
 
 @st.cache_data(ttl=300, show_spinner=False, max_entries=100)

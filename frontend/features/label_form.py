@@ -7,10 +7,15 @@ import streamlit as st
 from frontend.api.cache import client
 from frontend.features.labeling import origin_line
 from frontend.html.blocks import html_block
+from frontend.shell.limits import say_wrong, too_long
 from frontend.shell.problems import attempt
 from sae_engine.schema.features import FeatureDetail
 from sae_engine.schema.labels import LabelUpdate
 from sae_engine.schema.runs import Run
+
+MOST_LABEL = 500
+MOST_NOTES = 20_000
+"""Limited by the API, both."""
 
 
 def label_form(run: Run, feature: FeatureDetail) -> None:
@@ -21,6 +26,8 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
     )
 
     def save() -> None:
+        if _problems(label_key, notes_key):
+            return
         update = LabelUpdate(
             label=st.session_state[label_key].strip(),
             notes=st.session_state[notes_key].strip(),
@@ -33,7 +40,6 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
             "Label",
             value=feature.label or "",
             key=label_key,
-            max_chars=500,
             placeholder="Describe this feature",
             on_change=save,
             label_visibility="collapsed",
@@ -44,11 +50,21 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
         "Notes",
         value=feature.notes,
         key=notes_key,
-        max_chars=5000,
         placeholder="Notes",
         height=68,
         on_change=save,
         label_visibility="collapsed",
     )
+    for problem in _problems(label_key, notes_key):
+        say_wrong(problem)
     written = client().labels(run.id, [feature.index]) if feature.label else []
     html_block("".join(map(origin_line, written)))
+
+
+def _problems(label_key: str, notes_key: str) -> list[str]:
+    """What is wrong with the label and the notes, which are not saved then."""
+    found = (
+        ("Label", too_long(st.session_state[label_key], MOST_LABEL)),
+        ("Notes", too_long(st.session_state[notes_key], MOST_NOTES)),
+    )
+    return [f"{title}, not saved: {problem}" for title, problem in found if problem]

@@ -8,7 +8,7 @@ import streamlit as st
 
 from frontend.api.cache import cached_run, client
 from frontend.api.client import ApiProblem
-from frontend.features.hits import Lookup
+from frontend.features.hits import MOST_CHARS, Lookup
 from frontend.html.blocks import (
     empty_state,
     feature_link,
@@ -22,6 +22,7 @@ from frontend.html.blocks import (
 )
 from frontend.html.format import count, counted, number, percent
 from frontend.html.tokens import chip, escaped, example
+from frontend.shell.limits import too_long
 from frontend.shell.url import bound_text, param
 from sae_engine.schema.lookup import FeatureMatch, LookupResult
 
@@ -45,13 +46,13 @@ def token_box(text: str, *, width: int | None = None) -> None:
     """The box for a token, tied to `q` in the URL; without a `width` it has a visible label."""
     with st.container(key="search"):
         bound_text(
-            "Token or text",
+            "Look up",
             "q",
             text,
             placeholder="import",
             search=True,
             show_title=width is None,
-            max_chars=200,
+            max_chars=MOST_CHARS,
             width=width or "stretch",
         )
 
@@ -124,6 +125,8 @@ def compare_lookups(a: str, b: str) -> None:
     """The features of two runs that fire on one token, side by side."""
     text = st.query_params.get("q", "")
     token_box(text, width=420)
+    if too_long(text, MOST_CHARS):
+        return
     if not text:
         title = "Which features of the two runs fire on a token?"
         query = {"runs": param("runs"), "a": a, "b": b, "part": "tokens"}

@@ -24,9 +24,10 @@ from frontend.html.blocks import (
 from frontend.html.format import count, percent
 from frontend.html.marks import mark
 from frontend.html.tokens import chips, example
-from frontend.shell.pager import pager
+from frontend.shell.limits import say_wrong
+from frontend.shell.pager import list_top, no_such_page, pager
 from frontend.shell.progress import computed
-from frontend.shell.url import bound, bound_choice, choice_param, float_param, param
+from frontend.shell.url import bound, bound_choice, choice_param, number_param, param, say_unknown
 from sae_engine.schema.analysis import (
     MATCH_THRESHOLD,
     FeatureComparison,
@@ -53,8 +54,10 @@ def show_matches(a: str, b: str) -> None:
     """How the features of two runs match, and one page of one section of them."""
     section: MatchSection = choice_param("section", SECTIONS) or "mutual"
     order: SortOrder = choice_param("order", ORDERS) or _first_order(section)
-    threshold = float_param("threshold")
-    threshold = MATCH_THRESHOLD if threshold is None else min(max(threshold, 0), 1)
+    say_unknown(section=SECTIONS, order=ORDERS)
+    entry = number_param("threshold", "Threshold", 0, 1, default=MATCH_THRESHOLD, whole=False)
+    say_wrong(entry.problem)
+    threshold = MATCH_THRESHOLD if entry.value is None else float(entry.value)
     try:
         found = computed(
             lambda: client().compare_features(
@@ -70,6 +73,9 @@ def show_matches(a: str, b: str) -> None:
             doing="Matching features",
         )
     except ApiProblem as error:
+        if error.problem.status == 422 and param("cursor") is not None:
+            no_such_page()
+            return
         if error.problem.status != 409:
             raise
         html_block(notice(error.problem.detail, title="These features cannot be matched"))
@@ -94,11 +100,25 @@ def show_matches(a: str, b: str) -> None:
         "only_b": f"Only in B {count(found.num_only_b)}",
     }
     bound_choice("Section", "section", SECTIONS, section, default="mutual", label=sizes.__getitem__)
+    total = {
+        "mutual": found.num_mutual,
+        "only_a": found.num_only_a,
+        "only_b": found.num_only_b,
+    }[section]
+    if total and not found.items:
+        no_such_page()
+        return
     if not found.items:
         html_block(empty_state("No features in this section", "Try another threshold."))
         return
+    list_top("matches")
     show_linked(_table(a, b, found, section, order), key="matches-table")
-    pager(found.next_cursor, key=f"matches:{a}:{b}:{section}")
+    pager(
+        found.next_cursor,
+        key=f"matches:{a}:{b}:{section}",
+        shown=len(found.items),
+        total=total,
+    )
 
 
 def _first_order(section: MatchSection) -> SortOrder:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 import streamlit as st
 
 from frontend.api.cache import client
+from frontend.features.label_form import MOST_LABEL
 from frontend.html.blocks import act_button, html_block, set_link, toggle_link
 from frontend.html.format import counted
+from frontend.shell.limits import say_wrong, too_long
 from frontend.shell.problems import attempt
 from frontend.shell.url import list_param, set_param
 from sae_engine.schema.features import FeatureRow
@@ -68,6 +70,8 @@ def selection_bar(run: Run, picked: Sequence[int]) -> None:
         return lambda: _patch(run, picked, **change)
 
     def label() -> None:
+        if too_long(st.session_state[_LABEL], MOST_LABEL):
+            return
         _patch(run, picked, label=st.session_state[_LABEL].strip())
         st.session_state[_LABEL] = ""
 
@@ -78,7 +82,6 @@ def selection_bar(run: Run, picked: Sequence[int]) -> None:
         st.text_input(
             "Label for the selected features",
             key=_LABEL,
-            max_chars=500,
             placeholder="Label for all of them",
             label_visibility="collapsed",
             width=230,
@@ -93,6 +96,7 @@ def selection_bar(run: Run, picked: Sequence[int]) -> None:
             on_click=set_param,
             args=("pick", None),
         )
+        say_wrong(too_long(st.session_state.get(_LABEL, ""), MOST_LABEL))
 
 
 def _patch(run: Run, features: Sequence[int], **change: object) -> None:

@@ -10,20 +10,36 @@ import streamlit as st
 from frontend.api.cache import client, feature_row, num_features
 from frontend.api.client import ApiProblem
 from frontend.features.steering_example import Example, steering_example
-from frontend.features.token_chips import MAX_STRENGTH, STRENGTH, strengths_text
+from frontend.features.token_chips import (
+    MAX_STRENGTH,
+    STRENGTH,
+    strengths_text,
+    wrong_strengths,
+)
 from frontend.html.blocks import feature_link, html_block, panel_title, section_title, show_linked
 from frontend.html.format import number
 from frontend.html.marks import mark, named
 from frontend.html.tokens import chip, escaped
+from frontend.shell.limits import out_of_bounds, say_wrong
 from frontend.shell.problems import attempt, show_problem
 from frontend.shell.progress import phase_line
-from frontend.shell.url import bound, float_param, int_param, param, set_param
+from frontend.shell.url import (
+    LARGEST_IN_A_BOX,
+    bound,
+    bound_number,
+    limited,
+    number_param,
+    param,
+    set_param,
+)
 from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.playground import Side, SteerPhase, SteerResult
 from sae_engine.schema.runs import Run
 
 MAX_PROMPT = 4000
 """Limited by the length of a URL."""
+PROMPT_HEIGHT = 110
+"""Of three lines."""
 MAX_NEW_TOKENS = 200
 NEW_TOKENS, TEMPERATURE, SEED = 40, 0.5, 0
 """Small models stay readable at this temperature."""
@@ -47,13 +63,15 @@ def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
     section_title("Steering")
     left, right = st.columns([1, 1.15], gap="large")
     with left:
+        say_wrong(wrong_strengths(param("steer") or ""))
         for index, strength in strengths.items():
             _feature(run, step, index, strength, strengths)
         _add_feature(run, step, strengths)
-        question = Question(run.id, step, strengths_text(strengths), _prompt(), *_sampling())
+        prompt, sampling = _prompt(), _sampling()
+        question = Question(run.id, step, strengths_text(strengths), prompt or "", *sampling.used)
         held: tuple[Question, SteerResult] | None = st.session_state.get("steered")
         result = held[1] if held is not None and held[0] == question else None
-        possible = bool(question.prompt and strengths)
+        possible = bool(question.prompt and strengths) and not sampling.is_wrong
         going = possible and param("go") == "1" and result is None
         with st.container(horizontal=True, gap="small"):
             _button(going=going, possible=possible)
@@ -152,14 +170,18 @@ def _add_feature(run: Run, step: int, strengths: Mapping[int, float]) -> None:
 
     def add() -> None:
         index = st.session_state["steer-add"]
-        if index is not None:
+        if index is None or problem(index):
+            return
+        if index not in strengths:
             _steer_with({**strengths, index: STRENGTH})
         st.session_state["steer-add"] = None
 
-    st.number_input(
+    def problem(index: int | None) -> str:
+        return "" if index is None else out_of_bounds(title, str(index), 0, last)
+
+    title = "The index"
+    typed = st.number_input(
         "Add a feature",
-        min_value=0,
-        max_value=last,
         value=None,
         step=1,
         key="steer-add",
@@ -167,6 +189,7 @@ def _add_feature(run: Run, step: int, strengths: Mapping[int, float]) -> None:
         placeholder=f"index, 0 to {last}",
         width=220,
     )
+    say_wrong(problem(typed))
 
 
 def _feature(
@@ -224,31 +247,49 @@ def _setting(name: str, value: object, default: object = None) -> tuple[str, Cal
     return bound(name, value, default=default, clears=("go",))
 
 
-def _prompt() -> str:
-    prompt = param("prompt") or (param("text") or "")[:MAX_PROMPT]
-    key, write = _setting("prompt", prompt)
-    st.text_area(
-        "Prompt", key=key, on_change=write, height=90, max_chars=MAX_PROMPT, placeholder="import "
-    )
-    return prompt
+def _prompt() -> str | None:
+    """The prompt, by default the text above; None if it is too long, which is said below it."""
+    text = param("prompt") or param("text") or ""
+    key, write, problem = limited("Prompt", "prompt", text, MAX_PROMPT, clears=("go",))
+    st.text_area("Prompt", key=key, on_change=write, height=PROMPT_HEIGHT, placeholder="import ")
+    say_wrong(problem)
+    return None if problem else text
 
 
-def _sampling() -> tuple[int, float, int]:
+class Sampling(NamedTuple):
     """Number of new tokens, temperature and seed."""
-    num_tokens = min(max(int_param("max") or NEW_TOKENS, 1), MAX_NEW_TOKENS)
-    given = float_param("temp")
-    temperature = TEMPERATURE if given is None else min(max(given, 0.0), 2.0)
-    seed = int_param("seed") or SEED
+
+    used: tuple[int, float, int]
+    is_wrong: bool
+    """Whether the address holds another one, which is out of bounds."""
+
+
+def _sampling() -> Sampling:
+    length = number_param("max", "New tokens", 1, MAX_NEW_TOKENS, default=NEW_TOKENS)
+    warmth = number_param("temp", "Temperature", 0, 2, default=TEMPERATURE, whole=False)
+    num_tokens = NEW_TOKENS if length.value is None else int(length.value)
+    temperature = TEMPERATURE if warmth.value is None else float(warmth.value)
     with st.container(horizontal=True, gap="medium"):
         key, write = _setting("max", num_tokens, NEW_TOKENS)
         st.slider("New tokens", 1, MAX_NEW_TOKENS, key=key, on_change=write, width=165)
         key, write = _setting("temp", temperature, TEMPERATURE)
         tip = "0 always picks the most likely token."
         st.slider("Temperature", 0.0, 2.0, step=0.1, key=key, on_change=write, width=165, help=tip)
-        key, write = _setting("seed", seed, SEED)
         tip = "Both texts are sampled with the same random numbers."
-        st.number_input("Seed", min_value=0, step=1, key=key, on_change=write, width=100, help=tip)
-    return num_tokens, temperature, seed
+        seed = bound_number(
+            "Seed",
+            "seed",
+            0,
+            LARGEST_IN_A_BOX,
+            default=SEED,
+            clears=("go",),
+            tip=tip,
+            width=100,
+        )
+    say_wrong(length.problem)
+    say_wrong(warmth.problem)
+    is_wrong = bool(length.problem or warmth.problem or seed.problem)
+    return Sampling((num_tokens, temperature, int(seed.value or 0)), is_wrong)
 
 
 def _button(*, going: bool, possible: bool) -> None:

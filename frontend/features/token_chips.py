@@ -17,8 +17,8 @@ from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
-STRENGTH = 2.0
-"""Of a feature just added: at 1 many features change a text little."""
+STRENGTH = 1.0
+"""Of a feature just added. At twice its largest activation, small models repeat one token."""
 
 
 class Found(NamedTuple):
@@ -31,16 +31,28 @@ class Found(NamedTuple):
 
 def strengths_of(text: str) -> dict[int, float]:
     """Strengths of steered features from an address, such as `12:1.5,40:-2`; ignores the rest."""
-    found: dict[int, float] = {}
-    for part in text.split(","):
-        index, _, strength = part.partition(":")
-        try:
-            value = float(strength)
-        except ValueError:
-            continue
-        if index.isdecimal() and abs(value) <= MAX_STRENGTH:
-            found[int(index)] = value
-    return found
+    return dict(pair for part in text.split(",") if (pair := _strength(part)) is not None)
+
+
+def wrong_strengths(text: str) -> str:
+    """What `strengths_of` ignores, in one sentence; empty if that is nothing."""
+    wrong = [part for part in text.split(",") if part and _strength(part) is None]
+    if not wrong:
+        return ""
+    return (
+        f"Left out of the steering: {', '.join(wrong)[:100]}. Write a feature's index and a "
+        f"strength from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, such as 12:1.5."
+    )
+
+
+def _strength(part: str) -> tuple[int, float] | None:
+    index, _, strength = part.partition(":")
+    try:
+        value = float(strength)
+    except ValueError:
+        return None
+    is_index = index.isascii() and index.isdecimal() and len(index) < 10
+    return (int(index), value) if is_index and abs(value) <= MAX_STRENGTH else None
 
 
 def strengths_text(strengths: Mapping[int, float]) -> str:

@@ -219,9 +219,10 @@ def heading(title: str, *, crumbs: Sequence[str] = (), after: str = "") -> str:
 
 
 def table(head: str, rows: str, *, css: str) -> str:
-    """A table from the cells of its head and from its rows."""
+    """A table from the cells of its head and from its rows; narrow windows scroll it sideways."""
     return (
-        f'<table class="wb-table {css}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'<div class="wb-wide"><table class="wb-table {css}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

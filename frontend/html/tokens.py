@@ -113,17 +113,19 @@ def _line(context: Context, largest: float, full: bool) -> str:
         if context.copies > 1
         else ""
     )
-    body = (
-        f'<div class="wb-text">{token_spans(context.tokens, context.activations, largest)}</div>'
-        if full
-        else _centered(context, largest, SNIPPET_TOKENS)
-    )
+    body = _full(context, largest) if full else _centered(context, largest, SNIPPET_TOKENS)
     gutter = (
         f'<div class="wb-gutter"><span class="wb-value">{number(context.activation)}</span>'
         f"{chip(context.tokens[context.peak])}{copies}</div>"
     )
     where = f"Row {context.row}, position {context.position}"
     return f'<div class="wb-line" title="{where}">{gutter}{body}</div>'
+
+
+def _full(context: Context, largest: float) -> str:
+    """The whole text in its own lines."""
+    text = token_spans(context.tokens, context.activations, largest).replace("↵", "↵\n")
+    return f'<div class="wb-text">{text}</div>'
 
 
 def _centered(context: Context, largest: float, reach: int) -> str:

@@ -33,6 +33,8 @@ from sae_engine.schema.records import METRICS, Metric
 from sae_engine.schema.runs import ENDED, Run
 
 MAX_POINTS = 600
+WITHOUT_BEST = ("frac_dead", "frac_dense")
+"""Lowest before training has settled, when few latents have had the time to die or to grow."""
 MOST_BESIDE = 3
 """With more runs, the tables are stacked."""
 
@@ -49,7 +51,7 @@ def show_training(run_ids: Sequence[str]) -> None:
         with left:
             show_linked(_differences(found), key="differences")
         with right:
-            show_linked(_metrics(found), key="measurements")
+            show_linked(metrics_table(found), key="measurements")
         _downloads(found)
         _curves(found)
         show_pareto(found.runs, colors=dict(zip(run_ids, RUN_COLORS, strict=False)))
@@ -140,7 +142,8 @@ def _differences(found: Comparison) -> str:
     return title + _table("Setting", found.runs, rows)
 
 
-def _metrics(found: Comparison) -> str:
+def metrics_table(found: Comparison) -> str:
+    """The last and the best value of every metric, a column for each run."""
     names = measured_names(found.runs)
     title = panel_title("Metrics: last and best")
     if not names:
@@ -163,7 +166,7 @@ def _last_and_best(found: Comparison, place: int, name: str) -> str:
     """The last value, and the best one if it differs."""
     last, best = found.runs[place].metrics.get(name), found.best[place].get(name)
     text = metric_text(name, last)
-    if best is not None and best.value != last:
+    if best is not None and best.value != last and name not in WITHOUT_BEST:
         tip = f"Best, at step {best.step:,}"
         text += f' <small title="{tip}">best {metric_text(name, best.value)}</small>'
     return f'<td class="num">{text}</td>'

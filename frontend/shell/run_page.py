@@ -5,6 +5,7 @@ A snapshot is pinned by the URL, or it is the latest, which is followed while th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import streamlit as st
@@ -15,6 +16,9 @@ from frontend.html.blocks import (
     empty_state,
     heading,
     html_block,
+    link,
+    notice,
+    set_link,
     show_linked,
     sweep_link,
     tab_link,
@@ -27,6 +31,9 @@ from frontend.shell.url import bound, int_param, param
 from sae_engine.schema.runs import ENDED, Run, Snapshot
 
 LATEST = "latest"
+SHOWN_CHARS = 40
+"""Of a wrong value of an address."""
+MOST_LINKED = 20
 
 
 class RunPage(NamedTuple):
@@ -43,8 +50,9 @@ def open_run(tab: str | None = None, *, search: bool = False) -> Run:
     """
     run_id = param("id")
     if run_id is None:
-        html_block(empty_state("No run selected", "This page's URL needs ?id=…"))
-        runs_button()
+        html_block(empty_state("Choose a run", "This address names none."))
+        with st.container(horizontal_alignment="center"):
+            runs_button()
         st.stop()
     run = cached_run(run_id)
     if tab is None:
@@ -66,9 +74,11 @@ def open_snapshot(tab: str | None = None, *, search: bool = False) -> RunPage:
     """The same, with the snapshot that the page shows; before the first one the page ends here."""
     run = open_run(tab, search=search)
     snapshots = cached_snapshots(run.id)
-    pinned = int_param("snapshot")
-    latest = snapshots[-1] if snapshots else None
-    shown = next((s for s in snapshots if s.step == pinned), latest)
+    pinned = param("snapshot")
+    shown = _snapshot_of_url(snapshots)
+    if snapshots and shown is None:
+        _no_such_snapshot(run, snapshots, has_heading=tab is not None)
+        st.stop()
     if run.status not in ENDED and pinned is None:
         live(lambda: _redraw_if_newer(run, shown), active=True)
     if shown is None:
@@ -76,6 +86,27 @@ def open_snapshot(tab: str | None = None, *, search: bool = False) -> RunPage:
         page_button("Watch training", "run", key="watch", primary=True, id=run.id)
         st.stop()
     return RunPage(run, shown)
+
+
+def _snapshot_of_url(snapshots: Sequence[Snapshot]) -> Snapshot | None:
+    """The one that the URL names, by default the latest; None if there is none."""
+    if param("snapshot") is None:
+        return snapshots[-1] if snapshots else None
+    return next((s for s in snapshots if s.step == int_param("snapshot")), None)
+
+
+def _no_such_snapshot(run: Run, snapshots: Sequence[Snapshot], *, has_heading: bool) -> None:
+    if not has_heading:
+        crumbs = [link("run", escaped(run.name), {"id": run.id})]
+        show_linked(heading("No such snapshot", crumbs=crumbs), key="head")
+    given = (param("snapshot") or "")[:SHOWN_CHARS]
+    html_block(notice(f"This run has no snapshot at step {given}.", title="No such snapshot"))
+    links = [set_link("Latest", {"snapshot": None}, css="wb-more", tip="")]
+    links += [
+        set_link(f"step {count(s.step)}", {"snapshot": s.step}, css="wb-more", tip="")
+        for s in reversed(snapshots[-MOST_LINKED:])
+    ]
+    show_linked(f'<p class="wb-muted">Show instead:{" ".join(links)}</p>', key="snapshots")
 
 
 def _redraw_if_newer(run: Run, shown: Snapshot | None) -> None:
@@ -116,8 +147,10 @@ def run_heading(run: Run, tab: str) -> str:
     )
 
 
-def snapshot_picker(run: Run) -> None:
-    """Choose a snapshot; the latest is followed unless one is chosen."""
+def snapshot_picker(run: Run, *, wide: bool = False) -> None:
+    """Choose a snapshot; the latest is followed unless one is chosen. A `wide` one fills its
+    column and has a title.
+    """
     snapshots = {str(s.step): s for s in reversed(cached_snapshots(run.id))}
     pinned = str(int_param("snapshot"))
     key, write = bound("snapshot", pinned if pinned in snapshots else LATEST, default=LATEST)
@@ -139,8 +172,8 @@ def snapshot_picker(run: Run) -> None:
         key=key,
         on_change=write,
         format_func=title,
-        label_visibility="collapsed",
-        width=190,
+        label_visibility="visible" if wide else "collapsed",
+        width="stretch" if wide else 190,
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import streamlit as st
 
+from frontend.shell.limits import as_number, out_of_bounds, say_wrong, too_long
+
 _Choice = TypeVar("_Choice")
+LARGEST_IN_A_BOX = 2**53 - 1
+"""Of a browser's number."""
 
 
 def param(name: str) -> str | None:
@@ -17,9 +21,9 @@ def param(name: str) -> str | None:
 
 
 def int_param(name: str) -> int | None:
-    """A whole number of the URL's query; anything else is None."""
-    text = param(name) or ""
-    return int(text) if text.isdecimal() else None
+    """A whole number of the URL's query, at least 0; anything else is None."""
+    value = as_number(param(name) or "")
+    return int(value) if value is not None and value >= 0 else None
 
 
 def float_param(name: str) -> float | None:
@@ -40,6 +44,16 @@ def choice_param(name: str, choices: Sequence[_Choice]) -> _Choice | None:
     """One of `choices` from the URL's query; anything else is None."""
     given = param(name)
     return next((choice for choice in choices if choice == given), None)
+
+
+def say_unknown(**choices: Sequence[str]) -> None:
+    """Name the values of the URL's query that a page does not know, in whose place it shows its
+    defaults.
+    """
+    for name, known in choices.items():
+        given = param(name)
+        if given is not None and given not in known:
+            say_wrong(f"{name}={given[:40]} in the address is none of {', '.join(known)}.")
 
 
 def list_param(name: str) -> list[str]:
@@ -75,6 +89,32 @@ def bound(
     return key, write
 
 
+def limited(
+    title: str, name: str, text: str, most: int | None, *, clears: Sequence[str] = ("cursor",)
+) -> tuple[str, Callable[[], None], str]:
+    """The same for a box of text, with what is wrong with its length.
+
+    A text that is too long stays in the box and out of the URL.
+    """
+    key, write = bound(name, text, clears=clears)
+    kept = f"too-long:{title}:{param('id')}"
+    before, typed = st.session_state.get(kept, (None, ""))
+    if before == text:
+        st.session_state[key] = typed
+    else:
+        st.session_state.pop(kept, None)
+
+    def check() -> None:
+        typed: str = st.session_state[key]
+        if most is not None and too_long(typed, most):
+            st.session_state[kept] = text, typed
+        else:
+            st.session_state.pop(kept, None)
+            write()
+
+    return key, check, "" if most is None else too_long(st.session_state[key], most)
+
+
 def bound_text(
     title: str,
     name: str,
@@ -85,9 +125,9 @@ def bound_text(
     show_title: bool = False,
     max_chars: int | None = None,
     width: int | Literal["stretch"] = "stretch",
-) -> None:
-    """A line of text tied to the URL."""
-    key, write = bound(name, value)
+) -> bool:
+    """A line of text tied to the URL; whether it is short enough, which it says if not."""
+    key, write, problem = limited(title, name, value, max_chars)
     st.text_input(
         title,
         key=key,
@@ -95,9 +135,70 @@ def bound_text(
         placeholder=placeholder,
         icon=":material/search:" if search else None,
         label_visibility="visible" if show_title else "collapsed",
-        max_chars=max_chars,
         width=width,
     )
+    say_wrong(problem)
+    return not problem
+
+
+class Entry(NamedTuple):
+    """A number of the URL."""
+
+    value: float | None
+    """None if it is wrong, or if there is neither a number nor a default."""
+    problem: str
+    """What is wrong with it; empty if nothing is."""
+
+
+def number_param(
+    name: str,
+    title: str,
+    low: float,
+    high: float | None = None,
+    *,
+    default: float | None = None,
+    whole: bool = True,
+) -> Entry:
+    """A number of the URL's query between bounds; `title` names it in the problem."""
+    text = param(name)
+    if text is None:
+        return Entry(default, "")
+    problem = out_of_bounds(title, text, low, high, whole=whole)
+    return Entry(None if problem else as_number(text, whole=whole), problem)
+
+
+def bound_number(
+    title: str,
+    name: str,
+    low: int,
+    high: int | None = None,
+    *,
+    default: int | None = None,
+    clears: Sequence[str] = ("cursor",),
+    show_title: bool = True,
+    tip: str | None = None,
+    placeholder: str | None = None,
+    width: int,
+) -> Entry:
+    """A box for a whole number tied to the URL; a wrong one stays in both, with what is wrong."""
+    entry = number_param(name, title, low, high, default=default)
+    typed = as_number(param(name) or "")
+    shown = entry.value if typed is None else typed
+    fits = shown is not None and abs(shown) <= LARGEST_IN_A_BOX
+    key, write = bound(name, shown if fits else None, default=default, clears=clears)
+    st.number_input(
+        title,
+        value=None,
+        step=1,
+        key=key,
+        on_change=write,
+        label_visibility="visible" if show_title else "collapsed",
+        help=tip,
+        placeholder=placeholder,
+        width=width,
+    )
+    say_wrong(entry.problem)
+    return entry
 
 
 def bound_toggle(title: str, name: str) -> bool:

@@ -10,7 +10,7 @@ from frontend.features.matches import show_matches
 from frontend.html.blocks import empty_state, heading, html_block, show_linked, tab_link
 from frontend.runs.comparison import show_training
 from frontend.shell.navigation import name_tab
-from frontend.shell.url import bound, choice_param, list_param, param, set_param
+from frontend.shell.url import bound, choice_param, list_param, param, say_unknown, set_param
 from sae_engine.schema.analysis import MAX_COMPARED_RUNS
 from sae_engine.schema.runs import Run
 
@@ -21,6 +21,7 @@ _CHOSEN = "chosen-runs"
 def show() -> None:
     """The page."""
     name_tab("Compare")
+    say_unknown(part=tuple(PARTS))
     part = choice_param("part", tuple(PARTS)) or "training"
     chosen = _chosen()
     show_linked(_header(part, chosen), key="head")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import get_args
+from collections.abc import Collection, Mapping, Sequence
 
 import streamlit as st
 
 from frontend.api.cache import cached_densities, client
+from frontend.api.client import ApiProblem
 from frontend.charts.histograms import density_figure
 from frontend.charts.plot import show_figure
 from frontend.features.labeling import label_menu, score_note
+from frontend.features.listing import (
+    MARKS,
+    MOST_FILTER_CHARS,
+    ORDERS,
+    SORTS,
+    STATES,
+    Listing,
+    first_order,
+)
 from frontend.features.selection import (
     carry_out,
     pick_all,
@@ -25,6 +34,7 @@ from frontend.html.blocks import (
     href,
     html_block,
     link,
+    notice,
     show_acting,
     table,
 )
@@ -32,7 +42,7 @@ from frontend.html.format import counted, density, number, percent
 from frontend.html.marks import named
 from frontend.html.tokens import chips, example
 from frontend.shell.downloads import download_menu
-from frontend.shell.pager import pager
+from frontend.shell.pager import list_top, no_such_page, pager
 from frontend.shell.run_page import open_snapshot, snapshot_picker
 from frontend.shell.url import (
     bound,
@@ -41,24 +51,14 @@ from frontend.shell.url import (
     choice_param,
     float_param,
     param,
+    say_unknown,
     set_param,
 )
-from sae_engine.schema.features import (
-    FeatureMark,
-    FeaturePage,
-    FeatureRow,
-    FeatureSort,
-    FeatureState,
-    SortOrder,
-)
+from sae_engine.schema.features import FeaturePage, FeatureRow, FeatureSort, SortOrder
 from sae_engine.schema.runs import Run, Snapshot
 
 PAGE_SIZE = 50
-SORTS: tuple[FeatureSort, ...] = get_args(FeatureSort)
-STATES: tuple[FeatureState, ...] = get_args(FeatureState)
-ORDERS: tuple[SortOrder, ...] = get_args(SortOrder)
-MARKS: tuple[FeatureMark, ...] = get_args(FeatureMark)
-FILTERS = ("state", "mark", "min_density", "max_density", "q", "pick")
+FILTERS = ("state", "mark", "min_density", "max_density", "q")
 ANY_MARK = "Any mark"
 CLARITY_TIP = "How well one word describes the feature, from 0 to 1"
 _TITLES: dict[FeatureSort, str] = {
@@ -75,56 +75,56 @@ _NUMBERS = ("density", "max_activation", "clarity")
 def show() -> None:
     """The page."""
     run, snapshot = open_snapshot("features", search=True)
-    sort: FeatureSort = choice_param("sort", SORTS) or "clarity"
-    order: SortOrder = choice_param("order", ORDERS) or _first_order(sort)
-    lowest, highest = _bounds()
-    page = client().features(
-        run.id,
-        snapshot=snapshot.step,
-        sort=sort,
-        order=order,
-        min_density=lowest,
-        max_density=highest,
-        state=choice_param("state", STATES),
-        mark=choice_param("mark", MARKS),
-        q=param("q"),
-        limit=PAGE_SIZE,
-        cursor=param("cursor"),
-    )
-    _densities(run, snapshot)
-    _controls(run, page)
+    say_unknown(sort=SORTS, order=ORDERS, state=STATES, mark=MARKS)
+    listing = Listing.of_url()
+    page = None if listing.problem else _page(run, snapshot, listing)
+    _densities(run, snapshot, listing)
+    _controls(run, snapshot, page)
     picked = picked_features()
     selection_bar(run, picked)
-    if not page.items:
+    if listing.problem:
+        html_block(notice(listing.problem, level="warning"))
+        _clear_button()
+    elif page is None or (page.total and not page.items):
+        no_such_page()
+    elif not page.items:
         html_block(empty_state("No matching features", "Widen the filters above."))
-        return
-    table_html = _table(run, page, sort, order, picked)
-    carry_out(run, show_acting(table_html, key="features-table"))
-    pager(page.next_cursor, key=f"features:{run.id}")
+        with st.container(horizontal_alignment="center"):
+            _clear_button()
+    else:
+        list_top("features")
+        table_html = _table(run, page, listing, picked)
+        carry_out(run, show_acting(table_html, key="features-table"))
+        pager(page.next_cursor, key=f"features:{run.id}", shown=len(page.items), total=page.total)
 
 
-def _first_order(sort: FeatureSort) -> SortOrder:
-    return "asc" if sort in ("index", "label") else "desc"
+def _page(run: Run, snapshot: Snapshot, listing: Listing) -> FeaturePage | None:
+    """The page that the URL names; None if the list has none with its cursor."""
+    cursor = param("cursor")
+    try:
+        return listing.page(run.id, snapshot.step, limit=PAGE_SIZE, cursor=cursor)
+    except ApiProblem as error:
+        if error.problem.status != 422 or cursor is None:
+            raise
+        return None
 
 
-def _bounds() -> tuple[float | None, float | None]:
-    """The lowest and the highest density, from 0 to 1."""
-    lowest, highest = (float_param(name) for name in ("min_density", "max_density"))
-    return (
-        None if lowest is None else min(max(lowest, 0), 1),
-        None if highest is None else min(max(highest, 0), 1),
-    )
+def _clear_button() -> None:
+    def clear() -> None:
+        for name in (*FILTERS, "cursor"):
+            set_param(name, None)
+
+    st.button("Clear filters", icon=":material/filter_alt_off:", key="clear", on_click=clear)
 
 
-def _densities(run: Run, snapshot: Snapshot) -> None:
+def _densities(run: Run, snapshot: Snapshot, listing: Listing) -> None:
     """All features by density; a click on a bar or a selected range filters the list."""
     data = cached_densities(run.id, snapshot.step)
     if not any(data.counts):
         return
-    lowest, highest = _bounds()
     query = {name: param(name) for name in ("snapshot", "sort", "order", "state", "mark", "q")}
     show_figure(
-        density_figure(data, lowest=lowest, highest=highest),
+        density_figure(data, lowest=listing.min_density, highest=listing.max_density),
         key="densities",
         about="Number of features by density",
         range={
@@ -137,10 +137,9 @@ def _densities(run: Run, snapshot: Snapshot) -> None:
 
 def _density_boxes() -> None:
     """Two boxes that hold in percent what the URL holds as shares."""
-    for name, title, value in zip(
-        ("min_density", "max_density"), ("Min", "Max"), _bounds(), strict=True
-    ):
+    for name, title in (("min_density", "Min"), ("max_density", "Max")):
         key = f"percent:{name}"
+        value = float_param(name)
         st.session_state[key] = None if value is None else value * 100
 
         def write(name: str = name, key: str = key) -> None:
@@ -150,8 +149,6 @@ def _density_boxes() -> None:
 
         st.number_input(
             f"{title} density in percent",
-            min_value=0.0,
-            max_value=100.0,
             value=None,
             format="%.6g",
             key=key,
@@ -162,18 +159,20 @@ def _density_boxes() -> None:
         )
 
 
-def _controls(run: Run, page: FeaturePage) -> None:
+def _controls(run: Run, snapshot: Snapshot, page: FeaturePage | None) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         snapshot_picker(run)
         state = choice_param("state", STATES) or "all"
         bound_choice("State", "state", ("all", *STATES), state, default="all", label=str.capitalize)
         _mark_filter()
         hint = "Label, token or #index"
-        bound_text("Filter", "q", param("q") or "", placeholder=hint, width=190)
+        text = param("q") or ""
+        bound_text("Filter", "q", text, placeholder=hint, max_chars=MOST_FILTER_CHARS, width=190)
         _density_boxes()
-        html_block(f'<span class="wb-muted">{counted(page.total, "feature")}</span>')
+        if page is not None:
+            html_block(f'<span class="wb-muted">{counted(page.total, "feature")}</span>')
         with st.container(horizontal=True, width="content", gap="small"):
-            label_menu(run, page.snapshot)
+            label_menu(run, snapshot.step)
             download_menu(run, param("snapshot"))
 
 
@@ -190,10 +189,8 @@ def _mark_filter() -> None:
     )
 
 
-def _table(
-    run: Run, page: FeaturePage, sort: FeatureSort, order: SortOrder, picked: Sequence[int]
-) -> str:
-    titles = {name: _heading(run, name, sort, order) for name in _TITLES}
+def _table(run: Run, page: FeaturePage, listing: Listing, picked: Sequence[int]) -> str:
+    titles = {name: _heading(run, name, listing.sort, listing.order) for name in _TITLES}
     head = (
         f'<th class="wb-checkcell">{pick_all(page.items, picked)}</th>{titles["starred"]}'
         f"{titles['index']}{titles['density']}{titles['max_activation']}"
@@ -202,7 +199,10 @@ def _table(
     )
     labeled = [row.index for row in page.items if row.label]
     written = {w.feature: w for w in client().labels(run.id, labeled)} if labeled else {}
-    rows = "".join(_row(run, row, score_note(written.get(row.index)), picked) for row in page.items)
+    state = listing.state_of_address
+    rows = "".join(
+        _row(run, row, score_note(written.get(row.index)), picked, state) for row in page.items
+    )
     return table(head, rows, css="features")
 
 
@@ -215,8 +215,8 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
         "id": run.id,
         "snapshot": param("snapshot"),
         "sort": name,
-        "order": turned if on else _first_order(name),
-        **{each: param(each) for each in FILTERS},
+        "order": turned if on else first_order(name),
+        **{each: param(each) for each in (*FILTERS, "pick")},
     }
     css = ' class="num"' if name in _NUMBERS else ""
     if name == "clarity":
@@ -226,12 +226,19 @@ def _heading(run: Run, name: FeatureSort, sort: FeatureSort, order: SortOrder) -
     return f"<th{css}>{link('features', _TITLES[name] + arrow, query)}</th>"
 
 
-def _row(run: Run, row: FeatureRow, note: str, picked: Collection[int]) -> str:
+def _row(
+    run: Run,
+    row: FeatureRow,
+    note: str,
+    picked: Collection[int],
+    state: Mapping[str, object | None],
+) -> str:
+    link_html = feature_link(run.id, row.index, snapshot=param("snapshot"), state=state)
     css = ' class="picked"' if row.index in picked else ""
     return (
         f'<tr{css}><td class="wb-checkcell">{pick_box(row.index, picked)}</td>'
         f"<td>{star_button(row)}</td>"
-        f"<td>{feature_link(run.id, row.index, snapshot=param('snapshot'))}</td>"
+        f"<td>{link_html}</td>"
         f'<td class="num" title="{density(row.density)}">{percent(row.density.fraction)}</td>'
         f'<td class="num">{number(row.max_activation)}</td>'
         f'<td class="num">{number(row.clarity)}</td>'

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import streamlit as st
 
 from frontend.api.client import ApiProblem
-from frontend.features.hits import LEAST_COUNT, RANKS, Lookup
+from frontend.features.hits import LARGEST_COUNT, LEAST_COUNT, LEAST_COUNT_TITLE, RANKS, Lookup
 from frontend.features.lookup import (
     COLUMNS,
     match_table,
@@ -20,25 +20,25 @@ from frontend.html.blocks import html_block, link, notice, section_title, show_l
 from frontend.html.format import count
 from frontend.html.tokens import text_lines
 from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound, bound_choice, bound_toggle, param
+from frontend.shell.url import bound_choice, bound_number, bound_toggle, param, say_unknown
 from sae_engine.schema.lookup import LookupResult, TokenMatch
 from sae_engine.schema.runs import Run
 
 MATCHES: dict[TokenMatch, str] = {
-    "fold": "Token or text",
-    "exact": "Exact",
-    "prefix": "Prefix",
-    "substring": "Substring",
-    "text": "Text",
+    "fold": "Token, else text",
+    "exact": "This exact token",
+    "prefix": "Tokens starting with",
+    "substring": "Tokens containing",
+    "text": "Text anywhere",
     "regex": "Regular expression",
 }
 _MATCH_HELP = """
-- **Token or text**: the token, with or without a leading space; otherwise every occurrence of the
-  text
-- **Exact**: matches case and spaces exactly
-- **Prefix**: tokens that start with the text
-- **Substring**: tokens that contain the text
-- **Text**: every occurrence of the text, however it is split into tokens
+- **Token, else text**: the token, with or without a leading space; without such a token, every
+  occurrence of the text
+- **This exact token**: the token with the same case and spaces
+- **Tokens starting with**, **Tokens containing**: every token that starts with the text, or
+  contains it
+- **Text anywhere**: every occurrence of the text, however it is split into tokens
 - **Regular expression**: what the expression finds in the text, in the
   [syntax of RE2](https://github.com/google/re2/wiki/Syntax)
 
@@ -58,9 +58,12 @@ How strongly a feature is associated with the token, over all indexed text:
 def show() -> None:
     """The page."""
     run, snapshot = open_snapshot("lookup")
+    say_unknown(match=tuple(MATCHES), rank=RANKS)
     lookup = Lookup.of_url()
     _controls(run, lookup)
     query = {"id": run.id, "snapshot": param("snapshot")}
+    if lookup.problem:
+        return
     if not lookup.text:
         suggestions("Which features fire on a token?", "lookup", query)
         return
@@ -137,23 +140,17 @@ def _controls(run: Run, lookup: Lookup) -> None:
             show_title=True,
             tip=_MATCH_HELP,
         )
-        _least_count(lookup)
+        bound_number(
+            LEAST_COUNT_TITLE,
+            "min_count",
+            1,
+            LARGEST_COUNT,
+            default=LEAST_COUNT,
+            tip="Hide features that fire on fewer occurrences than this.",
+            width=130,
+        )
         if lookup.match != "exact":
-            bound_toggle("Exact case", "exact_case")
-
-
-def _least_count(lookup: Lookup) -> None:
-    key, write = bound("min_count", lookup.min_count, default=LEAST_COUNT)
-    st.number_input(
-        "Minimum count",
-        min_value=1,
-        max_value=10**9,
-        step=1,
-        key=key,
-        on_change=write,
-        help="Hide features that fire on fewer occurrences than this.",
-        width=130,
-    )
+            bound_toggle("Case-sensitive", "exact_case")
 
 
 if __name__ == "__main__":

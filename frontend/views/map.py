@@ -7,8 +7,10 @@ import streamlit as st
 from frontend.api.cache import client
 from frontend.charts.feature_map import map_figure
 from frontend.charts.plot import show_figure
+from frontend.features.listing import MOST_FILTER_CHARS
 from frontend.html.blocks import href, html_block, notice
 from frontend.html.format import count, counted
+from frontend.shell.limits import too_long
 from frontend.shell.progress import computed
 from frontend.shell.run_page import open_snapshot, snapshot_picker
 from frontend.shell.url import bound_text, param
@@ -32,7 +34,7 @@ def show() -> None:
 
 
 def _map(run: Run, snapshot: Snapshot, data: FeatureMap) -> None:
-    query = param("q")
+    query = "" if too_long(param("q") or "", MOST_FILTER_CHARS) else param("q")
     chosen: set[int] = set()
     total = 0
     if query:
@@ -41,7 +43,15 @@ def _map(run: Run, snapshot: Snapshot, data: FeatureMap) -> None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         snapshot_picker(run)
         hint = "Highlight a label, token or #index"
-        bound_text("Highlight", "q", query or "", placeholder=hint, search=True, width=280)
+        bound_text(
+            "Highlight",
+            "q",
+            param("q") or "",
+            placeholder=hint,
+            search=True,
+            max_chars=MOST_FILTER_CHARS,
+            width=280,
+        )
         html_block(f'<span class="wb-muted">{_caption(data, query, len(chosen), total)}</span>')
     if not data.index:
         html_block(notice("No features fire in this snapshot."))

@@ -25,15 +25,17 @@ from frontend.html.blocks import (
     link,
     notice,
     panel_title,
+    set_link,
     show_linked,
 )
 from frontend.html.format import counted, number
 from frontend.html.marks import mark
-from frontend.html.tokens import chip
+from frontend.html.tokens import chip, escaped
+from frontend.shell.limits import say_wrong
 from frontend.shell.problems import show_problem
 from frontend.shell.progress import kept_answer
-from frontend.shell.run_page import open_snapshot, snapshot_picker
-from frontend.shell.url import bound, int_param, param
+from frontend.shell.run_page import SHOWN_CHARS, open_snapshot, snapshot_picker
+from frontend.shell.url import limited, number_param, param
 from sae_engine.schema.features import FeatureRow
 from sae_engine.schema.playground import TextActivations
 from sae_engine.schema.runs import Run
@@ -51,10 +53,11 @@ SUGGESTIONS = (
 def show() -> None:
     """The page."""
     run, snapshot = open_snapshot("playground")
-    text = st.query_params.get("text", "")[:MAX_CHARACTERS]
-    _text_box(run, text)
+    text = _text_box(run)
     strengths = strengths_of(param("steer") or "")
-    if text:
+    if text is None:
+        pass  # the box says why
+    elif text:
         try:
             _analysis(run, snapshot.step, text, strengths)
         except ApiProblem as error:
@@ -64,22 +67,25 @@ def show() -> None:
     steering(run, snapshot.step, strengths)
 
 
-def _text_box(run: Run, text: str) -> None:
+def _text_box(run: Run) -> str | None:
+    """The text in the box; None if it is too long, which is said below it."""
     box, snapshots = st.columns([4, 1], vertical_alignment="top")
-    key, write = bound("text", text, clears=("token",))
+    text = st.query_params.get("text", "")
+    title = "Your text"
+    key, write, problem = limited(title, "text", text, MAX_CHARACTERS, clears=("token",))
     with box:
         st.text_area(
-            "Your text",
+            title,
             key=key,
             on_change=write,
             height=110,
-            max_chars=MAX_CHARACTERS,
             placeholder="Type or paste text; Ctrl+Enter to run",
         )
+        say_wrong(problem)
     with snapshots:
-        html_block('<p class="wb-label">Snapshot</p>')
-        snapshot_picker(run)
-        st.button("Analyze", icon=":material/visibility:", key="read", width=190)
+        snapshot_picker(run, wide=True)
+        st.button("Analyze", icon=":material/visibility:", key="read", width="stretch")
+    return None if problem else text
 
 
 def _suggest(run: Run) -> None:
@@ -91,9 +97,11 @@ def _suggest(run: Run) -> None:
 
 def _analysis(run: Run, step: int, text: str, strengths: Mapping[int, float]) -> None:
     """The text's tokens, and the features of the chosen token or the strongest of all."""
-    highlighted = int_param("lock")
-    if highlighted is not None and highlighted >= num_features(run.id, step):
-        highlighted = None
+    last = num_features(run.id, step) - 1
+    lock = number_param("lock", "lock", 0, last)
+    if lock.problem:
+        _no_such("feature", "lock", f"this run's features are 0 to {last}")
+    highlighted = None if lock.value is None else int(lock.value)
     watched = [] if highlighted is None else [highlighted]
     api = client()
     answer = kept_answer(
@@ -101,11 +109,7 @@ def _analysis(run: Run, step: int, text: str, strengths: Mapping[int, float]) ->
         (run.id, step, text, highlighted),
         lambda: api.activations(run.id, text, top=TOP, features=watched, snapshot=step),
     )
-    chosen = int_param("token")
-    if chosen is not None and (
-        chosen >= len(answer.tokens) or answer.tokens[chosen].excluded is not None
-    ):
-        chosen = None
+    chosen = _chosen_token(answer)
     left, right = st.columns([1, 1.15], gap="large")
     with left:
         legend = f'<p class="wb-muted">{_legend(run, answer, highlighted)}</p>'
@@ -130,6 +134,25 @@ def _analysis(run: Run, step: int, text: str, strengths: Mapping[int, float]) ->
             show_token=chosen is None,
         )
         show_linked(title + table, key="token-features")
+
+
+def _chosen_token(answer: TextActivations) -> int | None:
+    """The place of the token that the URL names; None if it names none that has features."""
+    last = len(answer.tokens) - 1
+    entry = number_param("token", "token", 0, last)
+    if entry.problem:
+        _no_such("token", "token", f"this text has tokens 0 to {last}")
+    if entry.value is None or answer.tokens[int(entry.value)].excluded is not None:
+        return None
+    return int(entry.value)
+
+
+def _no_such(noun: str, name: str, what_exists: str) -> None:
+    """Say that a number of the URL names nothing; without it the page shows the whole text."""
+    given = (param(name) or "")[:SHOWN_CHARS]
+    body = escaped(f"There is no {noun} {given}: {what_exists}. ")
+    instead = set_link("Show the whole text", {name: None}, css="wb-more", tip="")
+    show_linked(f'<div class="wb-notice warning">{body}{instead}</div>', key=f"no-{name}")
 
 
 def _legend(run: Run, answer: TextActivations, highlighted: int | None) -> str:

@@ -80,7 +80,8 @@ def _rounded(value: float) -> float:
 def _write_features(source: ExportSource, folder: Path) -> None:
     """Write the list, the examples and the feature pages in one pass over the features."""
     tokens = Texts()
-    columns: dict[str, list[Any]] = {name: [] for name in ("index", "fired", "max", "label", "top")}
+    names = ("index", "fired", "max", "label", "name", "top")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     starred: list[int] = []
     examples: dict[int, Any] = {}
     example_texts = Texts()
@@ -92,6 +93,7 @@ def _write_features(source: ExportSource, folder: Path) -> None:
         columns["fired"].append(feature.density.fired)
         columns["max"].append(_rounded(feature.max_activation))
         columns["label"].append(feature.label or "")
+        columns["name"].append(feature.name or "")
         columns["top"].append(tokens.numbers([token.text for token in feature.top_tokens]))
         if feature.starred:
             starred.append(feature.index)

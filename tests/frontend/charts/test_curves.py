@@ -30,6 +30,18 @@ def test_every_panel_draws_its_metrics_over_each_axis(panel: Panel, x_axis: XAxi
     assert drawn["layout"]["hovermode"] == "x unified"
 
 
+@pytest.mark.parametrize(
+    ("x_axis", "head"),
+    [("step", "step %{x:,}"), ("tokens", "%{x:,} tokens"), ("time", "%{x:,.1f} s")],
+)
+def test_a_tooltip_names_its_axis_and_shows_shares_in_percent(x_axis: XAxis, head: str) -> None:
+    data = series_of([1, 2], frac_dead=[0.0127, 0.01], l0=[16, 16])
+    for metric, value in (("frac_dead", "%{y:.3~p}"), ("l0", "%{y:.4g}")):
+        drawn = figure(data, Panel((metric,)), CurveView(x_axis))
+        assert drawn["layout"]["xaxis"]["unifiedhovertitle"] == {"text": head}
+        assert drawn["data"][0]["hovertemplate"] == value
+
+
 def test_every_measured_metric_has_one_chart_titled_by_its_definition() -> None:
     first, more, system = run_panels(METRICS)
     shown = [name for panel in (*first, *more, *system) for name in panel.metrics]

@@ -90,7 +90,23 @@ def test_no_token_becomes_markup_and_every_token_is_shown(context: Context, full
         assert seen.tags <= _OURS
         assert seen.attributes <= _ATTRIBUTES
         assert seen.open == 0
-        assert "".join(map(token_view.visible, context.tokens)) in seen.text
+        text = "".join(map(token_view.visible, context.tokens))
+        assert text in seen.text.replace("↵\n", "↵")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lines"),
+    [(["a:\n", "    b\n\nc"], ["a:↵", "    b↵", "↵", "c"]), (["a", "b"], ["ab"])],
+)
+def test_a_full_text_keeps_its_lines_and_a_snippet_has_one(
+    tokens: list[str], lines: list[str]
+) -> None:
+    context = Context(
+        tokens=tokens, activations=[0, 1], activation=1, peak=1, position=1, row=0, copies=1
+    )
+    full = _read(token_view.context_lines([context], 1, full=True)).text
+    assert full.endswith("\n".join(lines))
+    assert "\n" not in _read(token_view.context_lines([context], 1)).text
 
 
 @given(_NASTY, _NASTY, _NASTY)

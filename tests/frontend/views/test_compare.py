@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from frontend.html.format import number
+from frontend.runs.comparison import metrics_table
+from sae_engine.schema.analysis import BestValue
+from sae_engine.schema.records import METRICS
 from tests.frontend.samples import ESCAPED
 from tests.frontend.seeding import BEST_FVU, BEST_STEP
 from tests.frontend.views.test_overview import plots
@@ -69,6 +72,21 @@ def test_features_are_matched_between_two_of_three_runs(
     app.selectbox(key="url:b").set_value("live").run()
     assert 'href="feature?id=live&amp;index=3"' in shown(app)
     assert "runs=finished%2Cfailed%2Clive" in shown(app)  # the headings keep all of them
+
+
+def test_latents_that_only_begin_to_die_have_no_best_value(workbench: Workbench) -> None:
+    runs = [workbench.client.run(run_id) for run_id in ("finished", "failed")]
+    for run, last in zip(runs, (0.03, 0.02), strict=True):
+        run.metrics.update({"frac_dead": last, "frac_dense": last, "fvu": last})
+    best = {name: BestValue(value=0.0, step=5) for name in ("frac_dead", "frac_dense", "fvu")}
+    found = workbench.client.compare(["finished", "failed"], max_points=5)
+    found = found.model_copy(update={"runs": runs, "best": [best, best]})
+    rows = metrics_table(found).split("<tr>")
+    assert [sum("best" in row for row in rows if METRICS[name].title in row) for name in best] == [
+        0,
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("part", ["training", "features", "tokens"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
+from urllib.parse import parse_qs
+
 import pytest
 
 from backend import store
 from tests.frontend.samples import NASTY
-from tests.frontend.views.test_pages import Open, address, shown
+from tests.frontend.views.test_pages import Open, address, opened, shown
 from tests.frontend.workbench import Workbench
 
 
@@ -24,6 +28,71 @@ def test_features_can_be_filtered_and_paged(open_page: Open) -> None:
     assert "index=49&" not in shown(app)
     app.button(key="page-back").click().run()
     assert "index=49" in shown(app)
+
+
+def test_a_page_of_a_list_says_which_features_it_shows(open_page: Open) -> None:
+    app = open_page("features", id="finished", sort="index")
+    assert "1–50 of 512" in shown(app)
+    for places in ("51–100", "101–150"):
+        app.button(key="page-on").click().run()
+        assert f"{places} of 512" in shown(app)
+    app.button(key="page-back").click().run()
+    assert "51–100 of 512" in shown(app)
+    shared = open_page("features", id="finished", sort="index", cursor=address(app, "cursor"))
+    assert "of 512" not in shown(shared)  # the place of a cursor alone is not known
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"sort": "index", "order": "desc", "state": "alive"},
+        {"sort": "max_activation", "q": "import", "max_density": "0.5"},
+    ],
+)
+def test_next_and_previous_follow_the_list_that_led_to_a_feature(
+    open_page: Open, query: dict[str, str]
+) -> None:
+    app = open_page("features", id="finished", **query)
+    links = re.findall(r'class="wb-name" href="(feature[^"]+)"', shown(app))
+    found = [int(parse_qs(unescape(link))["index"][0]) for link in links]
+    assert found != sorted(found)
+    app = opened(app, unescape(links[0]))
+    assert app.button(key="left").disabled
+    total = re.findall(r"1 of ([\d,]+) in the list", shown(app))
+    assert len(total) == 1
+    for place in (2, 3):
+        app.button(key="right").click().run()
+        assert address(app, "index") == str(found[place - 1])
+        assert f"{place} of {total[0]} in the list" in shown(app)
+    app.button(key="left").click().run()
+    assert address(app, "index") == str(found[1])
+    [back] = re.findall(r'href="(features[^"]+)">Features<', shown(app))
+    assert parse_qs(unescape(back).partition("?")[2]) == {
+        "id": ["finished"],
+        "sort": ["clarity"],
+        **{name: [value] for name, value in query.items()},
+    }
+    app.button(key="random").click().run()
+    assert "sort" not in app.query_params
+
+
+def test_the_last_feature_of_a_list_has_no_next_one(open_page: Open) -> None:
+    found = open_page("features", id="finished", sort="index", order="desc")
+    assert "index=511&amp;sort=index&amp;order=desc" in shown(found)
+    app = open_page("feature", id="finished", index="0", sort="index", order="desc")
+    assert "512 of 512 in the list" in shown(app)
+    assert app.button(key="right").disabled
+    app = open_page("feature", id="finished", index="11", sort="index", order="desc")
+    app.button(key="right").click().run()
+    assert address(app, "index") == "10"
+
+
+def test_a_feature_that_is_not_in_the_list_says_so_and_steps_by_number(open_page: Open) -> None:
+    app = open_page("feature", id="finished", index="5", sort="clarity", filter="no such word")
+    assert "not found in the list" in shown(app)
+    app.button(key="right").click().run()
+    assert address(app, "index") == "6"
 
 
 def test_arrows_walk_through_features_and_stop_at_the_ends(open_page: Open) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import combinations
 from typing import Any
 
 import plotly.graph_objects as go
@@ -94,6 +95,36 @@ def test_only_runs_on_the_same_text_and_hook_are_compared(other: dict[str, Any])
     assert len({place.title for place in places}) == 2
 
 
+def boxes_of(count: int, spread: float) -> list[tuple[float, float, float, float]]:
+    """The labels of `count` runs close together in pixels of a 1,000 x 350 chart, both linear."""
+    runs = [
+        run(f"r{n}", name=f"run number {n}", eval_l0=30 + spread * n, eval_fvu=0.3 - 0.01 * n)
+        for n in range(count)
+    ]
+    points = held_out(runs)
+    marks = pareto_figure(points)["data"][1]
+    boxes: list[tuple[float, float, float, float]] = []
+    for n, (text, side) in enumerate(zip(marks["text"], marks["textposition"], strict=True)):
+        if text:
+            x = 1000 * (n / (count - 1) if spread else 0.5)
+            y = 350 * (1 - n / (count - 1))
+            half = 6 * len(text) / 2
+            across = {"left": -half, "center": 0, "right": half}[side.split()[1]]
+            up = {"top": 15, "middle": 0, "bottom": -15}[side.split()[0]]
+            aside = 8 * (across > 0) - 8 * (across < 0) if up == 0 else 0
+            middle = x + across + aside
+            boxes.append((middle - half, y + up - 7, middle + half, y + up + 7))
+    return boxes
+
+
+@pytest.mark.parametrize(("count", "spread"), [(2, 0.0), (8, 1.0), (12, 1.0), (12, 0.0)])
+def test_no_label_covers_another(count: int, spread: float) -> None:
+    boxes = boxes_of(count, spread)
+    assert len(boxes) >= min(count, 8)
+    for a, b in combinations(boxes, 2):
+        assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
 def test_points_are_labeled_until_labels_would_cover_each_other() -> None:
     def labels(count: int) -> list[str]:
         # the later a run, the worse in both: only the first is on the front
@@ -115,7 +146,7 @@ def test_points_are_labeled_until_labels_would_cover_each_other() -> None:
     ],
 )
 def test_labels_at_the_edges_point_into_the_chart(l0: list[float], sides: list[str]) -> None:
-    runs = [run(f"r{n}", eval_l0=x, eval_fvu=0.1) for n, x in enumerate(l0)]
+    runs = [run(f"r{n}", eval_l0=x, eval_fvu=0.1 + 0.1 * n) for n, x in enumerate(l0)]
     marks = pareto_figure(held_out(runs))["data"][1]
     assert marks["textposition"] == [f"top {side}" for side in sides]
 

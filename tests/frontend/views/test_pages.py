@@ -315,7 +315,7 @@ def test_an_unknown_run_shows_a_message_and_a_way_back(open_page: Open, page: st
 
 def test_an_address_without_a_run_shows_a_message_and_a_way_back(open_page: Open) -> None:
     app = open_page("run")
-    assert "No run selected" in shown(app)
+    assert "Choose a run" in shown(app)
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
 
 

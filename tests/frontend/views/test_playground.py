@@ -253,7 +253,7 @@ def test_a_changed_strength_waits_for_another_press(open_page: Open, workbench: 
     app.button(key="unsteer:3").click().run()
     assert address(app, "steer") == "10:2"
     app.number_input(key="steer-add").set_value(7).run()
-    assert address(app, "steer") == "10:2,7:2"
+    assert address(app, "steer") == "10:2,7:1"
 
 
 def test_nothing_can_be_generated_without_features_or_a_prompt(open_page: Open) -> None:
@@ -269,13 +269,13 @@ def test_an_example_steers_with_a_feature_of_one_word_a_text_without_that_word(
     app.button(key="steer-example").click().run()
     [asked] = steerings(workbench)
     [steered] = asked["features"]
-    assert (steered["strength"], asked["temperature"]) == (2, 0.5)
+    assert (steered["strength"], asked["temperature"]) == (1, 0.5)
     feature = workbench.client.feature("finished", steered["index"])
     word = feature.top_tokens[0].text.strip()
     assert word.isalpha()
     assert word not in asked["prompt"]
     assert asked["prompt"].strip() == asked["prompt"] != ""
-    assert address(app, "steer") == f"{feature.index}:2"
+    assert address(app, "steer") == f"{feature.index}:1"
     assert 'class="wb-generated steered"' in shown(app)
     about = feature.name or feature.top_tokens[0].text.strip()
     title = rf">Feature {feature.index}</a> · <span[^>]*>(<code>(<i>␣</i>)?)?{re.escape(about)}<"
@@ -323,7 +323,7 @@ def test_candidates_of_an_example_have_a_word_and_are_not_the_strongest(
 
 def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, steer="3:2"))
-    assert changes(text, "steer") == [{"steer": ["3:2,10:2"], "go": [""]}]
+    assert changes(text, "steer") == [{"steer": ["3:2,10:1"], "go": [""]}]
     assert changes(text, "steered") == [{"steer": [""], "go": [""]}]
 
 
@@ -353,11 +353,11 @@ def test_a_feature_page_shows_your_text_like_a_context(
     own = text[text.index('<div class="wb-contexts full">') :]
     assert re.findall(r'data-v="([\d.]+)">([^<]*)<', own)[:2] == [
         ("7.50", "import"),
-        ("7.50", "↵import"),
+        ("7.50", "↵\nimport"),
     ]
     assert "&lt;bos&gt;" not in own
     assert "lock=10" in text
-    assert "steer=10%3A2" in text
+    assert "steer=10%3A1" in text
 
 
 def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Workbench) -> None:

@@ -159,6 +159,7 @@ def test_the_static_pages_agree_with_the_index(tmp_path: Path):
     assert listed["fired"] == [case.fired(latent) for latent in made.chosen]
     assert listed["label"][made.chosen.index(2)] == "second"
     assert listed["starred"] == [2]
+    assert listed["name"] == [feature.name or "" for feature in made.features()]
     chunk = read_data(tmp_path, "features-0")
     for index in made.chosen:
         page = chunk["features"][str(index)]

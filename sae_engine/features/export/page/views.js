@@ -12,6 +12,14 @@ const density = (place) => wb.data.list.fired[place] / wb.data.list.numTokens;
 const state = (place) => wb.data.list.fired[place] === 0 ? "dead" : density(place) > DENSE ? "dense" : "alive";
 const label = (index) => places.has(index) ? wb.data.list.label[places.get(index)] : "";
 
+/* A feature's label, or else its provisional name. */
+function named(place) {
+  const { label, name } = wb.data.list;
+  if (label[place] || !name[place]) return visible(label[place]);
+  const tip = "Provisional: the word that describes this feature best";
+  return el("span", { class: "wb-provisional", title: tip }, visible(name[place]));
+}
+
 function chosen(query) {
   const list = wb.data.list;
   const q = (query.get("q") || "").trim().toLowerCase();
@@ -88,14 +96,14 @@ async function featureRow(place) {
     el("td", { class: "num", title: `${count(list.fired[place])} of ${count(list.numTokens)} tokens` }, percent(density(place))),
     el("td", { class: "num" }, number(list.max[place])),
     el("td", {}, el("span", { class: `wb-state ${state(place)}` }, state(place))),
-    el("td", { class: "label" }, visible(list.label[place])),
+    el("td", { class: "label" }, named(place)),
     el("td", { class: "tops" }, list.top[place].slice(0, 4).map((n) => chip(list.texts[n]))),
     el("td", { class: "example" }, await example(place)));
 }
 
 async function featurePage(index, query) {
   const list = wb.data.list;
-  const crumbs = [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/"), el("a", { href: to("features") }, "Features"), el("span", {}, "/")];
+  const crumbs = [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/"), el("a", { href: to("features") }, "Features")];
   const place = places.get(index);
   if (place === undefined) {
     const inside = index >= 0 && index < list.numFeatures;
@@ -196,7 +204,7 @@ async function lookupPage(query) {
   const q = query.get("q") || "";
   const box = el("input", { type: "search", value: q, placeholder: "Token, e.g. import", "aria-label": "Token" });
   box.addEventListener("change", () => { location.hash = changed({ q: box.value }); });
-  const top = [head("Look up a token", [el("a", { href: to("features") }, visible(list.run)), el("span", {}, "/")]),
+  const top = [head("Look up a token", [el("a", { href: to("features") }, visible(list.run))]),
     el("div", { class: "wb-bar" }, box, search())];
   if (!q) return [...top, notice("Type a token to see the features that fire on it.")];
   const wanted = folded(q);
