@@ -162,7 +162,7 @@ def snapshot_picker(run: Run, *, wide: bool = False) -> None:
             return "Latest (final)" if option == LATEST else "Final"
         if option == LATEST:
             newest = next(iter(snapshots), None)
-            return f"Latest (step {newest})" if newest else "Latest"
+            return f"Latest (step {int(newest):,})" if newest else "Latest"
         kind = "Final" if snapshots[option].final else f"Step {option}"
         return f"{kind} · {short_count(snapshots[option].tokens)} tokens"
 
