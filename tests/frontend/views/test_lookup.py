@@ -85,7 +85,7 @@ def test_all_occurrences_are_those_with_the_same_case_and_spaces(
 def test_a_bad_expression_is_a_notice(open_page: Open) -> None:
     app = open_page("lookup", id="finished", q="(", match="regex")
     assert not app.exception
-    assert "is not a regular expression" in shown(app)
+    assert "is not a valid RE2 expression" in shown(app)
     app = open_page("lookup", id="finished", q=r"__\w+__\W", match="regex")
     assert "matches <b>" in shown(app)
 

@@ -319,15 +319,6 @@ def test_an_address_without_a_run_shows_a_message_and_a_way_back(open_page: Open
     assert "tiny baseline" in shown(followed(app, "Show all runs"))
 
 
-@pytest.mark.parametrize("query", [{"index": "x"}, {"snapshot": "7"}])
-def test_a_broken_address_falls_back_to_something_sensible(
-    open_page: Open, query: dict[str, str]
-) -> None:
-    app = open_page("feature", **({"id": "finished", "index": "2"} | query))
-    assert not app.exception
-    assert "Top tokens" in shown(app)
-
-
 def test_an_unreachable_server_shows_one_sentence(
     open_page: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

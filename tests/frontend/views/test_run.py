@@ -75,7 +75,7 @@ def test_an_sae_is_pushed_to_the_hub(
         sent.append((target, private))
         return Pushed(target=target, url="https://hub/commit", files=["a", "b"])
 
-    monkeypatch.setattr(saes, "pushed_run", lambda settings, row: row)
+    monkeypatch.setattr(saes, "pushed_run", lambda settings, _session, row: row)
     assert "This server does not push to 'me/sae'" in push("me/sae")
     monkeypatch.setattr(saes, "require_allowed", lambda settings, target: None)
     monkeypatch.setattr(saes, "push_sae", push_sae)
