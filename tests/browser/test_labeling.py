@@ -67,7 +67,7 @@ def test_labels_are_estimated_made_shown_and_a_labeling_cancelled(
         dialog.get_by_role("button", name="Show labels").click()
         expect(dialog).to_be_hidden()
         first = page.locator("table.features tbody tr").first
-        expect(first.locator(".wb-score")).to_have_text(re.compile(r"P .*%? · R .* %"))
+        expect(first.locator(".wb-score")).to_have_text(re.compile(r"P .*% · R .*%"))
         expect(page.locator(".wb-score")).to_have_count(6)
         first.locator("a.wb-name").click()
         expect(page.locator(".wb-origin")).to_contain_text(f"Proposed by {MODEL} just now")

@@ -121,7 +121,7 @@ def test_two_runs_are_chosen_compared_and_lead_to_their_features(
     expect(matches.first).to_contain_text("1.000")
 
     page.get_by_role("link", name="Tokens", exact=True).click()
-    box = page.get_by_role("textbox", name="Token or text")  # not what stood there before
+    box = page.get_by_role("textbox", name="Look up")  # not what stood there before
     box.fill("a")
     box.press("Enter")
     expect(page.locator("h3.wb-panel")).to_have_count(2)
@@ -130,7 +130,7 @@ def test_two_runs_are_chosen_compared_and_lead_to_their_features(
 
 def test_nothing_is_written_over_what_is_typed(page: Page, runs: tuple[Server, list[str]]) -> None:
     server, (run_id, _) = runs
-    page.goto(f"{server.url}/feature?id={run_id}&feature=1")
+    page.goto(f"{server.url}/feature?id={run_id}&index=1")
     for name, text in (("Label", "a label that fills the box"), ("Notes", "one\ntwo\nthree")):
         box = page.get_by_role("textbox", name=name)
         box.fill(text)
@@ -146,12 +146,13 @@ def test_the_controls_of_a_row_stand_on_one_line(
 ) -> None:
     server, (run_id, _) = runs
     page.goto(f"{server.url}/lookup?id={run_id}&q=a")
-    text = page.get_by_role("textbox", name="Token or text")
+    text = page.get_by_role("textbox", name="Look up")
     count = page.get_by_role("spinbutton", name="Minimum count")
-    for box, choice in ((text, "F1"), (count, "Prefix")):
+    for box, choice in ((text, "F1"), (count, "Tokens starting with")):
         button = page.get_by_role("radio", name=choice)
         expect(button).to_be_visible()
         assert abs(middle(box)[1] - middle(button)[1]) < 1.5, choice
-    titles = [page.get_by_text(name, exact=True) for name in ("Token or text", "Rank by")]
+    labels = page.get_by_test_id("stWidgetLabel")
+    titles = [labels.get_by_text(name, exact=True) for name in ("Look up", "Rank by")]
     one, other = (middle(title.first)[1] for title in titles)
     assert abs(one - other) < 1.5

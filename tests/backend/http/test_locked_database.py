@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 
@@ -19,7 +18,7 @@ from tests.backend.conftest import URL
 from tests.backend.fake_engine import fake_job
 
 NUM_WRITERS = 45
-BUSY_SECONDS = 1.5
+BUSY_SECONDS = 4.0
 
 
 @contextmanager
@@ -61,9 +60,8 @@ def test_waiting_writers_delay_neither_health_nor_readers_and_get_a_503(
                 ]
                 await asyncio.sleep(0.3)  # until they wait
                 for path in ("/api/health", "/api/runs", "/api/system"):
-                    began = time.monotonic()
                     assert (await http.get(path)).status_code == 200
-                    assert time.monotonic() - began < BUSY_SECONDS, path
+                    assert not any(writer.done() for writer in writers), path
                 answers = await asyncio.gather(*writers)
             assert {answer.status_code for answer in answers} == {503}
             assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers)
