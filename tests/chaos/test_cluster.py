@@ -221,8 +221,7 @@ def test_nothing_is_lost_whatever_is_killed_in_any_order(lab: Lab) -> None:
     chance = random.Random(seed)
     run_ids: list[str] = []
     for number in range(NUM_KILLS):
-        _keep_two_active(lab, run_ids)
-        wait_until(lambda: any(map(lab.workbench.job_of, run_ids)), "a job")
+        wait_until(lambda: _has_job(lab, run_ids), "a job")
         if chance.random() < 0.3:
             time.sleep(chance.uniform(0, 10))  # while runs are claimed, start or load
         else:
@@ -244,6 +243,12 @@ def _wait_for_a_step(lab: Lab, run_ids: Sequence[str], step: int) -> None:
         return any(run.progress.step >= step or run.status in ENDED for run in runs)
 
     wait_until(reached, f"step {step}")
+
+
+def _has_job(lab: Lab, run_ids: list[str]) -> bool:
+    """Whether a run has a process; asked again, because a run may turn out to be interrupted."""
+    _keep_two_active(lab, run_ids)
+    return any(map(lab.workbench.job_of, run_ids))
 
 
 def _keep_two_active(lab: Lab, run_ids: list[str]) -> None:
