@@ -1,4 +1,4 @@
-"""What a trainer is told about a helper that failed."""
+"""A helper process that fails gives its reason to the trainer."""
 
 from __future__ import annotations
 

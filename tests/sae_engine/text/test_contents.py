@@ -1,4 +1,4 @@
-"""Files are told from others at the same place by a bounded number of their bytes."""
+"""Contents of local files are recognized by a bounded number of their bytes."""
 
 from __future__ import annotations
 
