@@ -76,27 +76,32 @@ def label_menu(run: Run, snapshot: int) -> None:
 
 @st.dialog("Label features automatically")
 def _dialog(run: Run, snapshot: int) -> None:
-    place = st.empty()
+    # Widgets keep their place: in one that is emptied first, an input can fall back to its default.
     try:
         newest = next(iter(client().label_jobs(run.id)), None)
         if newest is not None and newest.status == "running":
             live(lambda: _progress(run), active=True)
-            return
-        with place.container():
+        else:
             _start(run, snapshot, newest)
     except ApiProblem as error:
-        place.html(f'<p class="wb-origin">{escaped_lines(str(error))}</p>')
+        html_block(f'<p class="wb-origin">{escaped_lines(str(error))}</p>')
 
 
 def _start(run: Run, snapshot: int, last: LabelJob | None) -> None:
     if last is not None:
         html_block(job_block(last))
-    how_many = st.number_input("Number of features", 1, 200_000, 50, step=50, key="label-limit")
-    sort = st.selectbox("Order", list(SORTS), format_func=SORTS.__getitem__, key="label-sort")
-    tip = "Labels written by people are never replaced."
-    relabel = st.checkbox("Replace labels written by models", key="label-again", help=tip)
-    request = LabelRequest(limit=how_many, sort=sort, relabel=relabel, snapshot=snapshot)
+    state = st.session_state  # read first: a problem with the estimate leaves no controls behind
+    request = LabelRequest(
+        limit=state.setdefault("label-limit", 50),
+        sort=state.get("label-sort", "max_activation"),
+        relabel=state.get("label-again", False),
+        snapshot=snapshot,
+    )
     estimate = client().estimate_labeling(run.id, request)
+    st.number_input("Number of features", 1, 200_000, step=50, key="label-limit")
+    st.selectbox("Order", list(SORTS), format_func=SORTS.__getitem__, key="label-sort")
+    tip = "Labels written by people are never replaced."
+    st.checkbox("Replace labels written by models", key="label-again", help=tip)
     html_block(f'<p class="wb-origin">{html.escape(estimate_line(estimate))}</p>')
     start = st.button("Start", type="primary", key="label-start", disabled=not estimate.features)
     if start:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.server import Server, serving
 
+# In CI a failed test runs once more, and the report lists it: Chromium, the server and another
+# worker's tests share the machine. Elsewhere it fails at once, so that whoever looks sees a race.
+_RERUNS = 1 if os.environ.get("CI") else 0
+
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+_FOLDER = Path(__file__).parent
 _NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests in this folder their reruns."""
+    for item in items:
+        if item.path.is_relative_to(_FOLDER):
+            item.add_marker(pytest.mark.flaky(reruns=_RERUNS))
 
 
 # These fixtures end with their module: a running Playwright occupies the thread's event loop.

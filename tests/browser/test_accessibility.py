@@ -92,7 +92,7 @@ def violations(page: Page) -> list[str]:
 def fits(page: Page) -> bool:
     """Whether the page, its charts drawn anew, needs no scrolling to the side."""
     try:
-        page.wait_for_function(_FITS, timeout=10_000)
+        page.wait_for_function(_FITS, timeout=30_000)
     except PlaywrightTimeoutError:
         return False
     return True

@@ -74,12 +74,12 @@ def test_a_stop_interrupts_an_item_that_blocks(background: Background):
 
     def call() -> None:
         blocked.set()
-        unblock.wait(30)
+        unblock.wait(60)
 
     began = time.monotonic()
     with pytest.raises(StopError):
         call_interruptibly(call, check_stop)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     unblock.set()
     background.wait_until_none_is_left()
 
@@ -112,7 +112,7 @@ from sae_engine.interrupt import call_interruptibly, exit_if_abandoned
 
 def download():
     with ThreadPoolExecutor(1) as pool:
-        list(pool.map(time.sleep, [20] * 3))
+        list(pool.map(time.sleep, [200] * 3))
 
 began = time.monotonic()
 def stop_soon():
@@ -130,6 +130,6 @@ sys.exit(4)
 
 def test_a_process_exits_at_once_although_a_download_of_many_files_was_abandoned() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _ABANDONS_A_DOWNLOAD], capture_output=True, text=True, timeout=15
+        [sys.executable, "-c", _ABANDONS_A_DOWNLOAD], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout.strip()) == (3, "stopped"), done.stderr

@@ -146,7 +146,7 @@ def test_an_expression_that_would_backtrack_for_ever_is_answered(pattern: str) -
     text = CorpusText(b"a" * 50_000, np.arange(1, 50_001), np.array([0, 50_000]))
     began = time.monotonic()
     assert find_expression(text, pattern, exact_case=True).occurrences == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("pattern", [".", "(?:[ab]{0,50}){9}c", r"(\w+)a"])

@@ -227,6 +227,6 @@ def test_a_looping_models_answer_is_read_in_no_time(loop: str, end: str) -> None
     answer = loop * (200_000 // len(loop)) + end
     began = time.perf_counter()
     label, judged = read_label(answer), read_judgments(answer, 1)
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10
     if end.startswith("\n") and loop != "<think>":
         assert (label, judged) == ("x", [True])

@@ -241,4 +241,4 @@ def test_a_long_grid_is_parsed_in_no_time(filling: str) -> None:
     began = time.perf_counter()
     with suppress(fields.FieldError):
         fields.parse_grid([text])
-    assert time.perf_counter() - began < 2
+    assert time.perf_counter() - began < 10
