@@ -8,6 +8,7 @@ from sqlalchemy import or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from backend.errors import ConflictError
 from backend.store.common import changes_rows, now
 from backend.store.models import LabelRow
 from sae_engine.schema.labels import (
@@ -54,11 +55,34 @@ def label(session: Session, run_id: str, feature: int) -> LabelUpdate:
 
 
 def patch_labels(session: Session, run_id: str, patch: LabelPatch) -> None:
-    """Store what a person changed on several features at once."""
-    change = patch.model_dump(include={"label", "starred"}, exclude_none=True)
+    """Store what a person changed on several features at once.
+
+    Raises `ConflictError` over what another person wrote since `patch.replaces` was seen.
+    """
+    change = patch.model_dump(include={"label", "notes", "starred"}, exclude_none=True)
     for feature in dict.fromkeys(patch.features):
+        _check_seen(session, run_id, feature, patch)
         written = label(session, run_id, feature).model_copy(update=change)
         set_label(session, run_id, feature, written)
+
+
+def _check_seen(session: Session, run_id: str, feature: int, patch: LabelPatch) -> None:
+    row, seen = session.get(LabelRow, (run_id, feature)), patch.replaces
+    if row is None or seen is None:
+        return
+    by_person = row.author == "person"  # a model's proposal is always replaced
+    if patch.label is not None and by_person and row.label not in (seen.label, patch.label):
+        raise ConflictError(
+            f"The label of feature {feature} is now “{row.label}”, so “{patch.label}” was not "
+            "saved.",
+            kind="label-changed",
+        )
+    if patch.notes is not None and row.notes not in (seen.notes, patch.notes):
+        raise ConflictError(
+            f"The notes on feature {feature} were changed meanwhile, so these were not saved:\n"
+            f"{patch.notes}",
+            kind="label-changed",
+        )
 
 
 def set_label(session: Session, run_id: str, feature: int, written: LabelUpdate) -> None:

@@ -10,7 +10,7 @@ from frontend.html.blocks import html_block
 from frontend.shell.limits import say_wrong, too_long
 from frontend.shell.problems import attempt
 from sae_engine.schema.features import FeatureDetail
-from sae_engine.schema.labels import LabelUpdate
+from sae_engine.schema.labels import LabelPatch, LabelUpdate
 from sae_engine.schema.runs import Run
 
 MOST_LABEL = 500
@@ -20,45 +20,58 @@ MOST_NOTES = 20_000
 
 def label_form(run: Run, feature: FeatureDetail) -> None:
     """The form, saved at every change; below it, the author of a proposed label."""
-    # Streamlit ignores the initial value of a widget it knows, so each feature has its own.
+    # Each feature has boxes of its own, so that a text typed for one is never saved for another.
     label_key, notes_key, star_key = (
         f"{name}:{run.id}:{feature.index}" for name in ("label", "notes", "star")
     )
+    _follow(label_key, feature.label or "")
+    _follow(notes_key, feature.notes)
+    _follow(star_key, feature.starred)
+    seen = LabelUpdate(label=feature.label or "", notes=feature.notes, starred=feature.starred)
 
-    def save() -> None:
+    def save(name: str, key: str) -> None:
         if _problems(label_key, notes_key):
             return
-        update = LabelUpdate(
-            label=st.session_state[label_key].strip(),
-            notes=st.session_state[notes_key].strip(),
-            starred=st.session_state[star_key],
+        value = st.session_state[key]
+        patch = LabelPatch.model_validate(
+            {
+                "features": [feature.index],
+                name: value.strip() if isinstance(value, str) else value,
+                "replaces": seen,
+            }
         )
-        attempt(lambda: client().label(run.id, feature.index, update))
+        attempt(lambda: client().patch_labels(run.id, patch))
 
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.text_input(
             "Label",
-            value=feature.label or "",
             key=label_key,
             placeholder="Describe this feature",
             on_change=save,
+            args=("label", label_key),
             label_visibility="collapsed",
         )
         star = "★" if feature.starred else "☆"
-        st.checkbox(f"{star} Star", value=feature.starred, key=star_key, on_change=save)
+        st.checkbox(f"{star} Star", key=star_key, on_change=save, args=("starred", star_key))
     st.text_area(
         "Notes",
-        value=feature.notes,
         key=notes_key,
         placeholder="Notes",
         height=68,
         on_change=save,
+        args=("notes", notes_key),
         label_visibility="collapsed",
     )
     for problem in _problems(label_key, notes_key):
         say_wrong(problem)
     written = client().labels(run.id, [feature.index]) if feature.label else []
     html_block("".join(map(origin_line, written)))
+
+
+def _follow(key: str, stored: str | bool) -> None:
+    """Show in a box what is stored, whoever changed it; until then, what was typed stays."""
+    if st.session_state.get(f"stored:{key}") != stored or key not in st.session_state:
+        st.session_state[f"stored:{key}"] = st.session_state[key] = stored
 
 
 def _problems(label_key: str, notes_key: str) -> list[str]:

@@ -20,11 +20,14 @@ class LabelUpdate(StoredShape):
 
 
 class LabelPatch(StoredShape):
-    """One change to the labels or stars of several features; what is unset stays as it is."""
+    """One change to the labels, notes or stars of several features; what is unset stays."""
 
     features: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=500)
     label: str | None = Field(default=None, max_length=500)
+    notes: str | None = Field(default=None, max_length=20_000)
     starred: bool | None = None
+    replaces: LabelUpdate | None = None
+    """What the writer saw. Nothing is written (409) over what another person wrote since then."""
 
 
 class DetectionScore(Shape):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import pytest
+from httpx import Response
 from starlette.testclient import TestClient
 
 from backend import store
@@ -122,6 +123,31 @@ def test_several_features_are_labeled_and_starred_at_once(
     client.patch(path, json={"features": [first], "label": "", "starred": False})
     kept = label(client, run_id, first)
     assert (kept.label, kept.starred, kept.notes) == ("", False, "look here")
+
+
+@pytest.mark.both_databases
+def test_what_a_person_wrote_meanwhile_is_not_overwritten(
+    client: TestClient, run_id: str, index: FeatureIndex
+) -> None:
+    first, second = some_features(index, 2)
+    path = f"/api/runs/{run_id}/labels"
+    seen = {"label": "", "notes": "", "starred": False}
+    put(client, run_id, second, "theirs", notes="their notes")
+
+    def write(**change: Any) -> Response:
+        body = {"features": [first, second], "replaces": seen} | change
+        return client.patch(path, json=body)
+
+    for change in ({"label": "mine"}, {"notes": "mine"}, {"label": "theirs", "notes": "mine"}):
+        refused = write(**change)
+        assert refused.status_code == 409
+        assert "mine" in refused.json()["detail"]
+    assert label(client, run_id, second).notes == "their notes"
+    assert [w["feature"] for w in client.get(path).json()] == [second]
+
+    assert write(starred=True, label="theirs").status_code == 200
+    kept = label(client, run_id, second)
+    assert (kept.label, kept.notes, kept.starred) == ("theirs", "their notes", True)
 
 
 @pytest.mark.parametrize(

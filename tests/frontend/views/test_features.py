@@ -130,6 +130,31 @@ def test_a_label_and_a_star_are_saved(open_page: Open, workbench: Workbench) -> 
     assert NASTY in app.text_input(key="label:finished:3").value
 
 
+def test_what_another_tab_wrote_is_kept_and_shown(open_page: Open, workbench: Workbench) -> None:
+    mine = open_page("feature", id="finished", index="5")
+    theirs = open_page("feature", id="finished", index="5")
+    theirs.text_input(key="label:finished:5").set_value("theirs").run()
+    mine.checkbox(key="star:finished:5").check().run()
+    assert mine.text_input(key="label:finished:5").value == "theirs"
+
+    theirs.text_input(key="label:finished:5").set_value("theirs again").run()
+    mine.text_input(key="label:finished:5").set_value("mine").run()
+    assert "is now “theirs again”, so “mine” was not saved" in shown(mine)
+    assert mine.text_input(key="label:finished:5").value == "theirs again"
+    theirs.text_area[0].set_value("a note").run()
+    mine.text_area[0].set_value("my note").run()
+    assert "were changed meanwhile, so these were not saved:" in shown(mine)
+    with workbench.services.database.reading() as session:
+        kept = store.label(session, "finished", 5)
+    assert (kept.label, kept.notes, kept.starred) == ("theirs again", "a note", True)
+
+    mine.text_input(key="label:finished:5").set_value("mine").run()
+    mine.text_area[0].set_value("a note and mine").run()
+    with workbench.services.database.reading() as session:
+        kept = store.label(session, "finished", 5)
+    assert (kept.label, kept.notes, kept.starred) == ("mine", "a note and mine", True)
+
+
 @pytest.mark.parametrize("index", ["512", "99999", "9" * 30])
 def test_a_feature_that_the_run_does_not_have_is_not_replaced_by_another(
     open_page: Open, index: str
