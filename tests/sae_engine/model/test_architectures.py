@@ -93,7 +93,10 @@ def test_a_row_of_the_table_is_what_the_model_itself_computes(name: str, tmp_pat
 
 
 def extraction(own: nn.Module, model: LanguageModel) -> str:
-    torch.testing.assert_close(model.activations(IDS), output_of(own, model.hook_name))
+    expected = output_of(own, model.hook_name)
+    # Random models amplify rounding, which depends on the processor: compare on their own scale.
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(model.activations(IDS), expected, rtol=1e-5, atol=5e-6 * scale)
     assert f".{LAYER}" in model.hook_name
     assert "vision" not in model.hook_name
     return "whole" if model.notices else "cut"
