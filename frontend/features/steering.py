@@ -6,10 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from frontend.api.cache import client, feature_row, num_features
 from frontend.api.client import ApiProblem
-from frontend.features.steering_example import Example, steering_example
+from frontend.features.steering_example import (
+    EXAMPLE_STRENGTH,
+    PROMPT,
+    Example,
+    convincing,
+    examples,
+)
 from frontend.features.token_chips import (
     MAX_STRENGTH,
     STRENGTH,
@@ -21,7 +28,7 @@ from frontend.html.format import number
 from frontend.html.marks import mark, named
 from frontend.html.tokens import chip, escaped
 from frontend.shell.limits import out_of_bounds, say_wrong
-from frontend.shell.problems import attempt, show_problem
+from frontend.shell.problems import show_problem
 from frontend.shell.progress import phase_line
 from frontend.shell.url import (
     LARGEST_IN_A_BOX,
@@ -75,15 +82,18 @@ def steering(run: Run, step: int, strengths: Mapping[int, float]) -> None:
         going = possible and param("go") == "1" and result is None
         with st.container(horizontal=True, gap="small"):
             _button(going=going, possible=possible)
-            _example_button(run, step, strengths)
+            wants_example = _example_button(possible=not sampling.is_wrong)
     with right:
+        if wants_example:
+            _show_example(run, step, strengths, sampling)
+            return
         if result is not None:
             html_block(_texts(question.prompt, {"plain": result.plain, "steered": result.steered}))
             return
         if not going:
             html_block(f'<p class="wb-muted">{_next_step(question.prompt, strengths)}</p>')
             return
-        answer = _generate(question, strengths)
+        answer = _generate(question, strengths, st.empty())
     if answer is not None:
         st.session_state["steered"] = (question, answer)
         st.rerun()
@@ -95,28 +105,52 @@ def _next_step(prompt: str, strengths: Mapping[int, float]) -> str:
     return "Press Generate." if prompt else "Write a prompt and press Generate."
 
 
-def _example_button(run: Run, step: int, strengths: Mapping[int, float]) -> None:
-    st.button(
+def _example_button(*, possible: bool) -> bool:
+    return st.button(
         "Try an example",
         icon=":material/lightbulb:",
         key="steer-example",
         type="tertiary",
-        help="Steers an example text with a feature that has one clear token",
-        on_click=lambda: attempt(lambda: _try(steering_example(run.id, step, strengths))),
+        help="Looks for a feature whose word appears more often in the steered text",
+        disabled=not possible,
     )
 
 
-def _try(example: Example | None) -> None:
-    """Set the example in the address, and generate."""
-    if example is not None:
-        set_param("prompt", example.prompt)
-        set_param("steer", strengths_text({example.feature: STRENGTH}))
-        set_param("go", "1")
+def _show_example(run: Run, step: int, strengths: Mapping[int, float], sampling: Sampling) -> None:
+    """Generate with one example after another, shown as they grow, until one is convincing."""
+    trying, place = st.empty(), st.empty()
+
+    def question(example: Example) -> Question:
+        steer = strengths_text({example.feature: EXAMPLE_STRENGTH})
+        return Question(run.id, step, steer, PROMPT, *sampling.used)
+
+    def answer(example: Example) -> SteerResult | None:
+        trying.html(phase_line(f"trying feature {example.feature}, {example.word}"))
+        return _generate(question(example), {example.feature: EXAMPLE_STRENGTH}, place)
+
+    try:
+        candidates = examples(run.id, step)
+    except ApiProblem as error:
+        show_problem(error)
+        return
+    if not candidates:
+        html_block('<p class="wb-muted">No feature has a word for its top token.</p>')
+    found = convincing(candidates, list(strengths), answer)
+    if found is None:
+        return
+    example, result = found
+    asked = question(example)
+    st.session_state["steered"] = (asked, result)
+    set_param("prompt", asked.prompt)
+    set_param("steer", asked.strengths)
+    set_param("go", "1")
+    st.rerun()
 
 
-def _generate(question: Question, strengths: Mapping[int, float]) -> SteerResult | None:
-    """Show both texts as they grow; None after a problem, which is shown."""
-    place = st.empty()
+def _generate(
+    question: Question, strengths: Mapping[int, float], place: DeltaGenerator
+) -> SteerResult | None:
+    """Show both texts in a place as they grow; None after a problem, which is shown."""
     texts: dict[Side, str] = {"plain": "", "steered": ""}
     stream = client().steer(
         question.run_id,

@@ -2,63 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
+from time import monotonic
 from typing import NamedTuple
 
 from frontend.api.cache import client
-from sae_engine.schema.features import Context, FeatureRow
+from sae_engine.schema.features import FeatureRow
+from sae_engine.schema.playground import SteerResult
 
 CANDIDATES = 200
-"""Most frequent features, except dense ones, among which an example is looked for."""
-COMPARED = 8
-"""Candidates whose statistics are compared."""
-PROMPT_TOKENS = 12
+"""Clearest features, among which examples are looked for."""
+MOST_TRIED = 20
+SEARCH_SECONDS = 10.0
+"""This long after the first example, no further one is tried."""
+CLEAR_GAIN = 2
+"""Additional occurrences of the word that make an example convincing."""
+LEAST_VARIETY = 0.45
+"""Share of distinct stretches of four characters in a text; below it, the text repeats itself."""
+EXAMPLE_STRENGTH = 0.75
+PROMPT = "The"
+"""With this strength, most examples of the embedded model that show an effect stay readable."""
 
 
 class Example(NamedTuple):
     feature: int
-    prompt: str
+    word: str
 
 
-def steering_example(run_id: str, step: int, steered: Collection[int] = ()) -> Example | None:
-    """The candidate that tells one word best from the others, by F1, and a text without that word.
+def examples(run_id: str, step: int) -> list[Example]:
+    """Features that fire on one word, clearest first."""
+    page = client().features(run_id, snapshot=step, state="alive", sort="clarity", limit=CANDIDATES)
+    return examples_of(page.items)
 
-    If one of the candidates is `steered` already, the one that comes after it. None if no feature
-    that fires has a word for its top token.
+
+def examples_of(rows: Sequence[FeatureRow]) -> list[Example]:
+    """One example for each word of three letters or more that is a feature's top token."""
+    by_word: dict[str, Example] = {}
+    for row in rows:
+        word = row.top_tokens[0].strip(" ▁").casefold() if row.top_tokens else ""
+        if len(word) >= 3 and word.isalpha() and word != PROMPT.casefold():
+            by_word.setdefault(word, Example(row.index, word))
+    return list(by_word.values())
+
+
+def convincing(
+    candidates: Sequence[Example],
+    steered: Collection[int],
+    answer: Callable[[Example], SteerResult | None],
+) -> tuple[Example, SteerResult] | None:
+    """The first example whose steered text has its word clearly more often, or else the best tried.
+
+    If one of the candidates is `steered` already, the search begins after it. None if there is no
+    candidate, or as soon as `answer` gives none.
     """
-    api = client()
-    page = api.features(run_id, snapshot=step, state="alive", sort="density", limit=CANDIDATES)
-    rows = candidates(page.items)
-    if not rows:
-        return None
-    found = {row.index: api.feature(run_id, row.index, snapshot=step) for row in rows}
-    rows = sorted(rows, key=lambda row: -found[row.index].top_tokens[0].f1)
-    shown = [place for place, row in enumerate(rows) if row.index in steered]
-    best = rows[(shown[-1] + 1) % len(rows) if shown else 0]
-    word = _word(best)
-    texts = [_before(row.example) for row in page.items if row.index != best.index and row.example]
-    prompt = next((text for text in texts if text and word not in text.casefold()), "The")
-    return Example(best.index, prompt)
+    places = [place for place, example in enumerate(candidates) if example.feature in steered]
+    start = places[-1] + 1 if places else 0
+    best: tuple[int, Example, SteerResult] | None = None
+    deadline: float | None = None
+    for example in [*candidates[start:], *candidates[:start]][:MOST_TRIED]:
+        result = answer(example)
+        if result is None:
+            return None
+        found = gain(example.word, result)
+        if best is None or found > best[0]:
+            best = (found, example, result)
+        deadline = deadline or monotonic() + SEARCH_SECONDS  # the first may load the model
+        if found >= CLEAR_GAIN or monotonic() >= deadline:
+            break
+    return best and best[1:]
 
 
-def candidates(rows: Sequence[FeatureRow]) -> list[FeatureRow]:
-    """Features with a word for their top token, up to the median of their largest activations.
-
-    A strength is a multiple of the largest activation; a larger one would drown the text.
-    """
-    worded = sorted(filter(_has_word, rows), key=lambda row: row.max_activation)
-    return worded[: (len(worded) + 1) // 2][-COMPARED:]
-
-
-def _has_word(row: FeatureRow) -> bool:
-    return bool(row.top_tokens) and len(_word(row)) >= 3 and _word(row).isalpha()
-
-
-def _word(row: FeatureRow) -> str:
-    return row.top_tokens[0].strip(" ▁").casefold()
-
-
-def _before(context: Context) -> str:
-    """The tokens before a context's peak, without the spaces at their ends."""
-    start = max(0, context.peak - PROMPT_TOKENS)
-    return "".join(context.tokens[start : context.peak]).strip()
+def gain(word: str, result: SteerResult) -> int:
+    """How much more often the steered text has the word; 0 if that text only repeats itself."""
+    pattern = re.compile(rf"(?<![a-z]){re.escape(word)}(?![a-z])")
+    plain, steered = (text.casefold() for text in (result.plain, result.steered))
+    stretches = [steered[start : start + 4] for start in range(len(steered) - 3)]
+    if len(set(stretches)) < LEAST_VARIETY * len(stretches):
+        return 0
+    return max(0, len(pattern.findall(steered)) - len(pattern.findall(plain)))

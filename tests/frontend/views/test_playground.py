@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from frontend.features.steering_example import candidates
+from frontend.features.steering_example import MOST_TRIED
 from frontend.features.token_chips import (
     colored_text,
     strengths_of,
@@ -20,7 +20,6 @@ from frontend.features.token_chips import (
     token_chips,
 )
 from frontend.html.tokens import opacity
-from sae_engine.schema.features import Density, FeatureRow
 from sae_engine.schema.playground import (
     FeatureActivation,
     ReadToken,
@@ -47,21 +46,6 @@ def answer(tokens: Sequence[ReadToken], watched: Sequence[float] = ()) -> TextAc
     features = [WatchedFeature(index=1, max_activation=9, activations=list(watched))]
     return TextActivations(
         tokens=list(tokens), features=features if watched else [], labels={}, starred=[], snapshot=1
-    )
-
-
-def feature_row(text: str, largest: float) -> FeatureRow:
-    return FeatureRow(
-        index=0,
-        density=Density(fraction=0.1, fired=1, seen=10),
-        max_activation=largest,
-        state="alive",
-        label=None,
-        starred=False,
-        clarity=0,
-        name=None,
-        example=None,
-        top_tokens=[text],
     )
 
 
@@ -267,27 +251,36 @@ def test_an_example_steers_with_a_feature_of_one_word_a_text_without_that_word(
 ) -> None:
     app = open_page("playground", id="finished")
     app.button(key="steer-example").click().run()
-    [asked] = steerings(workbench)
+    assert 1 < len(steerings(workbench)) <= MOST_TRIED  # this model's texts show no effect
+    asked = steerings(workbench)[0]
     [steered] = asked["features"]
-    assert (steered["strength"], asked["temperature"]) == (1, 0.5)
+    assert (steered["strength"], asked["temperature"]) == (0.75, 0.5)
     feature = workbench.client.feature("finished", steered["index"])
     word = feature.top_tokens[0].text.strip()
     assert word.isalpha()
-    assert word not in asked["prompt"]
-    assert asked["prompt"].strip() == asked["prompt"] != ""
-    assert address(app, "steer") == f"{feature.index}:1"
+    assert asked["prompt"] == address(app, "prompt") == "The"
+    assert address(app, "steer") == f"{feature.index}:0.75"
     assert 'class="wb-generated steered"' in shown(app)
     about = feature.name or feature.top_tokens[0].text.strip()
     title = rf">Feature {feature.index}</a> · <span[^>]*>(<code>(<i>␣</i>)?)?{re.escape(about)}<"
     assert re.search(title, shown(app))
 
 
-def test_another_example_steers_with_another_feature(open_page: Open, workbench: Workbench) -> None:
+def test_another_example_steers_with_another_feature(open_page: Open) -> None:
     app = open_page("playground", id="finished")
+    shown_features: list[str | None] = []
     for _ in range(3):
         app.button(key="steer-example").click().run()
-    features = [asked["features"][0]["index"] for asked in steerings(workbench)]
-    assert len(set(features)) == len(features) == 3
+        shown_features.append(address(app, "steer"))
+    assert len(set(shown_features)) == 3
+
+
+def test_an_example_that_fails_shows_why(open_page: Open, workbench: Workbench) -> None:
+    app = open_page("playground", id="finished")
+    workbench.is_down = True
+    app.button(key="steer-example").click().run()
+    assert not app.exception
+    assert "answered 503" in shown(app)
 
 
 @pytest.mark.parametrize(
@@ -302,23 +295,6 @@ def test_the_steering_panel_says_what_is_missing(
     open_page: Open, query: dict[str, str], hint: str
 ) -> None:
     assert hint in shown(open_page("playground", id="finished", **query))
-
-
-@pytest.mark.parametrize(
-    ("tokens_and_maxima", "wanted"),
-    [
-        ([], []),
-        ([("(", 1.0), ("of", 2.0), ("x1y2", 3.0)], []),
-        ([(" import", 9.0)], [9.0]),
-        ([("value", 9.0), ("(", 1.0), (" Raise", 2.0), ("args", 4.0)], [2.0, 4.0]),
-        ([("word", float(i)) for i in range(30)], [float(i) for i in range(7, 15)]),
-    ],
-)
-def test_candidates_of_an_example_have_a_word_and_are_not_the_strongest(
-    tokens_and_maxima: list[tuple[str, float]], wanted: list[float]
-) -> None:
-    rows = [feature_row(text, largest) for text, largest in tokens_and_maxima]
-    assert [row.max_activation for row in candidates(rows)] == wanted
 
 
 def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
