@@ -19,7 +19,7 @@ SEARCH_SECONDS = 10.0
 CLEAR_GAIN = 2
 """Additional occurrences of the word that make an example convincing."""
 LEAST_VARIETY = 0.45
-"""Share of distinct stretches of four characters in a text; below it, the text repeats itself."""
+"""A text with less only repeats itself."""
 EXAMPLE_STRENGTH = 0.75
 PROMPT = "The"
 """With this strength, most examples of the embedded model that show an effect stay readable."""
@@ -75,9 +75,16 @@ def convincing(
 
 def gain(word: str, result: SteerResult) -> int:
     """How much more often the steered text has the word; 0 if that text only repeats itself."""
-    pattern = re.compile(rf"(?<![a-z]){re.escape(word)}(?![a-z])")
-    plain, steered = (text.casefold() for text in (result.plain, result.steered))
-    stretches = [steered[start : start + 4] for start in range(len(steered) - 3)]
-    if len(set(stretches)) < LEAST_VARIETY * len(stretches):
+    if variety(result.steered) < LEAST_VARIETY:
         return 0
-    return max(0, len(pattern.findall(steered)) - len(pattern.findall(plain)))
+    pattern = re.compile(rf"(?<![a-z]){re.escape(word)}(?![a-z])")
+    plain, steered = (
+        len(pattern.findall(text.casefold())) for text in (result.plain, result.steered)
+    )
+    return max(0, steered - plain)
+
+
+def variety(text: str) -> float:
+    """Share of distinct stretches of four characters in a text; 1 for a text without any."""
+    stretches = [text[start : start + 4] for start in range(len(text) - 3)]
+    return len(set(stretches)) / len(stretches) if stretches else 1.0
