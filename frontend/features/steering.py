@@ -11,7 +11,6 @@ from streamlit.delta_generator import DeltaGenerator
 from frontend.api.cache import client, feature_row, num_features
 from frontend.api.client import ApiProblem
 from frontend.features.steering_example import (
-    EXAMPLE_STRENGTH,
     PROMPT,
     Example,
     convincing,
@@ -121,12 +120,12 @@ def _show_example(run: Run, step: int, strengths: Mapping[int, float], sampling:
     trying, place = st.empty(), st.empty()
 
     def question(example: Example) -> Question:
-        steer = strengths_text({example.feature: EXAMPLE_STRENGTH})
+        steer = strengths_text({example.feature: STRENGTH})
         return Question(run.id, step, steer, PROMPT, *sampling.used)
 
     def answer(example: Example) -> SteerResult | None:
         trying.html(phase_line(f"trying feature {example.feature}, {example.word}"))
-        return _generate(question(example), {example.feature: EXAMPLE_STRENGTH}, place)
+        return _generate(question(example), {example.feature: STRENGTH}, place)
 
     try:
         candidates = examples(run.id, step)

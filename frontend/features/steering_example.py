@@ -20,9 +20,7 @@ CLEAR_GAIN = 2
 """Additional occurrences of the word that make an example convincing."""
 LEAST_VARIETY = 0.45
 """A text with less only repeats itself."""
-EXAMPLE_STRENGTH = 0.75
 PROMPT = "The"
-"""With this strength, most examples of the embedded model that show an effect stay readable."""
 
 
 class Example(NamedTuple):

@@ -17,8 +17,10 @@ from sae_engine.schema.features import Context, FeatureRow
 from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
-STRENGTH = 1.0
-"""Of a feature just added. At twice its largest activation, small models repeat one token."""
+STRENGTH = 0.75
+"""Of a feature just added. From 1 on, the embedded model repeats itself more than it shows the
+feature (`benchmarks/steering_examples.py`).
+"""
 
 
 class Found(NamedTuple):

@@ -237,7 +237,7 @@ def test_a_changed_strength_waits_for_another_press(open_page: Open, workbench: 
     app.button(key="unsteer:3").click().run()
     assert address(app, "steer") == "10:2"
     app.number_input(key="steer-add").set_value(7).run()
-    assert address(app, "steer") == "10:2,7:1"
+    assert address(app, "steer") == "10:2,7:0.75"
 
 
 def test_nothing_can_be_generated_without_features_or_a_prompt(open_page: Open) -> None:
@@ -299,7 +299,7 @@ def test_the_steering_panel_says_what_is_missing(
 
 def test_the_steer_links_add_and_remove_a_feature(open_page: Open) -> None:
     text = shown(open_page("playground", id="finished", text=TEXT, steer="3:2"))
-    assert changes(text, "steer") == [{"steer": ["3:2,10:1"], "go": [""]}]
+    assert changes(text, "steer") == [{"steer": ["3:2,10:0.75"], "go": [""]}]
     assert changes(text, "steered") == [{"steer": [""], "go": [""]}]
 
 
@@ -333,7 +333,7 @@ def test_a_feature_page_shows_your_text_like_a_context(
     ]
     assert "&lt;bos&gt;" not in own
     assert "lock=10" in text
-    assert "steer=10%3A1" in text
+    assert "steer=10%3A0.75" in text
 
 
 def test_your_text_stays_when_the_feature_changes(open_page: Open, workbench: Workbench) -> None:
