@@ -50,7 +50,7 @@ def list_labels(
 
 @router.patch("")
 def patch_labels(run_id: str, body: LabelPatch, services: ServicesDep) -> list[FeatureLabel]:
-    """Give several features the same label or star, or take theirs away."""
+    """Give several features the same label, notes or star, or take theirs away."""
     with services.database.reading() as session:
         index = open_index(services, session, run_id, None)
     check_body_features(body.features, index.d_sae)

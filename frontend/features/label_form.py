@@ -29,16 +29,18 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
     _follow(star_key, feature.starred)
     seen = LabelUpdate(label=feature.label or "", notes=feature.notes, starred=feature.starred)
 
-    def save(name: str, key: str) -> None:
+    def save() -> None:
+        """Save what differs from what was drawn, such as a text that could not be saved before."""
         if _problems(label_key, notes_key):
             return
-        value = st.session_state[key]
-        patch = LabelPatch.model_validate(
-            {
-                "features": [feature.index],
-                name: value.strip() if isinstance(value, str) else value,
-                "replaces": seen,
-            }
+        label, notes = (st.session_state[key].strip() for key in (label_key, notes_key))
+        starred: bool = st.session_state[star_key]
+        patch = LabelPatch(
+            features=[feature.index],
+            label=label if label != seen.label else None,
+            notes=notes if notes != seen.notes else None,
+            starred=starred if starred != seen.starred else None,
+            replaces=seen,
         )
         attempt(lambda: client().patch_labels(run.id, patch))
 
@@ -48,18 +50,16 @@ def label_form(run: Run, feature: FeatureDetail) -> None:
             key=label_key,
             placeholder="Describe this feature",
             on_change=save,
-            args=("label", label_key),
             label_visibility="collapsed",
         )
         star = "★" if feature.starred else "☆"
-        st.checkbox(f"{star} Star", key=star_key, on_change=save, args=("starred", star_key))
+        st.checkbox(f"{star} Star", key=star_key, on_change=save)
     st.text_area(
         "Notes",
         key=notes_key,
         placeholder="Notes",
         height=68,
         on_change=save,
-        args=("notes", notes_key),
         label_visibility="collapsed",
     )
     for problem in _problems(label_key, notes_key):

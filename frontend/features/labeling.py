@@ -76,7 +76,7 @@ def label_menu(run: Run, snapshot: int) -> None:
 
 @st.dialog("Label features automatically")
 def _dialog(run: Run, snapshot: int) -> None:
-    # Widgets keep their place: in one that is emptied first, an input can fall back to its default.
+    # Not in a placeholder: when that is emptied, the browser can reset an input to its default.
     try:
         newest = next(iter(client().label_jobs(run.id)), None)
         if newest is not None and newest.status == "running":

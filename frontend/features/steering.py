@@ -124,7 +124,7 @@ def _show_example(run: Run, step: int, strengths: Mapping[int, float], sampling:
         return Question(run.id, step, steer, PROMPT, *sampling.used)
 
     def answer(example: Example) -> SteerResult | None:
-        trying.html(phase_line(f"trying feature {example.feature}, {example.word}"))
+        trying.html(phase_line(f"trying feature {example.feature} ({example.word})"))
         return _generate(question(example), {example.feature: STRENGTH}, place)
 
     try:

@@ -18,8 +18,8 @@ from sae_engine.schema.playground import ReadToken, TextActivations
 
 MAX_STRENGTH = 10.0
 STRENGTH = 0.75
-"""Of a feature just added. From 1 on, the embedded model repeats itself more than it shows the
-feature (`benchmarks/steering_examples.py`).
+"""Of a feature just added. At 1 and above, the embedded model mostly repeats itself
+(`benchmarks/steering_examples.py`).
 """
 
 

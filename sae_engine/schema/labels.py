@@ -27,7 +27,7 @@ class LabelPatch(StoredShape):
     notes: str | None = Field(default=None, max_length=20_000)
     starred: bool | None = None
     replaces: LabelUpdate | None = None
-    """What the writer saw. Nothing is written (409) over what another person wrote since then."""
+    """What the writer saw. If another person has changed it since, nothing is written (409)."""
 
 
 class DetectionScore(Shape):

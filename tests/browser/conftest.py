@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tests.browser.server import Server, serving
 
 # In CI a failed test runs once more, and the report lists it: Chromium, the server and another
-# worker's tests share the machine. Elsewhere it fails at once, so that whoever looks sees a race.
+# worker's tests share the machine. Elsewhere it fails at once, so that races are noticed.
 _RERUNS = 1 if os.environ.get("CI") else 0
 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

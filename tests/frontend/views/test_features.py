@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from backend import store
-from tests.frontend.samples import NASTY
+from tests.frontend.samples import ESCAPED, NASTY
 from tests.frontend.views.test_pages import Open, address, opened, shown
 from tests.frontend.workbench import Workbench
 
@@ -137,16 +137,16 @@ def test_what_another_tab_wrote_is_kept_and_shown(open_page: Open, workbench: Wo
     mine.checkbox(key="star:finished:5").check().run()
     assert mine.text_input(key="label:finished:5").value == "theirs"
 
-    theirs.text_input(key="label:finished:5").set_value("theirs again").run()
+    theirs.text_input(key="label:finished:5").set_value(NASTY).run()
     mine.text_input(key="label:finished:5").set_value("mine").run()
-    assert "is now “theirs again”, so “mine” was not saved" in shown(mine)
-    assert mine.text_input(key="label:finished:5").value == "theirs again"
+    assert f"is now “{ESCAPED}”, so “mine” was not saved" in shown(mine)
+    assert mine.text_input(key="label:finished:5").value == NASTY
     theirs.text_area[0].set_value("a note").run()
     mine.text_area[0].set_value("my note").run()
     assert "were changed meanwhile, so these were not saved:" in shown(mine)
     with workbench.services.database.reading() as session:
         kept = store.label(session, "finished", 5)
-    assert (kept.label, kept.notes, kept.starred) == ("theirs again", "a note", True)
+    assert (kept.label, kept.notes, kept.starred) == (NASTY, "a note", True)
 
     mine.text_input(key="label:finished:5").set_value("mine").run()
     mine.text_area[0].set_value("a note and mine").run()
@@ -183,3 +183,17 @@ def test_a_label_that_could_not_be_saved_is_reported(open_page: Open, workbench:
     app.text_input(key="label:finished:5").set_value("five").run()
     assert not app.exception
     assert "answered 503" in shown(app)
+
+
+def test_what_could_not_be_saved_is_saved_with_the_next_change(
+    open_page: Open, workbench: Workbench
+) -> None:
+    app = open_page("feature", id="finished", index="5")
+    app.text_area[0].set_value("n" * 20_001).run()
+    app.text_input(key="label:finished:5").set_value("five").run()
+    with workbench.services.database.reading() as session:
+        assert store.label(session, "finished", 5).label == ""
+    app.text_area[0].set_value("short").run()
+    with workbench.services.database.reading() as session:
+        kept = store.label(session, "finished", 5)
+    assert (kept.label, kept.notes) == ("five", "short")
